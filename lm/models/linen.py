@@ -1,0 +1,37 @@
+"""The only bridge from a Linen module to a Model."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import types
+
+
+def bridge(
+  module: nn.Module, axes: tuple, start: Callable[..., types.Cache]
+) -> types.Model:
+  """Makes a Model of a module called as `module(batch, cache) -> Output`."""
+
+  def init(rng, batch):
+    # Shapes of parameters depend on no value, so a single row is enough.
+    row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
+    return module.init({'params': rng}, row, None)['params']
+
+  def apply(params, batch, *, cache=None, rng=None):
+    rngs = None if rng is None else {'dropout': rng}
+    return module.apply({'params': params}, batch, cache, rngs=rngs)
+
+  return types.Model(init, apply, start, axes)
+
+
+def example_batch(batch_size: int, length: int) -> types.Batch:
+  """Makes a batch of zeros, one document a row: shapes for `eval_shape`."""
+  zeros = np.zeros((batch_size, length), np.int32)
+  positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))
+  ones = np.ones((batch_size, length), np.int32)
+  return types.Batch(
+    zeros, zeros, np.ones((batch_size, length), np.float32), positions, ones
+  )
