@@ -1,0 +1,70 @@
+"""Which parameters an optimizer treats how, decided by their paths."""
+
+from collections.abc import Callable, Iterable
+import re
+from typing import Any
+
+from lm import tree, types
+
+# All but norm scales and biases: those have no scale-free direction to lose,
+# and pulling them to zero only fights the data.
+DECAYED = r'^(?!.*(scale|bias)$)'
+
+# (path regex, reduction dimensions, output dimensions), first match wins.
+# Counted from the right, so that leading dimensions (scanned layers, experts)
+# are batches of independent matrices.
+MATRICES = (
+  (r'attention/[qkv]$', (-3,), (-2, -1)),
+  (r'attention/o$', (-3, -2), (-1,)),
+  (r'(mlp|moe)/(up|gate|down)$', (-2,), (-1,)),
+)
+
+Matrices = Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+
+def compile_regex(key: str, regex: str) -> re.Pattern[str]:
+  """Compiles a regex of a config.
+
+  Raises:
+    ValueError: it is not a regular expression.
+  """
+  try:
+    return re.compile(regex)
+  except re.error as e:
+    raise ValueError(f'optim.{key}={regex!r}: not a regex: {e}') from None
+
+
+def matching(key: str, regex: str) -> Callable[[types.Params], Any]:
+  """Makes `params -> tree of bool`: whether `regex` is found in the path.
+
+  Args:
+    key: the config key that an error names.
+    regex: searched in paths like `layers_0/attention/q`.
+
+  Raises:
+    ValueError: a bad regex; or, when called, one that matches no parameter.
+  """
+  pattern = compile_regex(key, regex)
+
+  def mask(params: types.Params) -> Any:
+    chosen = tree.map_paths(lambda path, _: bool(pattern.search(path)), params)
+    if not any(leaf for _, leaf in tree.paths(chosen)):
+      raise ValueError(f'optim.{key}={regex!r}: matches no parameter, fix it')
+    return chosen
+
+  return mask
+
+
+def dimensions(
+  path: str, matrices: Matrices
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+  """Finds (reduction, output) dimensions of a matrix; None for other leaves."""
+  for regex, reduction, output in matrices:
+    if re.search(regex, path):
+      return tuple(reduction), tuple(output)
+  return None
+
+
+def is_stacked(path: str) -> bool:
+  """Tells whether a leaf leads with the depth dimension of scanned layers."""
+  return 'layers' in path.split('/')

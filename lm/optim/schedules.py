@@ -1,0 +1,131 @@
+"""Learning rates as functions of the step: a linear warmup, then a shape."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def check(
+  key: str, value: float, low: float = 0.0, high: float = math.inf
+) -> None:
+  """Refuses a setting that is not finite or not from `low` to `high`.
+
+  Raises:
+    ValueError: names the key, the value and the range.
+  """
+  if not low <= value <= high or math.isinf(value):
+    raise ValueError(
+      f'optim.{key}={value}: give a number from {low:g} to {high:g}'
+    )
+
+
+def make(
+  *,
+  steps: int,
+  peak: float,
+  schedule: str,
+  warmup: int = 0,
+  final: float = 0.0,
+  decay_fraction: float = 0.4,
+  cooldown: str = 'linear',
+) -> optax.Schedule:
+  """Makes a learning-rate schedule.
+
+  Warmup is `peak * (step + 1) / (warmup + 1)`: the first update is never void,
+  and step `warmup` is the first at `peak`. The shapes after it:
+
+    constant: `peak`.
+    cosine: half a cosine from `peak` to `final * peak` at `steps`.
+    linear: a line between the same points.
+    rsqrt: `peak * sqrt(max(warmup, 1) / step)`, not below `final * peak`. It
+      does not depend on `steps`, so a run can be extended.
+    wsd: warmup, stable, decay: `peak`, then a cooldown to `final * peak` over
+      the last `decay_fraction * steps` steps.
+
+  Args:
+    steps: updates of the whole run, warmup included.
+    peak: the highest learning rate.
+    schedule: `constant`, `cosine`, `linear`, `rsqrt` or `wsd`.
+    warmup: updates below `peak` at the start.
+    final: the rate at `steps` as a fraction of `peak`.
+    decay_fraction: the cooldown's part of all steps; `wsd` only.
+    cooldown: `linear` or `sqrt` (1 - sqrt(progress)); `wsd` only.
+
+  Returns:
+    `step -> learning rate`, for Python integers and traced ones.
+
+  Raises:
+    ValueError: a value is out of range, or warmup and cooldown overlap.
+
+  Reference: Vaswani et al. 2017, arXiv 1706.03762, section 5.3 (rsqrt); Hägele
+    et al. 2024, arXiv 2405.18392, section 3 (wsd and its cooldowns).
+  """
+  check('steps', steps, 1, 2**31 - 1)  # the step is an int32
+  check('peak', peak, low=1e-12)
+  check('final', final, 0, 1)
+  check('decay_fraction', decay_fraction, 0, 1)
+  if warmup != int(warmup):
+    raise ValueError(f'optim.warmup={warmup}: is in steps, give an integer')
+  check('warmup', warmup, 0, steps)
+  after = max(steps - warmup, 1)
+  floor = final * peak
+  match schedule:
+    case 'constant':
+      body = optax.constant_schedule(peak)
+    case 'cosine':
+      body = optax.cosine_decay_schedule(peak, after, alpha=final)
+    case 'linear':
+      body = optax.linear_schedule(peak, floor, after)
+    case 'rsqrt':
+      body = _rsqrt(peak, floor, max(warmup, 1))
+    case 'wsd':
+      length = round(decay_fraction * steps)
+      if warmup + length > steps:
+        raise ValueError(
+          f'optim.decay_fraction={decay_fraction}: warmup={warmup} and the'
+          f' cooldown of {length} steps exceed steps={steps}; lower one'
+        )
+      body = optax.join_schedules(
+        [
+          optax.constant_schedule(peak),
+          _cooldown(cooldown, peak, floor, length),
+        ],
+        [steps - length - warmup],
+      )
+    case _:
+      raise ValueError(
+        f'optim.schedule={schedule!r}: use constant, cosine, linear, rsqrt, wsd'
+      )
+  if not warmup:
+    return body
+  ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+  return optax.join_schedules([ramp, body], [warmup])
+
+
+def _rsqrt(peak: float, floor: float, start: int) -> optax.Schedule:
+  def fall(count: jax.typing.ArrayLike) -> jax.Array:
+    return jnp.maximum(peak * jnp.sqrt(start / (start + count)), floor)
+
+  return fall
+
+
+def _cooldown(
+  shape: str, peak: float, floor: float, length: int
+) -> optax.Schedule:
+  length = max(length, 1)
+
+  def fall(count: jax.typing.ArrayLike) -> jax.Array:
+    # Clipped below for the branch that join_schedules computes and drops: it
+    # asks for this before the cooldown too, with negative counts.
+    progress = jnp.clip(count / length, 0.0, 1.0)
+    return floor + (peak - floor) * (1 - jnp.sqrt(progress))
+
+  match shape:
+    case 'linear':
+      return optax.linear_schedule(peak, floor, length)
+    case 'sqrt':
+      return fall
+    case _:
+      raise ValueError(f'optim.cooldown={shape!r}: use linear or sqrt')
