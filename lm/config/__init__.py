@@ -1,0 +1,55 @@
+"""Configs: what a run is, as values that are checked before any device opens.
+
+A config is a locked `ConfigDict` of plain values: None, bool, int, float, str,
+tuples and lists of these, and dicts with string keys. A dict with a key `fn`
+is a spec: `fn='package.module:function'` and the arguments of the function.
+
+Laws of every config, whether it comes from a file, a flag or JSON:
+  - no number is negative, nan or inf; None says "no value", never -1;
+  - a value keeps the type it was declared with; True is not a number;
+  - None may be given only to a key that was declared None, and such a key takes
+    any value. There is no other schema than the declared defaults.
+
+This package imports neither jax nor the modules that specs name, until `build`,
+`resolve` or `fill` is called: a wrong value, key or function name ends a
+program in one line, in well under three seconds.
+
+Read values.py (the laws), specs.py (functions by name), files.py (config files)
+and programs.py (flags and exit codes), in this order. The names below are the
+whole door: other floors import `config`, not the files behind it.
+"""
+
+from lm.config.files import load
+from lm.config.programs import EXIT_CODES, main, parse
+from lm.config.specs import build, fill, resolve, trust
+from lm.config.values import (
+  Config,
+  ConfigError,
+  check,
+  did_you_mean,
+  diff,
+  flatten,
+  from_json,
+  override,
+  to_json,
+)
+
+__all__ = [
+  'EXIT_CODES',
+  'Config',
+  'ConfigError',
+  'build',
+  'check',
+  'did_you_mean',
+  'diff',
+  'fill',
+  'flatten',
+  'from_json',
+  'load',
+  'main',
+  'override',
+  'parse',
+  'resolve',
+  'to_json',
+  'trust',
+]

@@ -1,0 +1,83 @@
+"""Config files: Python with `get_config()`, loaded, overridden and checked."""
+
+from collections.abc import Iterable
+import importlib.util
+from pathlib import Path
+import traceback
+from typing import Any
+
+from ml_collections import config_dict
+
+from lm.config import specs, values
+from lm.config.values import Config, ConfigError, did_you_mean
+
+REQUIRED = ('seed', 'steps', 'batch_size', 'save_every')
+
+
+def _run(path: Path, argument: str | None) -> Any:
+  """Runs a config file's `get_config`; its exceptions become one line."""
+  spec = importlib.util.spec_from_file_location('config_file', path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, 'get_config', None)):
+      raise ConfigError(f'{path}: defines no function get_config()')
+    return module.get_config(*([] if argument is None else [argument]))
+  except ConfigError:
+    raise
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [x.lineno for x in frames if Path(x.filename) == path]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+      lines = [error.lineno]
+    where = f'{path}:{lines[-1]}' if lines else str(path)
+    raise ConfigError(f'{where}: {type(error).__name__}: {error}') from error
+
+
+def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+  """Loads a config file and applies overrides, checked and locked.
+
+  Args:
+    path: a Python file that defines `get_config()`, or 'file.py:argument' for
+      `get_config('argument')`.
+    overrides: `('optim.peak', '3e-4')` pairs; of two for one key the last wins.
+
+  Raises:
+    ConfigError: one line that names the file or the key.
+  """
+  name, argument = str(path), None
+  if not name.endswith('.py') and '.py:' in name:
+    name, _, argument = name.rpartition(':')
+  file = Path(name)
+  if file.suffix != '.py':
+    raise ConfigError(f'{name}: a config is a Python file, like configs/x.py')
+  if not file.is_file():
+    near = [str(x) for x in file.parent.glob('*.py')]
+    raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
+  c = _run(file, argument)
+  if not values.is_tree(c):
+    raise ConfigError(f'{name}: get_config() must return a ConfigDict')
+  try:
+    if not isinstance(c, config_dict.ConfigDict):
+      values.check(c)
+      c = config_dict.ConfigDict(c)
+    c.lock()
+    for key, text in dict(overrides).items():
+      values.override(c, key, text)
+    # references have done their work: overriding one changed what follows it
+    c = c.copy_and_resolve_references().lock()
+  except config_dict.RequiredValueError:
+    raise ConfigError(
+      f'{name}: a required_placeholder has no value; declare a default'
+    ) from None
+  for key in REQUIRED:
+    if key not in c:
+      raise ConfigError(f'{name}: lacks the required key {key}')
+  values.check(c)
+  for key, spec in specs.walk(c):
+    try:
+      specs.check_source(spec)
+    except ConfigError as error:
+      raise ConfigError(f'{key}: {error}') from error
+  return c

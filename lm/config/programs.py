@@ -1,0 +1,105 @@
+"""Programs: flags in, one line of error and an exit code out."""
+
+from collections.abc import Callable, Sequence
+import errno
+from pathlib import Path
+import re
+import sys
+from typing import NoReturn
+
+from lm.config import files, values
+from lm.config.values import Config, ConfigError, did_you_mean
+
+# What a program's exit code says; the README repeats this table.
+EXIT_CODES = {
+  0: 'done and verified',
+  2: 'wrong config, usage or input',
+  3: 'refused: another trainer holds the workdir',
+  4: 'checkpoint damaged, and no verified step is left',
+  5: 'storage: disk full or read only',
+  6: 'losses or gradients were not finite for too long',
+  143: 'stopped by SIGTERM, after saving',
+}
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _stop(error: BaseException, code: int) -> NoReturn:
+  text = values.one_line(str(error)) or type(error).__name__
+  print(f'error: {text}', file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def _flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+  """Splits arguments into `{'config', 'workdir'}` and overrides."""
+  flags: dict[str, str] = {}
+  overrides: dict[str, str] = {}
+  words = list(argv)
+  while words:
+    word = words.pop(0)
+    name, equals, value = word.partition('=')
+    if not re.fullmatch(r'--workdir|--config(\..+)?', name):
+      known = ['--config', '--workdir', '--help']
+      raise ConfigError(
+        f'unknown argument {values.show(word)}{did_you_mean(name, known)}'
+      )
+    if not equals:
+      if not words or words[0].startswith('--'):
+        raise ConfigError(f'{name} needs a value: {name}=...')
+      value = words.pop(0)
+    if name.startswith('--config.'):
+      overrides[name.removeprefix('--config.')] = value
+    elif name[2:] in flags:
+      raise ConfigError(f'{name} is given twice')
+    else:
+      flags[name[2:]] = value
+  for name in ('config', 'workdir'):
+    if not flags.get(name):
+      raise ConfigError(f'--{name} is missing; see --help')
+  return flags, overrides
+
+
+def parse(argv: Sequence[str], description: str) -> tuple[Config, Path]:
+  """Reads a program's arguments (`sys.argv[1:]`) into `(config, workdir)`.
+
+  Ends the program: with the help text and 0 for `--help`, with one line on
+  stderr and 2 for anything wrong.
+  """
+  if '--help' in argv or '-h' in argv:
+    codes = '\n'.join(f'  {k:>3}  {v}' for k, v in EXIT_CODES.items())
+    print(
+      f'{description.strip()}\n\nflags:\n'
+      '  --config=FILE.py     a file that defines get_config(); FILE.py:WORD\n'
+      '                       calls get_config("WORD")\n'
+      '  --workdir=FOLDER     where the run lives; made when missing\n'
+      '  --config.KEY=VALUE   another value for a key that the file declares,\n'
+      '                       such as --config.optim.peak=3e-4\n\n'
+      f'exit codes:\n{codes}'
+    )
+    sys.exit(0)
+  try:
+    flags, overrides = _flags(argv)
+    return files.load(flags['config'], overrides.items()), Path(
+      flags['workdir']
+    )
+  except ConfigError as error:
+    _stop(error, error.exit_code)
+
+
+def main(program: Callable[[list[str]], int | None]) -> NoReturn:
+  """Runs `program(sys.argv[1:])` and exits with the code it returns.
+
+  An exception with an `exit_code` is a message to the user, and so is an
+  OSError of a full or read-only disk (5): one line on stderr. Any other
+  exception is a bug and keeps its traceback; jax raises ValueErrors as well,
+  so the type alone says nothing.
+  """
+  try:
+    code = program(sys.argv[1:])
+  except Exception as error:
+    code = getattr(error, 'exit_code', None)
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+      code = 5
+    if not isinstance(code, int):
+      raise
+    _stop(error, code)
+  sys.exit(code or 0)

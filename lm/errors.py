@@ -1,0 +1,82 @@
+"""Errors that end a run with a documented exit code, in one line each."""
+
+import os
+import re
+
+_LONGEST = 200
+_FRONT = 125
+
+
+class Failure(RuntimeError):
+  """An error whose text is one line that names the place, cause and fix.
+
+  Attributes:
+    exit_code: what a program that ends because of it returns.
+  """
+
+  exit_code = 1
+
+  def __init__(self, text: str):
+    """Takes the text; blanks are joined and a long middle is cut out."""
+    text = ' '.join(text.split())
+    if len(text) > _LONGEST:
+      # The place stands at the front and the fix at the end.
+      text = f'{text[:_FRONT]} ... {text[_FRONT + 5 - _LONGEST :]}'
+    super().__init__(text)
+
+
+class Missing(Failure):
+  """There is no checkpoint where one was asked for."""
+
+  exit_code = 2
+
+
+class Mismatch(Failure):
+  """A checkpoint is sound but is not what this configuration describes.
+
+  Attributes:
+    lines: every difference, one leaf a line.
+  """
+
+  exit_code = 2
+
+  def __init__(self, text: str, lines: list[str]):
+    """Takes the text and the whole list of differences."""
+    super().__init__(text)
+    self.lines = lines
+
+
+class Locked(Failure):
+  """Another process holds this work directory, or has taken it over."""
+
+  exit_code = 3
+
+
+class Damaged(Failure):
+  """A checkpoint's bytes are not those that were written."""
+
+  exit_code = 4
+
+
+class Gone(Failure):
+  """A checkpoint was deleted by its owner while a reader looked at it."""
+
+  exit_code = 4
+
+
+class Storage(Failure):
+  """The disk is full, too small, read only or does not answer."""
+
+  exit_code = 5
+
+
+def refusal(error: BaseException) -> str | None:
+  """Says what the operating system refused, None if it refused nothing."""
+  if isinstance(error, OSError):
+    return (
+      f'{error.filename}: {error.strerror}' if error.filename else str(error)
+    )
+  # Orbax's tensor store reports them as text in a ValueError.
+  if match := re.search(r"os_error_code='(\d+)'", str(error)):
+    return os.strerror(int(match[1]))
+  return None

@@ -1,0 +1,198 @@
+"""A run's diary: metrics.jsonl always, TensorBoard if it is installed.
+
+`step` counts finished updates everywhere in this file: a line of step 10 was
+written after ten updates, and a run resumed at 10 keeps it.
+"""
+
+from collections.abc import Mapping, Sequence
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+import unicodedata
+
+import jax
+
+from lm import metrics, types
+
+_NOT_FINITE = ('NaN', 'Infinity', '-Infinity')
+
+
+def number(value: Any) -> int | float:
+  """Turns a Python, numpy or jax scalar, or a Metric, into a number.
+
+  A device array is waited for. A Metric of weight 0 has no value: nan.
+  """
+  if isinstance(value, types.Metric):
+    return metrics.value(value)
+  value = value.item() if hasattr(value, 'item') else value
+  return value if isinstance(value, int) else float(value)
+
+
+def _writable(value: Any) -> Any:
+  """JSON has no nan: 'NaN', 'Infinity' and '-Infinity' stand for themselves."""
+  if isinstance(value, Mapping):
+    return {k: _writable(v) for k, v in value.items()}
+  if isinstance(value, list | tuple) and not isinstance(value, types.Metric):
+    return [_writable(v) for v in value]
+  if value is None or isinstance(value, str):
+    return value
+  value = number(value)
+  if math.isfinite(value):
+    return value
+  return 'NaN' if math.isnan(value) else _NOT_FINITE[1 if value > 0 else 2]
+
+
+def _readable(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _readable(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_readable(v) for v in value]
+  return float(value) if value in _NOT_FINITE else value
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+  """Adds one JSON object as a line; it survives a kill of the program."""
+  line = json.dumps(_writable(record), allow_nan=False).encode() + b'\n'
+  with path.open('ab+') as f:
+    if f.tell():
+      f.seek(-1, os.SEEK_END)
+      if f.read(1) != b'\n':
+        line = b'\n' + line  # a torn line must not take this one with it
+    f.write(line)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  whole = line.endswith(b'\n') and isinstance(record, dict)
+  return (
+    _readable(record) if whole and type(record.get('step')) is int else None
+  )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+  """Reads the records of a .jsonl file; a line torn by a crash is left out."""
+  if not path.exists():
+    return []
+  with path.open('rb') as f:
+    return [r for r in map(_parse, f) if r is not None]
+
+
+def trim(path: Path, step: int) -> None:
+  """Drops torn lines and those of a later step, all at once or not at all."""
+  if not path.exists():
+    return
+  part = path.with_name(f'{path.name}.part')
+  dropped = False
+  with path.open('rb') as old, part.open('wb') as new:
+    for line in old:
+      record = _parse(line)
+      if record is None or record['step'] > step:
+        dropped = True
+      else:
+        new.write(line)
+    new.flush()
+    os.fsync(new.fileno())
+  if dropped:
+    part.replace(path)
+  else:
+    part.unlink()
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+  """Formats rows as aligned text: numbers to the right, words to the left.
+
+  Floats get four significant digits; a missing value is '-'. Chinese
+  characters count as two columns, as terminals draw them.
+  """
+
+  def text(value: Any) -> str:
+    if value is None:
+      return '-'
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+  def width(word: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(x) in 'WF') for x in word)
+
+  lines = [list(columns)] + [[text(r.get(k)) for k in columns] for r in rows]
+  widths = [max(width(line[i]) for line in lines) for i in range(len(columns))]
+  right = [
+    all(isinstance(r.get(k), int | float | None) for r in rows) for k in columns
+  ]
+  out = []
+  for line in lines:
+    cells = []
+    for word, wide, number_ in zip(line, widths, right, strict=True):
+      space = ' ' * (wide - width(word))
+      cells.append(space + word if number_ else word + space)
+    out.append('  '.join(cells).rstrip())
+  return '\n'.join(out)
+
+
+class Log:
+  """Writes a run's metrics: one JSON object per step in metrics.jsonl.
+
+  Of several processes only one may hold it.
+  """
+
+  def __init__(self, workdir: Path | str, start: int = 0):
+    """Opens the log of a run that starts, or resumes, after `start` updates.
+
+    What an earlier attempt wrote beyond `start` is dropped, so that the file
+    reads as one run. TensorBoard files go to workdir/tensorboard.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._path = workdir / 'metrics.jsonl'
+    trim(self._path, start)
+    self._pending: tuple[int, dict[str, Any]] | None = None
+    self._board = None
+    if importlib.util.find_spec('tensorboardX') is not None:
+      board = importlib.import_module('tensorboardX')
+      self._board = board.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=start + 1
+      )
+
+  def now(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+    """Writes one line and returns its numbers; waits for device arrays."""
+    self.flush()  # lines stay in the order of their steps
+    return self._write(step, values)
+
+  def later(
+    self, step: int, values: Mapping[str, Any]
+  ) -> tuple[int, dict[str, float]] | None:
+    """Keeps this step's metrics and writes those of the call before.
+
+    The device works on a step while the host waits only for the step before.
+
+    Returns:
+      What was written: `(step, numbers)`, or None at the first call.
+    """
+    written = self.flush()
+    self._pending = step, dict(values)
+    return written
+
+  def flush(self) -> tuple[int, dict[str, float]] | None:
+    """Writes what `later` keeps, before a save and at the end."""
+    pending, self._pending = self._pending, None
+    return pending and (pending[0], self._write(*pending))
+
+  def _write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+    fetched = jax.device_get(dict(values))  # all at once
+    numbers = {name: number(value) for name, value in fetched.items()}
+    append(self._path, {'step': int(step), **numbers})
+    if self._board is not None:
+      for name, value in numbers.items():
+        self._board.add_scalar(name, value, step)
+    return numbers
+
+  def close(self) -> None:
+    """Writes what is left."""
+    self.flush()
+    if self._board is not None:
+      self._board.close()

@@ -1,0 +1,45 @@
+"""Installs `lm`; configs/ and tools/ are used from the checkout."""
+
+import setuptools
+
+TEST = [
+  'hypothesis>=6.100,<7',
+  'pyarrow>=17',
+  'pytest>=9,<10',
+  'pytest-xdist>=3.6,<4',
+]
+
+setuptools.setup(
+  name='lm',
+  version='0.1.0',
+  description='Language-model pretraining in JAX, as pure functions.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['lm', 'lm.*']),
+  install_requires=[
+    'absl-py>=2.1',
+    # 0.10.2 is the last jax for Python 3.11; later Pythons get 0.12
+    'jax>=0.10.2,<0.13',
+    'flax>=0.12.8,<0.13',
+    'grain>=0.2.18,<0.3',
+    'matplotlib>=3.9,<4',
+    'ml_collections>=1.1,<2',
+    'numpy>=2,<3',
+    'optax>=0.2.8,<0.3',
+    'orbax-checkpoint>=0.12.4,<1',
+    # older ones read past the end of a broken model file
+    'sentencepiece>=0.2.1,<0.3',
+  ],
+  extras_require={
+    'data': ['pyarrow>=17'],
+    'tensorboard': ['tensorboardX>=2.6,<3'],
+    'test': TEST,
+    # a new minor version of these may find new faults in old code
+    'dev': [
+      *TEST,
+      'basedpyright>=1.40,<1.41',
+      'import-linter>=2.16,<2.17',
+      'ruff>=0.17.6,<0.18',
+    ],
+  },
+)

@@ -1,0 +1,49 @@
+"""One machine for all tests: eight simulated CPU devices, strict shapes.
+
+Settings:
+  LM_TEST_PLATFORM: 'cpu', or the jax platform of an accelerator ('cuda', 'tpu')
+    to run the tests on it; tests marked `gpu` are skipped on 'cpu'.
+  LM_DATA: folder of the shared data sets, relative to the repository's root
+    unless absolute.
+"""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLATFORM = os.environ.get('LM_TEST_PLATFORM', 'cpu')
+DATA = ROOT / os.environ.get('LM_DATA', '../shared/data')
+
+# in the environment too, for the programs that tests start
+SETTINGS = {
+  'jax_platforms': 'cpu' if PLATFORM == 'cpu' else f'{PLATFORM},cpu',
+  'jax_compilation_cache_dir': os.environ.get(
+    'JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax')
+  ),
+  'jax_persistent_cache_min_compile_time_secs': 0,
+}
+for name, value in SETTINGS.items():
+  jax.config.update(name, value)
+  os.environ[name.upper()] = str(value)
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# a slow machine is no failure, and a failure must come again
+hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('lm')
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  if PLATFORM == 'cpu' and item.get_closest_marker('gpu'):
+    pytest.skip('needs an accelerator: LM_TEST_PLATFORM=cuda')
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+  """The folder of the shared data sets, or a skip where there is none."""
+  if not DATA.is_dir():
+    pytest.skip(f'no data at {DATA}: set LM_DATA to the folder of the data')
+  return DATA
