@@ -1,0 +1,99 @@
+"""Where a run is in its data, and whether that fits the data it is given."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+from lm.data import mixture, names
+
+
+def weights(
+  order: Sequence[str],
+  sources: Mapping[str, Mapping[str, Any]],
+  changes: Sequence[tuple[int, Mapping[str, float]]],
+) -> list[tuple[int, dict[str, float]]]:
+  """Lists (first step, name -> weight of every source), the first at step 0.
+
+  Raises:
+    ValueError: a source without a weight or one that is none, or steps that do
+      not ascend.
+  """
+  first = {name: sources[name]['weight'] for name in order}
+  listed: list[tuple[int, dict[str, float]]] = []
+  for step, share in [(0, first), *changes]:
+    where = 'data.changes' if listed else 'data.sources'
+    if type(step) is not int or (listed and step <= listed[-1][0]):
+      raise ValueError(f'{where}: step {step} is not after the one before it')
+    if sorted(share) != list(order):
+      raise ValueError(
+        f'{where}: step {step} has weights of {str(sorted(share))[:50]}; give '
+        f'one for each of {str(list(order))[:60]}'
+      )
+    values = [float(share[name]) for name in order]
+    good = all(math.isfinite(v) and v >= 0 for v in values) and sum(values) > 0
+    if not good or any(
+      v and not q for v, q in zip(values, mixture.quotas(values), strict=True)
+    ):
+      raise ValueError(
+        f'{where}: weights {str(values)[:60]} at step {step}; give finite '
+        f'ones, not all 0, each 0 or at least 1/{mixture.PERIOD} of their sum'
+      )
+    listed.append((step, dict(zip(order, values, strict=True))))
+  return listed
+
+
+def anchor(
+  position: Mapping[str, Any] | None,
+  prints: Mapping[str, str],
+  weights: Sequence[tuple[int, Mapping[str, float]]],
+  identity: Mapping[str, int],
+) -> dict[str, Any]:
+  """Finds where the numbering of samples starts: {step, tokens, counts}.
+
+  That is step 0, or the last step at which batch size, length or seed changed:
+  there every source goes on after `counts` windows of the length of now.
+
+  Args:
+    position: what `state` of an earlier run gave; None: there is none.
+    prints: name -> fingerprint of the sources.
+    weights: see `weights`.
+    identity: batch size, length and seed of now.
+
+  Raises:
+    ValueError: the position is of other sources or weights, or malformed.
+  """
+  if position is None:
+    return {'step': 0, 'tokens': 0, 'counts': dict.fromkeys(prints, 0)}
+  try:
+    step, tokens = position['step'], position['tokens']
+    then, counts = dict(position['datasets']), dict(position['counts'])
+    before = {k: position['anchor'][k] for k in ('step', 'tokens', 'counts')}
+    old = {key: position[key] for key in identity}
+    history = [[s, dict(share)] for s, share in position['weights']]
+  except (KeyError, TypeError, ValueError) as e:
+    raise ValueError(
+      'data: position is not one that `state` gave; resume from a checkpoint '
+      'of this program'
+    ) from e
+  for name in sorted({*prints, *then}):
+    was, now = then.get(name, 'missing'), prints.get(name, 'missing')
+    if was != now:
+      raise ValueError(
+        f'dataset {names.short(name)}: is {now[:12]}, but the checkpoint was '
+        f'trained on {was[:12]}; restore it or start a new run'
+      )
+  if history != [[s, dict(share)] for s, share in weights if s < step]:
+    raise ValueError(
+      f'data: weights before step {step} differ from the checkpoint; restore '
+      f'them, and change them by data.changes from step {step} on'
+    )
+  if old == dict(identity):
+    return before
+  return {
+    'step': step,
+    'tokens': tokens,
+    'counts': {
+      name: n * old['length'] // identity['length']
+      for name, n in counts.items()
+    },
+  }

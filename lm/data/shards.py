@@ -1,0 +1,233 @@
+"""Token arrays on disk: written once, memory-mapped, never trusted.
+
+A dataset is a directory: flat little-endian arrays of ids (`*.bin`), beside
+each the offsets of its documents (`*.idx`, int64), and `manifest.json`. Every
+document is its tokens and then eos, so a token starts a document exactly where
+the one before it is eos.
+"""
+
+import bisect
+from collections.abc import Iterable, Sequence
+import hashlib
+import itertools
+import os
+from pathlib import Path
+import stat
+import threading
+import zlib
+
+import numpy as np
+
+from lm import types
+from lm.data import manifest as manifests
+from lm.data import names
+
+_FIX = 'restore it or prepare the data again'
+
+
+class Shards:
+  """A dataset, as one stream of T tokens over all shards.
+
+  Reading is thread-safe: the only thing that changes is which blocks have
+  been checked, and checking one twice does no harm.
+
+  Attributes:
+    directory: where it lies.
+    manifest: what it is.
+    fingerprint: the manifest's sha256.
+    reading: for each thread that is reading now, the shard's path: a reader
+      that hangs is named by it.
+  """
+
+  def __init__(self, directory: Path, manifest: manifests.Manifest):
+    self.directory = directory
+    self.manifest = manifest
+    self.fingerprint = manifest.fingerprint
+    self.reading: dict[int, str] = {}
+    self._first_token = _starts(s.tokens for s in manifest.shards)
+    self._first_document = _starts(s.documents for s in manifest.shards)
+    self._tokens = [
+      _Blocks(directory, s, manifests.TOKENS, manifest) for s in manifest.shards
+    ]
+    self._offsets = [
+      _Blocks(directory, s, manifests.OFFSETS, manifest)
+      for s in manifest.shards
+    ]
+
+  def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+    """Gathers int32 [B, length]: row b is the stream from `starts[b]` on.
+
+    The stream is cyclic: token T is token 0.
+
+    Raises:
+      ValueError: a block that was not read before is damaged.
+    """
+    out = np.empty((len(starts), length), np.int32)
+    total = self.manifest.tokens
+    firsts, maps = self._first_token, self._tokens
+    thread = threading.get_ident()
+    try:
+      for row, start in zip(out, (starts % total).tolist(), strict=True):
+        done = 0
+        while done < length:
+          n = bisect.bisect_right(firsts, start) - 1
+          count = min(length - done, firsts[n + 1] - start)
+          self.reading[thread] = maps[n].path
+          row[done : done + count] = maps[n].read(start - firsts[n], count)
+          done += count
+          start = (start + count) % total
+    finally:
+      self.reading.pop(thread, None)
+    return out
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Reads int32 [stop - start], tokens of the stream."""
+    assert 0 <= start <= stop <= self.manifest.tokens, (start, stop)
+    return self.rows(np.asarray([start]), stop - start)[0]
+
+  def document(self, index: int) -> np.ndarray:
+    """Reads document `index`: int32 [length + 1], the last of them eos."""
+    assert 0 <= index < self.manifest.documents, index
+    n = bisect.bisect_right(self._first_document, index) - 1
+    start, stop = self._offsets[n].read(index - self._first_document[n], 2)
+    return self._tokens[n].read(start, stop - start).astype(np.int32)
+
+  def verify(self) -> None:
+    """Reads every byte: checksums, ids, and that offsets match the tokens.
+
+    Raises:
+      ValueError: something is damaged.
+    """
+    for tokens, offsets in zip(self._tokens, self._offsets, strict=True):
+      tokens.verify()
+      offsets.verify()
+      ends = np.flatnonzero(tokens.read(0, tokens.size) == self.manifest.eos)
+      starts = offsets.read(0, offsets.size)
+      if starts[0] != 0 or not np.array_equal(starts[1:], ends + 1):
+        raise ValueError(
+          f'shard {offsets.path}: offsets do not match the tokens; {_FIX}'
+        )
+
+
+class _Blocks:
+  """A memory-mapped file, each block checked before its first byte is used."""
+
+  def __init__(
+    self,
+    directory: Path,
+    shard: manifests.Shard,
+    suffix: str,
+    manifest: manifests.Manifest,
+  ):
+    file = directory / f'{shard.name}{suffix}'
+    self.path = names.short(file)
+    self._file = file
+    self._expected = shard.files[suffix]
+    try:
+      status = file.stat()
+    except OSError as e:
+      raise ValueError(
+        f'shard {self.path}: cannot be read ({e.strerror}); {_FIX}'
+      ) from e
+    if not stat.S_ISREG(status.st_mode):
+      raise ValueError(f'shard {self.path}: not a file; {_FIX}')
+    if status.st_size != self._expected.bytes:
+      raise ValueError(
+        f'shard {self.path}: has {status.st_size} bytes, not '
+        f'{self._expected.bytes}; {_FIX}'
+      )
+    try:
+      memory = np.memmap(file, np.uint8, 'r')
+    except OSError as e:
+      raise ValueError(
+        f'shard {self.path}: cannot be read ({e.strerror}); {_FIX}'
+      ) from e
+    # A plain array: slicing a `memmap` costs more than the copy of a row.
+    self._bytes = memory.view(np.ndarray)
+    is_tokens = suffix == manifests.TOKENS
+    self._items = self._bytes.view(
+      manifest.dtype if is_tokens else manifests.OFFSET
+    )
+    self._below = manifest.vocab if is_tokens else shard.tokens + 1
+    self._checked = bytearray(len(self._expected.crc32))
+    self.size = self._items.size
+
+  def read(self, start: int, count: int) -> np.ndarray:
+    """Gives items `start : start + count`, a view into the map."""
+    item = self._items.itemsize
+    first = start * item // manifests.BLOCK_BYTES
+    stop = -(-(start + count) * item // manifests.BLOCK_BYTES)
+    if 0 in self._checked[first:stop]:
+      for block in range(first, stop):
+        self._check(block)
+    return self._items[start : start + count]
+
+  def _check(self, block: int) -> None:
+    if self._checked[block]:
+      return
+    at = slice(
+      block * manifests.BLOCK_BYTES, (block + 1) * manifests.BLOCK_BYTES
+    )
+    data = self._bytes[at]
+    if zlib.crc32(data.data) != self._expected.crc32[block]:
+      raise ValueError(
+        f'shard {self.path}: block {block} of {len(self._checked)} is damaged '
+        f'(crc32); {_FIX}'
+      )
+    # jax clamps an id outside the vocabulary without a word.
+    items = data.view(self._items.dtype)
+    if items.min() < 0 or items.max() >= self._below:
+      raise ValueError(
+        f'shard {self.path}: block {block} holds {items.max()}, outside the '
+        f'range of {self._below}; {_FIX}'
+      )
+    self._checked[block] = 1
+
+  def verify(self) -> None:
+    for block in range(len(self._checked)):
+      self._checked[block] = 0
+      self._check(block)
+    with self._file.open('rb') as f:
+      if hashlib.file_digest(f, 'sha256').hexdigest() != self._expected.sha256:
+        raise ValueError(f'shard {self.path}: wrong sha256; {_FIX}')
+
+
+def load(
+  directory: str | os.PathLike[str],
+  tokenizer: types.Tokenizer | None = None,
+) -> Shards:
+  """Opens a dataset: checks the manifest, and all files by name and size.
+
+  Their content is checked block by block, when first touched.
+
+  Args:
+    directory: what `writer.write` wrote.
+    tokenizer: refuse a dataset written with another one; None: any will do.
+
+  Raises:
+    ValueError: the manifest or a shard is missing, damaged, truncated or not
+      of this dataset, or the tokenizer is another one.
+  """
+  path = Path(directory)
+  manifest = manifests.load(path)
+  if tokenizer is not None:
+    have = (manifest.tokenizer, manifest.vocab)
+    if have != (tokenizer.sha256, tokenizer.size):
+      raise ValueError(
+        f'dataset {names.short(path)}: written with tokenizer '
+        f'{have[0][:12]} of {have[1]} ids, not {tokenizer.sha256[:12]} of '
+        f'{tokenizer.size}; give that one or prepare the data again'
+      )
+  suffixes = (manifests.TOKENS, manifests.OFFSETS)
+  known = {s.name + suffix for s in manifest.shards for suffix in suffixes}
+  for file in sorted(path.iterdir()):
+    if file.suffix in suffixes and file.name not in known:
+      raise ValueError(
+        f'shard {names.short(file)}: not in the manifest; remove it or '
+        'prepare the data again'
+      )
+  return Shards(path, manifest)
+
+
+def _starts(counts: Iterable[int]) -> Sequence[int]:
+  return list(itertools.accumulate(counts, initial=0))

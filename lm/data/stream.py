@@ -1,0 +1,317 @@
+"""The batch at a step: a pure function of data, seed and settings.
+
+Nothing is carried from one batch to the next, so a run resumes at any step,
+and neither hosts nor threads nor prefetch can change what step N sees.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent import futures
+import functools
+import hashlib
+import operator
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from lm import errors, types
+from lm.data import mixture, names, shards, windows
+from lm.data import position as positions
+
+
+class Data(NamedTuple):
+  """Batches addressed by step.
+
+  Attributes:
+    batch: `(step, host=0, hosts=1) -> Batch` of numpy arrays: the rows
+      [host B / hosts, (host + 1) B / hosts) of the global batch [B, L].
+    state: `(step) -> dict`, the position before `step`, for JSON and for
+      `make(position=...)`.
+    example: a global batch of zeros, for shapes and types.
+    fingerprint: sha256 over the datasets' names and manifests.
+    steps: how many there are; None: endless.
+    text_bytes: UTF-8 bytes of what all steps score; None: endless.
+    bytes_per_token: the mean of the datasets, by the weights where it starts.
+    reading: `() -> list[str]`, the shards that are being read now.
+  """
+
+  batch: Callable[..., types.Batch]
+  state: Callable[[int], dict[str, Any]]
+  example: types.Batch
+  fingerprint: str
+  steps: int | None
+  text_bytes: int | None
+  bytes_per_token: float
+  reading: Callable[[], list[str]]
+
+
+class Stalled(errors.Storage):
+  """No batch came in time.
+
+  A thread that hangs in the file system cannot be stopped, and Python waits
+  for it at exit: a program that wants to end now leaves by `os._exit`.
+  """
+
+
+def make(
+  sources: Mapping[str, Mapping[str, Any]],
+  *,
+  tokenizer: types.Tokenizer,
+  seed: int,
+  batch_size: int,
+  length: int,
+  changes: Sequence[tuple[int, Mapping[str, float]]] = (),
+  position: Mapping[str, Any] | None = None,
+) -> Data:
+  """Opens datasets for training: shuffled, mixed, without end.
+
+  Args:
+    sources: name -> {'path': directory, 'weight': share of the samples}. A
+      weight may be 0 before a change.
+    tokenizer: datasets written with another one are refused.
+    seed: of the order within every epoch.
+    batch_size: B, windows a step, over all hosts.
+    length: L, targets a window.
+    changes: (first step, name -> weight of every source), ascending.
+    position: what `state` gave. With the same batch size, length and seed the
+      stream goes on bit for bit; with others it goes on at the same token
+      counts, in new windows.
+
+  Raises:
+    ValueError: a dataset cannot be used, a setting is out of range, or
+      `position` belongs to other datasets or other weights.
+  """
+  _check_sizes(batch_size, length)
+  if not sources:
+    raise ValueError('data.sources: empty; give name -> {path, weight}')
+  order = sorted(sources)
+  for name in order:
+    if set(sources[name]) != {'path', 'weight'}:
+      raise ValueError(
+        f'data.sources.{names.short(name)}: has keys '
+        f'{str(sorted(sources[name]))[:60]}; give path and weight'
+      )
+  weights = positions.weights(order, sources, changes)
+  opened = [shards.load(sources[name]['path'], tokenizer) for name in order]
+  prints = {
+    k: source.fingerprint for k, source in zip(order, opened, strict=True)
+  }
+  identity = {'batch_size': batch_size, 'length': length, 'seed': seed}
+  anchor = positions.anchor(position, prints, weights, identity)
+
+  cut = [
+    windows.Windows(source, length, _key(seed, name))
+    for name, source in zip(order, opened, strict=True)
+  ]
+  now = max(n for n, (step, _) in enumerate(weights) if step <= anchor['step'])
+  schedule = mixture.make(
+    [
+      (
+        max(0, step - anchor['step']) * batch_size,
+        [share[name] for name in order],
+      )
+      for step, share in weights[now:]
+    ],
+    [anchor['counts'][name] for name in order],
+  )
+
+  def samples_before(step: int) -> int:
+    if step < anchor['step']:
+      raise ValueError(
+        f'data: step {step} lies before step {anchor["step"]}, where batch '
+        'size, length or seed changed; resume from an older checkpoint'
+      )
+    return (step - anchor['step']) * batch_size
+
+  def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
+    first, stop = _host_rows(batch_size, host, hosts)
+    samples = samples_before(step) + np.arange(first, stop, dtype=np.int64)
+    dataset, place = mixture.locate(schedule, samples)
+    rows = np.empty((len(samples), length + 1), np.int32)
+    sizes = np.empty(len(samples), np.int64)
+    for k in np.unique(dataset):
+      chosen = dataset == k
+      rows[chosen], sizes[chosen] = cut[k].read(place[chosen])
+    return windows.pack(rows, sizes, tokenizer)
+
+  def state(step: int) -> dict[str, Any]:
+    samples = samples_before(step)
+    counts = mixture.count(schedule, samples).tolist()
+    return {
+      'fingerprint': _fingerprint(prints),
+      'datasets': prints,
+      'step': step,
+      'samples': sum(counts),
+      'tokens': anchor['tokens'] + samples * length,
+      'counts': dict(zip(order, counts, strict=True)),
+      'weights': [[s, share] for s, share in weights if s < step],
+      'anchor': anchor,
+      **identity,
+    }
+
+  return Data(
+    batch=batch,
+    state=state,
+    example=_example(batch_size, length),
+    fingerprint=_fingerprint(prints),
+    steps=None,
+    text_bytes=None,
+    bytes_per_token=sum(
+      weights[now][1][name] * _bytes_per_token(source)
+      for name, source in zip(order, opened, strict=True)
+    )
+    / sum(weights[now][1].values()),
+    reading=functools.partial(_reading, opened),
+  )
+
+
+def once(
+  path: str, *, tokenizer: types.Tokenizer, batch_size: int, length: int
+) -> Data:
+  """Opens a dataset for evaluation: in order, every token scored once.
+
+  The last batch is filled up with padding.
+
+  Raises:
+    ValueError: the dataset cannot be used or a setting is out of range.
+  """
+  _check_sizes(batch_size, length)
+  source = shards.load(path, tokenizer)
+  cut = windows.Windows(source, length, key=None)
+  steps = -(-cut.count // batch_size)
+
+  def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
+    assert 0 <= step < steps, step
+    first, stop = _host_rows(batch_size, host, hosts)
+    samples = step * batch_size + np.arange(first, stop, dtype=np.int64)
+    rows, sizes = cut.read(np.minimum(samples, cut.count - 1))
+    return windows.pack(
+      rows, np.where(samples < cut.count, sizes, 0), tokenizer
+    )
+
+  def state(step: int) -> dict[str, Any]:
+    return {'fingerprint': source.fingerprint, 'step': step}
+
+  return Data(
+    batch=batch,
+    state=state,
+    example=_example(batch_size, length),
+    fingerprint=source.fingerprint,
+    steps=steps,
+    text_bytes=source.manifest.text_bytes,
+    bytes_per_token=_bytes_per_token(source),
+    reading=functools.partial(_reading, [source]),
+  )
+
+
+def stream(
+  data: Data,
+  start: int,
+  stop: int,
+  *,
+  threads: int = 2,
+  prefetch: int = 4,
+  host: int = 0,
+  hosts: int = 1,
+  deadline_seconds: float = 60.0,
+) -> Generator[tuple[int, types.Batch], None, None]:
+  """Reads steps [start, stop) ahead of their use.
+
+  Args:
+    data: what to read.
+    start: first step.
+    stop: the step after the last.
+    threads: readers; 0: read only when asked.
+    prefetch: batches held ready, in memory.
+    host: whose rows to read,
+    hosts: of how many.
+    deadline_seconds: how long to wait for one batch.
+
+  Yields:
+    (step, Batch), in order.
+
+  Raises:
+    ValueError: a shard is damaged.
+    Stalled: a batch did not come within the deadline.
+  """
+  threads = min(threads, prefetch)
+  dataset = grain.MapDataset.source(_Steps(data, start, stop, host, hosts))
+  batches = iter(
+    dataset.to_iter_dataset(
+      grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=prefetch if threads else 0
+      )
+    )
+  )
+  # grain waits for its readers without a deadline, so it is waited for here.
+  waiter = futures.ThreadPoolExecutor(1, thread_name_prefix='lm-data')
+  try:
+    for step in range(start, stop):
+      pending = waiter.submit(next, batches)
+      try:
+        batch = pending.result(deadline_seconds)
+      except TimeoutError as e:
+        where = ', '.join(data.reading()[:2]) or 'no shard'
+        raise Stalled(
+          f'data: no batch for step {step} in {deadline_seconds:g} s, reading '
+          f'{where}; check that storage'
+        ) from e
+      yield step, batch
+  finally:
+    waiter.shutdown(wait=False, cancel_futures=True)
+    batches.close()
+
+
+class _Steps:
+  """Random access for grain: one element is one whole batch."""
+
+  def __init__(self, data: Data, start: int, stop: int, host: int, hosts: int):
+    self._batch = functools.partial(data.batch, host=host, hosts=hosts)
+    self._steps = range(start, stop)
+
+  def __len__(self) -> int:
+    return len(self._steps)
+
+  def __getitem__(self, index: int) -> types.Batch:
+    return self._batch(self._steps[operator.index(index)])
+
+
+def _reading(opened: Sequence[shards.Shards]) -> list[str]:
+  return sorted({p for source in opened for p in [*source.reading.values()]})
+
+
+def _bytes_per_token(source: shards.Shards) -> float:
+  return source.manifest.text_bytes / source.manifest.tokens
+
+
+def _example(batch_size: int, length: int) -> types.Batch:
+  ids = np.zeros((batch_size, length), np.int32)
+  return types.Batch(ids, ids, np.zeros(ids.shape, np.float32), ids, ids)
+
+
+def _fingerprint(prints: Mapping[str, str]) -> str:
+  text = '\n'.join(f'{prints[name]} {name}' for name in sorted(prints))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key(seed: int, name: str) -> int:
+  """Gives each source its own order, whichever others it is mixed with."""
+  digest = hashlib.sha256(f'{seed} {name}'.encode()).digest()
+  return int.from_bytes(digest[:8], 'little')
+
+
+def _host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
+  if batch_size % hosts:
+    raise ValueError(
+      f'batch_size: {batch_size} does not divide over {hosts} hosts; '
+      'give a multiple'
+    )
+  assert 0 <= host < hosts, (host, hosts)
+  rows = batch_size // hosts
+  return host * rows, (host + 1) * rows
+
+
+def _check_sizes(batch_size: int, length: int) -> None:
+  for key, value in (('batch_size', batch_size), ('data.length', length)):
+    if type(value) is not int or value < 1:
+      raise ValueError(f'{key}: {value} is not a positive integer')

@@ -1,0 +1,165 @@
+"""Turns text files into a dataset of token shards.
+
+  python -m tools.prepare_data --input 'raw/*.jsonl.gz' --field text \\
+      --tokenizer runs/bpe.model --output data/web
+
+writes data/web/manifest.json and its shards, and prints a report. With
+`--split-valid 0.01` it writes data/web/train and data/web/valid: the hash of a
+document decides, so a document and its copies fall on the same side.
+
+Exit codes: 0 done; 2 bad input or usage; 5 storage. An error is one line.
+"""
+
+import argparse
+import collections
+from collections.abc import Sequence
+import hashlib
+from pathlib import Path
+import sys
+import time
+
+if not __package__:  # run as a file: find the repository's packages
+  sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lm.data import documents, tokenizer, writer
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that say which documents to read."""
+  default = documents.Settings()
+  parser.add_argument(
+    '--input',
+    action='append',
+    required=True,
+    help=f'file or quoted pattern; repeatable; {", ".join(documents.KINDS)}',
+  )
+  parser.add_argument(
+    '--field', default=default.field, help='of JSON lines and Parquet'
+  )
+  parser.add_argument(
+    '--unit',
+    choices=('file', 'line', 'paragraph'),
+    default=default.unit,
+    help='what is one document in a text file',
+  )
+  parser.add_argument(
+    '--errors',
+    choices=('replace', 'skip', 'strict'),
+    default=default.errors,
+    help='what to do with invalid UTF-8 and records that are not JSON',
+  )
+  parser.add_argument(
+    '--max-document-bytes',
+    type=int,
+    default=default.max_bytes,
+    help='longer texts are cut, longer JSON lines left out',
+  )
+
+
+def settings(flags: argparse.Namespace) -> documents.Settings:
+  """Reads the flags of `add_input`.
+
+  Raises:
+    ValueError: a size that is not positive.
+  """
+  if flags.max_document_bytes < 1:
+    raise ValueError(
+      f'--max-document-bytes: {flags.max_document_bytes} is not positive'
+    )
+  return documents.Settings(
+    unit=flags.unit,
+    field=flags.field,
+    errors=flags.errors,
+    max_bytes=flags.max_document_bytes,
+  )
+
+
+def report(counts: collections.Counter[str]) -> None:
+  """Prints what was read, and what was not."""
+  for word, count in counts.items():
+    print(f'  {count:>15,} {word}')
+
+
+def prepare(flags: argparse.Namespace) -> None:
+  """Writes the datasets and prints the report.
+
+  Raises:
+    ValueError: bad input.
+    OSError: the output cannot be written.
+  """
+  how = settings(flags)
+  fraction = flags.split_valid
+  if not 0 <= fraction < 1:
+    raise ValueError(f'--split-valid: {fraction} is not in [0, 1)')
+  if flags.shard_tokens < 1:
+    raise ValueError(f'--shard-tokens: {flags.shard_tokens} is not positive')
+  files = documents.find(flags.input)
+  words = tokenizer.load(flags.tokenizer)
+  parts = ('train', 'valid') if fraction else ('',)
+  for part in parts:
+    counts: collections.Counter[str] = collections.Counter()
+    kept = (
+      text
+      for text in documents.read(files, how, counts)
+      if not fraction or (_is_valid(text, fraction) == (part == 'valid'))
+    )
+    begin = time.perf_counter()
+    target = Path(flags.output) / part
+    manifest = writer.write(
+      target,
+      kept,
+      words,
+      shard_tokens=flags.shard_tokens,
+      settings={**how._asdict(), 'split_valid': fraction, 'part': part},
+    )
+    seconds = time.perf_counter() - begin
+    if part in ('', 'train'):
+      print('read')
+      report(counts)
+    print(f'wrote {target} in {seconds:.1f} s')
+    print(f'  {manifest.documents:>15,} documents')
+    print(f'  {manifest.text_bytes:>15,} bytes')
+    print(f'  {manifest.tokens:>15,} tokens')
+    print(f'  {manifest.text_bytes / manifest.tokens:>15.3f} bytes a token')
+    print(f'  {len(manifest.shards):>15,} shards')
+    print(f'  {manifest.fingerprint[:15]} fingerprint')
+
+
+def _is_valid(text: str, fraction: float) -> bool:
+  # Salted: a corpus that was already split by a bare hash can be split again.
+  digest = hashlib.sha256(b'valid\0' + text.encode()).digest()
+  return int.from_bytes(digest[:8], 'big') < fraction * 2**64
+
+
+def run(action, flags: argparse.Namespace) -> int:
+  """Calls `action(flags)`; an expected error becomes one line and a code."""
+  try:
+    action(flags)
+  except ValueError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  except OSError as e:
+    print(f'error: {e.filename or flags.output}: {e.strerror}', file=sys.stderr)
+    return 5
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add_input(parser)
+  parser.add_argument('--output', required=True, help='directory to write')
+  parser.add_argument(
+    '--tokenizer', required=True, help="x.model, x.json or 'bytes'"
+  )
+  parser.add_argument(
+    '--split-valid', type=float, default=0.0, help='share for validation'
+  )
+  parser.add_argument('--shard-tokens', type=int, default=1 << 28)
+  return run(prepare, parser.parse_args(argv))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
