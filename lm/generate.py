@@ -57,7 +57,7 @@ def draw(rng: jax.Array, logits_BV: jax.Array, sampler: Sampler) -> jax.Array:
     kept_BV = jnp.where(before_BV < sampler.top_p, sorted_BV, jnp.inf)
     least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  # A key a row: what one row draws does not depend on how many others there are.
+  # A key a row: what a row draws does not depend on how many others there are.
   keys_B = jax.vmap(partial(jax.random.fold_in, rng))(
     jnp.arange(len(logits_BV))
   )

@@ -13,8 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from lm import tree
-from lm import types
+from lm import tree, types
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # the axes that split the examples of a batch

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import faults
-from lm import loss
+from lm import faults, loss, types
 from lm import metrics as metrics_lib
-from lm import types
 
 Loss = Callable[..., types.Metric]
 
@@ -76,9 +74,7 @@ def train_step(
   else:
     parts = jax.tree.map(
       # Strided, not cut in runs: each device keeps its own rows.
-      lambda x: jnp.swapaxes(
-        x.reshape(-1, microbatches, *x.shape[1:]), 0, 1
-      ),
+      lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1),
       batch,
     )
 

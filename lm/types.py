@@ -14,16 +14,9 @@ worker processes, where no device may be touched.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-  import jax
-  import numpy as np
-
-  Array = jax.Array | np.ndarray
-else:
-  Array = Any
-
+Array = Any  # jax.Array or np.ndarray; naming them would import jax
 Params = Any  # plain nested dict of arrays
 Cache = Any  # KV cache, RNN carry or encoder memory: one idea for `generate`
 

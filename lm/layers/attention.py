@@ -4,9 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear
-from lm.layers import norms
-from lm.layers import positions
+from lm.layers import linear, norms, positions
 
 # Half the least float32: finite, so that a row that may look nowhere (padding)
 # gives a uniform softmax and not nan, and far from overflow when added to.

@@ -11,13 +11,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import sharding
-from lm import types
-from lm.layers import attention
-from lm.layers import blocks
-from lm.layers import linear
-from lm.layers import norms
-from lm.layers import stack
+from lm import sharding, types
+from lm.layers import attention, blocks, linear, norms, stack
 from lm.models import linen
 
 AXES = (
@@ -109,9 +104,13 @@ def make(
   for name, value, known in choices:
     if value not in known:
       raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}')
-  for name, value in dict(
-    vocab=vocab, length=length, width=width, depth=depth, heads=heads
-  ).items():
+  for name, value in (
+    ('vocab', vocab),
+    ('length', length),
+    ('width', width),
+    ('depth', depth),
+    ('heads', heads),
+  ):
     if value < 1:
       raise ValueError(f'{name}={value} must be at least 1')
   kv_heads = kv_heads or heads
@@ -228,9 +227,7 @@ class Decoder(nn.Module):
       cache = {**cache, 'segments': segments_BS}
     x_BLD = _norm(self)(name='final_norm')(x_BLD)
     # Logits in float32: the loss is a small difference of large numbers.
-    product = partial(
-      linear.contract, operands=self.operands, result='float32'
-    )
+    product = partial(linear.contract, operands=self.operands, result='float32')
     if self.tied:
       logits_BLV = product('BLD,VD->BLV', x_BLD, table_VD)
     else:

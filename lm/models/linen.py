@@ -1,6 +1,7 @@
 """The only bridge from a Linen module to a Model."""
 
 from collections.abc import Callable
+from typing import cast
 
 from flax import linen as nn
 import jax
@@ -20,9 +21,10 @@ def bridge(
     row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
     return module.init({'params': rng}, row, None)['params']
 
-  def apply(params, batch, *, cache=None, rng=None):
+  def apply(params, batch, *, cache=None, rng=None) -> types.Output:
     rngs = None if rng is None else {'dropout': rng}
-    return module.apply({'params': params}, batch, cache, rngs=rngs)
+    out = module.apply({'params': params}, batch, cache, rngs=rngs)
+    return cast(types.Output, out)
 
   return types.Model(init, apply, start, axes)
 

@@ -10,16 +10,17 @@ from lm import tree, types
 # and pulling them to zero only fights the data.
 DECAYED = r'^(?!.*(scale|bias)$)'
 
-# (path regex, reduction dimensions, output dimensions), first match wins.
-# Counted from the right, so that leading dimensions (scanned layers, experts)
-# are batches of independent matrices.
+# (path regex, reduction dimensions, output dimensions), first match wins: how
+# many of the last dimensions are summed over in a product, and how many after
+# them come out. Whatever leads (scanned layers, experts) is a batch of
+# independent matrices.
 MATRICES = (
-  (r'attention/[qkv]$', (-3,), (-2, -1)),
-  (r'attention/o$', (-3, -2), (-1,)),
-  (r'(mlp|moe)/(up|gate|down)$', (-2,), (-1,)),
+  (r'attention/[qkv]$', 1, 2),
+  (r'attention/o$', 2, 1),
+  (r'(mlp|moe)/(up|gate|down)$', 1, 1),
 )
 
-Matrices = Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]
+Matrices = Iterable[tuple[str, int, int]]
 
 
 def compile_regex(key: str, regex: str) -> re.Pattern[str]:
@@ -58,10 +59,14 @@ def matching(key: str, regex: str) -> Callable[[types.Params], Any]:
 def dimensions(
   path: str, matrices: Matrices
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-  """Finds (reduction, output) dimensions of a matrix; None for other leaves."""
+  """Finds (reduction, output) dimensions of a matrix; None for other leaves.
+
+  They are negative: counted from the right.
+  """
   for regex, reduction, output in matrices:
     if re.search(regex, path):
-      return tuple(reduction), tuple(output)
+      last = -reduction - output
+      return tuple(range(last, -output)), tuple(range(-output, 0))
   return None
 
 

@@ -1,0 +1,112 @@
+"""What every config starts from: each key declared, each default in sight.
+
+A config file imports this, changes what it is about, and returns it locked:
+a misspelt key is an error there as it is on the command line.
+"""
+
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def get_config() -> Any:
+  """Returns the defaults as a ConfigDict; new keys cannot be added."""
+  return config_dict.ConfigDict(
+    {
+      'seed': 0,  # of initial parameters, of the data's order and of dropout
+      'steps': 1_000,
+      'batch_size': 16,  # rows a step, over all devices and microbatches
+      'microbatches': 1,  # parts of a batch that are computed in turn
+      'save_every': 250,  # steps; the last step is always saved
+      'keep': 3,  # newest checkpoints that stay
+      'keep_every': 0,  # steps whose multiples stay for ever; 0: none
+      'log_every': 10,  # steps that one line of metrics.jsonl sums up
+      'eval_every': 0,  # steps; 0 leaves judging to lm.sweep
+      'max_skipped': 20,  # updates in a row that may be non-finite
+      'threads': 2,  # that read batches ahead
+      'prefetch': 4,  # batches held ready
+      'init_from': None,  # workdir of a run whose parameters to start from
+      'allow': (),  # key prefixes that may differ from the checkpoint resumed
+      'tokenizer': {
+        'fn': 'lm.data.tokenizer:sentencepiece',
+        'path': 'data/embedded/tokenizer.model',
+      },
+      'data': {
+        'fn': 'lm.data.stream:make',
+        'sources': {'train': {'path': 'data/embedded/train', 'weight': 1.0}},
+        'length': 256,
+        'changes': (),
+      },
+      'model': decoder(),
+      'loss': {
+        'fn': 'lm.loss:make',
+        'z_weight': 0.0,
+        'smoothing': 0.0,
+      },
+      'optim': adamw(),
+      'evals': {
+        'valid': {
+          'fn': 'lm.evals.likelihood:make',
+          'path': 'data/embedded/valid',
+          'batch_size': 16,
+          'length': 256,
+        },
+      },
+      'mesh': {'data': None, 'fsdp': 1, 'tensor': 1},  # None: all devices left
+      'sharding': {
+        'vocab': 'tensor',
+        'embed': 'fsdp',
+        'heads': 'tensor',
+        'kv_heads': 'tensor',
+        'mlp': 'tensor',
+      },
+    }
+  )
+
+
+def decoder() -> dict:
+  """A GPT-2-like decoder, every setting of `lm.models.decoder.make` shown."""
+  return {
+    'fn': 'lm.models.decoder:make',
+    'length': 256,
+    'width': 256,
+    'depth': 4,
+    'heads': 4,
+    'kv_heads': None,
+    'head_width': None,
+    'mlp': None,
+    'norm': 'layernorm',
+    'positions': 'learned',
+    'rope_base': 10_000.0,
+    'activation': 'gelu',
+    'bias': True,
+    'qk_norm': False,
+    'attention_softcap': None,
+    'logit_softcap': None,
+    'tied': True,
+    'dropout': 0.0,
+    'kernel_std': 0.02,
+    'zero_outputs': False,
+    'scan': False,
+    'remat': 'none',
+    'dtype': 'float32',
+    'operands': 'float32',
+  }
+
+
+def adamw() -> dict:
+  """AdamW with warmup and cosine."""
+  return {
+    'fn': 'lm.optim.optimizers:adamw',
+    'peak': 1e-3,
+    'schedule': 'cosine',
+    'warmup': 100,
+    'final': 0.1,
+    'clip': 1.0,
+    'decay': 0.1,
+    'b1': 0.9,
+    'b2': 0.95,
+    'eps': 1e-8,
+    'l1': 0.0,
+    'l2': 0.0,
+  }

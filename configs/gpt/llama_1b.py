@@ -1,0 +1,46 @@
+"""A Llama-shaped model of 1.2B parameters, in the shape of Llama 3.2 1B.
+
+  python -m lm.train --config=configs/gpt/llama_1b.py --workdir=runs/llama
+
+Data and tokenizer are yours to prepare (tools/prepare_data.py), with a
+vocabulary of up to 128,256. Not trained by us; built at full size in the tests.
+
+Reference: Dubey et al. 2024, arXiv 2407.21783, section 3.2; the 1B's shape is
+that of its published model card.
+"""
+
+from configs import base
+
+
+def get_config():
+  """Returns the config."""
+  c = base.get_config()
+  c.steps = 100_000
+  c.batch_size = 256
+  c.save_every = 1_000
+  c.tokenizer.path = 'data/llama/tokenizer.model'
+  c.data.sources.train.path = 'data/llama/train'
+  c.data.length = 4096
+  c.model.update(
+    length=4096,
+    width=2048,
+    depth=16,
+    heads=32,
+    kv_heads=8,
+    mlp=8192,
+    norm='rmsnorm',
+    positions='rope',
+    rope_base=500_000.0,
+    activation='swiglu',
+    bias=False,
+    scan=True,
+    remat='dots',
+    dtype='bfloat16',
+    operands='bfloat16',
+  )
+  c.optim.peak = 3e-4
+  c.optim.warmup = 2_000
+  c.mesh.fsdp = 8
+  c.evals.valid.path = 'data/llama/valid'
+  c.evals.valid.length = 4096
+  return c.lock()

@@ -1,0 +1,75 @@
+"""How likely a model finds a text: nats a token, bits a byte, perplexity."""
+
+from collections.abc import Callable
+import math
+
+import jax
+
+from lm import loss, metrics, sharding, types
+from lm.data import stream
+
+Evaluator = Callable[[types.Params], dict[str, float]]
+
+
+def make(
+  *,
+  model: types.Model,
+  tokenizer: types.Tokenizer,
+  mesh: jax.sharding.Mesh,
+  path: str,
+  batch_size: int,
+  length: int,
+  words: int | None = None,
+) -> Evaluator:
+  """Makes an evaluator that scores every token of a dataset exactly once.
+
+  Documents are cut in windows of `length`: a token sees what lies left of it
+  in its window, so that longer windows give lower losses.
+
+  Args:
+    model, tokenizer, mesh: of the run.
+    path: directory of token shards.
+    batch_size: windows at a time; changes nothing but speed.
+    length: L, targets a window.
+    words: words of the text (ends of lines included), for perplexity a word;
+      None leaves it out.
+
+  Returns:
+    `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats a token,
+    the ends of documents included; bits over the UTF-8 bytes of the text.
+
+  Raises:
+    ValueError: the dataset cannot be used.
+  """
+  data = stream.once(
+    path, tokenizer=tokenizer, batch_size=batch_size, length=length
+  )
+
+  @jax.jit
+  def score(params, batch):
+    return loss.token_loss(model.apply(params, batch).logits, batch)
+
+  def evaluate(params: types.Params) -> dict[str, float]:
+    # Summed on the host in double: a float32 sum of 10^7 losses has 2 digits.
+    nats = tokens = 0.0
+    assert data.steps is not None and data.text_bytes is not None
+    pending = None  # the device works on a batch while the next one is read
+    for _, batch in stream.stream(data, 0, data.steps, threads=1):
+      with jax.set_mesh(mesh):
+        result = score(params, sharding.put(batch, mesh))
+      for done in filter(None, [pending]):
+        nats, tokens = nats + float(done.total), tokens + float(done.weight)
+      pending = result
+    assert pending is not None
+    nats, tokens = nats + float(pending.total), tokens + float(pending.weight)
+    result = {
+      'loss_nats': nats / tokens,
+      'perplexity': math.exp(min(nats / tokens, 700)),
+      'bits_per_byte': metrics.bits_per_byte(nats, data.text_bytes),
+      'tokens': int(tokens),
+    }
+    if words is not None:
+      result['word_perplexity'] = math.exp(min(nats / words, 700))
+    return result
+
+  return evaluate

@@ -1,0 +1,99 @@
+"""Sampling text from a run.
+
+  python -m lm.sample --workdir=runs/a --prompt='Once' --temperature=0.8 \\
+    --top_p=0.95 --count=5
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lm import checkpoint, config, generate
+
+
+def sample(
+  workdir: str | Path,
+  prompt: str = '',
+  *,
+  count: int = 1,
+  length: int = 200,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  step: int | None = None,
+) -> list[str]:
+  """Continues a prompt with the newest verified checkpoint of a run.
+
+  Args:
+    workdir: of the run.
+    prompt: text to go on from; '' begins a document.
+    count: how many continuations.
+    length: tokens each, at the most.
+    temperature, top_k, top_p: see `generate.Sampler`.
+    seed: same seed, same texts.
+    step: of the checkpoint; None is the newest.
+
+  Returns:
+    The prompt with each continuation.
+
+  Raises:
+    ValueError: a setting is out of range, or the text would outgrow the model.
+  """
+  if count < 1 or length < 1:
+    raise config.ConfigError(f'count={count}, length={length}: at least 1 each')
+  try:
+    sampler = generate.Sampler(temperature, top_k, top_p).check()
+  except ValueError as e:
+    raise config.ConfigError(str(e)) from e
+  meta = checkpoint.read_meta(workdir, step)
+  c = config.from_json(meta['config'])
+  tokenizer = config.build(c.tokenizer)
+  model = config.build(c.model, vocab=tokenizer.size)
+  ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+  if len(ids) + length > c.model.length:
+    raise config.ConfigError(
+      f'{len(ids)} tokens of prompt and {length} to come are more than the '
+      f"model's length {c.model.length}: lower --length"
+    )
+  params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
+  rows = generate.generate(
+    params,
+    generate.prompts([ids] * count, tokenizer.pad),
+    model=model,
+    sampler=sampler,
+    length=length,
+    stop=tokenizer.eos,
+    rng=jax.random.key(seed),
+  )
+  texts = []
+  for row in rows.tolist():
+    end = row.index(tokenizer.eos) if tokenizer.eos in row else None
+    texts.append(prompt + tokenizer.decode(row[:end]))
+  return texts
+
+
+def main(argv: list[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  parser = argparse.ArgumentParser(
+    prog='python -m lm.sample', description=__doc__, allow_abbrev=False
+  )
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--prompt', default='')
+  parser.add_argument('--count', type=int, default=1)
+  parser.add_argument('--length', type=int, default=200)
+  parser.add_argument('--temperature', type=float, default=1.0)
+  parser.add_argument('--top_k', type=int, default=0)
+  parser.add_argument('--top_p', type=float, default=1.0)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--step', type=int)
+  for n, text in enumerate(sample(**vars(parser.parse_args(argv)))):
+    if n:
+      print('-' * 72)
+    print(text)
+
+
+if __name__ == '__main__':
+  config.main(main)

@@ -1,0 +1,185 @@
+"""Judging a run's checkpoints, in a process of its own.
+
+  python -m lm.sweep --workdir=runs/a [--watch]
+
+Evaluates every committed checkpoint exactly once and adds a line to
+evals.jsonl: `{"step", "checkpoint": its content hash, "metrics": {name: n}}`.
+Killed and started again it goes on where it was. With `--watch` it waits for
+new checkpoints until training has ended: the last step is there, or nobody has
+trained in the folder for a minute.
+"""
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+
+from lm import checkpoint, config, errors, log, sharding
+
+
+def sweep(
+  workdir: str | Path,
+  *,
+  watch: bool = False,
+  poll_seconds: float = 1.0,
+  patience_seconds: float = 60.0,
+) -> list[dict[str, Any]]:
+  """Evaluates what `evals.jsonl` does not have yet.
+
+  A step is pinned while it is read, so that training cannot delete it; one
+  that is deleted before that, or is damaged, costs one line and is left out.
+
+  Args:
+    workdir: of a run.
+    watch: wait for more until training has ended.
+    poll_seconds: between looks.
+    patience_seconds: how long to wait for a trainer that is not running.
+
+  Returns:
+    All records, oldest step first.
+
+  Raises:
+    errors.Locked: another sweep is at work here.
+    errors.Missing: there is no run, or it has no checkpoint.
+  """
+  workdir = Path(workdir)
+  path = workdir / 'evals.jsonl'
+  evaluate = None
+  refused: set[tuple[int, str]] = set()
+  alone_since = time.monotonic()
+  with _alone(workdir):
+    while True:
+      # Asked before looking for steps: a trainer saves first and then leaves.
+      running = checkpoint.holder(workdir) is not None
+      if running:
+        alone_since = time.monotonic()
+      known = {(r['step'], r['checkpoint']) for r in log.read(path)} | refused
+      for step, digest in _steps(workdir):
+        if (step, digest) in known:
+          continue
+        try:
+          with checkpoint.pin(workdir, step):
+            evaluate = evaluate or _build(workdir, step)
+            params = checkpoint.restore_params(workdir, step)
+            metrics = evaluate(params)
+        except (errors.Gone, errors.Damaged) as e:
+          print(f'step {step}: left out: {e}', flush=True)
+          refused.add((step, digest))
+          continue
+        log.append(
+          path, {'step': step, 'checkpoint': digest, 'metrics': metrics}
+        )
+        shown = '  '.join(f'{k} {v:.4g}' for k, v in metrics.items())
+        print(f'step {step}  {shown}', flush=True)
+      idle = time.monotonic() - alone_since
+      if not watch or _finished(workdir) or idle > patience_seconds:
+        break
+      time.sleep(poll_seconds)
+  records = sorted(log.read(path), key=lambda record: record['step'])
+  if not records:
+    raise errors.Missing(f'{workdir}: no checkpoint to judge: train first')
+  return records
+
+
+def table(records: list[dict[str, Any]]) -> str:
+  """Lays records out, a checkpoint a row."""
+  rows = [
+    {'step': r['step'], 'checkpoint': r['checkpoint'][:12], **r['metrics']}
+    for r in records
+  ]
+  return log.table(rows, list(dict.fromkeys(k for row in rows for k in row)))
+
+
+def _build(workdir: Path, step: int):
+  """Makes `params -> {name: number}` of all evaluators of the run's config."""
+  c = config.from_json(checkpoint.read_meta(workdir, step)['config'])
+  # Whatever devices this process has; the trainer's mesh is its own affair.
+  mesh = sharding.make_mesh()
+  tokenizer = config.build(c.tokenizer)
+  model = config.build(c.model, vocab=tokenizer.size)
+  parts = {
+    name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
+    for name, spec in c.evals.items()
+  }
+  if not parts:
+    raise config.ConfigError(f'{workdir}: its config has no evals: add one')
+
+  def evaluate(params):
+    where = sharding.shardings(
+      params, mesh=mesh, axes=model.axes, rules=c.sharding
+    )
+    params = jax.device_put(params, where)
+    return {
+      f'{name}/{key}': value
+      for name, part in parts.items()
+      for key, value in part(params).items()
+    }
+
+  return evaluate
+
+
+def _steps(workdir: Path) -> Iterator[tuple[int, str]]:
+  """Lists committed steps with the hashes of their contents."""
+  for step in checkpoint.steps(workdir):
+    # Deleted or damaged since it was listed: the next look will not see it,
+    # or evaluating it will say what is wrong.
+    with contextlib.suppress(errors.Gone):
+      yield step, checkpoint.digest(workdir, step)
+
+
+def _finished(workdir: Path) -> bool:
+  steps = checkpoint.steps(workdir)
+  if not steps:
+    return False
+  c = config.from_json(checkpoint.read_meta(workdir, steps[-1])['config'])
+  return steps[-1] >= c.steps
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+  """Lets one sweep at a time write to evals.jsonl."""
+  if not workdir.is_dir():
+    raise errors.Missing(f'{workdir}: no such folder: check --workdir')
+  with (workdir / 'evals.lock').open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.Locked(
+        f'{workdir}: another sweep is at work here: wait for it'
+      ) from None
+    yield
+
+
+def main(argv: list[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  parser = argparse.ArgumentParser(
+    prog='python -m lm.sweep',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--watch', action='store_true')
+  args = parser.parse_args(argv)
+  # On a shared machine the trainer goes first.
+  os.nice(10)
+  if args.watch:
+    _wait_for(Path(args.workdir))
+  print(table(sweep(args.workdir, watch=args.watch)))
+
+
+def _wait_for(workdir: Path, patience_seconds: float = 60.0) -> None:
+  """Waits for a trainer that was started at the same time."""
+  deadline = time.monotonic() + patience_seconds
+  while not workdir.is_dir() and time.monotonic() < deadline:
+    time.sleep(0.2)
+
+
+if __name__ == '__main__':
+  config.main(main)

@@ -1,0 +1,280 @@
+"""Training: config -> mesh -> data -> model -> state -> loop.
+
+  python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/a
+
+Fine-tuning is training with `init_from`; resuming is starting the same command
+again. A run's folder:
+
+  config.json     the whole config, defaults of functions included
+  checkpoints/    one folder a step, see lm.checkpoint
+  metrics.jsonl   training metrics, one line every `log_every` steps
+  evals.jsonl     what lm.sweep found
+"""
+
+import sys
+
+from lm import config
+
+# Checked here, before the imports below take their seconds: a typo is answered
+# at once, and before any device is opened.
+_ARGS = (
+  config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
+)
+
+from functools import partial
+import math
+from pathlib import Path
+import time
+
+import jax
+
+from lm import (
+  checkpoint,
+  errors,
+  log,
+  optim,
+  progress,
+  sharding,
+  step,
+  stop,
+  tree,
+  types,
+)
+from lm import metrics as metrics_lib
+from lm.data import stream
+
+# What may differ between a checkpoint and the config that resumes it: where and
+# how often, never what is computed. `allow` names more.
+FREE = (
+  'allow',
+  'eval_every',
+  'evals',
+  'keep',
+  'keep_every',
+  'log_every',
+  'max_skipped',
+  'mesh',
+  'prefetch',
+  'save_every',
+  'sharding',
+  'threads',
+)
+
+
+class NotFinite(errors.Failure):
+  """Too many updates in a row had no finite gradient."""
+
+  exit_code = 6
+
+
+def train(c: config.Config, workdir: str | Path) -> types.TrainState:
+  """Trains, or goes on training, until `c.steps` updates are saved.
+
+  Args:
+    c: as `configs/base.py`.
+    workdir: made when missing; a run found there is resumed.
+
+  Returns:
+    The final state, which is also the last checkpoint.
+
+  Raises:
+    config.ConfigError: the config cannot be used, or is not that of the run in
+      `workdir`.
+    errors.Failure: workdir is locked, storage or checkpoints are bad.
+    NotFinite: see `max_skipped`.
+    stop.Stopped: SIGTERM or Ctrl-C came; the state is saved.
+  """
+  c = config.fill(c, given={'data': ('position',)})
+  workdir = Path(workdir)
+  if c.init_from is not None:
+    checkpoint.read_meta(c.init_from)  # a typo is an error, not a fresh start
+  with (
+    stop.Stop() as signals,
+    checkpoint.Checkpointer(
+      workdir, keep=c.keep, keep_every=c.keep_every or None
+    ) as saver,
+  ):
+    meta = checkpoint.read_meta(workdir) if checkpoint.steps(workdir) else None
+    if meta is not None:
+      _same_run(config.from_json(meta['config']), c)
+    (workdir / 'config.json').write_text(config.to_json(c) + '\n')
+    mesh = sharding.make_mesh(**c.mesh)
+    tokenizer = config.build(c.tokenizer)
+    model = config.build(c.model, vocab=tokenizer.size)
+    tx, lr = config.build(c.optim, steps=c.steps)
+    data = config.build(
+      c.data,
+      tokenizer=tokenizer,
+      seed=c.seed,
+      batch_size=c.batch_size,
+      position=meta and meta['data'],
+    )
+    evals = {
+      name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
+      for name, spec in (c.evals.items() if c.eval_every else ())
+    }
+    init_rng, rng = jax.random.split(jax.random.key(c.seed))
+    init = partial(step.init_state, batch=data.example, model=model, tx=tx)
+    like = jax.eval_shape(init, init_rng)  # shapes only: nothing is allocated
+    where = sharding.shardings(
+      like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
+    )
+    saver.preflight(like)
+    restored = saver.restore(like, where)
+    if restored is not None:
+      state = restored[0]
+    else:
+      with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=where)(init_rng)
+      if c.init_from is not None:
+        params = checkpoint.restore_params(c.init_from)
+        _same_tree(params, like.params, c.init_from)
+        state = state._replace(params=jax.device_put(params, where.params))
+    update = jax.jit(
+      partial(
+        step.train_step,
+        model=model,
+        tx=tx,
+        rng=rng,
+        loss=config.build(c.loss),
+        microbatches=c.microbatches,
+      ),
+      donate_argnums=0,
+      out_shardings=(where, None),
+    )
+
+    start = int(state.step)
+    diary = _Diary(c, workdir, start, data, lr)
+    diary.say(
+      f'{workdir}: step {start} of {c.steps}, {tree.count(like.params):,} '
+      f'parameters, mesh {dict(mesh.shape)}'
+    )
+    before = None
+    batches = stream.stream(
+      data,
+      start,
+      c.steps,
+      threads=c.threads,
+      prefetch=c.prefetch,
+      host=jax.process_index(),
+      hosts=jax.process_count(),
+    )
+    for n, batch in batches:
+      with jax.set_mesh(mesh):
+        state, metrics = update(state, sharding.put(batch, mesh))
+      # The host reads the step before, so that the device never waits for it.
+      diary.note(n, before)
+      before = metrics
+      done = n + 1
+      last = done == c.steps or signals.requested
+      if last or done % c.save_every == 0:
+        meta = {'config': config.to_json(c), 'data': data.state(done)}
+        saver.save(done, state, meta)
+      if c.eval_every and (last or done % c.eval_every == 0):
+        for name, evaluate in evals.items():
+          diary.now(done, name, evaluate(state.params))
+      if last:
+        break
+    diary.note(c.steps, before)
+    saver.wait()
+    if signals.requested:
+      raise stop.Stopped(
+        f'{workdir}: stopped by a signal at step {int(state.step)}, which is '
+        'saved; the same command goes on from there'
+      )
+    checkpoint.verify(workdir, c.steps)
+    diary.close()
+  return state
+
+
+class _Diary:
+  """Sums metrics up, writes them down and draws the progress bar."""
+
+  def __init__(self, c, workdir, start, data, lr):
+    self._c, self._lr = c, lr
+    self._log = log.Log(workdir, start)
+    self._tokens = data.example.tokens.size
+    self._bytes_per_token = data.bytes_per_token
+    self._bar = progress.Progress(c.steps, self._tokens)
+    self._sums: dict[str, types.Metric] = {}
+    self._skipped_in_row = 0
+    self._clock, self._since = time.monotonic(), start
+    self.say = self._bar.say
+
+  def note(self, step: int, metrics: dict[str, types.Metric] | None) -> None:
+    """Adds the metrics of the update that made `step`; waits for it."""
+    if metrics is None:
+      return
+    found = jax.device_get(metrics)
+    for name, metric in found.items():
+      known = self._sums.get(name, types.Metric(0.0, 0.0))
+      self._sums[name] = metrics_lib.merge(known, metric)
+    skipped = bool(found['skipped'].total)
+    self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
+    nats = metrics_lib.value(found['loss_nats'])
+    bits = nats / math.log(2) / self._bytes_per_token
+    self._bar.update(step, nats, bits)
+    if step % self._c.log_every == 0 or step == self._c.steps:
+      self._write(step)
+    if self._skipped_in_row > self._c.max_skipped:
+      raise NotFinite(
+        f'step {step}: {self._skipped_in_row} updates in a row were not finite '
+        'and none was applied; lower optim.peak or look at the data'
+      )
+
+  def _write(self, step: int) -> None:
+    now = time.monotonic()
+    seconds, steps = now - self._clock, step - self._since
+    self._clock, self._since = now, step
+    values = {k: metrics_lib.value(m) for k, m in self._sums.items()}
+    self._sums = {}
+    self._log.now(
+      step,
+      {
+        **values,
+        'bits_per_byte': values['loss_nats']
+        / math.log(2)
+        / self._bytes_per_token,
+        'learning_rate': float(self._lr(step - 1)),
+        'tokens': step * self._tokens,
+        'tokens_per_second': steps * self._tokens / max(seconds, 1e-9),
+      },
+    )
+
+  def now(self, step: int, name: str, values: dict[str, float]) -> None:
+    """Writes what an evaluator found."""
+    self._log.now(step, {f'{name}/{k}': v for k, v in values.items()})
+    shown = '  '.join(f'{k} {v:.4g}' for k, v in values.items())
+    self.say(f'step {step}  {name}  {shown}')
+
+  def close(self) -> None:
+    self._log.close()
+    self._bar.close()
+
+
+def _same_run(old: config.Config, new: config.Config) -> None:
+  lines = config.diff(old, new, allow=(*FREE, *new.allow))
+  if lines:
+    raise config.ConfigError(
+      'the checkpoint was made with another config: '
+      + '; '.join(lines)
+      + '; use another --workdir, or name the keys in --config.allow'
+    )
+
+
+def _same_tree(have: types.Params, want: types.Params, source: str) -> None:
+  lines = tree.diff(have, want)
+  if lines:
+    raise config.ConfigError(
+      f'init_from={source} does not fit the model: {"; ".join(lines)}'
+    )
+
+
+def main(argv: list[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  c, workdir = _ARGS or config.parse(argv, __doc__ or '')
+  train(c, workdir)
+
+
+if __name__ == '__main__':
+  config.main(main)

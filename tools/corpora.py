@@ -1,0 +1,91 @@
+"""Prepares the corpora of the shared data folder for the configs that use them.
+
+  python -m tools.corpora shakespeare     writes data/shakespeare
+  python -m tools.corpora wikitext2       writes data/wikitext2
+
+Each holds a tokenizer and a dataset a split. The folder of the originals is
+`../shared/data`, or what LM_DATA names; nothing of it is in the repository.
+
+Exit codes: 0 done; 2 the originals are missing or wrong usage; 5 storage.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import gzip
+import os
+from pathlib import Path
+import re
+import sys
+
+from lm.data import tokenizer, writer
+from tools import prepare_data
+
+ROOT = Path(os.environ.get('LM_DATA', '../shared/data'))
+
+
+def shakespeare(output: Path) -> None:
+  """Writes tinyshakespeare by character: first 90 % to train, rest to valid.
+
+  The split of char-rnn and nanoGPT; each part is one document.
+  """
+  text = (ROOT / 'lm_en/tinyshakespeare/input.txt').read_text(encoding='utf-8')
+  cut = int(0.9 * len(text))
+  path = output / 'tokenizer.json'
+  if not path.exists():
+    # Of the whole text, as the anchors do: all 65 characters occur in train.
+    tokenizer.train_characters([text], str(path))
+  ids = tokenizer.characters(str(path))
+  for name, part in (('train', text[:cut]), ('valid', text[cut:])):
+    writer.write(output / name, [part], ids)
+
+
+def wikitext2(output: Path, vocab: int = 8192) -> None:
+  """Writes WikiText-2 (tokens files, `<unk>` kept): an article a document."""
+
+  def articles(split: str) -> Iterator[str]:
+    path = ROOT / f'lm_en/wikitext2/wiki.{split}.tokens.gz'
+    lines: list[str] = []
+    with gzip.open(path, 'rt', encoding='utf-8') as file:
+      for line in file:
+        # ' = Title = ' begins an article, ' = = Section = = ' does not.
+        if re.fullmatch(r' = [^=].*[^=] = \n', line) and ''.join(lines).strip():
+          yield ''.join(lines)
+          lines = []
+        lines.append(line)
+    yield ''.join(lines)
+
+  path = output / 'tokenizer.model'
+  if not path.exists():
+    tokenizer.train_sentencepiece(articles('train'), str(path), vocab=vocab)
+  ids = tokenizer.sentencepiece(str(path))
+  for split in ('train', 'valid', 'test'):
+    writer.write(output / split, articles(split), ids)
+
+
+CORPORA = {'shakespeare': shakespeare, 'wikitext2': wikitext2}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tools.corpora',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('corpus', choices=sorted(CORPORA))
+  parser.add_argument('--output', help='directory to write; data/CORPUS')
+  flags = parser.parse_args(argv)
+  flags.output = flags.output or f'data/{flags.corpus}'
+
+  def write(flags: argparse.Namespace) -> None:
+    if not ROOT.is_dir():
+      raise ValueError(f'{ROOT}: no such folder; set LM_DATA to the data')
+    Path(flags.output).mkdir(parents=True, exist_ok=True)
+    CORPORA[flags.corpus](Path(flags.output))
+    print(f'wrote {flags.output}')
+
+  return prepare_data.run(write, flags)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
