@@ -40,17 +40,24 @@ def sample(
     The prompt with each continuation.
 
   Raises:
-    ValueError: a setting is out of range, or the text would outgrow the model.
+    config.ConfigError: a setting is out of range, the text would outgrow the
+      model, there is no such step, or the tokenizer's file has changed.
+    errors.Failure: there is no sound checkpoint.
   """
   if count < 1 or length < 1:
     raise config.ConfigError(f'count={count}, length={length}: at least 1 each')
   try:
     sampler = generate.Sampler(temperature, top_k, top_p).check()
-  except ValueError as e:
+    meta = checkpoint.read_meta(workdir, step)
+  except (ValueError, checkpoint.Gone) as e:
     raise config.ConfigError(str(e)) from e
-  meta = checkpoint.read_meta(workdir, step)
   c = config.from_json(meta['config'])
   tokenizer = config.build(c.tokenizer)
+  if tokenizer.sha256 != meta['tokenizer']:
+    raise config.ConfigError(
+      f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
+      f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
+    )
   model = config.build(c.model, vocab=tokenizer.size)
   ids = [tokenizer.bos, *tokenizer.encode(prompt)]
   if len(ids) + length > c.model.length:

@@ -71,6 +71,7 @@ class Stop:
       except TimeoutError:
         break
       if not data:  # closed by __exit__
+        self._read.close()
         return
       hits = sum(n in (signal.SIGTERM, signal.SIGINT) for n in data)
       signals += hits

@@ -60,16 +60,19 @@ def sweep(
       if running:
         alone_since = time.monotonic()
       known = {(r['step'], r['checkpoint']) for r in log.read(path)} | refused
-      for step, digest in _steps(workdir):
-        if (step, digest) in known:
-          continue
+      for step in checkpoint.steps(workdir):
+        digest = ''  # of a step that is gone already, or damaged
         try:
+          digest = checkpoint.digest(workdir, step)
+          if (step, digest) in known:
+            continue
           with checkpoint.pin(workdir, step):
             evaluate = evaluate or _build(workdir, step)
             params = checkpoint.restore_params(workdir, step)
             metrics = evaluate(params)
         except (errors.Gone, errors.Damaged) as e:
-          print(f'step {step}: left out: {e}', flush=True)
+          if (step, digest) not in refused:
+            print(f'step {step}: left out: {e}', flush=True)
           refused.add((step, digest))
           continue
         log.append(
@@ -82,6 +85,8 @@ def sweep(
         break
       time.sleep(poll_seconds)
   records = sorted(log.read(path), key=lambda record: record['step'])
+  if not records and refused:
+    raise errors.Damaged(f'{workdir}: no sound checkpoint: see the lines above')
   if not records:
     raise errors.Missing(f'{workdir}: no checkpoint to judge: train first')
   return records
@@ -98,10 +103,16 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def _build(workdir: Path, step: int):
   """Makes `params -> {name: number}` of all evaluators of the run's config."""
-  c = config.from_json(checkpoint.read_meta(workdir, step)['config'])
+  meta = checkpoint.read_meta(workdir, step)
+  c = config.from_json(meta['config'])
   # Whatever devices this process has; the trainer's mesh is its own affair.
   mesh = sharding.make_mesh()
   tokenizer = config.build(c.tokenizer)
+  if tokenizer.sha256 != meta['tokenizer']:
+    raise config.ConfigError(
+      f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
+      f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
+    )
   model = config.build(c.model, vocab=tokenizer.size)
   parts = {
     name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
@@ -124,21 +135,15 @@ def _build(workdir: Path, step: int):
   return evaluate
 
 
-def _steps(workdir: Path) -> Iterator[tuple[int, str]]:
-  """Lists committed steps with the hashes of their contents."""
-  for step in checkpoint.steps(workdir):
-    # Deleted or damaged since it was listed: the next look will not see it,
-    # or evaluating it will say what is wrong.
-    with contextlib.suppress(errors.Gone):
-      yield step, checkpoint.digest(workdir, step)
-
-
 def _finished(workdir: Path) -> bool:
   steps = checkpoint.steps(workdir)
   if not steps:
     return False
-  c = config.from_json(checkpoint.read_meta(workdir, steps[-1])['config'])
-  return steps[-1] >= c.steps
+  try:
+    meta = checkpoint.read_meta(workdir, steps[-1])
+  except (errors.Gone, errors.Damaged):
+    return False  # a trainer will replace it, or our patience ends
+  return steps[-1] >= config.from_json(meta['config']).steps
 
 
 @contextlib.contextmanager

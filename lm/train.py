@@ -21,10 +21,14 @@ _ARGS = (
   config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
 )
 
+from collections.abc import Generator, Iterable, Iterator
+import contextlib
 from functools import partial
 import math
+import os
 from pathlib import Path
 import time
+from typing import Any
 
 import jax
 
@@ -86,19 +90,21 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
   """
   c = config.fill(c, given={'data': ('position',)})
   workdir = Path(workdir)
-  if c.init_from is not None:
+  if c.init_from is not None and not checkpoint.steps(workdir):
     checkpoint.read_meta(c.init_from)  # a typo is an error, not a fresh start
   with (
     stop.Stop() as signals,
     checkpoint.Checkpointer(
       workdir, keep=c.keep, keep_every=c.keep_every or None
     ) as saver,
+    contextlib.ExitStack() as closing,
   ):
     meta = checkpoint.read_meta(workdir) if checkpoint.steps(workdir) else None
     if meta is not None:
-      _same_run(config.from_json(meta['config']), c)
-    (workdir / 'config.json').write_text(config.to_json(c) + '\n')
-    mesh = sharding.make_mesh(**c.mesh)
+      _same_run(meta, c, workdir)
+    _store(c, workdir / 'config.json')
+    with _refusals():
+      mesh = sharding.make_mesh(**c.mesh)
     tokenizer = config.build(c.tokenizer)
     model = config.build(c.model, vocab=tokenizer.size)
     tx, lr = config.build(c.optim, steps=c.steps)
@@ -116,9 +122,10 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     init_rng, rng = jax.random.split(jax.random.key(c.seed))
     init = partial(step.init_state, batch=data.example, model=model, tx=tx)
     like = jax.eval_shape(init, init_rng)  # shapes only: nothing is allocated
-    where = sharding.shardings(
-      like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
-    )
+    with _refusals():
+      where = sharding.shardings(
+        like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
+      )
     saver.preflight(like)
     restored = saver.restore(like, where)
     if restored is not None:
@@ -144,7 +151,8 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     )
 
     start = int(state.step)
-    diary = _Diary(c, workdir, start, data, lr)
+    diary = _Diary(c, workdir, start, data, lr, meta and meta['diary'])
+    closing.callback(diary.close)
     diary.say(
       f'{workdir}: step {start} of {c.steps}, {tree.count(like.params):,} '
       f'parameters, mesh {dict(mesh.shape)}'
@@ -159,23 +167,32 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
       host=jax.process_index(),
       hosts=jax.process_count(),
     )
-    for n, batch in batches:
+    placed = closing.enter_context(contextlib.closing(_place(batches, mesh)))
+    for n, batch in placed:
       with jax.set_mesh(mesh):
-        state, metrics = update(state, sharding.put(batch, mesh))
+        state, metrics = update(state, batch)
       # The host reads the step before, so that the device never waits for it.
       diary.note(n, before)
       before = metrics
       done = n + 1
       last = done == c.steps or signals.requested
       if last or done % c.save_every == 0:
-        meta = {'config': config.to_json(c), 'data': data.state(done)}
+        # Before its checkpoint, or a kill between the two would leave a hole
+        # in metrics.jsonl.
+        diary.note(done, before)
+        before = None
+        meta = {
+          'config': config.to_json(c),
+          'data': data.state(done),
+          'diary': diary.state(),
+          'tokenizer': tokenizer.sha256,
+        }
         saver.save(done, state, meta)
-      if c.eval_every and (last or done % c.eval_every == 0):
+      if c.eval_every and (done == c.steps or done % c.eval_every == 0):
         for name, evaluate in evals.items():
           diary.now(done, name, evaluate(state.params))
       if last:
         break
-    diary.note(c.steps, before)
     saver.wait()
     if signals.requested:
       raise stop.Stopped(
@@ -183,20 +200,22 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
         'saved; the same command goes on from there'
       )
     checkpoint.verify(workdir, c.steps)
-    diary.close()
   return state
 
 
 class _Diary:
   """Sums metrics up, writes them down and draws the progress bar."""
 
-  def __init__(self, c, workdir, start, data, lr):
-    self._c, self._lr = c, lr
+  def __init__(self, c, workdir, start, data, lr, saved):
+    self._c, self._lr, self._data = c, lr, data
     self._log = log.Log(workdir, start)
     self._tokens = data.example.tokens.size
     self._bytes_per_token = data.bytes_per_token
     self._bar = progress.Progress(c.steps, self._tokens)
-    self._sums: dict[str, types.Metric] = {}
+    self._sums = {
+      name: types.Metric(*map(float.fromhex, parts))
+      for name, parts in (saved or {}).items()
+    }
     self._skipped_in_row = 0
     self._clock, self._since = time.monotonic(), start
     self.say = self._bar.say
@@ -208,7 +227,9 @@ class _Diary:
     found = jax.device_get(metrics)
     for name, metric in found.items():
       known = self._sums.get(name, types.Metric(0.0, 0.0))
-      self._sums[name] = metrics_lib.merge(known, metric)
+      self._sums[name] = metrics_lib.merge(
+        known, types.Metric(*map(float, metric))
+      )
     skipped = bool(found['skipped'].total)
     self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
     nats = metrics_lib.value(found['loss_nats'])
@@ -221,6 +242,14 @@ class _Diary:
         f'step {step}: {self._skipped_in_row} updates in a row were not finite '
         'and none was applied; lower optim.peak or look at the data'
       )
+
+  def state(self) -> dict[str, list[str]]:
+    """Gives what is summed up but not yet written, for `saved`.
+
+    So that a line does not tell where the run was interrupted. In hexadecimal:
+    exact, and JSON has no nan.
+    """
+    return {k: [m.total.hex(), m.weight.hex()] for k, m in self._sums.items()}
 
   def _write(self, step: int) -> None:
     now = time.monotonic()
@@ -236,7 +265,8 @@ class _Diary:
         / math.log(2)
         / self._bytes_per_token,
         'learning_rate': float(self._lr(step - 1)),
-        'tokens': step * self._tokens,
+        # Not step * tokens: batch size or length may have been changed.
+        'tokens': self._data.state(step)['tokens'],
         'tokens_per_second': steps * self._tokens / max(seconds, 1e-9),
       },
     )
@@ -252,13 +282,46 @@ class _Diary:
     self._bar.close()
 
 
-def _same_run(old: config.Config, new: config.Config) -> None:
-  lines = config.diff(old, new, allow=(*FREE, *new.allow))
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+  """Turns what our own functions refuse into a message to the user."""
+  try:
+    yield
+  except ValueError as error:
+    if hasattr(error, 'exit_code'):
+      raise
+    raise config.ConfigError(str(error)) from error
+
+
+def _place(
+  batches: Iterable[tuple[int, types.Batch]], mesh: jax.sharding.Mesh
+) -> Generator[tuple[int, types.Batch], None, None]:
+  with _refusals():
+    for n, batch in batches:
+      yield n, sharding.put(batch, mesh)
+
+
+def _store(c: config.Config, path: Path) -> None:
+  """Writes a config so that a kill leaves the old one or the new one."""
+  part = path.with_name(f'{path.name}.part')
+  part.write_text(config.to_json(c) + '\n')
+  part.replace(path)
+
+
+def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
+  old = config.from_json(meta['config'])
+  lines = config.diff(old, c, allow=(*FREE, *c.allow))
   if lines:
+    if len(lines) > 1:  # more than the one line may have room for
+      print('\n'.join(lines), file=sys.stderr)
     raise config.ConfigError(
-      'the checkpoint was made with another config: '
-      + '; '.join(lines)
-      + '; use another --workdir, or name the keys in --config.allow'
+      f'{workdir}: was made with another config: {"; ".join(lines)}; use'
+      ' another --workdir, or name the keys in --config.allow'
+    )
+  if meta['data']['step'] > c.steps:
+    raise config.ConfigError(
+      f'steps: {c.steps}, but {workdir} is at step {meta["data"]["step"]}'
+      ' already; give more or use another --workdir'
     )
 
 
@@ -273,7 +336,12 @@ def _same_tree(have: types.Params, want: types.Params, source: str) -> None:
 def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
-  train(c, workdir)
+  try:
+    train(c, workdir)
+  except stream.Stalled as error:
+    # Python would wait at exit for the thread that hangs in the file system.
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
 
 
 if __name__ == '__main__':

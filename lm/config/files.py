@@ -1,4 +1,7 @@
-"""Config files: Python with `get_config()`, loaded, overridden and checked."""
+"""Config files: loaded, overridden and checked.
+
+Python with `get_config()`, or the config.json that a run keeps.
+"""
 
 from collections.abc import Iterable
 import importlib.util
@@ -35,12 +38,19 @@ def _run(path: Path, argument: str | None) -> Any:
     raise ConfigError(f'{where}: {type(error).__name__}: {error}') from error
 
 
+def _read(path: Path) -> Config:
+  try:
+    return values.from_json(path.read_text(encoding='utf-8'))
+  except (ConfigError, UnicodeDecodeError, OSError) as error:
+    raise ConfigError(f'{path}: {error}') from error
+
+
 def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
   """Loads a config file and applies overrides, checked and locked.
 
   Args:
-    path: a Python file that defines `get_config()`, or 'file.py:argument' for
-      `get_config('argument')`.
+    path: a Python file that defines `get_config()`, 'file.py:argument' for
+      `get_config('argument')`, or JSON as `values.to_json` writes it.
     overrides: `('optim.peak', '3e-4')` pairs; of two for one key the last wins.
 
   Raises:
@@ -50,12 +60,14 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
   if not name.endswith('.py') and '.py:' in name:
     name, _, argument = name.rpartition(':')
   file = Path(name)
-  if file.suffix != '.py':
-    raise ConfigError(f'{name}: a config is a Python file, like configs/x.py')
+  if file.suffix not in ('.py', '.json'):
+    raise ConfigError(
+      f'{name}: a config is a Python file, like configs/x.py, or a config.json'
+    )
   if not file.is_file():
-    near = [str(x) for x in file.parent.glob('*.py')]
+    near = [str(x) for x in file.parent.glob(f'*{file.suffix}')]
     raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
-  c = _run(file, argument)
+  c = _run(file, argument) if file.suffix == '.py' else _read(file)
   if not values.is_tree(c):
     raise ConfigError(f'{name}: get_config() must return a ConfigDict')
   try:

@@ -1,0 +1,150 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.layers import attention, linear, norms, positions, stack
+from lm.models import decoder
+
+
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'a', 'b'),
+  [
+    ('BLD,DNH->BLNH', (2, 3, 4), (4, 5, 6)),
+    ('BLNH,NHD->BLD', (2, 3, 5, 6), (5, 6, 4)),
+    ('BLKGH,BSKH->BKGLS', (2, 3, 4, 5, 6), (2, 7, 4, 6)),
+    ('BKGLS,BSKH->BLKGH', (2, 4, 5, 3, 7), (2, 7, 4, 6)),
+    ('BLD,VD->BLV', (2, 3, 4), (9, 4)),
+  ],
+)
+def test_bfloat16_products_keep_their_gradients(spec, a, b):
+  x, y = normal(0, *a), normal(1, *b)
+
+  def total(x, y, operands):
+    out = linear.contract(spec, x, y, operands, 'float32')
+    return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+  wide = jax.grad(total, (0, 1))(x, y, 'float32')
+  narrow = jax.grad(total, (0, 1))(x, y, 'bfloat16')
+  for w, n in zip(wide, narrow, strict=True):
+    assert n.dtype == w.dtype
+    np.testing.assert_allclose(w, n, atol=0.03 * float(jnp.abs(w).max()))
+
+
+def test_every_product_of_a_bfloat16_step_has_bfloat16_operands():
+  def total(x, y):
+    return jnp.sum(
+      jnp.square(linear.contract('BD,DF->BF', x, y, 'bfloat16', 'float32'))
+    )
+
+  text = str(
+    jax.make_jaxpr(jax.grad(total, (0, 1)))(normal(0, 2, 3), normal(1, 3, 4))
+  )
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert len(products) == 3
+  assert text.count('new_dtype=bfloat16') >= 3
+
+
+def reference_attention(q, k, v, mask, softcap):
+  B, L, N, H = q.shape
+  out = np.zeros((B, L, N, H))
+  for b in range(B):
+    for n in range(N):
+      kv = n // (N // k.shape[2])
+      scores = q[b, :, n] @ k[b, :, kv].T / np.sqrt(H)
+      if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+      scores = np.where(mask[b, 0], scores, -np.inf)
+      weights = np.exp(scores - scores.max(-1, keepdims=True))
+      out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ v[b, :, kv]
+  return out
+
+
+@pytest.mark.parametrize('softcap', [None, 2.0])
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+def test_attention_equals_a_loop_over_heads(kv_heads, softcap):
+  q = normal(0, 2, 5, 4, 8)
+  k, v = normal(1, 2, 5, kv_heads, 8), normal(2, 2, 5, kv_heads, 8)
+  segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
+  mask = attention.causal_mask(segments, segments)
+  got = attention.attend(q, k, v, mask, softcap=softcap)
+  want = reference_attention(
+    *(np.asarray(x, np.float64) for x in (q, k, v)), np.asarray(mask), softcap
+  )
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_mask_is_causal_within_documents():
+  segments = jnp.array([[1, 1, 2, 0]])
+  mask = attention.causal_mask(segments, segments)[0, 0]
+  np.testing.assert_array_equal(
+    mask, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+  )
+
+
+def test_softcap_bounds_scores():
+  q = 100 * normal(0, 1, 3, 1, 4)
+  mask = jnp.ones((1, 1, 3, 3), bool)
+  v = jnp.eye(3, 4)[None, :, None]
+  weights = attention.attend(q, q, v, mask, softcap=1.0)[0, :, 0, :3]
+  # Scores within [-1, 1]: no weight is beyond e^2 times another.
+  assert float(weights.max() / weights.min()) < np.exp(2) + 1e-3
+
+
+def test_rope_scores_depend_on_distance_alone():
+  q, k = normal(0, 1, 1, 1, 8), normal(1, 1, 1, 1, 8)
+
+  def score(i, j):
+    a = positions.rope(q, jnp.array([[i]]), 10_000.0)
+    b = positions.rope(k, jnp.array([[j]]), 10_000.0)
+    return float(jnp.sum(a * b))
+
+  assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
+  assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+  np.testing.assert_allclose(
+    positions.rope(q, jnp.array([[0]]), 10_000.0), q, atol=1e-6
+  )
+
+
+def test_norms_in_float64():
+  x = 5 + 3 * np.asarray(normal(0, 2, 3, 8), np.float64)
+  module = norms.LayerNorm()
+  params = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+  want = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+    x.var(-1, keepdims=True) + 1e-5
+  )
+  got = module.apply(params, jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  module = norms.RMSNorm()
+  params = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+  want = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+  got = module.apply(params, jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_unknown_remat_policy_is_one_line_with_a_suggestion():
+  with pytest.raises(ValueError, match=r"remat='dot'.*did you mean 'dots'"):
+    stack.remat_policy('dot')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'norm': 'batchnorm'}, r"norm='batchnorm' is not one of layernorm, rms"),
+    ({'activation': 'relu'}, r"activation='relu' is not one of"),
+    ({'dtype': 'float16'}, r"dtype='float16' is not one of float32, bfloat16"),
+    ({'heads': 5}, r'width=32 is not a multiple of heads=5: set head_width'),
+    ({'kv_heads': 3}, r'heads=4 is not a multiple of kv_heads=3'),
+    ({'depth': 0}, r'depth=0 must be at least 1'),
+    ({'dropout': 1.0}, r'dropout=1\.0 must be below 1'),
+    ({'head_width': 3, 'positions': 'rope'}, r'head_width=3 must be even'),
+  ],
+)
+def test_a_decoder_that_cannot_be_is_refused(changes, message):
+  settings = {'vocab': 8, 'length': 8, 'width': 32, 'depth': 1, 'heads': 4}
+  with pytest.raises(ValueError, match=message):
+    decoder.make(**settings | changes)
