@@ -11,8 +11,6 @@ import signal
 
 NAMES = (
   'nan_grad',  # the gradient of this step is NaN
-  'spike_grad',  # the gradient of this step is 1e8 times too large
-  'flip_param',  # one bit of a parameter flips after this step
   'die_in_save',  # kill -9 while this step is being saved
   'stop_in_save',  # SIGSTOP while this step is being saved
   'die_in_delete',  # kill -9 while this step is being deleted

@@ -55,9 +55,10 @@ def sweep(
   alone_since = time.monotonic()
   with _alone(workdir):
     while True:
-      # Asked before looking for steps: a trainer saves first and then leaves.
-      running = checkpoint.holder(workdir) is not None
-      if running:
+      # Both asked before looking for steps: a trainer saves first and then
+      # leaves, and its last step must not be overlooked.
+      finished = not watch or _finished(workdir)
+      if checkpoint.holder(workdir) is not None:
         alone_since = time.monotonic()
       known = {(r['step'], r['checkpoint']) for r in log.read(path)} | refused
       for step in checkpoint.steps(workdir):
@@ -81,7 +82,7 @@ def sweep(
         shown = '  '.join(f'{k} {v:.4g}' for k, v in metrics.items())
         print(f'step {step}  {shown}', flush=True)
       idle = time.monotonic() - alone_since
-      if not watch or _finished(workdir) or idle > patience_seconds:
+      if finished or idle > patience_seconds:
         break
       time.sleep(poll_seconds)
   records = sorted(log.read(path), key=lambda record: record['step'])

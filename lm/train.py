@@ -121,8 +121,8 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     }
     init_rng, rng = jax.random.split(jax.random.key(c.seed))
     init = partial(step.init_state, batch=data.example, model=model, tx=tx)
-    like = jax.eval_shape(init, init_rng)  # shapes only: nothing is allocated
     with _refusals():
+      like = jax.eval_shape(init, init_rng)  # shapes only, nothing is allocated
       where = sharding.shardings(
         like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
       )
@@ -312,12 +312,13 @@ def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
   old = config.from_json(meta['config'])
   lines = config.diff(old, c, allow=(*FREE, *c.allow))
   if lines:
-    if len(lines) > 1:  # more than the one line may have room for
-      print('\n'.join(lines), file=sys.stderr)
-    raise config.ConfigError(
+    error = config.ConfigError(
       f'{workdir}: was made with another config: {"; ".join(lines)}; use'
       ' another --workdir, or name the keys in --config.allow'
     )
+    if not all(line in str(error) for line in lines):  # it had no room
+      print('\n'.join(lines), file=sys.stderr)
+    raise error
   if meta['data']['step'] > c.steps:
     raise config.ConfigError(
       f'steps: {c.steps}, but {workdir} is at step {meta["data"]["step"]}'

@@ -426,6 +426,20 @@ def test_load_names_the_nearest_file(tmp_path):
   assert 'no function get_config' in refused(config.load, tmp_path / 'empty.py')
 
 
+def test_load_reads_the_json_of_a_run(tmp_path, toys):
+  path = tmp_path / 'config.json'
+  path.write_text(config.to_json(base()))
+  c = config.load(path, [('optim.peak', '0.5')])
+  assert (c.optim.peak, c.widths, c.is_locked) == (0.5, (8, 16), True)
+  assert config.diff(config.load(str(path)), base()) == []
+  path.write_text('{"steps": 1')
+  assert f'{path}: config is not valid JSON' in refused(config.load, path)
+  path.write_text('{"steps": 1}')
+  assert f'{path}: lacks the required key seed' in refused(config.load, path)
+  near = refused(config.load, tmp_path / 'confg.json')
+  assert near.endswith('config.json?')
+
+
 # --- programs
 
 

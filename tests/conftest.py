@@ -14,6 +14,7 @@ import hypothesis
 import jax
 import pytest
 
+pytest_plugins = ['tests.programs']  # fixtures of whole programs
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = os.environ.get('LM_TEST_PLATFORM', 'cpu')
 DATA = ROOT / os.environ.get('LM_DATA', '../shared/data')

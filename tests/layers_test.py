@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.layers import attention, linear, norms, positions, stack
-from lm.models import decoder
+from lm.models import decoder, linen
 
 
 def normal(seed, *shape):
@@ -129,6 +129,12 @@ def test_norms_in_float64():
 def test_unknown_remat_policy_is_one_line_with_a_suggestion():
   with pytest.raises(ValueError, match=r"remat='dot'.*did you mean 'dots'"):
     stack.remat_policy('dot')
+
+
+def test_a_batch_longer_than_the_learned_positions_is_refused():
+  model = decoder.make(vocab=8, length=4, width=8, depth=1, heads=2)
+  with pytest.raises(ValueError, match=r'length 5 is longer than model\.leng'):
+    model.init(jax.random.key(0), linen.example_batch(1, 5))
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,12 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
+    if self.rope_base is None and batch.tokens.shape[1] > self.length:
+      # A lookup beyond the table would be nan, without a word.
+      raise ValueError(
+        f'a batch of length {batch.tokens.shape[1]} is longer than '
+        f'model.length={self.length} learned positions: raise it'
+      )
     x_BLD, table_VD = Embed(
       vocab=self.vocab,
       width=self.width,

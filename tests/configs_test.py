@@ -1,0 +1,112 @@
+"""Every config builds at full size, and its sharding table fits."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+import pytest
+
+from lm import config, optim, sharding, step, tree, types
+from tests import programs
+
+# What files that take an argument are loaded with.
+ARGUMENTS = {'gpt/gpt2.py': ('small', 'medium', 'large', 'xl')}
+# The vocabularies that they are published with; others are trained here.
+VOCAB = {'gpt/gpt2.py': 50_257, 'gpt/llama_1b.py': 128_256}
+PARAMETERS = {
+  'gpt/gpt2.py:small': 124_439_808,
+  'gpt/gpt2.py:medium': 354_823_168,
+  'gpt/gpt2.py:large': 774_030_080,
+  'gpt/gpt2.py:xl': 1_557_611_200,
+}
+FOLDER = programs.ROOT / 'configs'
+FILES = sorted(
+  str(path.relative_to(FOLDER))
+  for path in FOLDER.rglob('*.py')
+  if 'def get_config(' in path.read_text()
+)
+NAMES = [
+  f'{file}:{word}' if word else file
+  for file in FILES
+  for word in ARGUMENTS.get(file, ('',))
+]
+
+
+def load(name: str) -> config.Config:
+  return config.load(f'{FOLDER}/{name}')
+
+
+def shapes(
+  c: config.Config, vocab: int
+) -> tuple[types.Model, types.TrainState]:
+  """Builds a run's state as shapes; nothing is allocated."""
+  model = config.build(c.model, vocab=vocab)
+  tx, _ = config.build(c.optim, steps=c.steps)
+  ids = jax.ShapeDtypeStruct((c.batch_size, c.data.length), jnp.int32)
+  batch = types.Batch(
+    ids, ids, jax.ShapeDtypeStruct(ids.shape, jnp.float32), ids, ids
+  )
+  return model, jax.eval_shape(
+    lambda rng, batch: step.init_state(rng, batch, model=model, tx=tx),
+    jax.random.key(0),
+    batch,
+  )
+
+
+def test_every_file_is_here():
+  assert {'base.py', *ARGUMENTS, *VOCAB} <= set(FILES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_is_whole(name):
+  c = load(name)
+  config.check(c)
+  for key in ('seed', 'steps', 'batch_size', 'save_every'):
+    assert type(c[key]) is int
+  assert c.is_locked
+  full = config.fill(c, given={'data': ('position',)})
+  assert config.diff(config.from_json(config.to_json(full)), full) == []
+  # What a run needs beside the model fits it.
+  assert c.data.length <= c.model.length
+  assert c.batch_size % c.microbatches == 0
+  for spec in c.evals.values():
+    assert spec.length <= c.model.length
+  config.build(c.loss)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_builds_at_full_size(name):
+  c = load(name)
+  file = name.partition(':')[0]
+  vocab = VOCAB.get(file, 8192)
+  model, state = shapes(c, vocab)
+  if name in PARAMETERS:
+    assert tree.count(state.params) == PARAMETERS[name]
+  if file == 'gpt/llama_1b.py':
+    assert 1.2e9 < tree.count(state.params) < 1.3e9
+  # Every array has a row; only sizes that no two devices can share are moved:
+  # an odd vocabulary is padded, and 25 heads are cut in five.
+  tensor = 2 if c.model.heads % 2 == 0 else 5
+  if vocab % tensor:
+    model, state = shapes(c, vocab + tensor - vocab % tensor)
+  mesh = AbstractMesh(
+    (2, 2, tensor), sharding.AXES
+  )  # devices that are not here
+  where = sharding.shardings(
+    state,
+    mesh=typing.cast(jax.sharding.Mesh, mesh),
+    axes=(*optim.AXES, *model.axes),
+    rules=c.sharding,
+  )
+  placed = {
+    path: leaf.spec for path, leaf in tree.paths(where) if 'params/' in path
+  }
+  large = [
+    path
+    for path, leaf in tree.paths(state)
+    if leaf.size >= 1 << 20 and path.startswith('params/')
+  ]
+  assert large
+  for path in large:
+    assert any(placed[path]), f'{path} is on every device whole'

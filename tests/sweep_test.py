@@ -1,0 +1,192 @@
+"""Judging checkpoints: each once, never wrong, whatever happens meanwhile."""
+
+import json
+import math
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from lm import checkpoint, config, errors, log, manifest, sweep, train
+from tests import programs
+
+KEYS = ['loss_nats', 'perplexity', 'bits_per_byte', 'tokens']
+
+
+@pytest.fixture(scope='module')
+def judged(trained, tmp_path_factory):
+  """A finished run with its evals.jsonl; do not change it."""
+  workdir = tmp_path_factory.mktemp('judged') / 'run'
+  shutil.copytree(trained, workdir)
+  sweep.sweep(workdir)
+  return workdir
+
+
+def test_a_line_a_checkpoint(judged):
+  lines = (judged / 'evals.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert [r['step'] for r in records] == [6, 12, 18, 24, 30, 36]
+  for record in records:
+    assert record.keys() == {'step', 'checkpoint', 'metrics'}
+    step = record['step']
+    assert record['checkpoint'] == checkpoint.digest(judged, step)
+    names = [f'valid/{key}' for key in KEYS] + ['pause/tables']
+    assert sorted(record['metrics']) == sorted(names)
+    assert all(type(x) in (int, float) for x in record['metrics'].values())
+  found = [r['metrics'] for r in records]
+  nats = [m['valid/loss_nats'] for m in found]
+  assert nats[-1] < nats[0] < math.log(259)
+  for m in found:
+    assert m['valid/perplexity'] == pytest.approx(
+      math.exp(m['valid/loss_nats'])
+    )
+    # Documents end in a token that is no byte of the text.
+    assert m['valid/bits_per_byte'] > m['valid/loss_nats'] / math.log(2)
+
+
+def test_a_table_row_a_checkpoint(judged):
+  rows = sweep.table(sweep.sweep(judged)).splitlines()
+  head = rows[0].split()
+  assert head[:2] == ['step', 'checkpoint'] and len(head) == len(set(head)) == 7
+  assert [int(row.split()[0]) for row in rows[1:]] == [6, 12, 18, 24, 30, 36]
+  assert rows[1].split()[1] == checkpoint.digest(judged, 6)[:12]
+
+
+def test_judging_again_changes_nothing(judged):
+  before = (judged / 'evals.jsonl').read_bytes()
+  assert [r['step'] for r in sweep.sweep(judged, watch=True)][-1] == 36
+  assert (judged / 'evals.jsonl').read_bytes() == before
+
+
+def test_training_finds_what_sweeping_finds(data, judged, trained, tmp_path):
+  workdir = programs.rewind(trained, tmp_path / 'run', 30)
+  train.train(programs.on_eight(data, eval_every=36), workdir)
+  (found,) = [
+    r
+    for r in log.read(workdir / 'metrics.jsonl')
+    if r.keys() >= {'valid/loss_nats'}
+  ]
+  (record,) = [r for r in log.read(judged / 'evals.jsonl') if r['step'] == 36]
+  assert found.pop('step') == 36 and found.keys() == {
+    f'valid/{key}' for key in KEYS
+  }
+  for name, value in found.items():
+    assert value == pytest.approx(record['metrics'][name], rel=1e-6)
+
+
+def test_killed_and_restarted_records_each_once(data, start, tmp_path):
+  """Killed at any point, also in the middle of writing a line."""
+  workdir = tmp_path / 'run'
+  train.train(programs.on_eight(data, evals__pause__seconds=0.3), workdir)
+  path = workdir / 'evals.jsonl'
+  process = start('sweep', [f'--workdir={workdir}'])
+  process.wait_for(lambda: len(log.read(path)) >= 2)
+  process.send(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  begun = len(log.read(path))
+  assert 2 <= begun < 6
+  with path.open('ab') as f:
+    f.write(b'{"step": 36, "checkpoint": "')  # what a kill in a write leaves
+  process = start('sweep', [f'--workdir={workdir}'])
+  assert process.wait() == 0, process.text()
+  records = log.read(path)
+  assert [r['step'] for r in records] == [6, 12, 18, 24, 30, 36]
+  # those that were there are not computed again, and the table has all
+  lines = process.text().splitlines()
+  assert [x.split()[1] for x in lines if x.startswith('step ')][:-1] == [
+    str(r['step']) for r in records[begun:]
+  ]
+  assert lines[-1].split()[:2] == ['36', records[-1]['checkpoint'][:12]]
+
+
+def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
+  """Starts before there is a folder, ends when training has ended."""
+  workdir = tmp_path / 'run'
+  watcher = start('sweep', [f'--workdir={workdir}', '--watch'])
+  trainer = start(
+    'train',
+    programs.flags(
+      data, workdir, keep=1, save_every=2, evals__pause__seconds=0.2
+    ),
+  )
+  assert trainer.wait() == 0, trainer.text()
+  assert watcher.wait() == 0, watcher.text()
+  assert 'Traceback' not in watcher.text()
+  records = log.read(workdir / 'evals.jsonl')
+  steps = [r['step'] for r in records]
+  assert steps == sorted(set(steps)) and steps[-1] == 36
+  assert set(steps) <= set(range(2, 37, 2))
+  left = checkpoint.steps(workdir)
+  # Two stay in any case, and a pinned one may have.
+  assert left[-1] == 36 and 2 <= len(left) <= 3
+  for record in records:
+    if record['step'] in left:
+      assert record['checkpoint'] == checkpoint.digest(workdir, record['step'])
+  # What was read beside the deleting is what is there.
+  again = shutil.copytree(workdir, tmp_path / 'again')
+  (again / 'evals.jsonl').unlink()
+  for record in sweep.sweep(again):
+    (same,) = [r for r in records if r['step'] == record['step']] or [record]
+    np.testing.assert_allclose(
+      same['metrics']['valid/loss_nats'],
+      record['metrics']['valid/loss_nats'],
+      rtol=1e-5,
+    )
+
+
+def test_damaged_steps_are_left_out(judged, tmp_path, capsys):
+  workdir = shutil.copytree(judged, tmp_path / 'run')
+  (workdir / 'evals.jsonl').unlink()
+  programs.damage(workdir, 12)
+  programs.flip(manifest.directory(workdir, 18) / manifest.NAME)
+  records = sweep.sweep(workdir)
+  assert [r['step'] for r in records] == [6, 24, 30, 36]
+  out = capsys.readouterr().out.splitlines()
+  told = [line for line in out if 'left out' in line]
+  assert [line.split(':')[0] for line in told] == ['step 12', 'step 18']
+  for step in (6, 24, 30, 36):
+    programs.damage(workdir, step)
+  (workdir / 'evals.jsonl').unlink()
+  with pytest.raises(errors.Damaged) as caught:
+    sweep.sweep(workdir)
+  assert caught.value.exit_code == 4
+  assert str(caught.value) == (
+    f'{workdir}: no sound checkpoint: see the lines above'
+  )
+  assert not (workdir / 'evals.jsonl').exists()
+
+
+def test_nothing_to_judge_is_an_error(tmp_path):
+  with pytest.raises(errors.Missing) as caught:
+    sweep.sweep(tmp_path / 'typo')
+  assert str(caught.value) == (
+    f'{tmp_path}/typo: no such folder: check --workdir'
+  )
+  assert caught.value.exit_code == 2
+  with pytest.raises(errors.Missing, match='no checkpoint to judge: train'):
+    sweep.sweep(tmp_path)
+  # and watching in vain has an end
+  with pytest.raises(errors.Missing, match='no checkpoint to judge: train'):
+    sweep.sweep(tmp_path, watch=True, poll_seconds=0.01, patience_seconds=0.05)
+
+
+def test_one_sweep_at_a_time(judged):
+  with sweep._alone(judged), pytest.raises(errors.Locked) as caught:
+    sweep.sweep(judged)
+  assert str(caught.value) == (
+    f'{judged}: another sweep is at work here: wait for it'
+  )
+  assert caught.value.exit_code == 3
+
+
+def test_a_run_without_evaluators_is_an_error(data, trained, tmp_path):
+  workdir = programs.rewind(trained, tmp_path / 'run', 30)
+  c = programs.on_eight(data)
+  with c.unlocked():
+    c.evals = {}
+  train.train(c.lock(), workdir)
+  for step in checkpoint.steps(workdir)[:-1]:
+    shutil.rmtree(manifest.directory(workdir, step))
+  with pytest.raises(config.ConfigError, match='its config has no evals: add'):
+    sweep.sweep(workdir)
