@@ -16,7 +16,7 @@ def test_several_steps_ranges_and_seconds(monkeypatch):
   monkeypatch.setenv('FAULT', 'nan_grad@17, nan_grad@5-7,slow_delete@0.5')
   assert faults.at('nan_grad') == (17, 5, 6, 7)
   assert faults.seconds('slow_delete') == 0.5
-  assert faults.at('spike_grad') == ()
+  assert faults.at('die_in_delete') == ()
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import sharding
-from lm import types
-from lm.data import tokenizer
-from lm.data import writer
+from lm import sharding, types
+from lm.data import tokenizer, writer
 from lm.evals import likelihood
 from lm.models import decoder
 

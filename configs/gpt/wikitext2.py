@@ -1,8 +1,8 @@
 """WikiText-2 with a small GPT, on two CPU cores.
 
-  python -m tools.corpora wikitext2
-  python -m lm.train --config=configs/gpt/wikitext2.py --workdir=runs/wikitext2
-  python -m lm.sweep --workdir=runs/wikitext2
+python -m tools.corpora wikitext2
+python -m lm.train --config=configs/gpt/wikitext2.py --workdir=runs/wikitext2
+python -m lm.sweep --workdir=runs/wikitext2
 """
 
 from configs import base
