@@ -72,8 +72,9 @@ def test_attention_equals_a_loop_over_heads(kv_heads, softcap):
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
   mask = attention.causal_mask(segments, segments)
   got = attention.attend(q, k, v, mask, softcap=softcap)
+  wide = [np.asarray(x, np.float64) for x in (q, k, v)]
   want = reference_attention(
-    *(np.asarray(x, np.float64) for x in (q, k, v)), np.asarray(mask), softcap
+    wide[0], wide[1], wide[2], np.asarray(mask), softcap
   )
   np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -117,12 +118,12 @@ def test_norms_in_float64():
   want = (x - x.mean(-1, keepdims=True)) / np.sqrt(
     x.var(-1, keepdims=True) + 1e-5
   )
-  got = module.apply(params, jnp.asarray(x, jnp.float32))
+  got = np.asarray(module.apply(params, jnp.asarray(x, jnp.float32)))
   np.testing.assert_allclose(got, want, atol=1e-5)
   module = norms.RMSNorm()
   params = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
   want = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
-  got = module.apply(params, jnp.asarray(x, jnp.float32))
+  got = np.asarray(module.apply(params, jnp.asarray(x, jnp.float32)))
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -315,7 +315,8 @@ class Embed(nn.Module):
     x_BLD = jnp.take(rows_VD, tokens_BL, axis=0)
     if self.length is not None:
       positions_LD = self.param('positions', init, (self.length, self.width))
-      x_BLD += jnp.take(positions_LD, positions_BL, axis=0)
+      rows_LD = sharding.constrain(positions_LD, None, None)
+      x_BLD += jnp.take(rows_LD, positions_BL, axis=0)
     return x_BLD, table_VD
 
 
