@@ -64,7 +64,7 @@ def get_config() -> Any:
   )
 
 
-def decoder() -> dict:
+def decoder() -> dict[str, Any]:
   """A GPT-2-like decoder, every setting of `lm.models.decoder.make` shown."""
   return {
     'fn': 'lm.models.decoder:make',
@@ -94,7 +94,7 @@ def decoder() -> dict:
   }
 
 
-def adamw() -> dict:
+def adamw() -> dict[str, Any]:
   """AdamW with warmup and cosine."""
   return {
     'fn': 'lm.optim.optimizers:adamw',
@@ -109,4 +109,38 @@ def adamw() -> dict:
     'eps': 1e-8,
     'l1': 0.0,
     'l2': 0.0,
+  }
+
+
+def modern() -> dict[str, Any]:
+  """What small decoders of 2026 share; an update of `decoder()`.
+
+  RMSNorm, RoPE, QK-norm, ReLU^2, no biases, output projections that start at
+  zero: of modded-nanogpt's record runs.
+  """
+  return {
+    'norm': 'rmsnorm',
+    'positions': 'rope',
+    'activation': 'relu2',
+    'bias': False,
+    'qk_norm': True,
+    'kernel_std': None,
+    'zero_outputs': True,
+  }
+
+
+def muon() -> dict[str, Any]:
+  """Muon on matrices and AdamW on the rest, cooled down to zero."""
+  return {
+    'fn': 'lm.optim.optimizers:muon',
+    'peak': 0.01,
+    'adam_peak': 0.005,
+    'schedule': 'wsd',
+    'decay_fraction': 0.7,
+    'warmup': 20,
+    'final': 0.0,
+    'clip': 1.0,
+    'decay': 0.1,
+    'momentum': 0.95,
+    'b2': 0.99,
   }

@@ -31,11 +31,11 @@ for line in sys.stdin:
   answer = {'seconds': [seconds] * int(rest[0])} if rest else {}
   print(json.dumps(answer), flush=True)
 """
-RUN = bench.Run(2, 0.01, None, False, None)
+RUN = measure.Run(2, 0.01, None, False, None)
 
 
-def echo(seconds: float) -> bench.Entry:
-  return bench.Entry(
+def echo(seconds: float) -> measure.Entry:
+  return measure.Entry(
     f'echo {seconds}', [sys.executable, '-c', ECHO, str(seconds)], 'echo', {}
   )
 
@@ -150,7 +150,7 @@ def test_a_real_worker_answers(tmp_path):
 
 
 def test_workers_take_turns_and_are_compared():
-  fast, slow = bench._measure(RUN, [echo(0.001), echo(0.002)])
+  fast, slow = measure.compare(RUN, [echo(0.001), echo(0.002)])
   assert fast['best_tokens_per_second'] == pytest.approx(100 / 0.001)
   assert slow['median_tokens_per_second'] == pytest.approx(100 / 0.002)
   # Blocks of 0.01 s: ten steps of the fast one, five of the slow one.
@@ -160,12 +160,12 @@ def test_workers_take_turns_and_are_compared():
 
 
 def test_a_worker_that_fails_is_a_line_in_the_table():
-  good, bad = bench._measure(
-    RUN, [echo(0.001), bench.Entry('no', [sys.executable, '-c', ''], 'x', {})]
+  good, bad = measure.compare(
+    RUN, [echo(0.001), measure.Entry('no', [sys.executable, '-c', ''], 'x', {})]
   )
   assert bad['failed'] == 'no: ended: '
   assert good['steps'] == 20
-  rows = bench._measure(RUN, [echo(-1)])
+  rows = measure.compare(RUN, [echo(-1)])
   assert rows[0]['failed'] == 'echo -1: ended: Sorry: out of memory'
   assert 'failed: echo -1: ended: Sorry' in table.throughput(rows)
 
@@ -303,7 +303,7 @@ def test_wrong_flags_end_with_2(flag, capsys):
 
 
 def test_the_whole_program_prints_and_writes(monkeypatch, tmp_path, capsys):
-  def measure(run, entries, *, versus=True):
+  def compare(run, entries, *, versus=True):
     rows = []
     for entry in entries:
       blocks = [{'seconds': [0.5, 1.0], 'peak': {'fp32': 2e9, 'bf16': 4e9}}]
@@ -323,7 +323,7 @@ def test_the_whole_program_prints_and_writes(monkeypatch, tmp_path, capsys):
       )
     return rows
 
-  monkeypatch.setattr(bench, '_measure', measure)
+  monkeypatch.setattr(measure, 'compare', compare)
   script = f'print({json.dumps(json.dumps(_plain(ours.probe())))})'
   monkeypatch.setattr(workers, 'ours', lambda: [sys.executable, '-c', script])
   path = tmp_path / 'bench.json'

@@ -19,8 +19,6 @@ import time
 
 from lm import log, report
 
-_PROMPTS = ('Return the', 'The ', 'Parameters\n----------\n')
-
 
 def bzip2_bits_per_byte(path: Path) -> float:
   """Compresses the texts of a .jsonl file, laid end to end, with bzip2 -9."""
@@ -88,15 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     f'\nheld-out text, bits per byte: model {found:.3f}, bzip2 -9 {bar:.3f} '
     f'({"below" if found < bar else "NOT below"} it)\npicture: {picture}'
   )
-  for prompt in _PROMPTS:
-    _run(
-      'lm.sample',
-      f'--workdir={workdir}',
-      f'--prompt={prompt}',
-      '--temperature=0.7',
-      '--top_p=0.95',
-      '--length=80',
-    )
+  _run(
+    'lm.sample',
+    f'--workdir={workdir}',
+    '--prompt=Return the',
+    '--temperature=0.7',
+    '--top_p=0.95',
+    '--length=80',
+    '--count=3',
+  )
   print(f'\ndone in {time.monotonic() - began:.0f} s')
 
 

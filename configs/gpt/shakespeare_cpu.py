@@ -22,32 +22,12 @@ def get_config():
   }
   c.data.sources.train.path = 'data/shakespeare/train'
   c.model.update(
+    base.modern(),
     width=128,
-    depth=4,
-    heads=4,
-    norm='rmsnorm',
-    positions='rope',
-    activation='relu2',
-    bias=False,
-    qk_norm=True,
     logit_softcap=15.0,
     tied=False,
-    kernel_std=None,
-    zero_outputs=True,
     operands='bfloat16',
   )
-  c.optim = {
-    'fn': 'lm.optim.optimizers:muon',
-    'peak': 0.01,
-    'adam_peak': 0.005,
-    'schedule': 'wsd',
-    'decay_fraction': 0.7,
-    'warmup': 20,
-    'final': 0.0,
-    'clip': 1.0,
-    'decay': 0.1,
-    'momentum': 0.95,
-    'b2': 0.99,
-  }
+  c.optim = base.muon()
   c.evals.valid.path = 'data/shakespeare/valid'
   return c.lock()

@@ -9,7 +9,10 @@ from configs import base
 def get_config():
   """Returns the config."""
   c = base.get_config()
-  c.steps = 700
-  c.batch_size = 16
-  c.save_every = 100
+  c.steps = 500
+  c.batch_size = 8
+  c.save_every = 125
+  c.keep = 4
+  c.model.update(base.modern(), width=192, operands='bfloat16')
+  c.optim = base.muon() | {'peak': 0.01, 'adam_peak': 0.005, 'warmup': 20}
   return c.lock()

@@ -1,0 +1,286 @@
+"""What `lm` does, as workloads."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+import platform
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from lm import checkpoint, flops, generate, optim, sharding, step, types
+from lm.data import stream, tokenizer, writer
+from lm.models import decoder, linen
+from lm.optim import optimizers
+from tools.bench import protocol
+from tools.bench import spec as specs
+
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+def probe() -> protocol.Workload:
+  """Tells what this machine is; its step does nothing."""
+  kind = jax.devices()[0].device_kind
+  try:
+    peak, unknown = flops.peak(kind), ''
+  except ValueError as error:
+    peak, unknown = None, str(error)
+  facts = {
+    'platform': jax.default_backend(),
+    'device': kind,
+    'devices': jax.device_count(),
+    'peak': peak,
+    'unknown': unknown,
+    'versions': {
+      'python': platform.python_version(),
+      **{name: metadata.version(name) for name in _PACKAGES},
+    },
+  }
+  return protocol.Workload(dict, 0, facts)
+
+
+def training(spec: list[Any], precision: str) -> protocol.Workload:
+  """Trains as `lm.train` does, on random tokens.
+
+  Args:
+    spec: fields of a `specs.Spec`.
+    precision: 'fp32' or 'bf16'.
+  """
+  s = specs.Spec(*spec)
+  model = _model(s, precision, s.length)
+  tx, _ = optimizers.adamw(steps=10_000, peak=1e-3, warmup=100)
+  batch = _random_batch(s)
+  mesh = sharding.make_mesh()
+  init = partial(step.init_state, jax.random.key(0), batch, model=model, tx=tx)
+  like = jax.eval_shape(init)
+  where = sharding.shardings(
+    like,
+    mesh=mesh,
+    axes=(*optim.AXES, *model.axes),
+    rules=base.get_config().sharding.to_dict(),
+  )
+  with jax.set_mesh(mesh):
+    state = jax.jit(init, out_shardings=where)()
+  update = jax.jit(
+    partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1)),
+    donate_argnums=0,
+    out_shardings=(where, None),
+  )
+
+  def advance() -> Mapping[str, float]:
+    nonlocal state
+    with jax.set_mesh(mesh):
+      state, metrics = update(state, sharding.put(batch, mesh))
+    jax.block_until_ready((state, metrics))
+    loss = metrics['loss_nats']
+    return {'loss_nats': float(loss.total) / float(loss.weight)}
+
+  parameters = flops.multiplied(like.params)
+  facts = {
+    'devices': jax.device_count(),
+    'parameters': sum(x.size for x in jax.tree.leaves(like.params)),
+    'flops_per_token': flops.train_flops_per_token(
+      parameters, s.depth, s.length, s.width
+    ),
+  }
+  return protocol.Workload(advance, s.batch * s.length, facts, matmul_peaks())
+
+
+def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
+  """Continues prompts of one token by `new` greedy tokens, in fp32."""
+  s = specs.Spec(*spec)
+  model = _model(s, 'fp32', new + 1)
+  prompts = generate.prompts([[3 + n] for n in range(batch)], pad=0)
+  params = jax.jit(model.init)(jax.random.key(0), prompts)
+  # The id that would end a row is one that is never drawn.
+  draw = partial(
+    generate.generate,
+    model=model,
+    sampler=generate.Sampler(temperature=0),
+    length=new,
+    stop=s.vocab,
+    rng=jax.random.key(0),
+  )
+
+  def advance() -> Mapping[str, float]:
+    text_BL = np.asarray(draw(params, prompts))
+    assert text_BL.shape == (batch, new) and text_BL.max() < s.vocab
+    return {}
+
+  return protocol.Workload(advance, batch * new, {})
+
+
+def loader(
+  threads: int, tokens: int, batch: int, length: int, steps: int
+) -> protocol.Workload:
+  """Reads `steps` shuffled batches of synthetic documents.
+
+  Args:
+    threads: that read ahead; 0 reads only when asked.
+    tokens: about how many the dataset has.
+    batch: B.
+    length: L.
+    steps: batches in what is timed as one step.
+  """
+  folder = _folder()
+  words = tokenizer.load('bytes')
+  rng = np.random.default_rng(0)
+  # Web pages have a thousand tokens and a long tail.
+  sizes = rng.lognormal(6.5, 1.0, 1 + tokens // 1_100).astype(int) + 1
+  text = rng.integers(32, 127, int(sizes.max()), np.uint8).tobytes().decode()
+  path = Path(folder.name, 'data')
+  writer.write(
+    path, (text[:n] for n in sizes), words, shard_tokens=1 + tokens // 4
+  )
+  data = stream.make(
+    {'train': {'path': str(path), 'weight': 1.0}},
+    tokenizer=words,
+    seed=0,
+    batch_size=batch,
+    length=length,
+  )
+  # A first pass over all blocks, which are checked when first touched.
+  for n in range(-(-int(sizes.sum() + len(sizes)) // (batch * length))):
+    data.batch(n)
+  batches = stream.stream(data, 0, 1 << 40, threads=threads)
+
+  def advance() -> Mapping[str, float]:
+    for _ in range(steps):
+      next(batches)
+    return {}
+
+  def close() -> None:
+    batches.close()
+    folder.cleanup()
+
+  return protocol.Workload(advance, batch * length * steps, {}, close=close)
+
+
+def checkpoints(spec: list[Any]) -> protocol.Workload:
+  """Saves a training state: how long it blocks, and how long it takes."""
+  s = specs.Spec(*spec)
+  model = _model(s, 'fp32', s.length)
+  tx, _ = optimizers.adamw(steps=10_000, peak=1e-3)
+  state = jax.jit(partial(step.init_state, model=model, tx=tx))(
+    jax.random.key(0), linen.example_batch(1, s.length)
+  )
+  jax.block_until_ready(state)
+  folder = _folder()
+  like = jax.eval_shape(lambda: state)
+  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  number = 0
+
+  def advance() -> Mapping[str, float]:
+    nonlocal number
+    number += 1
+    start = time.perf_counter()
+    saver.save(number, state, {'data': {}})
+    blocked = time.perf_counter()
+    saver.wait()
+    saved = time.perf_counter()
+    jax.block_until_ready(checkpoint.restore(folder.name, like, where)[0])
+    return {
+      'blocking_seconds': blocked - start,
+      'save_seconds': saved - start,
+      'restore_seconds': time.perf_counter() - saved,
+    }
+
+  held = contextlib.ExitStack()
+  held.callback(folder.cleanup)
+  saver = held.enter_context(checkpoint.Checkpointer(folder.name, keep=2))
+  size = sum(x.nbytes for x in jax.tree.leaves(state))
+  return protocol.Workload(advance, 0, {'bytes': size}, close=held.close)
+
+
+def matmul_peaks(size: int | None = None) -> Callable[[], dict[str, float]]:
+  """Prepares `() -> {precision: FLOP/s}` of square products on one device.
+
+  The products are those of the model: fp32 in the default precision, bf16
+  with float32 sums (on CPU, with float32 results).
+
+  Args:
+    size: of the squares; None is large enough for this platform.
+  """
+  on_cpu = jax.default_backend() == 'cpu'
+  size = size or (2048 if on_cpu else 8192)
+  repeats = 4 if on_cpu else 32
+  device = jax.devices()[0]
+
+  def chain(a, x, result):
+    def multiply(_, x):
+      return jnp.matmul(a, x.astype(a.dtype), preferred_element_type=result)
+
+    return jax.lax.fori_loop(0, repeats, multiply, x)
+
+  run = jax.jit(chain, static_argnums=2, donate_argnums=1)
+
+  def measure() -> dict[str, float]:
+    peaks = {}
+    for precision in specs.PRECISIONS:
+      operands = 'float32' if precision == 'fp32' else 'bfloat16'
+      result = 'float32' if on_cpu else operands
+      # Of norm about 1, so that products neither vanish nor overflow.
+      a = jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5
+      a = jax.device_put(a.astype(operands), device)
+      x = jax.device_put(jnp.ones((size, size), result), device)
+      x = jax.block_until_ready(run(a, x, result))
+      seconds = []
+      for _ in range(3):
+        start = time.perf_counter()
+        x = jax.block_until_ready(run(a, x, result))
+        seconds.append(time.perf_counter() - start)
+      peaks[precision] = 2 * size**3 * repeats / min(seconds)
+    return peaks
+
+  return measure
+
+
+def _model(s: specs.Spec, precision: str, length: int) -> types.Model:
+  narrow = {'fp32': 'float32', 'bf16': 'bfloat16'}[precision]
+  on_cpu = jax.default_backend() == 'cpu'
+  return decoder.make(
+    vocab=s.vocab,
+    length=length,
+    width=s.width,
+    depth=s.depth,
+    heads=s.heads,
+    mlp=s.mlp,
+    # On CPU bfloat16 pays only as what matrix products read.
+    dtype='float32' if on_cpu else narrow,
+    operands=narrow,
+  )
+
+
+def _random_batch(s: specs.Spec) -> types.Batch:
+  ids = np.random.default_rng(0).integers(
+    0, s.vocab, (s.batch, s.length + 1), np.int32
+  )
+  return linen.example_batch(s.batch, s.length)._replace(
+    tokens=ids[:, :-1], targets=ids[:, 1:]
+  )
+
+
+def _folder() -> tempfile.TemporaryDirectory:
+  # Beside the code and not in /tmp, which may be memory.
+  cache = Path(__file__).resolve().parents[2] / '.cache'
+  cache.mkdir(exist_ok=True)
+  return tempfile.TemporaryDirectory(prefix='bench-', dir=cache)
+
+
+WORKLOADS = {
+  'probe': probe,
+  'training': training,
+  'generation': generation,
+  'loader': loader,
+  'checkpoint': checkpoints,
+}
+
+if __name__ == '__main__':
+  protocol.serve(WORKLOADS)

@@ -1,0 +1,63 @@
+"""The environment of torch peers, made on first use and kept."""
+
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+from tools.bench import workers
+
+# Exactly these: a ratio says little without the version it is a ratio to.
+REQUIREMENTS = ('torch==2.13.0', 'transformers==5.23.0')
+FOLDER = workers.ROOT / '.cache' / 'bench-peers'
+
+
+def environment(folder: Path = FOLDER) -> str:
+  """Returns the interpreter of the peers, after making it if need be.
+
+  Raises:
+    workers.Failed: it cannot be made.
+  """
+  python = folder / 'bin' / 'python'
+  stamp = folder / 'requirements'  # written last: an install may be cut short
+  wanted = '\n'.join(REQUIREMENTS)
+  if stamp.exists() and stamp.read_text() == wanted:
+    return str(python)
+  print(f'{folder}: installing {", ".join(REQUIREMENTS)}', file=sys.stderr)
+  _run([_interpreter(), '-m', 'venv', '--clear', str(folder)])
+  _run([str(python), '-m', 'pip', 'install', '--quiet', *REQUIREMENTS])
+  stamp.write_text(wanted)
+  return str(python)
+
+
+def torch(python: str) -> list[str]:
+  """Gives the command of `torch_peer.py`, to which a workload is appended."""
+  return [python, '-m', 'tools.bench.torch_peer']
+
+
+def flax() -> list[str]:
+  """Gives the command of `flax_peer.py`, which runs where `lm` does."""
+  return [sys.executable, '-m', 'tools.bench.flax_peer']
+
+
+def _interpreter() -> str:
+  """Prefers Python 3.11, for which the pinned torch was tried."""
+  found = shutil.which('python3.11')
+  # A name on PATH may be a shim that leads nowhere, so it is run.
+  works = (
+    found
+    and not subprocess.run(
+      [found, '-c', 'import ensurepip, venv'], capture_output=True
+    ).returncode
+  )
+  return found if found and works else sys.executable
+
+
+def _run(command: list[str]) -> None:
+  done = subprocess.run(command, capture_output=True, text=True)
+  if done.returncode:
+    last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+    raise workers.Failed(
+      f'--peers: {" ".join(command[1:4])} failed: {"".join(last)[:120]}; '
+      'check the network, or leave --peers out'
+    )

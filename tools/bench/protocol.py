@@ -1,0 +1,79 @@
+"""The worker's half: a program that takes steps when asked, else is idle.
+
+Called with the name of a workload and its settings as JSON, it builds it, takes
+a first step, and then answers each line of its input with a line of JSON:
+
+  (start)  facts: tokens, first_step_seconds, versions ...
+  step K   {'seconds': [K numbers]}, and further lists that the workload has
+  peak     {'fp32': FLOP/s, 'bf16': FLOP/s}, of matrix products
+  (end)    it exits
+
+Standard library only: peers run where `lm` is not installed.
+"""
+
+from collections.abc import Callable, Mapping
+import json
+import os
+import sys
+import time
+from typing import Any, NamedTuple
+
+
+class Workload(NamedTuple):
+  """What can be timed.
+
+  Attributes:
+    step: does the work once, to its end; returns further numbers to list.
+    tokens: that a step processes.
+    facts: JSON that the worker tells about itself.
+    peak: measures the FLOP/s of matrix products, by precision.
+    close: gives back what lies outside this process's memory.
+  """
+
+  step: Callable[[], Mapping[str, float]]
+  tokens: int
+  facts: dict[str, Any]
+  peak: Callable[[], Mapping[str, float]] | None = None
+  close: Callable[[], None] = lambda: None
+
+
+def timed(workload: Workload, steps: int) -> dict[str, list[float]]:
+  """Takes steps: {'seconds': [K]} and what the steps returned, as lists."""
+  lists: dict[str, list[float]] = {'seconds': []}
+  for _ in range(steps):
+    start = time.perf_counter()
+    numbers = workload.step()
+    lists['seconds'].append(time.perf_counter() - start)
+    for name, value in numbers.items():
+      lists.setdefault(name, []).append(value)
+  return lists
+
+
+def serve(makers: Mapping[str, Callable[..., Workload]]) -> None:
+  """Runs a worker until its input ends."""
+  # Compilers and libraries print to stdout, which is the parent's line.
+  with os.fdopen(os.dup(1), 'w') as out:
+    os.dup2(2, 1)
+
+    def answer(value: Any) -> None:
+      print(json.dumps(value), file=out, flush=True)
+
+    start = time.perf_counter()
+    workload = makers[sys.argv[1]](**json.loads(sys.argv[2]))
+    try:
+      workload.step()
+      answer(
+        {
+          'tokens': workload.tokens,
+          'first_step_seconds': time.perf_counter() - start,
+          **workload.facts,
+        }
+      )
+      for line in sys.stdin:
+        command, *arguments = line.split()
+        if command == 'step':
+          answer(timed(workload, int(arguments[0])))
+        elif command == 'peak':
+          answer(workload.peak() if workload.peak else {})
+    finally:
+      workload.close()

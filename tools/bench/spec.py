@@ -1,0 +1,62 @@
+"""What is measured: sizes of models that every peer can build."""
+
+from typing import NamedTuple
+
+
+class Spec(NamedTuple):
+  """A decoder of GPT-2's shape with a tied output and no dropout.
+
+  Attributes:
+    name: of the spec.
+    vocab: V.
+    width: D.
+    depth: blocks.
+    heads: N.
+    mlp: F.
+    length: L.
+    batch: B, rows a step on all devices.
+  """
+
+  name: str
+  vocab: int
+  width: int
+  depth: int
+  heads: int
+  mlp: int
+  length: int
+  batch: int
+
+  def __str__(self) -> str:
+    sizes = self._asdict()
+    del sizes['name']
+    return ', '.join(f'{key} {value}' for key, value in sizes.items())
+
+
+PRECISIONS = ('fp32', 'bf16')
+SPECS = {
+  spec.name: spec
+  for spec in (
+    Spec('S', 8192, 256, 4, 4, 1024, 256, 16),
+    Spec('M', 16384, 512, 8, 8, 2048, 512, 8),
+    Spec('gpt2', 50304, 768, 12, 12, 3072, 1024, 32),
+  )
+}
+# Hours on a CPU, and float32 would not fit in 40 GB: these run only on
+# accelerators, in bf16.
+LARGE = ('gpt2',)
+# 42.1M parameters: with Adam's moments 505 MB.
+CHECKPOINT = Spec('checkpoint', 17152, 576, 8, 9, 2304, 512, 1)
+
+
+def parse(text: str) -> list[Spec]:
+  """Reads 'S,M'.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  unknown = sorted(set(text.split(',')) - set(SPECS))
+  if unknown:
+    raise ValueError(
+      f'--spec: unknown {unknown[0][:60]!r}; choose from {", ".join(SPECS)}'
+    )
+  return [SPECS[name] for name in text.split(',')]
