@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from tools.bench import __main__ as bench
-from tools.bench import flax_peer, ours, peers, protocol, table, workers
+from tools.bench import (
+  flax_peer,
+  measure,
+  ours,
+  peers,
+  protocol,
+  table,
+  workers,
+)
 from tools.bench import spec as specs
 
 TINY = specs.Spec('tiny', 64, 32, 2, 2, 128, 16, 8)
