@@ -20,7 +20,7 @@ class Failure(RuntimeError):
     """Takes the text; blanks are joined and a long middle is cut out."""
     text = ' '.join(text.split())
     if len(text) > _LONGEST:  # the end of a long path says enough
-      text = re.sub(r'/\S{30,}(/[^\s/]+/[^\s/]+)', r'...\1', text)
+      text = re.sub(r'/\S{12,}((?:/[^\s/]+){3})', r'...\1', text)
     if len(text) > _LONGEST:
       # The place stands at the front and the fix at the end.
       text = f'{text[:_FRONT]} ... {text[_FRONT + 5 - _LONGEST :]}'

@@ -168,7 +168,7 @@ def checkpoint(rows: Sequence[Row]) -> str:
   return markdown(heads, lines)
 
 
-_RATIO_HEADS = ('lm is faster, x (range)', 'x, best steps')
+_RATIO_HEADS = ('lm / this, paired (range)', 'lm / this, best')
 
 
 def _ratios(row: Row) -> list[str]:
