@@ -1,5 +1,8 @@
 """A small GPT on the text that every machine has: the quickstart's main job.
 
+Expected: below bzip2 -9 (2.21 bits/byte on the held-out text) from about step
+200 on. 800 steps of the same recipe gave 1.588, and 2.063 at step 200.
+
 python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/tiny
 """
 

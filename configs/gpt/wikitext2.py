@@ -1,5 +1,7 @@
 """WikiText-2 with a small GPT, on two CPU cores.
 
+Not run to its end yet: no figure is expected of it.
+
 python -m tools.corpora wikitext2
 python -m lm.train --config=configs/gpt/wikitext2.py --workdir=runs/wikitext2
 python -m lm.sweep --workdir=runs/wikitext2
