@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from lm import checkpoint, config, generate
+from lm import checkpoint, config, generate, saved
 
 
 def sample(
@@ -48,17 +48,9 @@ def sample(
     raise config.ConfigError(f'count={count}, length={length}: at least 1 each')
   try:
     sampler = generate.Sampler(temperature, top_k, top_p).check()
-    meta = checkpoint.read_meta(workdir, step)
+    c, tokenizer, model = saved.build(workdir, step)
   except (ValueError, checkpoint.Gone) as e:
     raise config.ConfigError(str(e)) from e
-  c = config.from_json(meta['config'])
-  tokenizer = config.build(c.tokenizer)
-  if tokenizer.sha256 != meta['tokenizer']:
-    raise config.ConfigError(
-      f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
-      f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
-    )
-  model = config.build(c.model, vocab=tokenizer.size)
   ids = [tokenizer.bos, *tokenizer.encode(prompt)]
   if len(ids) + length > c.model.length:
     raise config.ConfigError(

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from lm import checkpoint, config, errors, log, sharding
+from lm import checkpoint, config, errors, log, saved, sharding
 
 
 def sweep(
@@ -104,17 +104,9 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def _build(workdir: Path, step: int):
   """Makes `params -> {name: number}` of all evaluators of the run's config."""
-  meta = checkpoint.read_meta(workdir, step)
-  c = config.from_json(meta['config'])
+  c, tokenizer, model = saved.build(workdir, step)
   # Whatever devices this process has; the trainer's mesh is its own affair.
   mesh = sharding.make_mesh()
-  tokenizer = config.build(c.tokenizer)
-  if tokenizer.sha256 != meta['tokenizer']:
-    raise config.ConfigError(
-      f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
-      f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
-    )
-  model = config.build(c.model, vocab=tokenizer.size)
   parts = {
     name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
     for name, spec in c.evals.items()
