@@ -32,6 +32,9 @@ for name, value in SETTINGS.items():
   os.environ[name.upper()] = str(value)
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+if PLATFORM != 'cpu':
+  # tolerances are those of float32, which a GPU rounds to 10 bits by default
+  jax.config.update('jax_default_matmul_precision', 'highest')
 # a slow machine is no failure, and a failure must come again
 hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('lm')

@@ -298,9 +298,48 @@ def test_resuming_gives_the_same_bits(name, tmp_path):
   assert_trees_equal(straight, resumed)
 
 
+@pytest.mark.gpu
+@laws
+@pytest.mark.parametrize(
+  ('operands', 'tolerance'), [('float32', 1e-4), ('bfloat16', 2e-2)]
+)
+def test_an_accelerator_trains_as_a_cpu_does(name, operands, tolerance):
+  found = []
+  for device in (jax.devices()[0], jax.devices('cpu')[0]):
+    with jax.default_device(device):
+      model = build(name, operands=operands, dtype=operands)
+      state, update = trainer(model)
+      state, losses = run(jax.device_put(state, device), update, 5)
+    assert jax.tree.leaves(state)[0].devices() == {device}
+    found.append(losses)
+  np.testing.assert_allclose(*found, rtol=tolerance)
+
+
+@pytest.mark.gpu
+@laws
+def test_a_checkpoint_moves_from_an_accelerator_to_a_cpu(name, tmp_path):
+  state, update = trainer(build(name))
+  state, _ = run(jax.device_put(state, jax.devices()[0]), update, 2)
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    saver.save(2, state, {})
+    saver.wait()
+    cpu = jax.devices('cpu')[0]
+    there = jax.sharding.SingleDeviceSharding(cpu)
+    restored = saver.restore(
+      jax.eval_shape(lambda: state), jax.tree.map(lambda _: there, state)
+    )
+  assert restored is not None
+  assert jax.tree.leaves(restored[0])[0].devices() == {cpu}
+  assert_trees_equal(state, restored[0])
+  moved, _ = run(restored[0], update, 1, first=2)
+  assert int(moved.step) == 3
+
+
 @laws
 @pytest.mark.parametrize('shape', MESHES, ids=str)
 def test_every_mesh_gives_the_loss_of_one_device(name, shape, capfd):
+  if jax.device_count() < 8:
+    pytest.skip('needs eight devices: CPU simulates them')
   # Eight rows of vocabulary and four kv heads: what every mesh here divides.
   changes = {'heads': 8, 'kv_heads': 4 if name == 'llama' else 8, 'mlp': 64}
   model = build(name, scan=shape == (2, 2, 2), **changes)
