@@ -58,8 +58,7 @@ def _forward(logits_BLV, targets_BL, z_weight, smoothing):
   # A sum over a vocabulary in bfloat16 keeps two digits; always float32.
   wide_BLV = logits_BLV.astype(jnp.float32)
   log_z_BL = jax.nn.logsumexp(wide_BLV, axis=-1)
-  hit_BLV = _one_hot(targets_BL, logits_BLV)
-  score_BL = jnp.sum(jnp.where(hit_BLV, wide_BLV, 0), axis=-1)
+  score_BL = jnp.take_along_axis(wide_BLV, targets_BL[..., None], -1)[..., 0]
   nats_BL = log_z_BL - (1 - smoothing) * score_BL
   if smoothing:
     nats_BL -= smoothing * jnp.mean(wide_BLV, axis=-1)
