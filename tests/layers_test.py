@@ -19,6 +19,8 @@ def normal(seed, *shape):
     ('BLKGH,BSKH->BKGLS', (2, 3, 4, 5, 6), (2, 7, 4, 6)),
     ('BKGLS,BSKH->BLKGH', (2, 4, 5, 3, 7), (2, 7, 4, 6)),
     ('BLD,VD->BLV', (2, 3, 4), (9, 4)),
+    ('BLNH,BSNH->BNLS', (2, 3, 5, 4), (2, 7, 5, 4)),
+    ('FBL,LBD->DBF', (6, 2, 3), (3, 2, 4)),
   ],
 )
 def test_bfloat16_products_keep_their_gradients(spec, a, b):
@@ -28,7 +30,21 @@ def test_bfloat16_products_keep_their_gradients(spec, a, b):
     out = linear.contract(spec, x, y, operands, 'float32')
     return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
 
+  np.testing.assert_allclose(
+    linear.contract(spec, x, y, 'float32', 'float32'),
+    np.einsum(spec, x, y),
+    atol=1e-5,
+  )
   wide = jax.grad(total, (0, 1))(x, y, 'float32')
+  plain = jax.grad(
+    lambda x, y: jnp.sum(
+      (out := jnp.einsum(spec, x, y))
+      * jnp.cos(jnp.arange(out.size)).reshape(out.shape)
+    ),
+    (0, 1),
+  )(x, y)
+  for w, p in zip(wide, plain, strict=True):
+    np.testing.assert_allclose(w, p, atol=1e-5)
   narrow = jax.grad(total, (0, 1))(x, y, 'bfloat16')
   for w, n in zip(wide, narrow, strict=True):
     assert n.dtype == w.dtype
@@ -77,6 +93,37 @@ def test_attention_equals_a_loop_over_heads(kv_heads, softcap):
     wide[0], wide[1], wide[2], np.asarray(mask), softcap
   )
   np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('softcap', [None, 2.0])
+@pytest.mark.parametrize(
+  ('operands', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.03)]
+)
+def test_attention_has_the_gradients_of_autodiff(operands, tolerance, softcap):
+  q = normal(0, 2, 5, 4, 8)
+  k, v = normal(1, 2, 5, 2, 8), normal(2, 2, 5, 2, 8)
+  segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
+  mask = attention.causal_mask(segments, segments).at[0, 0, 3].set(False)
+
+  def plain(q, k, v):
+    scores = jnp.einsum('BLNH,BSNH->BNLS', q, jnp.repeat(k, 2, 2)) * 8**-0.5
+    if softcap is not None:
+      scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask, scores, attention.MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum('BNLS,BSNH->BLNH', weights, jnp.repeat(v, 2, 2))
+
+  def ours(q, k, v):
+    return attention.attend(q, k, v, mask, softcap=softcap, operands=operands)
+
+  want_out, want_of = jax.vjp(plain, q, k, v)
+  got_out, got_of = jax.vjp(ours, q, k, v)
+  direction = normal(3, *want_out.shape)
+  want = want_out, *want_of(direction)
+  got = got_out, *got_of(direction)
+  for w, g in zip(want, got, strict=True):
+    assert g.dtype == w.dtype
+    np.testing.assert_allclose(g, w, atol=tolerance * float(jnp.abs(w).max()))
 
 
 def test_mask_is_causal_within_documents():

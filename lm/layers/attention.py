@@ -1,5 +1,7 @@
 """Multi-head attention with grouped keys and a cache."""
 
+from functools import partial
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -58,18 +60,86 @@ def attend(
   K = k_BSKH.shape[2]
   # Scale q rather than the scores: L * H numbers instead of L * S.
   q_BLKGH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H)
+  # Heads before positions: what batched products want, and small next to S.
+  out_BKGLH = _mix(
+    jnp.einsum('BLKGH->BKGLH', q_BLKGH),
+    jnp.einsum('BSKH->BKSH', k_BSKH),
+    jnp.einsum('BSKH->BKSH', v_BSKH),
+    mask_B1LS[:, :, None],
+    softcap,
+    operands,
+  )
+  out_BLKGH = jnp.einsum('BKGLH->BLKGH', out_BKGLH)
+  return out_BLKGH.reshape(B, L, N, H).astype(q_BLNH.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _mix(q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, softcap, operands) -> jax.Array:
+  """Mixes values: float32 [B, K, G, L, H].
+
+  The rule for gradients keeps one array of the size of the scores, in the
+  operands' type, where autodiff keeps several in float32. Reference: Dao et al.
+  2022, arXiv 2205.14135, appendix B.2.
+  """
+  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, softcap, operands)[0]
+
+
+def _scores(q_BKGLH, k_BKSH, softcap):
   # Scores and softmax in float32: exp of a bfloat16 score is off by percents.
-  scores_BKGLS = linear.contract(
-    'BLKGH,BSKH->BKGLS', q_BLKGH, k_BSKH, operands, 'float32'
+  scores_BKGLS = linear.multiply(
+    'BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, 'float32'
   )
   if softcap is not None:
     scores_BKGLS = softcap * jnp.tanh(scores_BKGLS / softcap)
-  scores_BKGLS = jnp.where(mask_B1LS[:, :, None], scores_BKGLS, MASKED)
-  weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1)
-  out_BLKGH = linear.contract(
-    'BKGLS,BSKH->BLKGH', weights_BKGLS, v_BSKH, operands, str(q_BLNH.dtype)
+  return scores_BKGLS
+
+
+def _forward(q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, softcap, operands):
+  # Empty arrays carry the original dtypes, which jax types do not travel in.
+  kinds = [jnp.zeros((0,), x.dtype) for x in (q_BKGLH, k_BKSH, v_BKSH)]
+  q_BKGLH, k_BKSH, v_BKSH = (
+    x.astype(operands) for x in (q_BKGLH, k_BKSH, v_BKSH)
   )
-  return out_BLKGH.reshape(B, L, N, H)
+  scores_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
+  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, MASKED)
+  weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(operands)
+  out_BKGLH = linear.multiply(
+    'BKGLS,BKSH->BKGLH', weights_BKGLS, v_BKSH, 'float32'
+  )
+  kept = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH, kinds
+  return out_BKGLH, kept
+
+
+def _backward(softcap, operands, residuals, cotangent_BKGLH):
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH, kinds = (
+    residuals
+  )
+  # How far a row's gain lies above its mean: sum(weights * gain) = out . d out.
+  mean_BKGL1 = jnp.sum(cotangent_BKGLH * out_BKGLH, axis=-1, keepdims=True)
+  cotangent_BKGLH = cotangent_BKGLH.astype(operands)
+  dv_BKSH = linear.multiply(
+    'BKGLS,BKGLH->BKSH', weights_BKGLS, cotangent_BKGLH, kinds[2].dtype
+  )
+  gain_BKGLS = linear.multiply(
+    'BKGLH,BKSH->BKGLS', cotangent_BKGLH, v_BKSH, 'float32'
+  )
+  ds_BKGLS = weights_BKGLS.astype(jnp.float32) * (gain_BKGLS - mean_BKGL1)
+  # Weights are 0 there but in a row that may look nowhere.
+  ds_BKGLS = jnp.where(mask_B11LS, ds_BKGLS, 0)
+  if softcap is not None:
+    capped_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
+    ds_BKGLS *= 1 - jnp.square(capped_BKGLS / softcap)
+  ds_BKGLS = ds_BKGLS.astype(operands)
+  dq_BKGLH = linear.multiply(
+    'BKGLS,BKSH->BKGLH', ds_BKGLS, k_BKSH, kinds[0].dtype
+  )
+  dk_BKSH = linear.multiply(
+    'BKGLS,BKGLH->BKSH', ds_BKGLS, q_BKGLH, kinds[1].dtype
+  )
+  return dq_BKGLH, dk_BKSH, dv_BKSH, None
+
+
+_mix.defvjp(_forward, _backward)
 
 
 class Attention(nn.Module):
