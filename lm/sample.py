@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from lm import checkpoint, config, generate, saved
+from lm import checkpoint, config, generate, memory, saved
 
 
 def sample(
@@ -88,7 +88,9 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--top_p', type=float, default=1.0)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--step', type=int)
-  for n, text in enumerate(sample(**vars(parser.parse_args(argv)))):
+  args = parser.parse_args(argv)
+  memory.keep_freed()
+  for n, text in enumerate(sample(**vars(args))):
     if n:
       print('-' * 72)
     print(text)

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from lm import checkpoint, config, errors, log, saved, sharding
+from lm import checkpoint, config, errors, log, memory, saved, sharding
 
 
 def sweep(
@@ -165,6 +165,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--watch', action='store_true')
   args = parser.parse_args(argv)
+  memory.keep_freed()
   # On a shared machine the trainer goes first.
   os.nice(10)
   if args.watch:

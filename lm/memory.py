@@ -1,0 +1,38 @@
+"""Memory of a process that computes on CPU."""
+
+import ctypes
+from importlib import metadata, util
+import os
+
+# Names and numbers of glibc's <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def keep_freed() -> bool:
+  """Lets malloc keep freed memory for the next request.
+
+  A training step asks for the same hundreds of megabytes every time. By default
+  glibc takes large blocks from the kernel and hands them back, so that each
+  step pays for having every page zeroed again; see BENCHMARKS.md for how much.
+  The process keeps its peak, so nothing happens where jax may compute on
+  anything but the CPU.
+
+  A program calls this first: threads that have started keep their settings.
+
+  Returns:
+    Whether it is so: not where the C library has no such settings (macOS).
+  """
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if not _only_cpu() or mallopt is None:
+    return False
+  settings = (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)
+  return all(mallopt(*setting) for setting in settings)
+
+
+def _only_cpu() -> bool:
+  # Asking jax would open the devices, which starts threads.
+  chosen = os.environ.get('JAX_PLATFORMS')
+  if chosen:
+    return chosen == 'cpu'
+  plugins = [*map(util.find_spec, ('jax_plugins', 'libtpu'))]
+  return not any(plugins) and not metadata.entry_points(group='jax_plugins')
