@@ -133,6 +133,19 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def shapes(example: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
+  """Describes a batch of all processes as `put` places its parts.
+
+  Raises:
+    ValueError: if the rows do not divide over the batch axes.
+  """
+  where = batch_sharding(mesh)
+  _check_rows(len(example.tokens) // jax.process_count(), mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), example
+  )
+
+
 def put(batch: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
   """Turns this process's rows of a batch into global arrays.
 
@@ -140,14 +153,17 @@ def put(batch: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
     ValueError: if the rows do not divide over the batch axes.
   """
   where = batch_sharding(mesh)
+  _check_rows(len(batch.tokens), mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)),
+    batch,
+  )
+
+
+def _check_rows(rows: int, mesh: jax.sharding.Mesh) -> None:
   parts = math.prod(mesh.shape[a] for a in BATCH) // jax.process_count()
-  rows = len(batch.tokens)
   if rows % parts:
     raise ValueError(
       f'batch_size: {rows} rows a process do not divide over {parts} devices '
       '(mesh.data * mesh.fsdp): change batch_size or mesh'
     )
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)),
-    batch,
-  )

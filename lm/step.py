@@ -1,6 +1,9 @@
 """One update: gradients over microbatches, and never a bad number kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
+import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +22,54 @@ def init_state(
   model: types.Model,
   tx: optax.GradientTransformation,
 ) -> types.TrainState:
-  """Makes the state of step 0; jit it with `out_shardings` to place it."""
+  """Makes the state of step 0; see `start`."""
   params = model.init(rng, batch)
   extra = {'skipped': jnp.zeros((), jnp.int32)}
   return types.TrainState(
     jnp.zeros((), jnp.int32), params, tx.init(params), extra
   )
+
+
+def start(init: Callable[[], types.TrainState], where: Any) -> types.TrainState:
+  """Calls `init` and places what it makes, in parts from the beginning.
+
+  Args:
+    init: `init_state` with its arguments.
+    where: shardings of the state, all of one mesh.
+  """
+  # It runs once, so that compiling is what it costs: half the time this way.
+  fast = {'xla_backend_optimization_level': 1}
+  on_cpu = jax.default_backend() == 'cpu'
+  with jax.set_mesh(_mesh(where)):
+    return jax.jit(
+      init, out_shardings=where, compiler_options=fast if on_cpu else None
+    )()
+
+
+@contextlib.contextmanager
+def compiling(
+  update: Any, like: Any, where: Any, batch: types.Batch
+) -> Iterator[None]:
+  """Compiles in a thread, while the state is made or read inside `with`.
+
+  The call that comes next finds what was compiled.
+
+  Args:
+    update: a jitted `train_step`.
+    like: shapes of the state.
+    where: their shardings, all of one mesh.
+    batch: shapes of a batch, from `sharding.shapes`.
+  """
+  placed = jax.tree.map(lambda x, y: x.update(sharding=y), like, where)
+
+  def compile_update():
+    with jax.set_mesh(_mesh(where)):
+      update.lower(placed, batch).compile()
+
+  with futures.ThreadPoolExecutor(1) as pool:
+    compiled = pool.submit(compile_update)
+    yield
+    compiled.result()
 
 
 def train_step(
@@ -109,6 +154,10 @@ def train_step(
     'skipped': types.Metric(skipped, jnp.ones(())),
   }
   return types.TrainState(state.step + 1, params, opt_state, extra), metrics
+
+
+def _mesh(where):
+  return jax.tree.leaves(where)[0].mesh
 
 
 def _inject(grads, step):

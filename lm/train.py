@@ -36,6 +36,7 @@ from lm import (
   checkpoint,
   errors,
   log,
+  memory,
   optim,
   progress,
   sharding,
@@ -126,17 +127,8 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
       where = sharding.shardings(
         like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
       )
+      example = sharding.shapes(data.example, mesh)
     saver.preflight(like)
-    restored = saver.restore(like, where)
-    if restored is not None:
-      state = restored[0]
-    else:
-      with jax.set_mesh(mesh):
-        state = jax.jit(init, out_shardings=where)(init_rng)
-      if c.init_from is not None:
-        params = checkpoint.restore_params(c.init_from)
-        _same_tree(params, like.params, c.init_from)
-        state = state._replace(params=jax.device_put(params, where.params))
     update = jax.jit(
       partial(
         step.train_step,
@@ -149,6 +141,16 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
       donate_argnums=0,
       out_shardings=(where, None),
     )
+    with step.compiling(update, like, where, example):
+      restored = saver.restore(like, where)
+      if restored is not None:
+        state = restored[0]
+      else:
+        state = step.start(partial(init, init_rng), where)
+        if c.init_from is not None:
+          params = checkpoint.restore_params(c.init_from)
+          _same_tree(params, like.params, c.init_from)
+          state = state._replace(params=jax.device_put(params, where.params))
 
     start = int(state.step)
     diary = _Diary(c, workdir, start, data, lr, meta and meta['diary'])
@@ -337,6 +339,7 @@ def _same_tree(have: types.Params, want: types.Params, source: str) -> None:
 def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
+  memory.keep_freed()
   try:
     train(c, workdir)
   except stream.Stalled as error:

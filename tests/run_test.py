@@ -30,6 +30,18 @@ def check_same(workdir, reference):
   assert manifest.leftovers(workdir) == []
 
 
+def test_a_run_compiles_its_step_once(data, tmp_path, caplog, request):
+  c = programs.on_eight(data, steps=4, save_every=2)
+  request.addfinalizer(lambda: jax.config.update('jax_log_compiles', False))
+  jax.config.update('jax_log_compiles', True)  # in every thread
+  for how in ('fresh', 'resumed'):
+    caplog.clear()
+    train.train(c, tmp_path)
+    compiled = [x for x in caplog.messages if 'Compiling jit(train_step)' in x]
+    assert len(compiled) == 1, (how, compiled)
+    shutil.rmtree(manifest.directory(tmp_path, 4))
+
+
 def test_ten_kills_leave_the_same_bits(data, alone, start, tmp_path):
   workdir = tmp_path / 'run'
   # Batches come slowly, so that kills land between saves as well as in them.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from lm import checkpoint, flops, generate, optim, sharding, step, types
+from lm import checkpoint, flops, generate, memory, optim, sharding, step, types
 from lm.data import stream, tokenizer, writer
 from lm.models import decoder, linen
 from lm.optim import optimizers
@@ -66,13 +66,13 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
     axes=(*optim.AXES, *model.axes),
     rules=base.get_config().sharding.to_dict(),
   )
-  with jax.set_mesh(mesh):
-    state = jax.jit(init, out_shardings=where)()
   update = jax.jit(
     partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1)),
     donate_argnums=0,
     out_shardings=(where, None),
   )
+  with step.compiling(update, like, where, sharding.shapes(batch, mesh)):
+    state = step.start(init, where)
 
   def advance() -> Mapping[str, float]:
     nonlocal state
@@ -283,4 +283,5 @@ WORKLOADS = {
 }
 
 if __name__ == '__main__':
+  memory.keep_freed()  # as the programs do
   protocol.serve(WORKLOADS)
