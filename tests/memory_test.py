@@ -5,7 +5,6 @@ import pytest
 
 _PROGRAM = """
 import resource
-import sys
 
 import numpy as np
 

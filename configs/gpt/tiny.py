@@ -1,9 +1,9 @@
 """A small GPT on the text that every machine has: the quickstart's main job.
 
-Expected: below bzip2 -9 (2.21 bits/byte on the held-out text) from about step
-200 on. 800 steps of the same recipe gave 1.588, and 2.063 at step 200.
+Expected: 1.716 bits/byte on the held-out text at the end and 1.956 at step 250,
+where bzip2 -9 has 2.209.
 
-python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/tiny
+  python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/tiny
 """
 
 from configs import base
