@@ -13,7 +13,7 @@ def keep_freed() -> bool:
 
   A training step asks for the same hundreds of megabytes every time. By default
   glibc takes large blocks from the kernel and hands them back, so that each
-  step pays for having every page zeroed again; see BENCHMARKS.md for how much.
+  step pays for having every page zeroed again; experiments/LOG.md has how much.
   The process keeps its peak, so nothing happens where jax may compute on
   anything but the CPU.
 
