@@ -25,16 +25,19 @@ def get_config() -> Any:
       'max_skipped': 20,  # updates in a row that may be non-finite
       'threads': 2,  # that read batches ahead
       'prefetch': 4,  # batches held ready
+      'fit': None,  # spec of what lm.fit does instead of training by gradients
       'init_from': None,  # workdir of a run whose parameters to start from
       'allow': (),  # key prefixes that may differ from the checkpoint resumed
       'tokenizer': {
         'fn': 'lm.data.tokenizer:sentencepiece',
         'path': 'data/embedded/tokenizer.model',
+        'reserved': 0,  # ids for masks and sentinels, beside those of the text
       },
       'data': {
         'fn': 'lm.data.stream:make',
         'sources': {'train': {'path': 'data/embedded/train', 'weight': 1.0}},
         'length': 256,
+        'objective': {'fn': 'lm.data.objectives:causal'},
         'changes': (),
       },
       'model': decoder(),
@@ -50,6 +53,7 @@ def get_config() -> Any:
           'path': 'data/embedded/valid',
           'batch_size': 16,
           'length': 256,
+          'objective': {'fn': 'lm.data.objectives:causal'},
         },
       },
       'mesh': {'data': None, 'fsdp': 1, 'tensor': 1},  # None: all devices left
@@ -76,11 +80,20 @@ def decoder() -> dict[str, Any]:
     'head_width': None,
     'mlp': None,
     'norm': 'layernorm',
+    'norm_epsilon': None,
+    'norm_offset': 0.0,
+    'norm_order': 'pre',
     'positions': 'learned',
     'rope_base': 10_000.0,
+    'rope_share': 1.0,
+    'window': None,
+    'window_rope_base': None,
+    'global_every': None,
+    'embed_scale': 1.0,
     'activation': 'gelu',
     'bias': True,
     'qk_norm': False,
+    'attention_scale': None,
     'attention_softcap': None,
     'logit_softcap': None,
     'tied': True,
@@ -91,6 +104,131 @@ def decoder() -> dict[str, Any]:
     'remat': 'none',
     'dtype': 'float32',
     'operands': 'float32',
+  }
+
+
+def ngram() -> tuple[config_dict.ConfigDict, config_dict.ConfigDict]:
+  """Kneser-Ney with 5-grams: `model` and `fit` of a config."""
+  model = config_dict.ConfigDict({'fn': 'lm.models.ngram:make', 'order': 5})
+  fit = {
+    'fn': 'lm.models.ngram:fit',
+    'order': model.get_ref('order'),  # --config.model.order changes both
+    'method': 'kneser_ney',
+    'k': 1.0,
+  }
+  return model, config_dict.ConfigDict(fit)
+
+
+def recurrent() -> dict[str, Any]:
+  """An LSTM, every setting of `lm.models.recurrent.make` shown."""
+  return {
+    'fn': 'lm.models.recurrent:make',
+    'width': 256,
+    'depth': 2,
+    'cell': 'lstm',
+    'both_ways': False,
+    'tied': True,
+    'dropout': 0.0,
+    'variational': True,
+    'embed_std': 0.1,
+    'dtype': 'float32',
+    'operands': 'float32',
+  }
+
+
+def encoder() -> dict[str, Any]:
+  """A BERT, every setting of `lm.models.encoder.make` shown."""
+  return {
+    'fn': 'lm.models.encoder:make',
+    'length': 256,
+    'width': 256,
+    'depth': 4,
+    'heads': 4,
+    'mlp': None,
+    'kinds': 2,
+    'norm_epsilon': 1e-12,
+    'norm_order': 'post',
+    'activation': 'gelu_exact',
+    'next_sentence': False,
+    'dropout': 0.0,
+    'kernel_std': 0.02,
+    'scan': False,
+    'remat': 'none',
+    'dtype': 'float32',
+    'operands': 'float32',
+  }
+
+
+def transformer() -> dict[str, Any]:
+  """The Transformer, every setting of `lm.models.encdec.make` shown."""
+  return {
+    'fn': 'lm.models.encdec:make',
+    'width': 256,
+    'depth': 4,
+    'heads': 4,
+    'decoder_depth': None,
+    'head_width': None,
+    'mlp': None,
+    'norm': 'layernorm',
+    'norm_epsilon': None,
+    'norm_order': 'post',
+    'positions': 'sinusoids',
+    'buckets': 32,
+    'reach': 128,
+    'embed_scale': None,
+    'activation': 'relu',
+    'bias': True,
+    'attention_scale': None,
+    'tied': True,
+    'output_scale': 1.0,
+    'dropout': 0.0,
+    'kernel_std': None,
+    'scan': False,
+    'remat': 'none',
+    'dtype': 'float32',
+    'operands': 'float32',
+  }
+
+
+def t5() -> dict[str, Any]:
+  """What all sizes of T5 share; an update of `transformer()`.
+
+  `t5_v1_1()` on top of it is T5 v1.1.
+  """
+  return {
+    'norm': 'rmsnorm',
+    'norm_epsilon': 1e-6,
+    'norm_order': 'pre',
+    'positions': 'relative',
+    'bias': False,
+    'attention_scale': 1.0,
+  }
+
+
+def t5_v1_1() -> dict[str, Any]:
+  """What T5 v1.1 changes: a gate, and an output layer of its own."""
+  return {'activation': 'geglu', 'tied': False}
+
+
+def masked() -> dict[str, Any]:
+  """BERT's masked language modelling."""
+  return {
+    'fn': 'lm.data.objectives:masked',
+    'share': 0.15,
+    'mask_share': 0.8,
+    'random_share': 0.1,
+    'whole_words': False,
+    'span': None,
+  }
+
+
+def span_corruption(source: int) -> dict[str, Any]:
+  """T5's objective for an encoder of `source` positions."""
+  return {
+    'fn': 'lm.data.objectives:span_corruption',
+    'source': source,
+    'noise': 0.15,
+    'mean_span': 3.0,
   }
 
 

@@ -90,6 +90,10 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     stop.Stopped: SIGTERM or Ctrl-C came; the state is saved.
   """
   c = config.fill(c, given={'data': ('position',)})
+  if c.fit is not None:
+    raise config.ConfigError(
+      f'fit: {c.fit.fn} counts and has no gradients: use lm.fit'
+    )
   workdir = Path(workdir)
   if c.init_from is not None and not checkpoint.steps(workdir):
     checkpoint.read_meta(c.init_from)  # a typo is an error, not a fresh start
@@ -211,7 +215,7 @@ class _Diary:
   def __init__(self, c, workdir, start, data, lr, saved):
     self._c, self._lr, self._data = c, lr, data
     self._log = log.Log(workdir, start)
-    self._tokens = data.example.tokens.size
+    self._tokens = data.step_tokens
     self._bytes_per_token = data.bytes_per_token
     self._bar = progress.Progress(c.steps, self._tokens)
     self._sums = {
@@ -235,8 +239,7 @@ class _Diary:
     skipped = bool(found['skipped'].total)
     self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
     nats = metrics_lib.value(found['loss_nats'])
-    bits = nats / math.log(2) / self._bytes_per_token
-    self._bar.update(step, nats, bits)
+    self._bar.update(step, nats, self._bits(nats))
     if step % self._c.log_every == 0 or step == self._c.steps:
       self._write(step)
     if self._skipped_in_row > self._c.max_skipped:
@@ -259,19 +262,24 @@ class _Diary:
     self._clock, self._since = now, step
     values = {k: metrics_lib.value(m) for k, m in self._sums.items()}
     self._sums = {}
+    bits = self._bits(values['loss_nats'])
     self._log.now(
       step,
       {
         **values,
-        'bits_per_byte': values['loss_nats']
-        / math.log(2)
-        / self._bytes_per_token,
+        **({} if bits is None else {'bits_per_byte': bits}),
         'learning_rate': float(self._lr(step - 1)),
         # Not step * tokens: batch size or length may have been changed.
         'tokens': self._data.state(step)['tokens'],
         'tokens_per_second': steps * self._tokens / max(seconds, 1e-9),
       },
     )
+
+  def _bits(self, nats: float) -> float | None:
+    """Turns nats a token into bits a byte, where a loss is the text's."""
+    if self._bytes_per_token is None:
+      return None
+    return nats / math.log(2) / self._bytes_per_token
 
   def now(self, step: int, name: str, values: dict[str, float]) -> None:
     """Writes what an evaluator found."""

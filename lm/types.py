@@ -32,7 +32,10 @@ class Batch(NamedTuple):
     segments: int32 [B, L], 0 is padding, documents count from 1.
     prefix: bool [B, L], the bidirectional region of a prefix LM, or None.
     source: int32 [B, S], the encoder side, or None.
-    source_segments: int32 [B, S], 0 is padding, or None.
+    source_segments: int32 [B, S], 0 is padding, or None; a document of the
+      target side reads the part of the source that has its number.
+    kinds: int32 [B, L], which of the model's kinds of text a token belongs to
+      (BERT's sentence A and B), or None: all 0.
   """
 
   tokens: Array
@@ -43,14 +46,24 @@ class Batch(NamedTuple):
   prefix: Array | None = None
   source: Array | None = None
   source_segments: Array | None = None
+  kinds: Array | None = None
 
 
 class Output(NamedTuple):
-  """A model's answer: logits [B, L, V], the new cache, and extra losses."""
+  """A model's answer.
+
+  Attributes:
+    logits: [B, L, V].
+    cache: the new one.
+    aux: extra losses.
+    hidden: [B, L, D], what the output layer reads: features for `models.heads`;
+      None of an n-gram.
+  """
 
   logits: Array
   cache: Cache
   aux: dict[str, 'Metric']
+  hidden: Array = None
 
 
 class Metric(NamedTuple):
@@ -112,6 +125,9 @@ class Tokenizer(NamedTuple):
     eos: id that ends a document.
     pad: id of padding.
     sha256: fingerprint; shards written with another one are refused.
+    reserved: how many ids at the end of the vocabulary no text is encoded to:
+      the first of them is the mask, the last ones, downwards, T5's sentinels.
+    word_starts: bool [V], whether a piece begins a word.
   """
 
   encode: Callable[[str], list[int]]
@@ -122,3 +138,5 @@ class Tokenizer(NamedTuple):
   eos: int
   pad: int
   sha256: str
+  reserved: int
+  word_starts: Array

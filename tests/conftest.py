@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = os.environ.get('LM_TEST_PLATFORM', 'cpu')
 DATA = ROOT / os.environ.get('LM_DATA', '../shared/data')
 
+# compiling is most of what tests wait for: this takes a third off it
+os.environ['XLA_FLAGS'] = (
+  '--xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true ' + os.environ.get('XLA_FLAGS', '')
+)
 # in the environment too, for the programs that tests start
 SETTINGS = {
   'jax_platforms': 'cpu' if PLATFORM == 'cpu' else f'{PLATFORM},cpu',

@@ -50,14 +50,14 @@ def anchor(
 ) -> dict[str, Any]:
   """Finds where the numbering of samples starts: {step, tokens, counts}.
 
-  That is step 0, or the last step at which batch size, length or seed changed:
-  there every source goes on after `counts` windows of the length of now.
+  That is step 0, or the last step at which batch size, window or seed changed:
+  there every source goes on after `counts` windows of the size of now.
 
   Args:
     position: what `state` of an earlier run gave; None: there is none.
     prints: name -> fingerprint of the sources.
     weights: see `weights`.
-    identity: batch size, length and seed of now.
+    identity: batch size, window and seed of now.
 
   Raises:
     ValueError: the position is of other sources or weights, or malformed.
@@ -93,7 +93,7 @@ def anchor(
     'step': step,
     'tokens': tokens,
     'counts': {
-      name: n * old['length'] // identity['length']
+      name: n * old['window'] // identity['window']
       for name, n in counts.items()
     },
   }

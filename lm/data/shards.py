@@ -212,11 +212,12 @@ def load(
   manifest = manifests.load(path)
   if tokenizer is not None:
     have = (manifest.tokenizer, manifest.vocab)
-    if have != (tokenizer.sha256, tokenizer.size):
+    size = tokenizer.size - tokenizer.reserved
+    if have != (tokenizer.sha256, size):
       raise ValueError(
         f'dataset {names.short(path)}: written with tokenizer '
         f'{have[0][:12]} of {have[1]} ids, not {tokenizer.sha256[:12]} of '
-        f'{tokenizer.size}; give that one or prepare the data again'
+        f'{size}; give that one or prepare the data again'
       )
   suffixes = (manifests.TOKENS, manifests.OFFSETS)
   known = {s.name + suffix for s in manifest.shards for suffix in suffixes}

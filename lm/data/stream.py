@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from lm import errors, types
-from lm.data import mixture, names, shards, windows
+from lm import config, errors, types
+from lm.data import mixture, names, objectives, shards, windows
 from lm.data import position as positions
 
 
@@ -30,8 +30,11 @@ class Data(NamedTuple):
     example: a global batch of zeros, for shapes and types.
     fingerprint: sha256 over the datasets' names and manifests.
     steps: how many there are; None: endless.
-    text_bytes: UTF-8 bytes of what all steps score; None: endless.
-    bytes_per_token: the mean of the datasets, by the weights where it starts.
+    text_bytes: UTF-8 bytes of what all steps read; None: endless.
+    step_tokens: tokens of the datasets that a step uses.
+    bytes_per_token: the mean of the datasets, by the weights where it starts;
+      None where the objective's losses are not the text's, see
+      `objectives.Objective`.
     reading: `() -> list[str]`, the shards that are being read now.
   """
 
@@ -41,7 +44,8 @@ class Data(NamedTuple):
   fingerprint: str
   steps: int | None
   text_bytes: int | None
-  bytes_per_token: float
+  step_tokens: int
+  bytes_per_token: float | None
   reading: Callable[[], list[str]]
 
 
@@ -60,6 +64,7 @@ def make(
   seed: int,
   batch_size: int,
   length: int,
+  objective: Mapping[str, Any] = objectives.CAUSAL,
   changes: Sequence[tuple[int, Mapping[str, float]]] = (),
   position: Mapping[str, Any] | None = None,
 ) -> Data:
@@ -71,9 +76,10 @@ def make(
     tokenizer: datasets written with another one are refused.
     seed: of the order within every epoch.
     batch_size: B, windows a step, over all hosts.
-    length: L, targets a window.
+    length: L, as the objective takes it.
+    objective: spec of what makes examples of windows, see `lm.data.objectives`.
     changes: (first step, name -> weight of every source), ascending.
-    position: what `state` gave. With the same batch size, length and seed the
+    position: what `state` gave. With the same batch size, window and seed the
       stream goes on bit for bit; with others it goes on at the same token
       counts, in new windows.
 
@@ -82,6 +88,7 @@ def make(
       `position` belongs to other datasets or other weights.
   """
   _check_sizes(batch_size, length)
+  made = config.build(objective, tokenizer=tokenizer, length=length)
   if not sources:
     raise ValueError('data.sources: empty; give name -> {path, weight}')
   order = sorted(sources)
@@ -96,11 +103,11 @@ def make(
   prints = {
     k: source.fingerprint for k, source in zip(order, opened, strict=True)
   }
-  identity = {'batch_size': batch_size, 'length': length, 'seed': seed}
+  identity = {'batch_size': batch_size, 'window': made.window, 'seed': seed}
   anchor = positions.anchor(position, prints, weights, identity)
 
   cut = [
-    windows.Windows(source, length, _key(seed, name))
+    windows.Windows(source, made.window, _key(seed, name))
     for name, source in zip(order, opened, strict=True)
   ]
   now = max(n for n, (step, _) in enumerate(weights) if step <= anchor['step'])
@@ -119,7 +126,7 @@ def make(
     if step < anchor['step']:
       raise ValueError(
         f'data: step {step} lies before step {anchor["step"]}, where batch '
-        'size, length or seed changed; resume from an older checkpoint'
+        'size, window or seed changed; resume from an older checkpoint'
       )
     return (step - anchor['step']) * batch_size
 
@@ -127,12 +134,14 @@ def make(
     first, stop = _host_rows(batch_size, host, hosts)
     samples = samples_before(step) + np.arange(first, stop, dtype=np.int64)
     dataset, place = mixture.locate(schedule, samples)
-    rows = np.empty((len(samples), length + 1), np.int32)
+    rows = np.empty((len(samples), made.window + 1), np.int32)
     sizes = np.empty(len(samples), np.int64)
+    keys = np.empty(len(samples), np.uint64)
     for k in np.unique(dataset):
       chosen = dataset == k
       rows[chosen], sizes[chosen] = cut[k].read(place[chosen])
-    return windows.pack(rows, sizes, tokenizer)
+      keys[chosen] = cut[k].keys(place[chosen])
+    return made.make(rows, sizes, keys)
 
   def state(step: int) -> dict[str, Any]:
     samples = samples_before(step)
@@ -142,7 +151,7 @@ def make(
       'datasets': prints,
       'step': step,
       'samples': sum(counts),
-      'tokens': anchor['tokens'] + samples * length,
+      'tokens': anchor['tokens'] + samples * made.window,
       'counts': dict(zip(order, counts, strict=True)),
       'weights': [[s, share] for s, share in weights if s < step],
       'anchor': anchor,
@@ -152,32 +161,42 @@ def make(
   return Data(
     batch=batch,
     state=state,
-    example=_example(batch_size, length),
+    example=objectives.example(made, batch_size),
     fingerprint=_fingerprint(prints),
     steps=None,
     text_bytes=None,
+    step_tokens=batch_size * made.window,
     bytes_per_token=sum(
       weights[now][1][name] * _bytes_per_token(source)
       for name, source in zip(order, opened, strict=True)
     )
-    / sum(weights[now][1].values()),
+    / sum(weights[now][1].values())
+    if made.likelihood
+    else None,
     reading=functools.partial(_reading, opened),
   )
 
 
 def once(
-  path: str, *, tokenizer: types.Tokenizer, batch_size: int, length: int
+  path: str,
+  *,
+  tokenizer: types.Tokenizer,
+  batch_size: int,
+  length: int,
+  objective: Mapping[str, Any] = objectives.CAUSAL,
 ) -> Data:
-  """Opens a dataset for evaluation: in order, every token scored once.
+  """Opens a dataset for evaluation: in order, every token read once.
 
-  The last batch is filled up with padding.
+  The last batch is filled up with padding. Arguments as for `make`; what an
+  objective draws is the same whatever the seed of a run.
 
   Raises:
     ValueError: the dataset cannot be used or a setting is out of range.
   """
   _check_sizes(batch_size, length)
+  made = config.build(objective, tokenizer=tokenizer, length=length)
   source = shards.load(path, tokenizer)
-  cut = windows.Windows(source, length, key=None)
+  cut = windows.Windows(source, made.window, key=None)
   steps = -(-cut.count // batch_size)
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
@@ -185,9 +204,8 @@ def once(
     first, stop = _host_rows(batch_size, host, hosts)
     samples = step * batch_size + np.arange(first, stop, dtype=np.int64)
     rows, sizes = cut.read(np.minimum(samples, cut.count - 1))
-    return windows.pack(
-      rows, np.where(samples < cut.count, sizes, 0), tokenizer
-    )
+    sizes = np.where(samples < cut.count, sizes, 0)
+    return made.make(rows, sizes, cut.keys(samples))
 
   def state(step: int) -> dict[str, Any]:
     return {'fingerprint': source.fingerprint, 'step': step}
@@ -195,11 +213,12 @@ def once(
   return Data(
     batch=batch,
     state=state,
-    example=_example(batch_size, length),
+    example=objectives.example(made, batch_size),
     fingerprint=source.fingerprint,
     steps=steps,
     text_bytes=source.manifest.text_bytes,
-    bytes_per_token=_bytes_per_token(source),
+    step_tokens=batch_size * made.window,
+    bytes_per_token=_bytes_per_token(source) if made.likelihood else None,
     reading=functools.partial(_reading, [source]),
   )
 
@@ -282,11 +301,6 @@ def _reading(opened: Sequence[shards.Shards]) -> list[str]:
 
 def _bytes_per_token(source: shards.Shards) -> float:
   return source.manifest.text_bytes / source.manifest.tokens
-
-
-def _example(batch_size: int, length: int) -> types.Batch:
-  ids = np.zeros((batch_size, length), np.int32)
-  return types.Batch(ids, ids, np.zeros(ids.shape, np.float32), ids, ids)
 
 
 def _fingerprint(prints: Mapping[str, str]) -> str:

@@ -31,30 +31,35 @@ _PROBE = (
 )
 
 
-def load(name: str) -> types.Tokenizer:
+def load(name: str, reserved: int = 0) -> types.Tokenizer:
   """Loads by file name: `*.model`, `*.json`, or the word `bytes`.
+
+  Args:
+    name: of the file.
+    reserved: ids to add at the end of the vocabulary, see `types.Tokenizer`.
+      They change no encoding, so that shards serve any number of them.
 
   Raises:
     ValueError: the file is missing, broken or of another kind.
   """
   if name == 'bytes':
-    return bytes_()
+    return bytes_(reserved)
   if name.endswith('.model'):
-    return sentencepiece(name)
+    return sentencepiece(name, reserved)
   if name.endswith('.json'):
-    return characters(name)
+    return characters(name, reserved)
   raise ValueError(
     f'tokenizer {names.short(name)}: unknown kind; give x.model '
     "(sentencepiece), x.json (characters) or the word 'bytes'"
   )
 
 
-def bytes_() -> types.Tokenizer:
+def bytes_(reserved: int = 0) -> types.Tokenizer:
   """Makes the tokenizer of UTF-8 bytes: 3 specials and 256 bytes."""
-  return _table((), hashlib.sha256(b'lm bytes 1').hexdigest())
+  return _table((), hashlib.sha256(b'lm bytes 1').hexdigest(), reserved)
 
 
-def characters(path: str) -> types.Tokenizer:
+def characters(path: str, reserved: int = 0) -> types.Tokenizer:
   """Loads a character tokenizer written by `train_characters`.
 
   A character outside the list is spelled by its UTF-8 bytes, which always
@@ -76,10 +81,10 @@ def characters(path: str) -> types.Tokenizer:
       f'tokenizer {names.short(path)}: not a list of distinct characters; '
       'write it again with tools/train_tokenizer.py --kind characters'
     )
-  return _table(alphabet, hashlib.sha256(data).hexdigest())
+  return _table(alphabet, hashlib.sha256(data).hexdigest(), reserved)
 
 
-def sentencepiece(path: str) -> types.Tokenizer:
+def sentencepiece(path: str, reserved: int = 0) -> types.Tokenizer:
   """Loads a sentencepiece model, and tries that it loses nothing.
 
   Raises:
@@ -122,9 +127,11 @@ def sentencepiece(path: str) -> types.Tokenizer:
       for text, easy in zip(texts, plain, strict=True)
     ]
 
+  size = model.GetPieceSize()
+
   def decode(ids: list[int]) -> str:
-    _check_ids(ids, model.GetPieceSize())
-    return model.Decode([int(i) for i in ids])
+    _check_ids(ids, size + reserved)
+    return model.Decode([int(i) for i in ids if i < size])
 
   probe = encode(_PROBE)
   if decode(probe) != _PROBE or {pad, eos, bos} & set(probe):
@@ -136,11 +143,21 @@ def sentencepiece(path: str) -> types.Tokenizer:
     encode=encode,
     encode_batch=encode_batch,
     decode=decode,
-    size=model.GetPieceSize(),
+    size=size + reserved,
     bos=bos,
     eos=eos,
     pad=pad,
     sha256=hashlib.sha256(data).hexdigest(),
+    reserved=reserved,
+    word_starts=_word_starts(
+      [
+        bytes([int(model.IdToPiece(i)[3:5], 16)])
+        if model.IsByte(i)
+        else model.IdToPiece(i).replace(_SPACE_MARK, ' ').encode()
+        for i in range(size)
+      ],
+      reserved,
+    ),
   )
 
 
@@ -232,7 +249,9 @@ def train_characters(texts: Iterable[str], path: str) -> None:
   _write(path, body.encode() + b'\n')
 
 
-def _table(alphabet: Iterable[str], sha256: str) -> types.Tokenizer:
+def _table(
+  alphabet: Iterable[str], sha256: str, reserved: int
+) -> types.Tokenizer:
   """Makes a tokenizer of 3 specials, 256 bytes and single characters."""
   spelled = [b'', b'', b'', *(bytes([b]) for b in range(256))]
   first = len(spelled)
@@ -256,6 +275,9 @@ def _table(alphabet: Iterable[str], sha256: str) -> types.Tokenizer:
       spelling += [i] if i >= 0 else [_FIRST_BYTE + b for b in c.encode()]
     return spelling
 
+  word_starts = _word_starts(spelled, reserved)
+  spelled += [b''] * reserved
+
   def decode(ids: list[int]) -> str:
     _check_ids(ids, len(spelled))
     return b''.join([spelled[i] for i in ids]).decode('utf-8', 'replace')
@@ -269,7 +291,26 @@ def _table(alphabet: Iterable[str], sha256: str) -> types.Tokenizer:
     eos=EOS,
     pad=PAD,
     sha256=sha256,
+    reserved=reserved,
+    word_starts=word_starts,
   )
+
+
+def _word_starts(spelled: list[bytes], reserved: int) -> np.ndarray:
+  """Finds the pieces that begin a word: bool [V].
+
+  A word is a run of letters and digits with what stands before it, a space as
+  a rule; a character of a script without spaces is a word of its own. Bytes
+  that are a part of a character go on with what there is.
+  """
+
+  def begins(piece: bytes) -> bool:
+    if piece[:1] >= b'\x80' and len(piece) == 1:
+      return False
+    first = piece.decode('utf-8', 'replace')[:1]
+    return not first.isalnum() or first >= '\u2e80'  # from CJK radicals on
+
+  return np.array([begins(p) for p in spelled] + [True] * reserved)
 
 
 def _utf8(text: str) -> bytes:

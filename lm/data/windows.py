@@ -59,6 +59,16 @@ class Windows(NamedTuple):
     first = window * self.length
     return (phase + first) % total, np.minimum(self.length, total - first)
 
+  def keys(self, samples: np.ndarray) -> np.ndarray:
+    """Gives each window [B] a key of its own for what an objective draws.
+
+    Returns:
+      uint64 [B]; another epoch's window has another.
+    """
+    key = np.uint64(0 if self.key is None else self.key)
+    # Hashed twice: `locate` uses the first hash for the epoch's order.
+    return hashed(hashed(key, samples.astype(np.uint64)), np.uint64(1))
+
   def read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reads windows [B] by their place n in the run, for `pack`.
 

@@ -79,7 +79,8 @@ def _write(
   settings: dict[str, Any],
 ) -> manifests.Manifest:
   assert shard_tokens > 0
-  dtype = manifests.dtype(tokenizer.size)
+  vocab = tokenizer.size - tokenizer.reserved
+  dtype = manifests.dtype(vocab)
   specials = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
   text_bytes = 0
   done: list[manifests.Shard] = []
@@ -96,7 +97,7 @@ def _write(
         text, ids = following
         text_bytes += len(text.encode())
         array = np.asarray([*ids, tokenizer.eos], np.int64)
-        assert array.min() >= 0 and array.max() < tokenizer.size
+        assert array.min() >= 0 and array.max() < vocab
         # An eos inside would start a document that is none.
         assert not np.isin(array[:-1], specials).any(), 'a forged special id'
         out.add(array.astype(dtype).tobytes())
@@ -119,7 +120,7 @@ def _write(
     )
   manifest = manifests.Manifest(
     tokenizer=tokenizer.sha256,
-    vocab=tokenizer.size,
+    vocab=vocab,
     bos=tokenizer.bos,
     eos=tokenizer.eos,
     pad=tokenizer.pad,

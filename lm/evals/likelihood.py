@@ -1,12 +1,13 @@
 """How likely a model finds a text: nats a token, bits a byte, perplexity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
+from typing import Any
 
 import jax
 
 from lm import loss, metrics, sharding, types
-from lm.data import stream
+from lm.data import objectives, stream
 
 Evaluator = Callable[[types.Params], dict[str, float]]
 
@@ -19,9 +20,10 @@ def make(
   path: str,
   batch_size: int,
   length: int,
+  objective: Mapping[str, Any] = objectives.CAUSAL,
   words: int | None = None,
 ) -> Evaluator:
-  """Makes an evaluator that scores every token of a dataset exactly once.
+  """Makes an evaluator that reads every token of a dataset exactly once.
 
   Documents are cut in windows of `length`: a token sees what lies left of it
   in its window, so that longer windows give lower losses.
@@ -31,6 +33,8 @@ def make(
     path: directory of token shards.
     batch_size: windows at a time; changes nothing but speed.
     length: L, targets a window.
+    objective: spec of what makes examples of windows; but for a causal one,
+      losses are not the text's, and only they and their number are given.
     words: words of the text (ends of lines included), for perplexity a word;
       None leaves it out.
 
@@ -42,7 +46,11 @@ def make(
     ValueError: the dataset cannot be used.
   """
   data = stream.once(
-    path, tokenizer=tokenizer, batch_size=batch_size, length=length
+    path,
+    tokenizer=tokenizer,
+    batch_size=batch_size,
+    length=length,
+    objective=objective,
   )
 
   @jax.jit
@@ -62,14 +70,14 @@ def make(
       pending = result
     assert pending is not None
     nats, tokens = nats + float(pending.total), tokens + float(pending.weight)
-    result = {
-      'loss_nats': nats / tokens,
-      'perplexity': math.exp(min(nats / tokens, 700)),
-      'bits_per_byte': metrics.bits_per_byte(nats, data.text_bytes),
-      'tokens': int(tokens),
-    }
-    if words is not None:
-      result['word_perplexity'] = math.exp(min(nats / words, 700))
-    return result
+    result = {'loss_nats': nats / tokens}
+    if data.bytes_per_token is not None:
+      result |= {
+        'perplexity': math.exp(min(nats / tokens, 700)),
+        'bits_per_byte': metrics.bits_per_byte(nats, data.text_bytes),
+      }
+      if words is not None:
+        result['word_perplexity'] = math.exp(min(nats / words, 700))
+    return {**result, 'tokens': int(tokens)}
 
   return evaluate
