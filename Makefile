@@ -68,7 +68,7 @@ test: .venv/.ready
 	@echo '== ruff check'; $(BIN)/ruff check --quiet .
 	@echo '== basedpyright'; $(BIN)/basedpyright
 	@echo '== lint-imports'; $(BIN)/lint-imports --no-logo
-	@echo '== pytest'; $(BIN)/python -m pytest -q -n 2
+	@echo '== pytest'; $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-all:
 	@found=$$($(pythons)); \
@@ -82,7 +82,7 @@ test-all:
 	  fi; \
 	  echo "== Python $$version"; \
 	  $(MAKE) .venv-$$version/.ready PYTHON="$$python"; \
-	  .venv-$$version/bin/python -m pytest -q -n 2; \
+	  .venv-$$version/bin/python -m pytest -q -n 2 --dist loadgroup; \
 	done
 
 .venv-%/.ready: setup.py

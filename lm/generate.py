@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lm import types
 
@@ -64,30 +63,6 @@ def draw(rng: jax.Array, logits_BV: jax.Array, sampler: Sampler) -> jax.Array:
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-def prompts(rows: list[list[int]], pad: int) -> types.Batch:
-  """Makes a batch of uneven prompts, padded on the right.
-
-  Raises:
-    ValueError: for an empty prompt, which has no last token to go on from.
-  """
-  if not all(rows):
-    raise ValueError('a prompt has no tokens: begin it with bos')
-  L = max(map(len, rows))
-  tokens_BL = np.full((len(rows), L), pad, np.int32)
-  for row, ids in zip(tokens_BL, rows, strict=True):
-    row[: len(ids)] = ids
-  lengths_B1 = np.array([len(ids) for ids in rows])[:, None]
-  segments_BL = (np.arange(L)[None] < lengths_B1).astype(np.int32)
-  positions_BL = np.tile(np.arange(L, dtype=np.int32), (len(rows), 1))
-  return types.Batch(
-    tokens=tokens_BL,
-    targets=tokens_BL,
-    weights=segments_BL.astype(np.float32),
-    positions=positions_BL,
-    segments=segments_BL,
-  )
-
-
 @partial(jax.jit, static_argnames=('model', 'sampler', 'length', 'stop'))
 def generate(
   params: types.Params,
@@ -103,7 +78,7 @@ def generate(
 
   Args:
     params: the model's parameters.
-    batch: prompts padded on the right, see `prompts`.
+    batch: prompts padded on the right, as an objective's `prompt` makes them.
     model: compiled in; so are the sampler, `length` and `stop`.
     sampler: how to draw.
     length: tokens to generate at the most.

@@ -51,22 +51,27 @@ def sample(
     c, tokenizer, model = saved.build(workdir, step)
   except (ValueError, checkpoint.Gone) as e:
     raise config.ConfigError(str(e)) from e
-  ids = [tokenizer.bos, *tokenizer.encode(prompt)]
-  if len(ids) + length > c.model.length:
-    raise config.ConfigError(
-      f'{len(ids)} tokens of prompt and {length} to come are more than the '
-      f"model's length {c.model.length}: lower --length"
-    )
-  params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
-  rows = generate.generate(
-    params,
-    generate.prompts([ids] * count, tokenizer.pad),
-    model=model,
-    sampler=sampler,
-    length=length,
-    stop=tokenizer.eos,
-    rng=jax.random.key(seed),
+  objective = config.build(
+    c.data.objective, tokenizer=tokenizer, length=c.data.length
   )
+  if objective.prompt is None:
+    raise config.ConfigError(
+      f'{workdir}: trained by {c.data.objective.fn}, which goes on from no text'
+    )
+  batch = objective.prompt([tokenizer.encode(prompt)] * count)
+  params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
+  try:
+    rows = generate.generate(
+      params,
+      batch,
+      model=model,
+      sampler=sampler,
+      length=length,
+      stop=tokenizer.eos,
+      rng=jax.random.key(seed),
+    )
+  except ValueError as e:  # more than the model has room for
+    raise config.ConfigError(str(e)) from e
   texts = []
   for row in rows.tolist():
     end = row.index(tokenizer.eos) if tokenizer.eos in row else None

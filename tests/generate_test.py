@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lm import generate
+from lm.data import objectives
 from lm.models import decoder
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
@@ -63,12 +64,12 @@ def test_samplers_out_of_range_are_refused(sampler, message):
 
 def test_an_empty_prompt_is_refused():
   with pytest.raises(ValueError, match='a prompt has no tokens: begin it with'):
-    generate.prompts([[1], []], 0)
+    objectives.padded([[1], []], 0)
 
 
 def test_same_key_same_text_and_nothing_after_stop():
   model = decoder.make(vocab=5, length=40, width=16, depth=1, heads=2)
-  batch = generate.prompts([[1, 2], [3]] * 4, 0)
+  batch = objectives.padded([[1, 2], [3]] * 4, 0)
   params = model.init(jax.random.key(0), batch)
 
   def text(seed):

@@ -65,59 +65,71 @@ def test_every_product_of_a_bfloat16_step_has_bfloat16_operands():
   assert text.count('new_dtype=bfloat16') >= 3
 
 
-def reference_attention(q, k, v, mask, softcap):
+def reference_attention(q, k, v, mask, softcap, bias):
   B, L, N, H = q.shape
   out = np.zeros((B, L, N, H))
   for b in range(B):
     for n in range(N):
-      kv = n // (N // k.shape[2])
-      scores = q[b, :, n] @ k[b, :, kv].T / np.sqrt(H)
+      kv = n // (N // k.shape[1])
+      scores = q[b, :, n] @ k[b, kv].T / np.sqrt(H)
       if softcap is not None:
         scores = softcap * np.tanh(scores / softcap)
+      scores = scores + bias[b % len(bias), n]
       scores = np.where(mask[b, 0], scores, -np.inf)
       weights = np.exp(scores - scores.max(-1, keepdims=True))
-      out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ v[b, :, kv]
+      out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ v[b, kv]
   return out
 
 
 @pytest.mark.parametrize('softcap', [None, 2.0])
-@pytest.mark.parametrize('kv_heads', [1, 2, 4])
-def test_attention_equals_a_loop_over_heads(kv_heads, softcap):
+@pytest.mark.parametrize(('kv_heads', 'bias_rows'), [(1, 1), (2, 2), (4, 1)])
+def test_attention_equals_a_loop_over_heads(kv_heads, bias_rows, softcap):
   q = normal(0, 2, 5, 4, 8)
-  k, v = normal(1, 2, 5, kv_heads, 8), normal(2, 2, 5, kv_heads, 8)
+  k, v = normal(1, 2, kv_heads, 5, 8), normal(2, 2, kv_heads, 5, 8)
+  bias = normal(3, bias_rows, 4, 5, 5)
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
   mask = attention.causal_mask(segments, segments)
-  got = attention.attend(q, k, v, mask, softcap=softcap)
-  wide = [np.asarray(x, np.float64) for x in (q, k, v)]
-  want = reference_attention(
-    wide[0], wide[1], wide[2], np.asarray(mask), softcap
-  )
+  got = attention.attend(q, k, v, mask, bias_BNLS=bias, softcap=softcap)
+  q, k, v, bias = (np.asarray(x, np.float64) for x in (q, k, v, bias))
+  want = reference_attention(q, k, v, np.asarray(mask), softcap, bias)
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-@pytest.mark.parametrize('softcap', [None, 2.0])
+@pytest.mark.parametrize(('softcap', 'bias_rows'), [(None, 1), (2.0, 2)])
 @pytest.mark.parametrize(
   ('operands', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.03)]
 )
-def test_attention_has_the_gradients_of_autodiff(operands, tolerance, softcap):
+def test_attention_has_the_gradients_of_autodiff(
+  operands, tolerance, softcap, bias_rows
+):
   q = normal(0, 2, 5, 4, 8)
-  k, v = normal(1, 2, 5, 2, 8), normal(2, 2, 5, 2, 8)
+  k, v = normal(1, 2, 2, 5, 8), normal(2, 2, 2, 5, 8)
+  bias = normal(4, bias_rows, 4, 5, 5)
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
   mask = attention.causal_mask(segments, segments).at[0, 0, 3].set(False)
 
-  def plain(q, k, v):
-    scores = jnp.einsum('BLNH,BSNH->BNLS', q, jnp.repeat(k, 2, 2)) * 8**-0.5
+  def plain(q, k, v, bias):
+    scores = jnp.einsum('BLNH,BNSH->BNLS', q, jnp.repeat(k, 2, 1)) * 0.5
     if softcap is not None:
       scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask, scores, attention.MASKED)
+    scores = jnp.where(mask, scores + bias, attention.MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum('BNLS,BSNH->BLNH', weights, jnp.repeat(v, 2, 2))
+    return jnp.einsum('BNLS,BNSH->BLNH', weights, jnp.repeat(v, 2, 1))
 
-  def ours(q, k, v):
-    return attention.attend(q, k, v, mask, softcap=softcap, operands=operands)
+  def ours(q, k, v, bias):
+    return attention.attend(
+      q,
+      k,
+      v,
+      mask,
+      bias_BNLS=bias,
+      scale=0.5,
+      softcap=softcap,
+      operands=operands,
+    )
 
-  want_out, want_of = jax.vjp(plain, q, k, v)
-  got_out, got_of = jax.vjp(ours, q, k, v)
+  want_out, want_of = jax.vjp(plain, q, k, v, bias)
+  got_out, got_of = jax.vjp(ours, q, k, v, bias)
   direction = normal(3, *want_out.shape)
   want = want_out, *want_of(direction)
   got = got_out, *got_of(direction)
@@ -134,11 +146,67 @@ def test_mask_is_causal_within_documents():
   )
 
 
+def test_a_prefix_is_seen_by_its_whole_document_alone():
+  segments = jnp.array([[1, 1, 1, 2, 2]])
+  prefix = jnp.array([[1, 1, 0, 1, 0]], bool)
+  mask = attention.causal_mask(segments, segments, 0, prefix)[0, 0]
+  np.testing.assert_array_equal(
+    mask,
+    [
+      [1, 1, 0, 0, 0],
+      [1, 1, 0, 0, 0],
+      [1, 1, 1, 0, 0],
+      [0, 0, 0, 1, 0],
+      [0, 0, 0, 1, 1],
+    ],
+  )
+
+
+def test_a_window_is_counted_in_positions():
+  # a gap in the slots, as between prompts of uneven lengths and what follows
+  keys = jnp.array([[0, 1, 2, 0, 3]])
+  mask = attention.window_mask(jnp.array([[3, 4]]), keys, 2)[0, 0]
+  np.testing.assert_array_equal(mask, [[0, 0, 1, 0, 1], [0, 0, 0, 0, 1]])
+
+
+def test_buckets_are_those_of_t5():
+  # What transformers 5.23 gives for 32 buckets within 128.
+  near = positions.buckets(
+    jnp.array([[200]]),
+    jnp.array([[200, 199, 185, 184, 183, 170, 101, 73, 72, 0, 201]]),
+    count=32,
+    reach=128,
+    both_ways=False,
+  )
+  np.testing.assert_array_equal(
+    near[0, 0], [0, 1, 15, 16, 16, 20, 30, 31, 31, 31, 0]
+  )
+  both = positions.buckets(
+    jnp.array([[100]]),
+    jnp.array([[100, 99, 92, 80, 0, 101, 107, 108, 130, 250]]),
+    count=32,
+    reach=128,
+    both_ways=True,
+  )
+  np.testing.assert_array_equal(
+    both[0, 0], [0, 1, 8, 10, 15, 17, 23, 24, 27, 31]
+  )
+
+
+def test_sinusoids_turn_with_the_position():
+  vectors = np.asarray(positions.sinusoids(jnp.array([[0, 1, 5]]), 6))[0]
+  rates = 10_000.0 ** (-np.arange(3) / 3)
+  for vector, place in zip(vectors, (0, 1, 5), strict=True):
+    want = np.concatenate([np.sin(place * rates), np.cos(place * rates)])
+    np.testing.assert_allclose(vector, want, atol=1e-6)
+
+
 def test_softcap_bounds_scores():
   q = 100 * normal(0, 1, 3, 1, 4)
+  k = jnp.swapaxes(q, 1, 2)
   mask = jnp.ones((1, 1, 3, 3), bool)
-  v = jnp.eye(3, 4)[None, :, None]
-  weights = attention.attend(q, q, v, mask, softcap=1.0)[0, :, 0, :3]
+  v = jnp.eye(3, 4)[None, None]
+  weights = attention.attend(q, k, v, mask, softcap=1.0)[0, :, 0, :3]
   # Scores within [-1, 1]: no weight is beyond e^2 times another.
   assert float(weights.max() / weights.min()) < np.exp(2) + 1e-3
 
@@ -146,15 +214,20 @@ def test_softcap_bounds_scores():
 def test_rope_scores_depend_on_distance_alone():
   q, k = normal(0, 1, 1, 1, 8), normal(1, 1, 1, 1, 8)
 
+  def rotated(x, place, width=8):
+    turn = positions.rotation(jnp.array([[place]]), width, 10_000.0)
+    return positions.rope(x, turn)
+
   def score(i, j):
-    a = positions.rope(q, jnp.array([[i]]), 10_000.0)
-    b = positions.rope(k, jnp.array([[j]]), 10_000.0)
-    return float(jnp.sum(a * b))
+    return float(jnp.sum(rotated(q, i) * rotated(k, j)))
 
   assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
   assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+  np.testing.assert_allclose(rotated(q, 0), q, atol=1e-6)
+  part = np.asarray(rotated(q, 3, width=4))
+  np.testing.assert_array_equal(part[..., 4:], q[..., 4:])
   np.testing.assert_allclose(
-    positions.rope(q, jnp.array([[0]]), 10_000.0), q, atol=1e-6
+    part[..., :4], rotated(q[..., :4], 3, width=4), atol=1e-6
   )
 
 
@@ -189,13 +262,16 @@ def test_a_batch_longer_than_the_learned_positions_is_refused():
   ('changes', 'message'),
   [
     ({'norm': 'batchnorm'}, r"norm='batchnorm' is not one of layernorm, rms"),
-    ({'activation': 'relu'}, r"activation='relu' is not one of"),
+    ({'activation': 'tanh'}, r"activation='tanh' is not one of"),
     ({'dtype': 'float16'}, r"dtype='float16' is not one of float32, bfloat16"),
     ({'heads': 5}, r'width=32 is not a multiple of heads=5: set head_width'),
     ({'kv_heads': 3}, r'heads=4 is not a multiple of kv_heads=3'),
     ({'depth': 0}, r'depth=0 must be at least 1'),
     ({'dropout': 1.0}, r'dropout=1\.0 must be below 1'),
-    ({'head_width': 3, 'positions': 'rope'}, r'head_width=3 must be even'),
+    (
+      {'head_width': 3, 'positions': 'rope'},
+      r'head_width=3 \* rope_share=1\.0 must be',
+    ),
   ],
 )
 def test_a_decoder_that_cannot_be_is_refused(changes, message):

@@ -61,8 +61,8 @@ def test_a_damaged_newest_step_is_not_used(trained, tmp_path, capfd):
     ({'top_p': 0.0}, 'top_p=0.0 must be above 0 and at most 1'),
     (
       {'prompt': 'the quick'},
-      "10 tokens of prompt and 8 to come are more than the model's length 16:"
-      ' lower --length',
+      '18 positions, prompt and new ones, are more than model.length=16: ask '
+      'for fewer tokens',
     ),
   ],
 )
@@ -90,7 +90,7 @@ def test_another_tokenizer_file_is_refused(trained, tmp_path, monkeypatch):
   meta = checkpoint.read_meta(trained)
   assert meta['tokenizer'] == bytes_.sha256
   monkeypatch.setattr(
-    tokenizer, 'bytes_', lambda: bytes_._replace(sha256='0' * 64)
+    tokenizer, 'bytes_', lambda reserved: bytes_._replace(sha256='0' * 64)
   )
   assert refused(trained, length=8) == (
     f'{trained}: trained with tokenizer {bytes_.sha256[:12]}, and its'
@@ -114,4 +114,4 @@ def test_the_program_prints_what_the_function_returns(trained, start, tmp_path):
   (text,) = sample.sample(trained, 'the ', length=4, temperature=0)
   assert process.text() == f'{text}\n{"-" * 72}\n{text}\n'
   process = start('sample', [f'--workdir={workdir}', '--length=1000'])
-  assert process.error(2).endswith("model's length 16: lower --length")
+  assert process.error(2).endswith('model.length=16: ask for fewer tokens')

@@ -1,46 +1,100 @@
 """Multi-head attention with grouped keys and a cache."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear, norms, positions
+from lm.layers import linear, positions
 
 # Half the least float32: finite, so that a row that may look nowhere (padding)
 # gives a uniform softmax and not nan, and far from overflow when added to.
 MASKED = float(jnp.finfo(jnp.float32).min) / 2
 
 
-def causal_mask(
-  query_segments_BL: jax.Array,
-  key_segments_BS: jax.Array,
-  first: jax.Array | int = 0,
+class View(NamedTuple):
+  """What attention looks at, the same for many layers.
+
+  Attributes:
+    mask_B1LS: bool, True where a query may look.
+    rotation: of queries and keys; None has none.
+    bias_BNLS: added to the scores, float32 [B or 1, N, L, S]; None has none.
+    memory_BSD: the encoder's output, for cross-attention; None where a cache
+      holds its keys and values.
+    memory_mask_B1LS: bool, True where a query may look in the memory.
+  """
+
+  mask_B1LS: jax.Array
+  rotation: positions.Rotation | None = None
+  bias_BNLS: jax.Array | None = None
+  memory_BSD: jax.Array | None = None
+  memory_mask_B1LS: jax.Array | None = None
+
+
+def document_mask(
+  query_segments_BL: jax.Array, key_segments_BS: jax.Array
 ) -> jax.Array:
-  """Lets each position see the earlier ones of its own document.
+  """Lets each position see its own document: bool [B, 1, L, S].
 
   Args:
     query_segments_BL: document of each query.
     key_segments_BS: document of each key; equal numbers see each other.
+  """
+  return (query_segments_BL[:, :, None] == key_segments_BS[:, None, :])[:, None]
+
+
+def causal_mask(
+  query_segments_BL: jax.Array,
+  key_segments_BS: jax.Array,
+  first: jax.Array | int = 0,
+  prefix_BS: jax.Array | None = None,
+) -> jax.Array:
+  """Lets each position see the earlier ones of its own document.
+
+  Args:
+    query_segments_BL, key_segments_BS: as of `document_mask`.
     first: slot of the first query among the keys, where a cache precedes it.
+    prefix_BS: bool, keys that all positions of their document see (prefix LM,
+      Raffel et al. 2020, arXiv 1910.10683, section 3.2.1); None: there are
+      none.
 
   Returns:
     bool [B, 1, L, S], True where a query may look.
   """
   L, S = query_segments_BL.shape[1], key_segments_BS.shape[1]
   slots_L1 = first + jnp.arange(L)[:, None]
-  causal_LS = jnp.arange(S)[None, :] <= slots_L1
-  same_BLS = query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
-  return (same_BLS & causal_LS[None])[:, None]
+  seen_1LS = (jnp.arange(S)[None, :] <= slots_L1)[None]
+  if prefix_BS is not None:
+    seen_1LS = seen_1LS | prefix_BS[:, None, :]
+  return document_mask(query_segments_BL, key_segments_BS) & seen_1LS[:, None]
+
+
+def window_mask(
+  positions_BL: jax.Array, positions_BS: jax.Array, window: int
+) -> jax.Array:
+  """Lets each position see `window` positions, itself the last of them.
+
+  Returns:
+    bool [B, 1, L, S], to be combined with a mask of documents.
+
+  Reference: Beltagy et al. 2020, arXiv 2004.05150, section 3.1; looking left
+  only, as Mistral 7B, arXiv 2310.06825, section 2.
+  """
+  distance_BLS = positions_BL[:, :, None] - positions_BS[:, None, :]
+  return (distance_BLS < window)[:, None]
 
 
 def attend(
   q_BLNH: jax.Array,
-  k_BSKH: jax.Array,
-  v_BSKH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
   mask_B1LS: jax.Array,
   *,
+  bias_BNLS: jax.Array | None = None,
+  scale: float | None = None,
   softcap: float | None = None,
   operands: str = 'float32',
 ) -> jax.Array:
@@ -49,6 +103,8 @@ def attend(
   N/K neighbouring query heads share a key head.
 
   Args:
+    bias_BNLS: added to the scores, [B or 1, N, L, S]; None has none.
+    scale: of the dot products; None is 1 / sqrt(H).
     softcap: bounds the scores by `softcap * tanh(score / softcap)`; None is
       off. Reference: Gemma 2, arXiv 2408.00118, section 2.
     operands: dtype that matrix products read.
@@ -57,15 +113,20 @@ def attend(
   Ainslie et al. 2023, arXiv 2305.13245.
   """
   B, L, N, H = q_BLNH.shape
-  K = k_BSKH.shape[2]
+  K = k_BKSH.shape[1]
   # Scale q rather than the scores: L * H numbers instead of L * S.
-  q_BLKGH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H)
+  factor = H**-0.5 if scale is None else scale
+  q_BLKGH = (q_BLNH * factor).reshape(B, L, K, N // K, H)
+  if bias_BNLS is not None:
+    b, _, _, S = bias_BNLS.shape
+    bias_BNLS = bias_BNLS.reshape(b, K, N // K, L, S)
   # Heads before positions: what batched products want, and small next to S.
   out_BKGLH = _mix(
     jnp.einsum('BLKGH->BKGLH', q_BLKGH),
-    jnp.einsum('BSKH->BKSH', k_BSKH),
-    jnp.einsum('BSKH->BKSH', v_BSKH),
+    k_BKSH,
+    v_BKSH,
     mask_B1LS[:, :, None],
+    bias_BNLS,
     softcap,
     operands,
   )
@@ -73,15 +134,19 @@ def attend(
   return out_BLKGH.reshape(B, L, N, H).astype(q_BLNH.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _mix(q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, softcap, operands) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _mix(
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, operands
+) -> jax.Array:
   """Mixes values: float32 [B, K, G, L, H].
 
   The rule for gradients keeps one array of the size of the scores, in the
   operands' type, where autodiff keeps several in float32. Reference: Dao et al.
   2022, arXiv 2205.14135, appendix B.2.
   """
-  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, softcap, operands)[0]
+  return _forward(
+    q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, operands
+  )[0]
 
 
 def _scores(q_BKGLH, k_BKSH, softcap):
@@ -94,26 +159,30 @@ def _scores(q_BKGLH, k_BKSH, softcap):
   return scores_BKGLS
 
 
-def _forward(q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, softcap, operands):
+def _forward(
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, operands
+):
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = [jnp.zeros((0,), x.dtype) for x in (q_BKGLH, k_BKSH, v_BKSH)]
+  shape = None if bias_BKGLS is None else jnp.zeros((len(bias_BKGLS), 0))
   q_BKGLH, k_BKSH, v_BKSH = (
     x.astype(operands) for x in (q_BKGLH, k_BKSH, v_BKSH)
   )
   scores_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
+  if bias_BKGLS is not None:
+    scores_BKGLS += bias_BKGLS
   scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, MASKED)
   weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(operands)
   out_BKGLH = linear.multiply(
     'BKGLS,BKSH->BKGLH', weights_BKGLS, v_BKSH, 'float32'
   )
-  kept = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH, kinds
-  return out_BKGLH, kept
+  kept = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH
+  return out_BKGLH, (kept, kinds, shape)
 
 
 def _backward(softcap, operands, residuals, cotangent_BKGLH):
-  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH, kinds = (
-    residuals
-  )
+  kept, kinds, shape = residuals
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH = kept
   # How far a row's gain lies above its mean: sum(weights * gain) = out . d out.
   mean_BKGL1 = jnp.sum(cotangent_BKGLH * out_BKGLH, axis=-1, keepdims=True)
   cotangent_BKGLH = cotangent_BKGLH.astype(operands)
@@ -126,6 +195,11 @@ def _backward(softcap, operands, residuals, cotangent_BKGLH):
   ds_BKGLS = weights_BKGLS.astype(jnp.float32) * (gain_BKGLS - mean_BKGL1)
   # Weights are 0 there but in a row that may look nowhere.
   ds_BKGLS = jnp.where(mask_B11LS, ds_BKGLS, 0)
+  dbias_BKGLS = ds_BKGLS
+  if shape is None:
+    dbias_BKGLS = None
+  elif len(shape) == 1:
+    dbias_BKGLS = jnp.sum(ds_BKGLS, axis=0, keepdims=True)
   if softcap is not None:
     capped_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
     ds_BKGLS *= 1 - jnp.square(capped_BKGLS / softcap)
@@ -136,77 +210,97 @@ def _backward(softcap, operands, residuals, cotangent_BKGLH):
   dk_BKSH = linear.multiply(
     'BKGLS,BKGLH->BKSH', ds_BKGLS, q_BKGLH, kinds[1].dtype
   )
-  return dq_BKGLH, dk_BKSH, dv_BKSH, None
+  return dq_BKGLH, dk_BKSH, dv_BKSH, None, dbias_BKGLS
 
 
 _mix.defvjp(_forward, _backward)
 
 
 class Attention(nn.Module):
-  """Self-attention: projections, positions, optional QK-norm and cache.
+  """Projections, positions, optional QK-norm and cache around `attend`.
 
   Attributes:
     heads: N.
     kv_heads: K, which divides N.
     head_width: H.
     bias: adds biases to the four projections.
-    qk_norm: normalizes queries and keys per head before rotation. Reference:
-      Dehghani et al. 2023, arXiv 2302.05442, section 2.1.
-    rope_base: base of the rotary frequencies; None has no rotation.
-    softcap: see `attend`.
-    kernel_init, output_init: of q, k, v and of the output projection.
+    kernel_init, output_init: of q, k, v and of the output projection. With a
+      `scale`, q starts smaller or larger, so that scores start as without: T5's
+      initial values.
     dtype, operands: result and operand types of products.
+    qk_norm: builds the norm of queries and keys per head before rotation, given
+      `name`; None has none. Reference: Dehghani et al. 2023, arXiv 2302.05442,
+      section 2.1.
+    scale, softcap: see `attend`.
+    cross: reads keys and values in the view's memory, not in the stream.
   """
 
   heads: int
   kv_heads: int
   head_width: int
   bias: bool
-  qk_norm: bool
-  rope_base: float | None
-  softcap: float | None
   kernel_init: nn.initializers.Initializer
   output_init: nn.initializers.Initializer
   dtype: str
   operands: str
+  qk_norm: Callable[..., nn.Module] | None = None
+  scale: float | None = None
+  softcap: float | None = None
+  cross: bool = False
 
   @nn.compact
-  def __call__(self, x_BLD, positions_BL, mask_B1LS, cache):
+  def __call__(self, x_BLD, view: View, cache):
     """Returns [B, L, D] and the cache with this call's keys and values.
 
-    `cache` is None or `{'k', 'v'}` [B, S, K, H] and `index`, the slot that the
-    first of the L positions is written to.
+    `cache` is None or `{'k', 'v'}` [B, K, S, H] and `index`, the slot that the
+    first of the L positions is written to. The memory's keys and values do not
+    change, so a cross-attention's cache is what `memory_cache` makes.
     """
     D, N, K, H = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
+    rotation = None if self.cross else view.rotation
 
-    def project(name, heads):
-      kernel_DNH = self.param(name, self.kernel_init, (D, heads, H))
-      y_BLNH = linear.contract(
-        'BLD,DNH->BLNH', x_BLD, kernel_DNH, self.operands, self.dtype
-      )
+    def init(name, *args):
+      gain = 1.0
+      if name == 'q' and self.scale is not None:
+        gain = H**-0.5 / self.scale
+      return gain * self.kernel_init(*args)
+
+    def project(name, x_BLD, heads):
+      kernel_DNH = self.param(name, partial(init, name), (D, heads, H))
+      bias_NH = None
       if self.bias:
         bias_NH = self.param(f'{name}_bias', nn.initializers.zeros, (heads, H))
-        y_BLNH += bias_NH.astype(self.dtype)[None, None]
-      return y_BLNH
+      return _project(x_BLD, kernel_DNH, bias_NH, self.operands, self.dtype)
 
-    q_BLNH, k_BLKH, v_BLKH = project('q', N), project('k', K), project('v', K)
-    if self.qk_norm:
-      q_BLNH = norms.RMSNorm(name='q_norm')(q_BLNH)
-      k_BLKH = norms.RMSNorm(name='k_norm')(k_BLKH)
-    if self.rope_base is not None:
-      q_BLNH = positions.rope(q_BLNH, positions_BL, self.rope_base)
-      k_BLKH = positions.rope(k_BLKH, positions_BL, self.rope_base)
-    k_BSKH, v_BSKH = k_BLKH, v_BLKH
-    if cache is not None:
-      where = (0, cache['index'], 0, 0)
-      k_BSKH = jax.lax.dynamic_update_slice(cache['k'], k_BLKH, where)
-      v_BSKH = jax.lax.dynamic_update_slice(cache['v'], v_BLKH, where)
-      cache = {**cache, 'k': k_BSKH, 'v': v_BSKH}
+    q_BLNH = project('q', x_BLD, N)
+    if self.qk_norm is not None:
+      q_BLNH = self.qk_norm(name='q_norm')(q_BLNH)
+    if rotation is not None:
+      q_BLNH = positions.rope(q_BLNH, rotation)
+    if self.cross and cache is not None:
+      k_BKSH, v_BKSH = cache['k'], cache['v']
+    else:
+      y_BSD = view.memory_BSD if self.cross else x_BLD
+      k_BSKH, v_BSKH = project('k', y_BSD, K), project('v', y_BSD, K)
+      if self.qk_norm is not None:
+        k_BSKH = self.qk_norm(name='k_norm')(k_BSKH)
+      if rotation is not None:
+        k_BSKH = positions.rope(k_BSKH, rotation)
+      k_BKSH, v_BKSH = _heads_first(k_BSKH), _heads_first(v_BSKH)
+      if cache is not None:
+        where = (0, 0, cache['index'], 0)
+        k_BKSH = jax.lax.dynamic_update_slice(cache['k'], k_BKSH, where)
+        v_BKSH = jax.lax.dynamic_update_slice(cache['v'], v_BKSH, where)
+        cache = {**cache, 'k': k_BKSH, 'v': v_BKSH}
+    mask_B1LS = view.memory_mask_B1LS if self.cross else view.mask_B1LS
+    assert mask_B1LS is not None, 'cross-attention needs a memory'
     mixed_BLNH = attend(
       q_BLNH,
-      k_BSKH,
-      v_BSKH,
+      k_BKSH,
+      v_BKSH,
       mask_B1LS,
+      bias_BNLS=None if self.cross else view.bias_BNLS,
+      scale=self.scale,
       softcap=self.softcap,
       operands=self.operands,
     )
@@ -218,3 +312,35 @@ class Attention(nn.Module):
       bias_D = self.param('o_bias', nn.initializers.zeros, (D,))
       out_BLD += bias_D.astype(self.dtype)[None, None]
     return out_BLD, cache
+
+
+def memory_cache(
+  params: dict[str, jax.Array], memory_BSD: jax.Array, operands: str, dtype: str
+) -> dict[str, jax.Array]:
+  """Makes the cache of a cross-attention: keys and values of the memory.
+
+  Args:
+    params: of an `Attention` without QK-norm.
+    memory_BSD: the encoder's output.
+    operands, dtype: as of the module.
+  """
+  return {
+    name: _heads_first(
+      _project(
+        memory_BSD, params[name], params.get(f'{name}_bias'), operands, dtype
+      )
+    )
+    for name in 'kv'
+  }
+
+
+def _project(x_BLD, kernel_DNH, bias_NH, operands, dtype):
+  y_BLNH = linear.contract('BLD,DNH->BLNH', x_BLD, kernel_DNH, operands, dtype)
+  if bias_NH is not None:
+    y_BLNH += bias_NH.astype(dtype)[None, None]
+  return y_BLNH
+
+
+def _heads_first(x_BSKH):
+  # What batched products want, and a cache need not be turned for every token.
+  return jnp.einsum('BSKH->BKSH', x_BSKH)

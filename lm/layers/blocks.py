@@ -1,6 +1,6 @@
-"""The mlp and the pre-norm residual block."""
+"""The mlp and the residual block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flax import linen as nn
 import jax
@@ -9,11 +9,27 @@ import jax.numpy as jnp
 from lm.layers import linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  # The tanh form is GPT-2's; the exact one differs by 1e-3.
+  # The tanh form is GPT-2's; the exact one, BERT's, differs by 1e-3.
   'gelu': lambda x: jax.nn.gelu(x, approximate=True),
-  'swiglu': jax.nn.silu,
+  'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
+  'relu': jax.nn.relu,
   'relu2': lambda x: jnp.square(jax.nn.relu(x)),
+  'swiglu': jax.nn.silu,
+  'geglu': lambda x: jax.nn.gelu(x, approximate=True),
 }
+_GATED = ('swiglu', 'geglu')
+
+# Sharding rows of a block's kernels; a model adds its own.
+AXES = (
+  (r'(attention|cross)/q$', ('embed', 'heads', None)),
+  (r'(attention|cross)/[kv]$', ('embed', 'kv_heads', None)),
+  (r'(attention|cross)/o$', ('heads', None, 'embed')),
+  (r'(attention|cross)/q_bias$', ('heads', None)),
+  (r'(attention|cross)/[kv]_bias$', ('kv_heads', None)),
+  (r'mlp/(up|gate)$', ('embed', 'mlp')),
+  (r'mlp/down$', ('mlp', 'embed')),
+  (r'mlp/(up|gate)_bias$', ('mlp',)),
+)
 
 
 class Mlp(nn.Module):
@@ -21,8 +37,9 @@ class Mlp(nn.Module):
 
   Attributes:
     width: F.
-    activation: 'gelu', 'relu2' (So et al. 2021, arXiv 2109.08668), or 'swiglu',
-      which adds the gate (Shazeer 2020, arXiv 2002.05202).
+    activation: one of `ACTIVATIONS`: 'relu2' is So et al. 2021, arXiv
+      2109.08668; 'swiglu' and 'geglu' add the gate, Shazeer 2020, arXiv
+      2002.05202.
     bias, kernel_init, output_init, dtype, operands: as in `Attention`.
   """
 
@@ -50,7 +67,7 @@ class Mlp(nn.Module):
     into = 'BLD,DF->BLF'
     h_BLF = project('up', into, x_BLD, self.kernel_init, (D, F))
     activate = ACTIVATIONS[self.activation]
-    if self.activation == 'swiglu':
+    if self.activation in _GATED:
       gate_BLF = project('gate', into, x_BLD, self.kernel_init, (D, F))
       h_BLF *= activate(gate_BLF)
     else:
@@ -58,38 +75,76 @@ class Mlp(nn.Module):
     return project('down', 'BLF,FD->BLD', h_BLF, self.output_init, (F, D))
 
 
+ORDERS = ('pre', 'post', 'both')
+
+
 class Block(nn.Module):
-  """Adds attention and the mlp of the normalized stream to the stream.
+  """Adds attention, cross-attention where there is some, and the mlp.
 
   Attributes:
-    norm, attention, mlp: build the parts, given `name`.
+    norm, attention, cross, mlp: build the parts, given `name`; `cross` None has
+      none.
     dropout: rate on each branch; on when the module has a 'dropout' rng.
-
-  Reference: pre-norm, Xiong et al. 2020, arXiv 2002.04745.
+    order: 'pre' normalizes what a branch reads (Xiong et al. 2020, arXiv
+      2002.04745), 'post' the sum of stream and branch (Vaswani et al. 2017,
+      arXiv 1706.03762, section 3.1), 'both' what a branch reads and what it
+      gives (Gemma 2, arXiv 2408.00118, section 2).
   """
 
   norm: Callable[..., nn.Module]
   attention: Callable[..., nn.Module]
   mlp: Callable[..., nn.Module]
   dropout: float
+  cross: Callable[..., nn.Module] | None = None
+  order: str = 'pre'
 
   @nn.compact
-  def __call__(self, x_BLD, positions_BL, mask_B1LS, cache):
-    mixed_BLD, cache = self.attention(name='attention')(
-      self.norm(name='attention_norm')(x_BLD), positions_BL, mask_B1LS, cache
-    )
-    x_BLD += dropout(self, self.dropout, mixed_BLD)
-    h_BLD = self.mlp(name='mlp')(self.norm(name='mlp_norm')(x_BLD))
+  def __call__(self, x_BLD, view, cache):
+    """Returns [B, L, D] and the new cache; `view` is an `attention.View`.
+
+    `cache` is None or `{'k', 'v', 'index'}`, and `memory`, the cache of the
+    cross-attention, where there is one.
+    """
+    memory = None if cache is None else cache.get('memory')
+
+    def attend(h_BLD):
+      nonlocal cache
+      h_BLD, cache = self.attention(name='attention')(h_BLD, view, cache)
+      return h_BLD
+
+    x_BLD = self._add('attention', x_BLD, attend)
+    if self.cross is not None:
+      cross = self.cross(name='cross')
+      x_BLD = self._add('cross', x_BLD, lambda h: cross(h, view, memory)[0])
+    return self._add('mlp', x_BLD, self.mlp(name='mlp')), cache
+
+  def _add(self, name, x_BLD, branch):
+    norm_name = f'{name}_norm'
+    h_BLD = x_BLD
+    if self.order != 'post':
+      h_BLD = self.norm(name=norm_name)(x_BLD)
+    h_BLD = branch(h_BLD)
+    if self.order == 'both':
+      h_BLD = self.norm(name=f'{name}_after_norm')(h_BLD)
     x_BLD += dropout(self, self.dropout, h_BLD)
-    return x_BLD, cache
+    return self.norm(name=norm_name)(x_BLD) if self.order == 'post' else x_BLD
 
 
-def dropout(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
+def dropout(
+  module: nn.Module, rate: float, x: jax.Array, shared: Sequence[int] = ()
+) -> jax.Array:
   """Zeroes a share of the entries when `module` was given a dropout rng.
+
+  Args:
+    module: whose rng is used.
+    rate: the share.
+    x: any array.
+    shared: dimensions along which all entries share their fate.
 
   Reference: Srivastava et al. 2014, JMLR 15.
   """
   if not rate or not module.has_rng('dropout'):
     return x
-  keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, x.shape)
+  shape = [1 if i in shared else size for i, size in enumerate(x.shape)]
+  keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, shape)
   return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

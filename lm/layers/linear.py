@@ -3,9 +3,35 @@
 from functools import partial
 import math
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Dense(nn.Module):
+  """Multiplies with a kernel [D, F] and adds a bias [F].
+
+  Attributes:
+    outputs: F.
+    kernel_init: of the kernel; the bias starts at 0.
+    dtype, operands: result and operand types of the product.
+  """
+
+  outputs: int
+  kernel_init: nn.initializers.Initializer
+  dtype: str
+  operands: str
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    shape = x_BLD.shape[-1], self.outputs
+    kernel_DF = self.param('kernel', self.kernel_init, shape)
+    bias_F = self.param('bias', nn.initializers.zeros, shape[1:])
+    return (
+      contract('BLD,DF->BLF', x_BLD, kernel_DF, self.operands, self.dtype)
+      + bias_F.astype(self.dtype)[None, None]
+    )
 
 
 def contract(

@@ -1,5 +1,8 @@
 """LayerNorm and RMSNorm."""
 
+from collections.abc import Callable
+from functools import partial
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,16 +11,22 @@ import jax.numpy as jnp
 class RMSNorm(nn.Module):
   """Divides by the root mean square and scales.
 
+  Attributes:
+    epsilon: added to the mean square. 1e-6 is Llama's and Qwen's; without any,
+      a row of zeros would be divided by nothing.
+    offset: added to the scale, which then starts at 1 - offset; Gemma's
+      weights are made for 1.
+
   Reference: Zhang and Sennrich 2019, arXiv 1910.07467.
   """
 
-  # Llama's and Qwen's value; below it a row of float32 zeros would be divided
-  # by nearly nothing in the backward pass.
   epsilon: float = 1e-6
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+    init = nn.initializers.constant(1 - self.offset)
+    scale = self.param('scale', init, x.shape[-1:]) + self.offset
     # Float32: the mean of 4,096 bfloat16 squares loses its last 6 bits.
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
@@ -29,13 +38,14 @@ class LayerNorm(nn.Module):
   """Subtracts the mean, divides by the deviation, scales and shifts.
 
   Attributes:
+    epsilon: added to the variance; 1e-5 is GPT-2's.
     bias: whether to shift.
 
   Reference: Ba et al. 2016, arXiv 1607.06450.
   """
 
+  epsilon: float = 1e-5
   bias: bool = True
-  epsilon: float = 1e-5  # GPT-2's value
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,3 +66,25 @@ class LayerNorm(nn.Module):
 def _broadcast(vector, x):
   # Explicit, because implicit rank promotion is an error in the tests.
   return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def make(
+  name: str, *, epsilon: float | None, offset: float = 0.0, bias: bool = True
+) -> Callable[..., nn.Module]:
+  """Chooses a norm; the result builds a module, given `name`.
+
+  Args:
+    name: 'layernorm' or 'rmsnorm'.
+    epsilon: None is the norm's own default.
+    offset: of RMSNorm.
+    bias: of LayerNorm.
+
+  Raises:
+    ValueError: for another name.
+  """
+  given = {} if epsilon is None else {'epsilon': epsilon}
+  if name == 'rmsnorm':
+    return partial(RMSNorm, offset=offset, **given)
+  if name == 'layernorm':
+    return partial(LayerNorm, bias=bias, **given)
+  raise ValueError(f'norm={name!r} is not one of layernorm, rmsnorm')

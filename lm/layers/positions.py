@@ -1,26 +1,104 @@
-"""Rotary positions."""
+"""Positions: rotations, sinusoids and relative buckets."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def rope(x_BLNH: jax.Array, positions_BL: jax.Array, base: float) -> jax.Array:
-  """Rotates pairs of features by an angle that grows with the position.
+class Rotation(NamedTuple):
+  """Cosines and sines [B, L, 1, H / 2], float32, of `rope`'s angles."""
 
-  Pairs feature h with h + H/2, as GPT-NeoX and Llama weights expect; the paper
-  pairs neighbours, which is the same up to a permutation of features.
+  cos: jax.Array
+  sin: jax.Array
+
+
+def rotation(positions_BL: jax.Array, width: int, base: float) -> Rotation:
+  """Computes the angles of `rope`, once for all layers.
+
+  Args:
+    positions_BL: of each token in its document.
+    width: features that are rotated, an even number.
+    base: of the frequencies.
 
   Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.2.
   """
-  half = x_BLNH.shape[-1] // 2
+  half = width // 2
   frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   # Float32: an angle of 10,000 radians in bfloat16 is off by whole turns.
   angles_BL1h = (
     positions_BL[..., None, None].astype(jnp.float32)
     * (frequencies[None, None, None, :])
   )
-  cos, sin = jnp.cos(angles_BL1h), jnp.sin(angles_BL1h)
-  a, b = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+  return Rotation(jnp.cos(angles_BL1h), jnp.sin(angles_BL1h))
+
+
+def rope(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:
+  """Rotates pairs of features by an angle that grows with the position.
+
+  Pairs feature h with h + H/2, as GPT-NeoX and Llama weights expect; the paper
+  pairs neighbours, which is the same up to a permutation of features. Features
+  that the rotation is too narrow for pass as they are (partial RoPE, Black et
+  al. 2022, arXiv 2204.06745, section 2.1).
+  """
+  half = rotation.cos.shape[-1]
+  a, b, rest = jnp.split(x_BLNH.astype(jnp.float32), (half, 2 * half), axis=-1)
+  cos, sin = rotation
   return jnp.concatenate(
-    [a * cos - b * sin, b * cos + a * sin], axis=-1
+    [a * cos - b * sin, b * cos + a * sin, rest], axis=-1
   ).astype(x_BLNH.dtype)
+
+
+def sinusoids(positions_BL: jax.Array, width: int) -> jax.Array:
+  """Gives each position a vector: float32 [B, L, D].
+
+  Sines fill the first half of the features and cosines the second; the paper
+  puts them in turn, which is the same up to a permutation of features.
+
+  Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
+  """
+  half = width // 2
+  rates = 10_000.0 ** (-np.arange(half, dtype=np.float32) / half)
+  angles_BLh = positions_BL[..., None].astype(jnp.float32) * rates[None, None]
+  return jnp.concatenate([jnp.sin(angles_BLh), jnp.cos(angles_BLh)], axis=-1)
+
+
+def buckets(
+  positions_BL: jax.Array,
+  positions_BS: jax.Array,
+  *,
+  count: int,
+  reach: int,
+  both_ways: bool,
+) -> jax.Array:
+  """Sorts pairs of positions into buckets by their distance: int32 [B, L, S].
+
+  Half of the buckets hold one distance each, the others grow logarithmically
+  up to `reach`; all that is farther shares the last. Looking both ways, the
+  upper half of the buckets is for what lies to the right.
+
+  Args:
+    positions_BL: of the queries.
+    positions_BS: of the keys.
+    count: R, an even number.
+    reach: distance from which on all is one bucket.
+    both_ways: False sees only what is left of the query; the rest is at 0.
+
+  Reference: Raffel et al. 2020, arXiv 1910.10683, section 2.1.
+  """
+  distance_BLS = positions_BL[:, :, None] - positions_BS[:, None, :]
+  offset_BLS = jnp.zeros_like(distance_BLS)
+  if both_ways:
+    count //= 2
+    offset_BLS = jnp.where(distance_BLS < 0, count, 0)
+    distance_BLS = jnp.abs(distance_BLS)
+  distance_BLS = jnp.maximum(distance_BLS, 0)
+  exact = count // 2
+  # On the host in double, so that no device rounds a border another way.
+  far = np.arange(reach + 1)
+  grown = np.log(np.maximum(far, exact) / exact) / np.log(reach / exact)
+  table = np.where(
+    far < exact, far, np.minimum(exact + grown * (count - exact), count - 1)
+  ).astype(np.int32)
+  return offset_BLS + jnp.asarray(table)[jnp.minimum(distance_BLS, reach)]

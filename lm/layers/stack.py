@@ -1,7 +1,8 @@
 """Depth: one block repeated, unrolled or scanned, with rematerialization."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import difflib
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import sharding
+from lm.layers import attention
 
 _POLICIES = {
   'full': 'nothing_saveable',
@@ -39,13 +41,13 @@ def remat_policy(name: str) -> Callable[..., Any]:
 def apply(
   block: Callable[..., nn.Module],
   x_BLD: jax.Array,
-  positions_BL: jax.Array,
-  mask_B1LS: jax.Array,
+  views: Sequence[attention.View],
   cache: Any,
   *,
   depth: int,
   scan: bool,
   remat: str,
+  which: Sequence[int] | None = None,
 ) -> tuple[jax.Array, Any]:
   """Runs `depth` blocks inside the calling module.
 
@@ -55,41 +57,49 @@ def apply(
 
   Args:
     block: builds one block, given `name`.
-    x_BLD, positions_BL, mask_B1LS: what a block reads.
+    x_BLD: the stream.
+    views: what blocks look at.
     cache: None, or `{'index': int32, 'layers': ...}`, where `layers` is a tuple
       with a block's cache each, or one whose arrays are stacked if scanned.
     depth: how many blocks.
     scan: scanned or unrolled.
     remat: 'none', or a policy: what the backward pass need not compute again.
+    which: the view of each block; None is the first for all.
 
   Returns:
     [B, L, D] and the new cache.
   """
+  which = [0] * depth if which is None else which
 
-  def run(module, x_BLD, layer):
+  def run(n, module, x_BLD, layer):
+    view = views[n] if isinstance(n, int) else _choose(n, views)
     if cache is not None:
       layer = {**layer, 'index': cache['index']}
-    x_BLD, layer = module(x_BLD, positions_BL, mask_B1LS, layer)
+    x_BLD, layer = module(x_BLD, view, layer)
     if layer is not None:
-      layer = {'k': layer['k'], 'v': layer['v']}
+      layer = {k: v for k, v in layer.items() if k != 'index'}
     return sharding.constrain(x_BLD, 'batch', None, None), layer
 
-  if remat != 'none':
+  def saving(fn):
+    if remat == 'none':
+      return fn
     # Inside a scan the loop itself prevents the merging of both passes.
-    run = nn.remat(run, policy=remat_policy(remat), prevent_cse=not scan)
+    return nn.remat(fn, policy=remat_policy(remat), prevent_cse=not scan)
+
   layers = None if cache is None else cache['layers']
   if scan:
     x_BLD, layers = nn.scan(
-      run,
+      saving(lambda module, x, xs: run(xs[1], module, x, xs[0])),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       length=depth,
-    )(block(name='layers'), x_BLD, layers)
+    )(block(name='layers'), x_BLD, (layers, jnp.asarray(which)))
   else:
     new = []
     for i in range(depth):
       layer = None if layers is None else layers[i]
-      x_BLD, layer = run(block(name=f'layers_{i}'), x_BLD, layer)
+      step = saving(partial(run, which[i]))
+      x_BLD, layer = step(block(name=f'layers_{i}'), x_BLD, layer)
       new.append(layer)
     layers = tuple(new)
   if cache is not None:
@@ -98,6 +108,19 @@ def apply(
     index = cache['index'] + x_BLD.shape[1]
     cache = {**cache, 'index': index, 'layers': layers}
   return x_BLD, cache
+
+
+def start(shape: Sequence[int], dtype: str, depth: int, scan: bool) -> Any:
+  """Makes the `layers` of a cache of zeros; keys have `shape` [B, K, S, H]."""
+  lead = (depth,) if scan else ()
+  layer = {name: jnp.zeros((*lead, *shape), dtype) for name in 'kv'}
+  return layer if scan else (layer,) * depth
+
+
+def _choose(n, views):
+  if len(views) == 1:
+    return views[0]
+  return jax.tree.map(lambda *xs: jax.lax.select_n(n, *xs), *views)
 
 
 def stack_params(params: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The decoder: GPT-2, Llama and what lies between, as settings of one model.
 
 Reference: Radford et al. 2019 (GPT-2); Touvron et al. 2023, arXiv 2302.13971
-(Llama: RMSNorm, RoPE, SwiGLU).
+(Llama: RMSNorm, RoPE, SwiGLU); Gemma 3, arXiv 2503.19786 (windows, norms before
+and after); Yang et al. 2025, arXiv 2505.09388 (Qwen3: QK-norm).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,20 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from lm import sharding, types
-from lm.layers import attention, blocks, linear, norms, stack
-from lm.models import linen
+from lm.layers import attention, blocks, norms, positions, stack, vocabulary
+from lm.models import linen, settings
 
 AXES = (
   (r'embed/table$', ('vocab', 'embed')),
   (r'embed/positions$', (None, 'embed')),
-  (r'attention/q$', ('embed', 'heads', None)),
-  (r'attention/[kv]$', ('embed', 'kv_heads', None)),
-  (r'attention/o$', ('heads', None, 'embed')),
-  (r'attention/q_bias$', ('heads', None)),
-  (r'attention/[kv]_bias$', ('kv_heads', None)),
-  (r'mlp/(up|gate)$', ('embed', 'mlp')),
-  (r'mlp/down$', ('mlp', 'embed')),
-  (r'mlp/(up|gate)_bias$', ('mlp',)),
+  *blocks.AXES,
   (r'head/kernel$', ('embed', 'vocab')),
   # Vectors as wide as the stream: cheap to hold whole, read by every device.
   (r'(scale|bias)$', (None,)),
@@ -43,11 +38,20 @@ def make(
   head_width: int | None = None,
   mlp: int | None = None,
   norm: str = 'layernorm',
+  norm_epsilon: float | None = None,
+  norm_offset: float = 0.0,
+  norm_order: str = 'pre',
   positions: str = 'learned',
   rope_base: float = 10_000.0,
+  rope_share: float = 1.0,
+  window: int | None = None,
+  window_rope_base: float | None = None,
+  global_every: int | None = None,
+  embed_scale: float = 1.0,
   activation: str = 'gelu',
   bias: bool = True,
   qk_norm: bool = False,
+  attention_scale: float | None = None,
   attention_softcap: float | None = None,
   logit_softcap: float | None = None,
   tied: bool = True,
@@ -59,9 +63,9 @@ def make(
   dtype: str = 'float32',
   operands: str = 'float32',
 ) -> types.Model:
-  """Makes a decoder-only language model with pre-norm blocks.
+  """Makes a decoder-only language model.
 
-  Parameters are float32.
+  Parameters are float32. A batch with a `prefix` is read as by a prefix LM.
 
   Args:
     vocab: V.
@@ -72,12 +76,21 @@ def make(
     kv_heads: K, divides N; None is N (multi-head attention).
     head_width: H; None is D / N.
     mlp: F; None is 4 D.
-    norm: 'layernorm' or 'rmsnorm'.
+    norm, norm_epsilon, norm_offset: see `norms.make`.
+    norm_order: 'pre', 'post' or 'both', see `blocks.Block`.
     positions: 'learned' or 'rope'.
     rope_base: base of the rotary frequencies.
-    activation: 'gelu', 'swiglu' or 'relu2'.
+    rope_share: of the head's features that are rotated.
+    window: positions that a layer sees, see `attention.window_mask`; None sees
+      all.
+    window_rope_base: base in layers with a window; None is `rope_base`.
+    global_every: every n-th layer sees all, whatever `window`; None has no such
+      layer.
+    embed_scale: multiplies the embeddings (Gemma: the square root of D).
+    activation: one of `blocks.ACTIVATIONS`.
     bias: biases in projections and layer norms.
     qk_norm: RMSNorm on queries and keys.
+    attention_scale: of scores; None is 1 / sqrt(H).
     attention_softcap: bound on attention scores; None is off.
     logit_softcap: bound on logits; None is off.
     tied: the output layer is the embedding table.
@@ -94,53 +107,63 @@ def make(
   Raises:
     ValueError: for settings that do not fit together.
   """
-  choices = (
-    ('norm', norm, ('layernorm', 'rmsnorm')),
-    ('positions', positions, ('learned', 'rope')),
-    ('activation', activation, tuple(blocks.ACTIVATIONS)),
-    ('dtype', dtype, ('float32', 'bfloat16')),
-    ('operands', operands, ('float32', 'bfloat16')),
+  settings.check_choices(
+    norm_order=(norm_order, blocks.ORDERS),
+    positions=(positions, ('learned', 'rope')),
+    activation=(activation, blocks.ACTIVATIONS),
+    dtype=(dtype, settings.DTYPES),
+    operands=(operands, settings.DTYPES),
   )
-  for name, value, known in choices:
-    if value not in known:
-      raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}')
-  for name, value in (
-    ('vocab', vocab),
-    ('length', length),
-    ('width', width),
-    ('depth', depth),
-    ('heads', heads),
-  ):
-    if value < 1:
-      raise ValueError(f'{name}={value} must be at least 1')
+  settings.check_counts(
+    vocab=vocab,
+    length=length,
+    width=width,
+    depth=depth,
+    heads=heads,
+    window=1 if window is None else window,
+    global_every=1 if global_every is None else global_every,
+  )
   kv_heads = kv_heads or heads
   if heads % kv_heads:
     raise ValueError(f'heads={heads} is not a multiple of kv_heads={kv_heads}')
-  if head_width is None and width % heads:
+  head_width = settings.head_width(width, heads, head_width)
+  rotated = round(head_width * rope_share)
+  if positions == 'rope' and (rotated % 2 or not 0 < rotated <= head_width):
     raise ValueError(
-      f'width={width} is not a multiple of heads={heads}: set head_width'
+      f'head_width={head_width} * rope_share={rope_share} must be even, above '
+      '0 and at most head_width for rope'
     )
-  head_width = head_width or width // heads
-  if positions == 'rope' and head_width % 2:
-    raise ValueError(f'head_width={head_width} must be even for rope')
-  if dropout >= 1:
-    raise ValueError(f'dropout={dropout} must be below 1')
-  if remat != 'none':
-    stack.remat_policy(remat)
+  settings.check_rates(dropout=dropout)
+  settings.check_remat(remat)
+  local = [
+    window is not None and not (global_every and (i + 1) % global_every == 0)
+    for i in range(depth)
+  ]
   module = Decoder(
     vocab=vocab,
-    length=length,
+    length=length if positions == 'learned' else None,
     width=width,
     depth=depth,
     heads=heads,
     kv_heads=kv_heads,
     head_width=head_width,
     mlp=mlp or 4 * width,
-    norm=norm,
-    rope_base=rope_base if positions == 'rope' else None,
+    norm=norms.make(norm, epsilon=norm_epsilon, offset=norm_offset, bias=bias),
+    norm_order=norm_order,
+    rotated=rotated if positions == 'rope' else 0,
+    rope_base=rope_base,
+    window=window,
+    window_rope_base=rope_base
+    if window_rope_base is None
+    else window_rope_base,
+    local=tuple(map(int, local)),
+    embed_scale=embed_scale,
     activation=activation,
     bias=bias,
-    qk_norm=qk_norm,
+    qk_norm=norms.make('rmsnorm', epsilon=norm_epsilon, offset=norm_offset)
+    if qk_norm
+    else None,
+    attention_scale=attention_scale,
     attention_softcap=attention_softcap,
     logit_softcap=logit_softcap,
     tied=tied,
@@ -155,17 +178,24 @@ def make(
 
   def start(params, batch, room):
     del params  # an encoder's memory would need them
+    if room > length:
+      raise ValueError(
+        f'{room} positions, prompt and new ones, are more than model.length='
+        f'{length}: ask for fewer tokens'
+      )
     B = len(batch.tokens)
-    lead = (depth,) if scan else ()
-    layer = {
-      name: jnp.zeros((*lead, B, room, kv_heads, head_width), dtype)
-      for name in 'kv'
-    }
-    return {
+    cache = {
       'index': jnp.zeros((), jnp.int32),
       'segments': jnp.zeros((B, room), jnp.int32),
-      'layers': layer if scan else (layer,) * depth,
+      'layers': stack.start(
+        (B, kv_heads, room, head_width), dtype, depth, scan
+      ),
     }
+    if any(local):
+      cache['positions'] = jnp.zeros((B, room), jnp.int32)
+    if batch.prefix is not None:
+      cache['prefix'] = jnp.zeros((B, room), bool)
+    return cache
 
   return linen.bridge(module, AXES, start)
 
@@ -174,18 +204,25 @@ class Decoder(nn.Module):
   """Embedding, blocks, norm, head. Attributes as in `make`, all resolved."""
 
   vocab: int
-  length: int
+  length: int | None  # None has no learned positions
   width: int
   depth: int
   heads: int
   kv_heads: int
   head_width: int
   mlp: int
-  norm: str
-  rope_base: float | None
+  norm: Callable[..., nn.Module]
+  norm_order: str
+  rotated: int  # features of a head; 0 has no rotation
+  rope_base: float
+  window: int | None
+  window_rope_base: float
+  local: tuple[int, ...]  # 1 for each layer with a window
+  embed_scale: float
   activation: str
   bias: bool
-  qk_norm: bool
+  qk_norm: Callable[..., nn.Module] | None
+  attention_scale: float | None
   attention_softcap: float | None
   logit_softcap: float | None
   tied: bool
@@ -199,62 +236,68 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
-    if self.rope_base is None and batch.tokens.shape[1] > self.length:
-      # A lookup beyond the table would be nan, without a word.
-      raise ValueError(
-        f'a batch of length {batch.tokens.shape[1]} is longer than '
-        f'model.length={self.length} learned positions: raise it'
-      )
-    x_BLD, table_VD = Embed(
-      vocab=self.vocab,
-      width=self.width,
-      length=self.length if self.rope_base is None else None,
-      name='embed',
+    x_BLD, table_VD = vocabulary.Embed(
+      vocab=self.vocab, width=self.width, length=self.length, name='embed'
     )(batch.tokens, batch.positions)
-    x_BLD = blocks.dropout(self, self.dropout, x_BLD.astype(self.dtype))
+    x_BLD = (x_BLD * self.embed_scale).astype(self.dtype)
+    x_BLD = blocks.dropout(self, self.dropout, x_BLD)
     x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
-    segments_BS, first = batch.segments, 0
+    keys, first = batch, 0
     if cache is not None:
       first = cache['index']
-      segments_BS = jax.lax.dynamic_update_slice(
-        cache['segments'], batch.segments, (0, first)
-      )
+      known = {
+        name: jax.lax.dynamic_update_slice(cache[name], new, (0, first))
+        for name, new in batch._asdict().items()
+        if name in cache and new is not None
+      }
+      cache = {**cache, **known}
+      keys = batch._replace(**{k: v for k, v in cache.items() if k in _KEYS})
     x_BLD, cache = stack.apply(
       _block(self),
       x_BLD,
-      batch.positions,
-      attention.causal_mask(batch.segments, segments_BS, first),
+      _views(self, batch, keys, first),
       cache,
       depth=self.depth,
       scan=self.scan,
       remat=self.remat,
+      which=self.local,
     )
-    if cache is not None:
-      cache = {**cache, 'segments': segments_BS}
-    x_BLD = _norm(self)(name='final_norm')(x_BLD)
-    # Logits in float32: the loss is a small difference of large numbers.
-    product = partial(linear.contract, operands=self.operands, result='float32')
-    if self.tied:
-      logits_BLV = product('BLD,VD->BLV', x_BLD, table_VD)
-    else:
-      head = Head(self.vocab, _std(self, self.width), name='head')
-      logits_BLV = product('BLD,DV->BLV', x_BLD, head(self.width))
-    logits_BLV = sharding.constrain(logits_BLV, 'batch', None, 'vocab')
+    x_BLD = self.norm(name='final_norm')(x_BLD)
+    logits_BLV = vocabulary.Logits(
+      self.vocab, self.operands, _std(self, self.width), name='head'
+    )(x_BLD, table_VD if self.tied else None)
     if self.logit_softcap is not None:
       logits_BLV = self.logit_softcap * jnp.tanh(
         logits_BLV / self.logit_softcap
       )
-    return types.Output(logits_BLV, cache, {})
+    return types.Output(logits_BLV, cache, {}, x_BLD)
+
+
+# What a cache keeps of earlier tokens beside keys and values.
+_KEYS = ('segments', 'positions', 'prefix')
+
+
+def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
+  """Makes what layers look at: all, and only a window of it if there is one."""
+  mask_B1LS = attention.causal_mask(
+    batch.segments, keys.segments, first, keys.prefix
+  )
+
+  def rotation(base):
+    if not c.rotated:
+      return None
+    return positions.rotation(batch.positions, c.rotated, base)
+
+  views = [attention.View(mask_B1LS, rotation(c.rope_base))]
+  if c.window is not None:
+    near_B1LS = attention.window_mask(batch.positions, keys.positions, c.window)
+    base = c.window_rope_base
+    views.append(attention.View(mask_B1LS & near_B1LS, rotation(base)))
+  return views
 
 
 def _std(c: Decoder, inputs: int) -> float:
   return inputs**-0.5 if c.kernel_std is None else c.kernel_std
-
-
-def _norm(c: Decoder):
-  if c.norm == 'rmsnorm':
-    return norms.RMSNorm
-  return partial(norms.LayerNorm, bias=c.bias)
 
 
 def _block(c: Decoder):
@@ -274,14 +317,14 @@ def _block(c: Decoder):
   }
   return partial(
     blocks.Block,
-    norm=_norm(c),
+    norm=c.norm,
     attention=partial(
       attention.Attention,
       heads=c.heads,
       kv_heads=c.kv_heads,
       head_width=c.head_width,
       qk_norm=c.qk_norm,
-      rope_base=c.rope_base,
+      scale=c.attention_scale,
       softcap=c.attention_softcap,
       output_init=output_init(c.heads * c.head_width),
       **shared,
@@ -294,39 +337,5 @@ def _block(c: Decoder):
       **shared,
     ),
     dropout=c.dropout,
+    order=c.norm_order,
   )
-
-
-class Embed(nn.Module):
-  """Looks tokens up, adds learned positions: [B, L, D] and the table [V, D]."""
-
-  vocab: int
-  width: int
-  length: int | None  # None has no learned positions
-
-  @nn.compact
-  def __call__(self, tokens_BL, positions_BL):
-    # GPT-2's deviation, for tied and untied tables alike.
-    init = nn.initializers.normal(0.02)
-    table_VD = self.param('table', init, (self.vocab, self.width))
-    # Gathered whole along D: a lookup in a table that is cut there makes XLA
-    # replicate it ("Involuntary full rematerialization").
-    rows_VD = sharding.constrain(table_VD, 'vocab', None)
-    x_BLD = jnp.take(rows_VD, tokens_BL, axis=0)
-    if self.length is not None:
-      positions_LD = self.param('positions', init, (self.length, self.width))
-      rows_LD = sharding.constrain(positions_LD, None, None)
-      x_BLD += jnp.take(rows_LD, positions_BL, axis=0)
-    return x_BLD, table_VD
-
-
-class Head(nn.Module):
-  """Holds the kernel [D, V] of an untied output layer."""
-
-  vocab: int
-  std: float
-
-  @nn.compact
-  def __call__(self, width):
-    init = nn.initializers.normal(self.std)
-    return self.param('kernel', init, (width, self.vocab))

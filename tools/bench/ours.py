@@ -16,7 +16,7 @@ import numpy as np
 
 from configs import base
 from lm import checkpoint, flops, generate, memory, optim, sharding, step, types
-from lm.data import stream, tokenizer, writer
+from lm.data import objectives, stream, tokenizer, writer
 from lm.models import decoder, linen
 from lm.optim import optimizers
 from tools.bench import protocol
@@ -97,7 +97,7 @@ def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
   """Continues prompts of one token by `new` greedy tokens, in fp32."""
   s = specs.Spec(*spec)
   model = _model(s, 'fp32', new + 1)
-  prompts = generate.prompts([[3 + n] for n in range(batch)], pad=0)
+  prompts = objectives.padded([[3 + n] for n in range(batch)], pad=0)
   params = jax.jit(model.init)(jax.random.key(0), prompts)
   # The id that would end a row is one that is never drawn.
   draw = partial(

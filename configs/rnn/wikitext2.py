@@ -1,0 +1,19 @@
+"""WikiText-2 with a recurrent network: 'elman', 'lstm' or 'gru'.
+
+Expected: not run yet.
+
+  python -m tools.corpora wikitext2
+  python -m lm.train --config=configs/rnn/wikitext2.py:lstm --workdir=runs/lstm
+  python -m lm.sweep --workdir=runs/lstm
+"""
+
+from configs import base
+from configs.gpt import wikitext2
+
+
+def get_config(cell='lstm'):
+  """Returns the config of a kind of cell."""
+  c = wikitext2.get_config().unlock()
+  c.model = base.recurrent() | {'cell': cell, 'dropout': 0.1}
+  c.optim = base.adamw()
+  return c.lock()

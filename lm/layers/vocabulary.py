@@ -1,0 +1,94 @@
+"""From tokens to vectors, and from vectors to logits."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import sharding
+from lm.layers import linear
+
+
+class Embed(nn.Module):
+  """Looks tokens up, adds learned positions.
+
+  Attributes:
+    vocab: V.
+    width: D.
+    length: rows of the table of learned positions; None has none.
+    kinds: rows of the table of kinds of text (BERT's sentences); 0 has none.
+    std: deviation of the initial tables. 0.02 is GPT-2's and BERT's, for tied
+      and untied tables alike.
+  """
+
+  vocab: int
+  width: int
+  length: int | None = None
+  kinds: int = 0
+  std: float = 0.02
+
+  @nn.compact
+  def __call__(self, tokens_BL, positions_BL=None, kinds_BL=None):
+    """Returns [B, L, D] and the table [V, D].
+
+    Raises:
+      ValueError: the batch is longer than the table of positions.
+    """
+    init = nn.initializers.normal(self.std)
+
+    def look_up(name, rows, ids_BL, axis=None):
+      table = self.param(name, init, (rows, self.width))
+      # Gathered whole along D: a lookup in a table that is cut there makes XLA
+      # replicate it ("Involuntary full rematerialization").
+      return jnp.take(sharding.constrain(table, axis, None), ids_BL, 0), table
+
+    x_BLD, table_VD = look_up('table', self.vocab, tokens_BL, 'vocab')
+    if self.length is not None:
+      if tokens_BL.shape[1] > self.length:
+        # A lookup beyond the table would be nan, without a word.
+        raise ValueError(
+          f'a batch of length {tokens_BL.shape[1]} is longer than '
+          f'model.length={self.length} learned positions: raise it'
+        )
+      x_BLD += look_up('positions', self.length, positions_BL)[0]
+    if self.kinds:
+      if kinds_BL is None:
+        kinds_BL = jnp.zeros_like(tokens_BL)
+      x_BLD += look_up('kinds', self.kinds, kinds_BL)[0]
+    return x_BLD, table_VD
+
+
+class Logits(nn.Module):
+  """Scores each entry of the vocabulary: float32 [B, L, V].
+
+  Attributes:
+    vocab: V.
+    operands: type that the product reads.
+    std: deviation of the initial kernel.
+    bias: whether to add one an entry.
+  """
+
+  vocab: int
+  operands: str
+  std: float = 0.02
+  bias: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x_BLD: jax.Array, table_VD: jax.Array | None = None
+  ) -> jax.Array:
+    """Multiplies with the table [V, D], or with a kernel of its own if None."""
+    # Logits in float32: the loss is a small difference of large numbers.
+    if table_VD is not None:
+      logits_BLV = linear.contract(
+        'BLD,VD->BLV', x_BLD, table_VD, self.operands, 'float32'
+      )
+    else:
+      init = nn.initializers.normal(self.std)
+      kernel_DV = self.param('kernel', init, (x_BLD.shape[-1], self.vocab))
+      logits_BLV = linear.contract(
+        'BLD,DV->BLV', x_BLD, kernel_DV, self.operands, 'float32'
+      )
+    if self.bias:
+      bias_V = self.param('bias', nn.initializers.zeros, (self.vocab,))
+      logits_BLV += bias_V[None, None]
+    return sharding.constrain(logits_BLV, 'batch', None, 'vocab')

@@ -1,0 +1,350 @@
+"""Encoder and decoder: the original Transformer and T5.
+
+Reference: Vaswani et al. 2017, arXiv 1706.03762; Raffel et al. 2020, arXiv
+1910.10683 (T5); Shazeer 2020, arXiv 2002.05202 (the gates of T5 v1.1).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import sharding, types
+from lm.layers import attention, blocks, norms, positions, stack, vocabulary
+from lm.models import linen, settings
+
+AXES = (
+  (r'embed/table$', ('vocab', 'embed')),
+  (r'relative/table$', (None, 'heads')),
+  *blocks.AXES,
+  (r'head/kernel$', ('embed', 'vocab')),
+  (r'(scale|bias)$', (None,)),
+)
+
+
+def make(
+  *,
+  vocab: int,
+  width: int,
+  depth: int,
+  heads: int,
+  decoder_depth: int | None = None,
+  head_width: int | None = None,
+  mlp: int | None = None,
+  norm: str = 'layernorm',
+  norm_epsilon: float | None = None,
+  norm_order: str = 'post',
+  positions: str = 'sinusoids',
+  buckets: int = 32,
+  reach: int = 128,
+  embed_scale: float | None = None,
+  activation: str = 'relu',
+  bias: bool = True,
+  attention_scale: float | None = None,
+  tied: bool = True,
+  output_scale: float = 1.0,
+  dropout: float = 0.0,
+  kernel_std: float | None = None,
+  scan: bool = False,
+  remat: str = 'none',
+  dtype: str = 'float32',
+  operands: str = 'float32',
+) -> types.Model:
+  """Makes a model that reads `Batch.source` and writes the target side.
+
+  The defaults are the Transformer of 2017 but for initial values; T5 is
+  `configs/t5`. One embedding table serves both sides. A document of the target
+  reads the part of the source that has its number, so that examples can be
+  packed.
+
+  Args:
+    vocab: V.
+    width: D.
+    depth: blocks of the encoder.
+    heads: N.
+    decoder_depth: blocks of the decoder; None is `depth`.
+    head_width: H; None is D / N.
+    mlp: F; None is 4 D.
+    norm, norm_epsilon: see `norms.make`.
+    norm_order: see `blocks.Block`; other than 'post' adds a norm and dropout at
+      the end of both sides.
+    positions: 'sinusoids' are added to embeddings; 'relative' adds a bias for
+      each bucket of distances to the scores, shared by a side's layers.
+    buckets, reach: of `positions.buckets`.
+    embed_scale: multiplies the embeddings; None is the square root of D with
+      sinusoids (section 3.4) and 1 without.
+    activation: one of `blocks.ACTIVATIONS`.
+    bias: biases in projections and layer norms.
+    attention_scale: of scores; None is 1 / sqrt(H); T5's is 1.
+    tied: the output layer is the embedding table.
+    output_scale: multiplies what the output layer reads; of T5 with a tied
+      table 1 / sqrt(D).
+    dropout: rate on embeddings and branches (not on attention weights).
+    kernel_std: deviation of initial kernels; None is 1 / sqrt(inputs).
+    scan, remat: see `layers.stack`.
+    dtype, operands: as of `decoder.make`.
+
+  Raises:
+    ValueError: for settings that do not fit together.
+  """
+  settings.check_choices(
+    norm_order=(norm_order, blocks.ORDERS),
+    positions=(positions, ('sinusoids', 'relative')),
+    activation=(activation, blocks.ACTIVATIONS),
+    dtype=(dtype, settings.DTYPES),
+    operands=(operands, settings.DTYPES),
+  )
+  decoder_depth = decoder_depth or depth
+  settings.check_counts(
+    vocab=vocab, width=width, depth=depth, heads=heads, reach=reach
+  )
+  settings.check_rates(dropout=dropout)
+  settings.check_remat(remat)
+  if buckets < 4 or buckets % 4:
+    raise ValueError(f'buckets={buckets} must be a multiple of 4')
+  if reach <= buckets // 2:
+    raise ValueError(
+      f'reach={reach} must be above buckets / 2 = {buckets // 2}'
+    )
+  if positions == 'sinusoids' and width % 2:
+    raise ValueError(f'width={width} must be even for sinusoids')
+  head_width = settings.head_width(width, heads, head_width)
+  usual_scale = width**0.5 if positions == 'sinusoids' else 1.0
+
+  def init(inputs):
+    std = inputs**-0.5 if kernel_std is None else kernel_std
+    return nn.initializers.normal(std)
+
+  products = {'bias': bias, 'dtype': dtype, 'operands': operands}
+  attend = partial(
+    attention.Attention,
+    heads=heads,
+    kv_heads=heads,
+    head_width=head_width,
+    scale=attention_scale,
+    kernel_init=init(width),
+    output_init=init(heads * head_width),
+    **products,
+  )
+  normalize = norms.make(norm, epsilon=norm_epsilon, bias=bias)
+  block = partial(
+    blocks.Block,
+    norm=normalize,
+    attention=attend,
+    mlp=partial(
+      blocks.Mlp,
+      width=mlp or 4 * width,
+      activation=activation,
+      kernel_init=init(width),
+      output_init=init(mlp or 4 * width),
+      **products,
+    ),
+    dropout=dropout,
+    order=norm_order,
+  )
+  side = partial(
+    Side,
+    relative=(buckets, reach, heads) if positions == 'relative' else None,
+    norm=None if norm_order == 'post' else normalize,
+    dropout=dropout,
+    scan=scan,
+    remat=remat,
+  )
+  module = EncoderDecoder(
+    vocab=vocab,
+    width=width,
+    encoder=partial(side, block=block, depth=depth),
+    decoder=partial(
+      side,
+      block=partial(block, cross=partial(attend, cross=True)),
+      depth=decoder_depth,
+    ),
+    sinusoids=positions == 'sinusoids',
+    embed_scale=usual_scale if embed_scale is None else embed_scale,
+    tied=tied,
+    output_scale=output_scale,
+    dropout=dropout,
+    dtype=dtype,
+    operands=operands,
+  )
+
+  def start(params, batch, room):
+    memory_BSD = cast(
+      jax.Array, module.apply({'params': params}, batch, None, encode=True)
+    )
+    decoder = params['decoder']
+
+    def memory(layer):
+      return attention.memory_cache(layer['cross'], memory_BSD, operands, dtype)
+
+    shape = len(batch.tokens), heads, room, head_width
+    layers = stack.start(shape, dtype, decoder_depth, scan)
+    if scan:
+      layers = {**layers, 'memory': jax.vmap(memory)(decoder['layers'])}
+    else:
+      layers = tuple(
+        {**layer, 'memory': memory(decoder[f'layers_{i}'])}
+        for i, layer in enumerate(layers)
+      )
+    return {
+      'index': jnp.zeros((), jnp.int32),
+      'segments': jnp.zeros(shape[::2], jnp.int32),
+      'positions': jnp.zeros(shape[::2], jnp.int32),
+      'source_segments': batch.source_segments,
+      'layers': layers,
+    }
+
+  return linen.bridge(module, AXES, start)
+
+
+class EncoderDecoder(nn.Module):
+  """Both sides around one embedding. Attributes as in `make`, all resolved."""
+
+  vocab: int
+  width: int
+  encoder: Callable[..., nn.Module]
+  decoder: Callable[..., nn.Module]
+  sinusoids: bool
+  embed_scale: float
+  tied: bool
+  output_scale: float
+  dropout: float
+  dtype: str
+  operands: str
+
+  @nn.compact
+  def __call__(
+    self, batch: types.Batch, cache: Any, encode: bool = False
+  ) -> Any:
+    """Returns the output, or only the encoder's [B, S, D] with `encode`."""
+    embed = vocabulary.Embed(vocab=self.vocab, width=self.width, name='embed')
+
+    def enter(tokens_BL, positions_BL):
+      x_BLD, table_VD = embed(tokens_BL)
+      x_BLD *= self.embed_scale
+      if self.sinusoids:
+        x_BLD += positions.sinusoids(positions_BL, self.width)
+      x_BLD = blocks.dropout(self, self.dropout, x_BLD.astype(self.dtype))
+      return sharding.constrain(x_BLD, 'batch', None, None), table_VD
+
+    memory_BSD = None
+    if cache is None:
+      segments_BS = batch.source_segments
+      if segments_BS is None:
+        raise ValueError(
+          'an encoder-decoder reads a source: the batch has none'
+        )
+      positions_BS = _restarting(segments_BS)
+      memory_BSD, _ = self.encoder(both_ways=True, name='encoder')(
+        enter(batch.source, positions_BS)[0],
+        attention.View(attention.document_mask(segments_BS, segments_BS)),
+        (positions_BS, positions_BS),
+        None,
+      )
+      if encode:
+        return memory_BSD
+      keys, first = batch, 0
+    else:
+      first = cache['index']
+      known = {
+        name: jax.lax.dynamic_update_slice(
+          cache[name], getattr(batch, name), (0, first)
+        )
+        for name in ('segments', 'positions')
+      }
+      cache = {**cache, **known}
+      keys, segments_BS = batch._replace(**known), cache['source_segments']
+    x_BLD, table_VD = enter(batch.tokens, batch.positions)
+    x_BLD, cache = self.decoder(both_ways=False, name='decoder')(
+      x_BLD,
+      attention.View(
+        attention.causal_mask(batch.segments, keys.segments, first),
+        memory_BSD=memory_BSD,
+        memory_mask_B1LS=attention.document_mask(batch.segments, segments_BS),
+      ),
+      (batch.positions, keys.positions),
+      cache,
+    )
+    logits_BLV = vocabulary.Logits(self.vocab, self.operands, name='head')(
+      x_BLD * self.output_scale, table_VD if self.tied else None
+    )
+    return types.Output(logits_BLV, cache, {}, x_BLD)
+
+
+class Side(nn.Module):
+  """A stack of blocks with its relative positions, and a norm at its end.
+
+  Attributes:
+    block: builds a block.
+    depth: how many.
+    both_ways: whether positions to the right are seen.
+    relative: (buckets, reach, heads) of the bias; None has none.
+    norm: builds the last norm; None has none, nor dropout there.
+    dropout, scan, remat: as in `make`.
+  """
+
+  block: Callable[..., nn.Module]
+  depth: int
+  both_ways: bool
+  relative: tuple[int, int, int] | None
+  norm: Callable[..., nn.Module] | None
+  dropout: float
+  scan: bool
+  remat: str
+
+  @nn.compact
+  def __call__(self, x_BLD, view, places, cache):
+    if self.relative is not None:
+      bias_BNLS = Relative(
+        *self.relative, both_ways=self.both_ways, name='relative'
+      )(*places)
+      view = view._replace(bias_BNLS=bias_BNLS)
+    x_BLD, cache = stack.apply(
+      self.block,
+      x_BLD,
+      [view],
+      cache,
+      depth=self.depth,
+      scan=self.scan,
+      remat=self.remat,
+    )
+    if self.norm is not None:
+      x_BLD = self.norm(name='final_norm')(x_BLD)
+      x_BLD = blocks.dropout(self, self.dropout, x_BLD)
+    return x_BLD, cache
+
+
+class Relative(nn.Module):
+  """Learns a bias for each head and bucket of distances: [B, N, L, S].
+
+  Attributes: see `positions.buckets`; `heads` is N.
+  """
+
+  buckets: int
+  reach: int
+  heads: int
+  both_ways: bool
+
+  @nn.compact
+  def __call__(self, positions_BL, positions_BS):
+    init = nn.initializers.normal(self.heads**-0.5)
+    table_RN = self.param('table', init, (self.buckets, self.heads))
+    buckets_BLS = positions.buckets(
+      positions_BL,
+      positions_BS,
+      count=self.buckets,
+      reach=self.reach,
+      both_ways=self.both_ways,
+    )
+    return jnp.einsum('BLSN->BNLS', jnp.take(table_RN, buckets_BLS, axis=0))
+
+
+def _restarting(segments_BS):
+  """Counts positions within each document of a packed row."""
+  place_1S = jnp.arange(segments_BS.shape[1])[None]
+  before_BS = jnp.pad(segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  starts_BS = jnp.where(segments_BS != before_BS, place_1S, 0)
+  return place_1S - jax.lax.cummax(starts_BS, axis=1)

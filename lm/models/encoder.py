@@ -1,0 +1,204 @@
+"""The encoder: BERT, which sees a text in both directions.
+
+Reference: Devlin et al. 2019, arXiv 1810.04805.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from lm import sharding, types
+from lm.layers import attention, blocks, linear, norms, stack, vocabulary
+from lm.models import linen, settings
+
+AXES = (
+  (r'embed/table$', ('vocab', 'embed')),
+  (r'embed/(positions|kinds)$', (None, 'embed')),
+  *blocks.AXES,
+  (r'(transform|pooler)/kernel$', ('embed', None)),
+  (r'next_sentence/kernel$', (None, None)),
+  # Cut like the logits that it is added to.
+  (r'head/bias$', ('vocab',)),
+  (r'(scale|bias)$', (None,)),
+)
+
+
+def make(
+  *,
+  vocab: int,
+  length: int,
+  width: int,
+  depth: int,
+  heads: int,
+  mlp: int | None = None,
+  kinds: int = 2,
+  norm_epsilon: float = 1e-12,
+  norm_order: str = 'post',
+  activation: str = 'gelu_exact',
+  next_sentence: bool = False,
+  dropout: float = 0.0,
+  kernel_std: float = 0.02,
+  scan: bool = False,
+  remat: str = 'none',
+  dtype: str = 'float32',
+  operands: str = 'float32',
+) -> types.Model:
+  """Makes an encoder with a tied output layer, for masked language modelling.
+
+  Logits at l are of token l itself: `data.objectives.masked` hides it. It has
+  no cache and generates nothing.
+
+  Args:
+    vocab: V.
+    length: longest sequence; the size of the table of positions.
+    width: D.
+    depth: number of blocks.
+    heads: N, divides D.
+    mlp: F; None is 4 D.
+    kinds: rows of the table for `Batch.kinds` (BERT's segment embeddings); 0
+      has none.
+    norm_epsilon: of all layer norms.
+    norm_order: see `blocks.Block`; other than 'post' adds a final norm.
+    activation: one of `blocks.ACTIVATIONS`.
+    next_sentence: the first position's logits are those of next-sentence
+      prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
+      reach. So both tasks are one sum over positions, where BERT adds two
+      means; smoothing is not defined then. See `objectives.next_sentence`.
+    dropout: rate on embeddings and branches (not on attention weights).
+    kernel_std: deviation of initial kernels.
+    scan, remat: see `layers.stack`.
+    dtype, operands: as of `decoder.make`.
+
+  Raises:
+    ValueError: for settings that do not fit together.
+  """
+  settings.check_choices(
+    norm_order=(norm_order, blocks.ORDERS),
+    activation=(activation, blocks.ACTIVATIONS),
+    dtype=(dtype, settings.DTYPES),
+    operands=(operands, settings.DTYPES),
+  )
+  settings.check_counts(
+    vocab=vocab, length=length, width=width, depth=depth, heads=heads
+  )
+  settings.check_rates(dropout=dropout)
+  settings.check_remat(remat)
+  init = nn.initializers.normal(kernel_std)
+  products = {
+    'bias': True,
+    'kernel_init': init,
+    'output_init': init,
+    'dtype': dtype,
+    'operands': operands,
+  }
+  norm = norms.make('layernorm', epsilon=norm_epsilon)
+  module = Encoder(
+    vocab=vocab,
+    length=length,
+    width=width,
+    depth=depth,
+    kinds=kinds,
+    norm=norm,
+    block=partial(
+      blocks.Block,
+      norm=norm,
+      attention=partial(
+        attention.Attention,
+        heads=heads,
+        kv_heads=heads,
+        head_width=settings.head_width(width, heads, None),
+        **products,
+      ),
+      mlp=partial(
+        blocks.Mlp, width=mlp or 4 * width, activation=activation, **products
+      ),
+      dropout=dropout,
+      order=norm_order,
+    ),
+    final_norm=norm_order != 'post',
+    activation=activation,
+    next_sentence=next_sentence,
+    dropout=dropout,
+    kernel_init=init,
+    scan=scan,
+    remat=remat,
+    dtype=dtype,
+    operands=operands,
+  )
+
+  def start(params, batch, room):
+    raise ValueError('an encoder generates nothing: it sees both directions')
+
+  return linen.bridge(module, AXES, start)
+
+
+class Encoder(nn.Module):
+  """Embedding, blocks, heads. Attributes as in `make`, all resolved."""
+
+  vocab: int
+  length: int
+  width: int
+  depth: int
+  kinds: int
+  norm: Callable[..., nn.Module]
+  block: Callable[..., nn.Module]
+  final_norm: bool
+  activation: str
+  next_sentence: bool
+  dropout: float
+  kernel_init: nn.initializers.Initializer
+  scan: bool
+  remat: str
+  dtype: str
+  operands: str
+
+  @nn.compact
+  def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
+    assert cache is None, 'an encoder has no cache'
+    x_BLD, table_VD = vocabulary.Embed(
+      vocab=self.vocab,
+      width=self.width,
+      length=self.length,
+      kinds=self.kinds,
+      name='embed',
+    )(batch.tokens, batch.positions, batch.kinds)
+    x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.dtype)
+    x_BLD = blocks.dropout(self, self.dropout, x_BLD)
+    x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
+    mask_B1LS = attention.document_mask(batch.segments, batch.segments)
+    x_BLD, _ = stack.apply(
+      self.block,
+      x_BLD,
+      [attention.View(mask_B1LS)],
+      None,
+      depth=self.depth,
+      scan=self.scan,
+      remat=self.remat,
+    )
+    if self.final_norm:
+      x_BLD = self.norm(name='final_norm')(x_BLD)
+
+    def dense(name, x_BLD, outputs):
+      return linear.Dense(
+        outputs, self.kernel_init, self.dtype, self.operands, name=name
+      )(x_BLD)
+
+    h_BLD = dense('transform', x_BLD, self.width)
+    h_BLD = blocks.ACTIVATIONS[self.activation](h_BLD)
+    h_BLD = self.norm(name='transform_norm')(h_BLD)
+    logits_BLV = vocabulary.Logits(
+      self.vocab, self.operands, bias=True, name='head'
+    )(h_BLD, table_VD)
+    if self.next_sentence:
+      pooled_B1D = jnp.tanh(dense('pooler', x_BLD[:, :1], self.width))
+      next_B12 = dense('next_sentence', pooled_B1D, 2).astype(jnp.float32)
+      next_B1V = jnp.pad(
+        next_B12,
+        ((0, 0), (0, 0), (0, self.vocab - 2)),
+        constant_values=attention.MASKED,
+      )
+      logits_BLV = jnp.concatenate([next_B1V, logits_BLV[:, 1:]], axis=1)
+    return types.Output(logits_BLV, None, {}, x_BLD)

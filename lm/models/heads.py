@@ -1,0 +1,192 @@
+"""Heads that turn any model into a classifier, a tagger or a reader.
+
+A head reads the hidden vectors of a body, whose parameters are under `body`;
+its own are under `task`. What it scores is targets of a batch like any other,
+so that `loss.token_loss` and the training step are the same.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import config, types
+from lm.layers import attention, linear
+from lm.models import settings
+
+POOLS = ('first', 'last', 'mean')
+
+
+def classify(
+  *,
+  vocab: int,
+  body: Mapping[str, Any],
+  classes: int,
+  pool: str = 'first',
+  hidden: bool = False,
+) -> types.Model:
+  """Classifies a text: logits [B, 1, C] for targets [B, 1].
+
+  Args:
+    vocab: V of the body.
+    body: spec of a model.
+    classes: C.
+    pool: what stands for the text: its 'first' token (BERT's), its 'last'
+      (GPT's), or the 'mean' of all.
+    hidden: a layer of tanh before the classes, as BERT's pooler.
+
+  Raises:
+    ValueError: for settings that do not fit together.
+  """
+  settings.check_choices(pool=(pool, POOLS))
+  settings.check_counts(classes=classes)
+
+  def read(out, batch):
+    return pooled(out.hidden, batch.segments > 0, pool)
+
+  return _make(vocab, body, Head(classes, hidden), read, lambda x, batch: x)
+
+
+def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
+  """Tells whether the second sentence follows the first: classes 1 and 0.
+
+  Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.1, task 2.
+  """
+  return classify(vocab=vocab, body=body, classes=2, hidden=True)
+
+
+def tag(*, vocab: int, body: Mapping[str, Any], classes: int) -> types.Model:
+  """Tags every token: logits [B, L, C] for targets [B, L]."""
+  settings.check_counts(classes=classes)
+  return _make(
+    vocab, body, Head(classes), lambda out, batch: out.hidden, lambda x, _: x
+  )
+
+
+def span(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
+  """Finds where an answer starts and ends: logits [B, 2, L].
+
+  Targets [B, 2] are the positions of its first and of its last token. Padding
+  is out of reach.
+
+  Reference: Devlin et al. 2019, arXiv 1810.04805, section 4.2.
+  """
+
+  def score(x_BL2, batch):
+    x_B2L = jnp.einsum('BLC->BCL', x_BL2)
+    return jnp.where((batch.segments > 0)[:, None], x_B2L, attention.MASKED)
+
+  return _make(vocab, body, Head(2), lambda out, batch: out.hidden, score)
+
+
+def embed(
+  *,
+  vocab: int,
+  body: Mapping[str, Any],
+  pool: str = 'mean',
+  temperature: float = 0.05,
+) -> types.Model:
+  """Embeds sentences: `Output.hidden` [B, 1, D], of length 1.
+
+  Logits [B, 1, B] compare each row with all others: trained with targets that
+  name the row that says the same. It has no parameters of its own.
+
+  Args:
+    vocab, body, pool: as of `classify`.
+    temperature: divides the cosines.
+
+  Reference: Reimers and Gurevych 2019, arXiv 1908.10084; Gao et al. 2021, arXiv
+  2104.08821, section 2.
+  """
+  settings.check_choices(pool=(pool, POOLS))
+  if temperature <= 0:
+    raise ValueError(f'temperature={temperature} must be above 0')
+
+  def read(out, batch):
+    x_B1D = pooled(out.hidden, batch.segments > 0, pool).astype(jnp.float32)
+    # The largest float32 that a length may be divided by without harm.
+    length_B11 = jnp.linalg.norm(x_B1D, axis=-1, keepdims=True)
+    return x_B1D / jnp.maximum(length_B11, 1e-12)
+
+  def score(x_B1D, batch):
+    cosines_BB = x_B1D[:, 0] @ x_B1D[:, 0].T
+    itself_BB = jnp.eye(len(cosines_BB), dtype=bool)
+    return jnp.where(itself_BB, attention.MASKED, cosines_BB / temperature)[
+      :, None
+    ]
+
+  return _make(vocab, body, None, read, score)
+
+
+def pooled(x_BLD: jax.Array, live_BL: jax.Array, pool: str) -> jax.Array:
+  """Makes one vector of a text: [B, 1, D].
+
+  Args:
+    x_BLD: its tokens' vectors.
+    live_BL: bool, False where there is padding.
+    pool: one of `POOLS`.
+  """
+  if pool == 'mean':
+    weights_BL1 = live_BL[..., None].astype(x_BLD.dtype)
+    total_B1D = jnp.sum(x_BLD * weights_BL1, axis=1, keepdims=True)
+    count_B11 = jnp.sum(weights_BL1, axis=1, keepdims=True)
+    return total_B1D / jnp.maximum(count_B11, 1)  # an empty text is 0
+  if pool == 'first':
+    return x_BLD[:, :1]
+  last_B = jnp.maximum(jnp.sum(live_BL, axis=1) - 1, 0)
+  return jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)
+
+
+class Head(nn.Module):
+  """A layer of scores, after one of tanh if `hidden`."""
+
+  classes: int
+  hidden: bool = False
+
+  @nn.compact
+  def __call__(self, x_BLD):
+    init = nn.initializers.normal(0.02)
+
+    def dense(outputs, name):
+      return linear.Dense(outputs, init, 'float32', 'float32', name=name)
+
+    if self.hidden:
+      x_BLD = jnp.tanh(dense(x_BLD.shape[-1], 'pooler')(x_BLD))
+    return dense(self.classes, 'scores')(x_BLD)
+
+
+def _make(
+  vocab: int,
+  body: Mapping[str, Any],
+  head: Head | None,
+  read: Callable[[types.Output, types.Batch], jax.Array],
+  score: Callable[[jax.Array, types.Batch], jax.Array],
+) -> types.Model:
+  model = config.build(body, vocab=vocab)
+
+  def init(rng, batch):
+    body_rng, head_rng = jax.random.split(rng)
+    params = {'body': model.init(body_rng, batch)}
+    if head is not None:
+      row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
+      shape = jax.eval_shape(
+        lambda p: read(model.apply(p, row), row), params['body']
+      )
+      x_BLD = jnp.zeros(shape.shape, shape.dtype)
+      params['task'] = head.init(head_rng, x_BLD)['params']
+    return params
+
+  def apply(params, batch, *, cache=None, rng=None):
+    assert cache is None, 'a head has no cache'
+    x_BLD = read(model.apply(params['body'], batch, rng=rng), batch)
+    scores = x_BLD
+    if head is not None:
+      scores = cast(jax.Array, head.apply({'params': params['task']}, x_BLD))
+    return types.Output(score(scores, batch), None, {}, x_BLD)
+
+  def start(params, batch, room):
+    raise ValueError('a head scores a text and generates none')
+
+  return types.Model(init, apply, start, ((r'(^|/)task/', ()), *model.axes))

@@ -1,0 +1,63 @@
+"""Checks of settings that models share: one line says what is wrong."""
+
+from collections.abc import Iterable
+
+from lm.layers import stack
+
+DTYPES = ('float32', 'bfloat16')
+
+
+def check_choices(**choices: tuple[str, Iterable[str]]) -> None:
+  """Checks `name=(value, known values)`.
+
+  Raises:
+    ValueError: for a value that is not known.
+  """
+  for name, (value, known) in choices.items():
+    if value not in known:
+      raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}')
+
+
+def check_counts(**counts: int) -> None:
+  """Checks that counts and sizes are at least 1.
+
+  Raises:
+    ValueError: for one that is not.
+  """
+  for name, value in counts.items():
+    if value < 1:
+      raise ValueError(f'{name}={value} must be at least 1')
+
+
+def check_rates(**rates: float) -> None:
+  """Checks that rates lie in [0, 1).
+
+  Raises:
+    ValueError: for one that does not.
+  """
+  for name, value in rates.items():
+    if not 0 <= value < 1:
+      raise ValueError(f'{name}={value} must be below 1')
+
+
+def check_remat(name: str) -> None:
+  """Checks the name of a policy.
+
+  Raises:
+    ValueError: for one that is not known.
+  """
+  if name != 'none':
+    stack.remat_policy(name)
+
+
+def head_width(width: int, heads: int, given: int | None) -> int:
+  """Returns H: what is given, or D / N.
+
+  Raises:
+    ValueError: D is not a multiple of N.
+  """
+  if given is None and width % heads:
+    raise ValueError(
+      f'width={width} is not a multiple of heads={heads}: set head_width'
+    )
+  return given or width // heads
