@@ -563,41 +563,63 @@ def _whole(x: jax.Array) -> bool:
   return x.addressable_shards[0].data.shape == x.shape
 
 
+PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5]]
+
+
+def prompts(name, rows, first: int = 0) -> types.Batch:
+  """Makes prompts of rows, the first of them with source number `first`."""
+  batch, source = objectives.padded(rows, 0), packed(name).source
+  if source is not None:
+    read = source[first : first + len(rows)]
+    batch = batch._replace(source=read, source_segments=np.ones_like(read))
+  return batch
+
+
 @lacking('direction')
 def test_a_batch_generates_what_its_rows_generate_alone(name):
   model, params = build(name), random_params(name)
-  rows = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5]]
-  source = packed(name).source
-
-  def prompts(rows, first):
-    batch = objectives.padded(rows, 0)
-    if source is not None:
-      read = source[first : first + len(rows)]
-      batch = batch._replace(source=read, source_segments=np.ones_like(read))
-    return batch
 
   def continued(rows, first):
     return np.asarray(
       generate.generate(
         params,
-        prompts(rows, first),
+        prompts(name, rows, first),
         model=model,
         sampler=generate.Sampler(temperature=0.0),
         length=8,
         stop=V - 1,
         rng=jax.random.key(0),
-      )
+      ).tokens
     )
 
-  together = continued(rows, 0)
+  together = continued(PROMPTS, 0)
   texts = [
-    [*row, *new] for row, new in zip(rows, together.tolist(), strict=True)
+    [*row, *new] for row, new in zip(PROMPTS, together.tolist(), strict=True)
   ]
   # What a forward pass over the whole texts finds likeliest.
-  best = logits(model, params, prompts(texts, 0)).argmax(-1)
-  for n, row in enumerate(rows):
+  best = logits(model, params, prompts(name, texts)).argmax(-1)
+  for n, row in enumerate(PROMPTS):
     np.testing.assert_array_equal(together[n], continued([row], n)[0])
     for place, token in enumerate(together[n].tolist(), start=len(row) - 1):
       assert best[n, place] == token
       if token == V - 1:
         break
+
+
+@lacking('direction')
+def test_one_beam_is_greedy(name):
+  batch = prompts(name, PROMPTS)
+  settings = {'model': build(name), 'length': 8, 'stop': V - 1}
+  greedy = generate.generate(
+    random_params(name),
+    batch,
+    sampler=generate.Sampler(temperature=0.0),
+    rng=jax.random.key(0),
+    **settings,
+  )
+  tokens_B1L, scores_B1 = generate.beam(
+    random_params(name), batch, beams=1, **settings
+  )
+  np.testing.assert_array_equal(tokens_B1L[:, 0], greedy.tokens)
+  total_B = -np.asarray(greedy.nats).sum(1)
+  np.testing.assert_allclose(scores_B1[:, 0], total_B, rtol=1e-4)

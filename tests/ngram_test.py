@@ -337,7 +337,7 @@ def test_a_batch_generates_what_its_rows_generate_alone():
         length=8,
         stop=EOS,
         rng=jax.random.key(0),
-      )
+      ).tokens
     )
 
   together = continued(rows)

@@ -36,6 +36,36 @@ def test_the_likeliest_text_needs_no_seed(trained):
   assert one == first
 
 
+def test_a_stop_string_ends_a_text_and_is_left_out(trained):
+  (whole,) = sample.sample(trained, 'the ', length=10, temperature=0)
+  word = whole[7:9]
+  told = []
+  (cut,) = sample.sample(
+    trained,
+    'the ',
+    length=10,
+    temperature=0,
+    stop=['@@', word],
+    show=lambda found: told.append(found[0]),
+  )
+  assert cut == whole[: whole.index(word, 4)]
+  assert told and told[-1] == cut
+
+
+def test_what_tokens_cost_is_told(trained):
+  (text,) = sample.texts(trained, 'the ', length=6, seed=5)
+  assert text.text == 'the ' + ''.join(text.pieces)
+  assert len(text.nats) == len(text.pieces) <= 6
+  assert all(cost > 0 for cost in text.nats)
+
+
+def test_beams_find_likelier_texts_than_greed(trained):
+  found = sample.sample(trained, 'the ', length=6, beams=4, count=3)
+  assert len(set(found)) == 3 and all(t.startswith('the ') for t in found)
+  (one,) = sample.sample(trained, 'the ', length=6, beams=1)
+  assert one == sample.sample(trained, 'the ', length=6, temperature=0)[0]
+
+
 def test_another_step_is_another_model(trained):
   newest = sample.sample(trained, length=8, count=3)
   assert newest == sample.sample(trained, length=8, count=3, step=36)
@@ -58,6 +88,8 @@ def test_a_damaged_newest_step_is_not_used(trained, tmp_path, capfd):
     ({'temperature': -1.0}, 'temperature=-1.0 must be 0 or more'),
     ({'temperature': float('nan')}, 'temperature=nan must be 0 or more'),
     ({'top_k': -1}, 'top_k=-1 must be 0 (off) or more'),
+    ({'beams': 2, 'count': 3}, 'beams=2: at least as many as count=3'),
+    ({'stop': ['']}, "stop='': ends every text at once; leave it out"),
     ({'top_p': 0.0}, 'top_p=0.0 must be above 0 and at most 1'),
     (
       {'prompt': 'the quick'},
@@ -113,5 +145,15 @@ def test_the_program_prints_what_the_function_returns(trained, start, tmp_path):
   assert process.wait() == 0, process.text()
   (text,) = sample.sample(trained, 'the ', length=4, temperature=0)
   assert process.text() == f'{text}\n{"-" * 72}\n{text}\n'
+  process = start(
+    'sample',
+    [f'--workdir={workdir}', '--prompt=the ', '--length=3', '--nats'],
+  )
+  assert process.wait() == 0, process.text()
+  (text,) = sample.texts(trained, 'the ', length=3)
+  lines = [
+    f'{n:8.3f}  {p!r}\n' for n, p in zip(text.nats, text.pieces, strict=True)
+  ]
+  assert process.text() == f'{text.text}\n{"".join(lines)}'
   process = start('sample', [f'--workdir={workdir}', '--length=1000'])
   assert process.error(2).endswith('model.length=16: ask for fewer tokens')

@@ -110,7 +110,7 @@ def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
   )
 
   def advance() -> Mapping[str, float]:
-    text_BL = np.asarray(draw(params, prompts))
+    text_BL = np.asarray(draw(params, prompts).tokens)
     assert text_BL.shape == (batch, new) and text_BL.max() < s.vocab
     return {}
 
