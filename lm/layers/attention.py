@@ -112,26 +112,79 @@ def attend(
   Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1; grouped keys:
   Ainslie et al. 2023, arXiv 2305.13245.
   """
-  B, L, N, H = q_BLNH.shape
   K = k_BKSH.shape[1]
-  # Scale q rather than the scores: L * H numbers instead of L * S.
-  factor = H**-0.5 if scale is None else scale
-  q_BLKGH = (q_BLNH * factor).reshape(B, L, K, N // K, H)
-  if bias_BNLS is not None:
-    b, _, _, S = bias_BNLS.shape
-    bias_BNLS = bias_BNLS.reshape(b, K, N // K, L, S)
-  # Heads before positions: what batched products want, and small next to S.
   out_BKGLH = _mix(
-    jnp.einsum('BLKGH->BKGLH', q_BLKGH),
+    _queries(q_BLNH, K, scale),
     k_BKSH,
     v_BKSH,
     mask_B1LS[:, :, None],
-    bias_BNLS,
+    _grouped(bias_BNLS, K),
     softcap,
     operands,
   )
+  return _heads_last(out_BKGLH, q_BLNH)
+
+
+def attend_cache(
+  q_BLNH: jax.Array,
+  k_XHS: jax.Array,
+  v_XSH: jax.Array,
+  mask_B1LS: jax.Array,
+  *,
+  bias_BNLS: jax.Array | None = None,
+  scale: float | None = None,
+  softcap: float | None = None,
+  operands: str = 'float32',
+) -> jax.Array:
+  """Does what `attend` does, with a cache's keys and values.
+
+  Rows and key heads are one dimension X = B K, and keys are turned: so both
+  products read the cache as it is. Otherwise XLA:CPU copies it several times
+  for every token, to have an array of each product's shape.
+  """
+  B, L, N, _ = q_BLNH.shape
+  X, H, S = k_XHS.shape
+  K = X // B
+  q_BKGLH = _queries(q_BLNH, K, scale)
+  scores_XMS = linear.multiply(
+    'XMH,XHS->XMS',
+    q_BKGLH.reshape(X, -1, H).astype(operands),
+    k_XHS.astype(operands),
+    'float32',
+  )
+  weights_BKGLS = _weights(
+    _capped(scores_XMS, softcap).reshape(B, K, N // K, L, S),
+    mask_B1LS[:, :, None],
+    _grouped(bias_BNLS, K),
+  )
+  out_XMH = linear.multiply(
+    'XMS,XSH->XMH',
+    weights_BKGLS.reshape(X, -1, S).astype(operands),
+    v_XSH.astype(operands),
+    'float32',
+  )
+  return _heads_last(out_XMH.reshape(B, K, N // K, L, H), q_BLNH)
+
+
+def _queries(q_BLNH, K, scale):
+  B, L, N, H = q_BLNH.shape
+  # Scale q rather than the scores: L * H numbers instead of L * S.
+  factor = H**-0.5 if scale is None else scale
+  q_BLKGH = (q_BLNH * factor).reshape(B, L, K, N // K, H)
+  # Heads before positions: what batched products want, and small next to S.
+  return jnp.einsum('BLKGH->BKGLH', q_BLKGH)
+
+
+def _grouped(bias_BNLS, K):
+  if bias_BNLS is None:
+    return None
+  B, N, L, S = bias_BNLS.shape
+  return bias_BNLS.reshape(B, K, N // K, L, S)
+
+
+def _heads_last(out_BKGLH, q_BLNH):
   out_BLKGH = jnp.einsum('BKGLH->BLKGH', out_BKGLH)
-  return out_BLKGH.reshape(B, L, N, H).astype(q_BLNH.dtype)
+  return out_BLKGH.reshape(q_BLNH.shape).astype(q_BLNH.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -151,12 +204,20 @@ def _mix(
 
 def _scores(q_BKGLH, k_BKSH, softcap):
   # Scores and softmax in float32: exp of a bfloat16 score is off by percents.
-  scores_BKGLS = linear.multiply(
-    'BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, 'float32'
+  return _capped(
+    linear.multiply('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, 'float32'), softcap
   )
-  if softcap is not None:
-    scores_BKGLS = softcap * jnp.tanh(scores_BKGLS / softcap)
-  return scores_BKGLS
+
+
+def _capped(scores, softcap):
+  return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def _weights(scores_BKGLS, mask_B11LS, bias_BKGLS):
+  if bias_BKGLS is not None:
+    scores_BKGLS += bias_BKGLS
+  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, MASKED)
+  return jax.nn.softmax(scores_BKGLS, axis=-1)
 
 
 def _forward(
@@ -169,10 +230,8 @@ def _forward(
     x.astype(operands) for x in (q_BKGLH, k_BKSH, v_BKSH)
   )
   scores_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
-  if bias_BKGLS is not None:
-    scores_BKGLS += bias_BKGLS
-  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, MASKED)
-  weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(operands)
+  weights_BKGLS = _weights(scores_BKGLS, mask_B11LS, bias_BKGLS)
+  weights_BKGLS = weights_BKGLS.astype(operands)
   out_BKGLH = linear.multiply(
     'BKGLS,BKSH->BKGLH', weights_BKGLS, v_BKSH, 'float32'
   )
@@ -252,9 +311,10 @@ class Attention(nn.Module):
   def __call__(self, x_BLD, view: View, cache):
     """Returns [B, L, D] and the cache with this call's keys and values.
 
-    `cache` is None or `{'k', 'v'}` [B, K, S, H] and `index`, the slot that the
-    first of the L positions is written to. The memory's keys and values do not
-    change, so a cross-attention's cache is what `memory_cache` makes.
+    `cache` is None, or `k` [X, H, S] and `v` [X, S, H] of `attend_cache`, and
+    `index`, the slot that the first of the L positions is written to. The
+    memory's keys and values do not change, so a cross-attention's cache is what
+    `memory_cache` makes.
     """
     D, N, K, H = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
     rotation = None if self.cross else view.rotation
@@ -277,33 +337,30 @@ class Attention(nn.Module):
       q_BLNH = self.qk_norm(name='q_norm')(q_BLNH)
     if rotation is not None:
       q_BLNH = positions.rope(q_BLNH, rotation)
-    if self.cross and cache is not None:
-      k_BKSH, v_BKSH = cache['k'], cache['v']
-    else:
+    if not self.cross or cache is None:
       y_BSD = view.memory_BSD if self.cross else x_BLD
       k_BSKH, v_BSKH = project('k', y_BSD, K), project('v', y_BSD, K)
       if self.qk_norm is not None:
         k_BSKH = self.qk_norm(name='k_norm')(k_BSKH)
       if rotation is not None:
         k_BSKH = positions.rope(k_BSKH, rotation)
-      k_BKSH, v_BKSH = _heads_first(k_BSKH), _heads_first(v_BSKH)
-      if cache is not None:
-        where = (0, 0, cache['index'], 0)
-        k_BKSH = jax.lax.dynamic_update_slice(cache['k'], k_BKSH, where)
-        v_BKSH = jax.lax.dynamic_update_slice(cache['v'], v_BKSH, where)
-        cache = {**cache, 'k': k_BKSH, 'v': v_BKSH}
+      k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
     mask_B1LS = view.memory_mask_B1LS if self.cross else view.mask_B1LS
     assert mask_B1LS is not None, 'cross-attention needs a memory'
-    mixed_BLNH = attend(
-      q_BLNH,
-      k_BKSH,
-      v_BKSH,
-      mask_B1LS,
-      bias_BNLS=None if self.cross else view.bias_BNLS,
-      scale=self.scale,
-      softcap=self.softcap,
-      operands=self.operands,
-    )
+    settings = {
+      'bias_BNLS': None if self.cross else view.bias_BNLS,
+      'scale': self.scale,
+      'softcap': self.softcap,
+      'operands': self.operands,
+    }
+    if cache is None:
+      mixed_BLNH = attend(q_BLNH, k_BKSH, v_BKSH, mask_B1LS, **settings)
+    else:
+      if not self.cross:
+        cache = _write(cache, k_BKSH, v_BKSH)
+      mixed_BLNH = attend_cache(
+        q_BLNH, cache['k'], cache['v'], mask_B1LS, **settings
+      )
     kernel_NHD = self.param('o', self.output_init, (N, H, D))
     out_BLD = linear.contract(
       'BLNH,NHD->BLD', mixed_BLNH, kernel_NHD, self.operands, self.dtype
@@ -324,13 +381,28 @@ def memory_cache(
     memory_BSD: the encoder's output.
     operands, dtype: as of the module.
   """
-  return {
-    name: _heads_first(
-      _project(
-        memory_BSD, params[name], params.get(f'{name}_bias'), operands, dtype
-      )
+  k_BSKH, v_BSKH = (
+    _project(
+      memory_BSD, params[name], params.get(f'{name}_bias'), operands, dtype
     )
     for name in 'kv'
+  )
+  B, S, K, H = k_BSKH.shape
+  return {
+    'k': jnp.einsum('BSKH->BKHS', k_BSKH).reshape(B * K, H, S),
+    'v': jnp.einsum('BSKH->BKSH', v_BSKH).reshape(B * K, S, H),
+  }
+
+
+def _write(cache, k_BKLH, v_BKLH):
+  B, K, L, H = k_BKLH.shape
+  k_XHL = jnp.einsum('BKLH->BKHL', k_BKLH).reshape(B * K, H, L)
+  v_XLH = v_BKLH.reshape(B * K, L, H)
+  at = cache['index']
+  return {
+    **cache,
+    'k': jax.lax.dynamic_update_slice(cache['k'], k_XHL, (0, 0, at)),
+    'v': jax.lax.dynamic_update_slice(cache['v'], v_XLH, (0, at, 0)),
   }
 
 
@@ -339,8 +411,3 @@ def _project(x_BLD, kernel_DNH, bias_NH, operands, dtype):
   if bias_NH is not None:
     y_BLNH += bias_NH.astype(dtype)[None, None]
   return y_BLNH
-
-
-def _heads_first(x_BSKH):
-  # What batched products want, and a cache need not be turned for every token.
-  return jnp.einsum('BSKH->BKSH', x_BSKH)

@@ -111,9 +111,13 @@ def apply(
 
 
 def start(shape: Sequence[int], dtype: str, depth: int, scan: bool) -> Any:
-  """Makes the `layers` of a cache of zeros; keys have `shape` [B, K, S, H]."""
-  lead = (depth,) if scan else ()
-  layer = {name: jnp.zeros((*lead, *shape), dtype) for name in 'kv'}
+  """Makes the `layers` of a cache of zeros; `shape` is [B, K, S, H]."""
+  B, K, S, H = shape
+  lead = (depth, B * K) if scan else (B * K,)
+  layer = {
+    'k': jnp.zeros((*lead, H, S), dtype),
+    'v': jnp.zeros((*lead, S, H), dtype),
+  }
   return layer if scan else (layer,) * depth
 
 
