@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from lm import checkpoint, memory, tree, types
+from lm import checkpoint, memory, saved, tree, types
 from lm.data import shards
 
 
@@ -54,17 +54,10 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
   )
   with checkpoint.Checkpointer(workdir) as saver:
     if checkpoint.steps(workdir):
-      old = config.from_json(checkpoint.read_meta(workdir)['config'])
-      lines = config.diff(old, c, allow=('evals', *c.allow))
-      if lines:
-        raise config.ConfigError(
-          f'{workdir}: was fitted with another config: {"; ".join(lines)}; use'
-          ' another --workdir'
-        )
+      meta = checkpoint.read_meta(workdir)
+      saved.check_same(meta, c, workdir, allow=('evals',))
     else:
-      part = workdir / 'config.json.part'
-      part.write_text(config.to_json(c) + '\n')
-      part.replace(workdir / 'config.json')
+      config.store(c, workdir / 'config.json')
       sources = [
         shards.load(c.data.sources[name].path, tokenizer)
         for name in sorted(c.data.sources)

@@ -313,8 +313,8 @@ def beam(
 ) -> tuple[jax.Array, jax.Array]:
   """Searches for likely texts: keeps the `beams` best of each row's.
 
-  A text that has ended stays among them with its score, until none of the
-  others is better or there is no room. The score is the sum of log p over
+  A text that has ended stays among them with its score while others go on,
+  until all have ended or there is no room. The score is the sum of log p over
   ((5 + tokens) / 6)^penalty.
 
   Args:

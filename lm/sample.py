@@ -23,7 +23,8 @@ class Text(NamedTuple):
 
   Attributes:
     text: the prompt with its continuation, cut before a stop string.
-    pieces: the continuation's tokens, each decoded alone.
+    pieces: the continuation's tokens, each decoded alone; those of a stop
+      string, and what was drawn after it, too.
     nats: what each cost, -log p under the model without a sampler.
   """
 
@@ -84,6 +85,8 @@ def texts(
     raise config.ConfigError(
       f'beams={beams}: at least as many as count={count}'
     )
+  if not 0 <= length_penalty < float('inf'):
+    raise config.ConfigError(f'length_penalty={length_penalty}: 0 or more')
   if not all(stop):
     raise config.ConfigError("stop='': ends every text at once; leave it out")
   try:

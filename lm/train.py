@@ -39,6 +39,7 @@ from lm import (
   memory,
   optim,
   progress,
+  saved,
   sharding,
   step,
   stop,
@@ -107,7 +108,7 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     meta = checkpoint.read_meta(workdir) if checkpoint.steps(workdir) else None
     if meta is not None:
       _same_run(meta, c, workdir)
-    _store(c, workdir / 'config.json')
+    config.store(c, workdir / 'config.json')
     with _refusals():
       mesh = sharding.make_mesh(**c.mesh)
     tokenizer = config.build(c.tokenizer)
@@ -311,24 +312,8 @@ def _place(
       yield n, sharding.put(batch, mesh)
 
 
-def _store(c: config.Config, path: Path) -> None:
-  """Writes a config so that a kill leaves the old one or the new one."""
-  part = path.with_name(f'{path.name}.part')
-  part.write_text(config.to_json(c) + '\n')
-  part.replace(path)
-
-
 def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
-  old = config.from_json(meta['config'])
-  lines = config.diff(old, c, allow=(*FREE, *c.allow))
-  if lines:
-    error = config.ConfigError(
-      f'{workdir}: was made with another config: {"; ".join(lines)}; use'
-      ' another --workdir, or name the keys in --config.allow'
-    )
-    if not all(line in str(error) for line in lines):  # it had no room
-      print('\n'.join(lines), file=sys.stderr)
-    raise error
+  saved.check_same(meta, c, workdir, allow=FREE)
   if meta['data']['step'] > c.steps:
     raise config.ConfigError(
       f'steps: {c.steps}, but {workdir} is at step {meta["data"]["step"]}'

@@ -109,7 +109,7 @@ def test_an_ngram_is_fitted_judged_and_sampled(data, start, tmp_path):
     np.testing.assert_array_equal(a, b)
   other = c.copy_and_resolve_references().unlock()
   other.fit.order = 3
-  with pytest.raises(config.ConfigError, match='was fitted with another conf'):
+  with pytest.raises(config.ConfigError, match='was made with another config'):
     fit.fit(other, tmp_path)
 
 

@@ -89,6 +89,7 @@ def test_a_damaged_newest_step_is_not_used(trained, tmp_path, capfd):
     ({'temperature': float('nan')}, 'temperature=nan must be 0 or more'),
     ({'top_k': -1}, 'top_k=-1 must be 0 (off) or more'),
     ({'beams': 2, 'count': 3}, 'beams=2: at least as many as count=3'),
+    ({'length_penalty': float('nan')}, 'length_penalty=nan: 0 or more'),
     ({'stop': ['']}, "stop='': ends every text at once; leave it out"),
     ({'top_p': 0.0}, 'top_p=0.0 must be above 0 and at most 1'),
     (

@@ -19,7 +19,7 @@ and programs.py (flags and exit codes), in this order. The names below are the
 whole door: other floors import `config`, not the files behind it.
 """
 
-from lm.config.files import load
+from lm.config.files import load, store
 from lm.config.programs import EXIT_CODES, main, parse
 from lm.config.specs import build, fill, resolve, trust
 from lm.config.values import (
@@ -50,6 +50,7 @@ __all__ = [
   'override',
   'parse',
   'resolve',
+  'store',
   'to_json',
   'trust',
 ]

@@ -93,3 +93,10 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     except ConfigError as error:
       raise ConfigError(f'{key}: {error}') from error
   return c
+
+
+def store(c: Config, path: Path) -> None:
+  """Writes a config so that a kill leaves the old one or the new one."""
+  part = path.with_name(f'{path.name}.part')
+  part.write_text(values.to_json(c) + '\n')
+  part.replace(path)
