@@ -213,7 +213,7 @@ def t5_v1_1() -> dict[str, Any]:
 def masked() -> dict[str, Any]:
   """BERT's masked language modelling."""
   return {
-    'fn': 'lm.data.objectives:masked',
+    'fn': 'lm.data.masking:masked',
     'share': 0.15,
     'mask_share': 0.8,
     'random_share': 0.1,
@@ -225,7 +225,7 @@ def masked() -> dict[str, Any]:
 def span_corruption(source: int) -> dict[str, Any]:
   """T5's objective for an encoder of `source` positions."""
   return {
-    'fn': 'lm.data.objectives:span_corruption',
+    'fn': 'lm.data.corruption:span_corruption',
     'source': source,
     'noise': 0.15,
     'mean_span': 3.0,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from lm.data import objectives, tokenizer, windows
+from lm.data import corruption, masking, objectives, tokenizer, windows
 
 WORDS = tokenizer.bytes_(reserved=9)
 MASK = WORDS.size - 9
@@ -27,11 +27,11 @@ DISTINCT = [chr(c) for c in range(0x80, 0x100)]
 KINDS = {
   'causal': (objectives.causal, {}),
   'prefix_lm': (objectives.prefix_lm, {}),
-  'masked': (objectives.masked, {}),
-  'masked words': (objectives.masked, {'whole_words': True}),
-  'masked spans': (objectives.masked, {'span': 4.0, 'whole_words': True}),
-  'next_sentence': (objectives.next_sentence, {}),
-  'span_corruption': (objectives.span_corruption, {'source': 40}),
+  'masked': (masking.masked, {}),
+  'masked words': (masking.masked, {'whole_words': True}),
+  'masked spans': (masking.masked, {'span': 4.0, 'whole_words': True}),
+  'next_sentence': (masking.next_sentence, {}),
+  'span_corruption': (corruption.span_corruption, {'source': 40}),
   'both_ways': (objectives.both_ways, {}),
   'skip_gram': (objectives.skip_gram, {'negatives': 2}),
 }
@@ -201,7 +201,7 @@ def test_what_a_position_can_see_is_not_scored(text):
 
 def test_masked_tokens_are_scored_on_what_they_were():
   def objective(**settings):
-    return objectives.masked(tokenizer=WORDS, length=8, share=1, **settings)
+    return masking.masked(tokenizer=WORDS, length=8, share=1, **settings)
 
   rest = ('^abc^d__', '01110100', '01230100', '11112200')
   masks = make(objective(mask_share=1, random_share=0), '|abc|de')
@@ -212,7 +212,7 @@ def test_masked_tokens_are_scored_on_what_they_were():
 
 def test_the_number_of_masked_tokens_is_exact():
   def count(text, **settings):
-    objective = objectives.masked(tokenizer=WORDS, length=100, **settings)
+    objective = masking.masked(tokenizer=WORDS, length=100, **settings)
     return make(objective, text, range(5)).weights.sum(axis=1).tolist()
 
   assert count('|' + 'a' * 100) == [15] * 5  # bos takes the place of the last
@@ -224,7 +224,7 @@ def test_the_number_of_masked_tokens_is_exact():
 
 
 def test_masks_fall_on_all_places_and_have_three_fates():
-  objective = objectives.masked(tokenizer=WORDS, length=200)
+  objective = masking.masked(tokenizer=WORDS, length=200)
   got = make(objective, 'x' + 'xyz|' * 50, range(400))
   letters = got.targets[0] != WORDS.bos
   chosen = got.weights > 0
@@ -241,7 +241,7 @@ def test_masks_fall_on_all_places_and_have_three_fates():
 
 
 def test_a_random_token_is_any_of_ordinary_text():
-  objective = objectives.masked(
+  objective = masking.masked(
     tokenizer=WORDS, length=100, share=1, mask_share=0, random_share=1
   )
   got = make(objective, 'a' * 101, range(100))
@@ -252,7 +252,7 @@ def test_a_random_token_is_any_of_ordinary_text():
 
 
 def test_whole_words_are_masked_whole():
-  objective = objectives.masked(
+  objective = masking.masked(
     tokenizer=WORDS, length=9, mask_share=1, random_share=0, whole_words=True
   )
   got = make(objective, 'ab cd|ef!', range(100))
@@ -271,7 +271,7 @@ def test_whole_words_are_masked_whole():
   span=st.one_of(st.none(), st.floats(1, 20)),
 )
 def test_words_are_chosen_until_the_budget_is_met(text, share, span):
-  objective = objectives.masked(
+  objective = masking.masked(
     tokenizer=WORDS, length=64, share=share, span=span, whole_words=True
   )
   batch = make(objective, text)
@@ -293,7 +293,7 @@ def test_words_are_chosen_until_the_budget_is_met(text, share, span):
 
 def test_spans_run_on_but_not_into_another_document():
   def runs(span):
-    objective = objectives.masked(
+    objective = masking.masked(
       tokenizer=WORDS, length=250, share=0.04, span=span
     )
     chosen = make(objective, 'a' * 251, range(300)).weights > 0
@@ -301,7 +301,7 @@ def test_spans_run_on_but_not_into_another_document():
 
   # 10 tokens of 250: alone as a rule, or in spans of 3.8 on average
   assert 9 < runs(None) < 10 and 9 < runs(1) < 10 and 2.2 < runs(5) < 4
-  objective = objectives.masked(
+  objective = masking.masked(
     tokenizer=WORDS, length=8, share=0.4, mask_share=1, random_share=0, span=99
   )
   got = make(objective, '|ab|cd|ef', range(400))
@@ -311,7 +311,7 @@ def test_spans_run_on_but_not_into_another_document():
 
 
 def test_next_sentence_pairs_neighbours_or_strangers():
-  objective = objectives.next_sentence(
+  objective = masking.next_sentence(
     tokenizer=WORDS, length=6, share=1, mask_share=1, random_share=0
   )
   assert objective.window == 12
@@ -337,7 +337,7 @@ def test_next_sentence_pairs_neighbours_or_strangers():
 
 
 def test_no_word_runs_from_one_text_of_a_pair_into_another():
-  objective = objectives.next_sentence(
+  objective = masking.next_sentence(
     tokenizer=WORDS,
     length=6,
     share=0.2,
@@ -390,7 +390,7 @@ def test_a_pair_is_cut_from_its_window(count, stops, key):
 
 
 def test_spans_are_replaced_by_sentinels():
-  objective = objectives.span_corruption(
+  objective = corruption.span_corruption(
     tokenizer=WORDS, length=7, source=6, noise=0.5, mean_span=1
   )
   assert objective.window == 5
@@ -405,7 +405,7 @@ def test_the_window_is_that_of_t5():
   # 568 raw tokens, of which 85 are lost in 28 spans: the paper's own sizes
   settings = {'length': 114, 'source': 512}
   enough = tokenizer.bytes_(reserved=29)
-  objective = objectives.span_corruption(tokenizer=enough, **settings)
+  objective = corruption.span_corruption(tokenizer=enough, **settings)
   assert objective.window == 568
   got = make(objective, 'a' * 569)
   assert got.weights.sum() == 114 and got.source_segments.sum() == 512
@@ -425,7 +425,7 @@ def test_source_and_targets_hold_the_whole_window(
   data, length, source, noise, mean_span, key
 ):
   words = tokenizer.bytes_(reserved=50)
-  objective = objectives.span_corruption(
+  objective = corruption.span_corruption(
     tokenizer=words,
     length=length,
     source=source,
@@ -464,7 +464,7 @@ def test_source_and_targets_hold_the_whole_window(
 
 
 def test_spans_take_every_shape_alike():
-  objective = objectives.span_corruption(
+  objective = corruption.span_corruption(
     tokenizer=WORDS, length=8, source=8, noise=0.5, mean_span=2
   )
   got = make(objective, 'xabcdefgh', range(900))

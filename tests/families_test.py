@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from lm import checkpoint, config, fit, manifest, sample, step, sweep, train
-from lm.data import objectives, stream, tokenizer, writer
+from lm.data import masking, objectives, stream, tokenizer, writer
 from lm.models import embeddings, encoder
 from tests import programs
 
@@ -27,7 +27,7 @@ FAMILIES = {
   'bert': (base.encoder() | SMALL | {'heads': 2}, base.masked()),
   'pairs': (
     base.encoder() | SMALL | {'heads': 2, 'next_sentence': True},
-    base.masked() | {'fn': 'lm.data.objectives:next_sentence'},
+    base.masked() | {'fn': 'lm.data.masking:next_sentence'},
   ),
   'prefix': (
     base.decoder() | SMALL | {'heads': 2, 'length': 16},
@@ -126,7 +126,7 @@ def test_training_and_counting_do_not_mix(data, start, tmp_path):
 
 def test_next_sentence_scores_stand_at_the_first_position():
   words = tokenizer.bytes_(1)
-  objective = objectives.next_sentence(tokenizer=words, length=16)
+  objective = masking.next_sentence(tokenizer=words, length=16)
   batch = objectives.example(objective, 2)
   model = encoder.make(
     vocab=words.size, length=16, width=8, depth=1, heads=2, next_sentence=True

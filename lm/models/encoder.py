@@ -48,7 +48,7 @@ def make(
 ) -> types.Model:
   """Makes an encoder with a tied output layer, for masked language modelling.
 
-  Logits at l are of token l itself: `data.objectives.masked` hides it. It has
+  Logits at l are of token l itself: `data.masking.masked` hides it. It has
   no cache and generates nothing.
 
   Args:
@@ -66,7 +66,7 @@ def make(
     next_sentence: the first position's logits are those of next-sentence
       prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
       reach. So both tasks are one sum over positions, where BERT adds two
-      means; smoothing is not defined then. See `objectives.next_sentence`.
+      means; smoothing is not defined then. See `masking.next_sentence`.
     dropout: rate on embeddings and branches (not on attention weights).
     kernel_std: deviation of initial kernels.
     scan, remat: see `layers.stack`.
