@@ -476,6 +476,8 @@ def test_spans_take_every_shape_alike():
 
 def test_both_ways_mirrors_the_row():
   objective = objectives.both_ways(tokenizer=WORDS, length=6)
+  kinds = make(objective, '|abc|de').kinds
+  assert kinds is not None and kinds.tolist() == [[0] * 6 + [1] * 6]
   assert plain(make(objective, '|abc|de')) == (
     '^abc^d' + 'ed^cba',
     'abc|de' + 'd|cba|',
