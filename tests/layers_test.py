@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.layers import attention, linear, norms, positions, stack
+from lm.layers import attention, linear, norms, positions, recurrent, stack
 from lm.models import decoder, linen
 
 
@@ -278,3 +278,31 @@ def test_a_decoder_that_cannot_be_is_refused(changes, message):
   settings = {'vocab': 8, 'length': 8, 'width': 32, 'depth': 1, 'heads': 4}
   with pytest.raises(ValueError, match=message):
     decoder.make(**settings | changes)
+
+
+@pytest.mark.parametrize('cell', recurrent.CELLS)
+def test_narrow_products_of_a_recurrence_have_near_gradients(cell):
+  rng = jax.random.key(0)
+  x_BLD = jax.random.normal(rng, (8, 5, 16))
+  starts_BL = jnp.zeros((8, 5), bool).at[:, 3].set(True)
+
+  def gradient(operands):
+    layer = recurrent.Recurrent(
+      cell, jax.nn.initializers.normal(0.3), 'float32', operands
+    )
+
+    def total(params):
+      carry = recurrent.start(cell, 8, 16)
+      y_BLD, _ = layer.apply(params, x_BLD, starts_BL, ~starts_BL, carry)
+      return jnp.sum(jnp.square(y_BLD))
+
+    carry = recurrent.start(cell, 8, 16)
+    params = layer.init(rng, x_BLD, starts_BL, ~starts_BL, carry)
+    return jax.jit(jax.grad(total))(params)
+
+  for wide, narrow in zip(
+    jax.tree.leaves(gradient('float32')),
+    jax.tree.leaves(gradient('bfloat16')),
+    strict=True,
+  ):
+    assert np.abs(wide - narrow).max() < 0.1 * np.abs(wide).max()

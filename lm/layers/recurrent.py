@@ -112,15 +112,18 @@ class Recurrent(nn.Module):
       'BLD,DCF->BLCF', x_BLD, kernel_DCD, self.operands, 'float32'
     )
     x_BLCD += bias_CD[None, None]
+    # F is C D here: XLA:CPU has no product of bfloat16 for what gradients of
+    # the three dimensions need.
+    state_DF = state_DCD.reshape(D, -1)
 
     def step(carry, now):
       x_BCD, starts_B1, live_B1 = now
       clean = {k: jnp.where(starts_B1, 0, v) for k, v in carry.items()}
       h_BD = clean['h'] if keep_BD is None else clean['h'] * keep_BD
-      r_BCD = linear.contract(
-        'BD,DCF->BCF', h_BD, state_DCD, self.operands, 'float32'
+      r_BF = linear.contract(
+        'BD,DF->BF', h_BD, state_DF, self.operands, 'float32'
       )
-      new = cell.step(x_BCD, r_BCD, clean)
+      new = cell.step(x_BCD, r_BF.reshape(x_BCD.shape), clean)
       carry = {k: jnp.where(live_B1, new[k], v) for k, v in carry.items()}
       return carry, new['h'].astype(self.dtype)
 
