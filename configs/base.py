@@ -27,6 +27,7 @@ def get_config() -> Any:
       'prefetch': 4,  # batches held ready
       'fit': None,  # spec of what lm.fit does instead of training by gradients
       'init_from': None,  # workdir of a run whose parameters to start from
+      'init_paths': (),  # which: 'theirs=ours' or 'both'; (): the whole tree
       'allow': (),  # key prefixes that may differ from the checkpoint resumed
       'tokenizer': {
         'fn': 'lm.data.tokenizer:sentencepiece',
@@ -117,6 +118,35 @@ def ngram() -> tuple[config_dict.ConfigDict, config_dict.ConfigDict]:
     'k': 1.0,
   }
   return model, config_dict.ConfigDict(fit)
+
+
+def glove() -> tuple[config_dict.ConfigDict, config_dict.ConfigDict]:
+  """GloVe's vectors: `model` and `fit` of a config."""
+  model = config_dict.ConfigDict(
+    {'fn': 'lm.models.embeddings:vectors', 'width': 128}
+  )
+  fit = {
+    'fn': 'lm.models.embeddings:glove',
+    'width': model.get_ref('width'),  # --config.model.width changes both
+    'window': 10,
+    'cap': 100.0,
+    'power': 0.75,
+    'epochs': 25,
+    'rate': 0.05,
+    'seed': 0,
+  }
+  return model, config_dict.ConfigDict(fit)
+
+
+def skip_gram() -> tuple[config_dict.ConfigDict, config_dict.ConfigDict]:
+  """word2vec's vectors: `model` and `data.objective` of a config."""
+  model = {'fn': 'lm.models.embeddings:make', 'width': 128}
+  objective = {
+    'fn': 'lm.data.objectives:skip_gram',
+    'context': 5,
+    'negatives': 5,
+  }
+  return config_dict.ConfigDict(model), config_dict.ConfigDict(objective)
 
 
 def recurrent() -> dict[str, Any]:

@@ -5,7 +5,9 @@ from pathlib import Path
 import sys
 from typing import Any, NamedTuple
 
-from lm import checkpoint, config, types
+import numpy as np
+
+from lm import checkpoint, config, tree, types
 
 
 class Saved(NamedTuple):
@@ -33,6 +35,75 @@ def build(workdir: str | Path, step: int | None = None) -> Saved:
       f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
     )
   return Saved(c, tokenizer, config.build(c.model, vocab=tokenizer.size))
+
+
+def parameters(
+  workdir: str | Path,
+  paths: Iterable[str],
+  like: types.Params,
+  tokenizer: types.Tokenizer,
+) -> dict[str, np.ndarray]:
+  """Reads what another run starts from, of a run's newest sound checkpoint.
+
+  Args:
+    workdir: of the run.
+    paths: 'theirs=ours' each: the parameters at or below the path `theirs` of
+      the run become those at or below `ours`; 'x' is 'x=x', and an empty path
+      is the whole tree. None at all take it as it is.
+    like: shapes of the parameters that the other run has.
+    tokenizer: the other run's.
+
+  Returns:
+    Arrays by path, as in `like`.
+
+  Raises:
+    config.ConfigError: one side lacks a parameter that the other has there, or
+      has it in another shape or type; a parameter is taken twice; or a table
+      of words is of another tokenizer.
+    errors.Failure: there is no sound checkpoint.
+  """
+  have = dict(tree.paths(checkpoint.restore_params(workdir)))
+  want = dict(tree.paths(like))
+  found: dict[str, np.ndarray] = {}
+  for item in paths or ('',):
+    theirs, equals, ours = str(item).partition('=')
+    ours = ours if equals else theirs
+    what = f'init_paths={item}: {workdir}' if item else f'init_from={workdir}'
+    for flat, path, who in ((have, theirs, 'it'), (want, ours, 'the model')):
+      if not _below(flat, path):
+        raise config.ConfigError(
+          f'{what}: {who} has no parameters at {path}'
+          f'{config.did_you_mean(path, flat)}'
+        )
+    taken, needed = (
+      {f'{ours}/{rest}'.strip('/'): leaf for rest, leaf in parts.items()}
+      for parts in (_below(have, theirs), _below(want, ours))
+    )
+    if lines := tree.diff(taken, needed):
+      raise config.ConfigError(
+        f'{what} does not fit the model: {"; ".join(lines)}'
+      )
+    if twice := sorted(found.keys() & taken.keys()):
+      raise config.ConfigError(f'{what}: {twice[0]} is taken twice: remove one')
+    found |= taken
+  theirs = checkpoint.read_meta(workdir)['tokenizer']
+  tables = [path for path in found if path.endswith('embed/table')]
+  if tables and theirs != tokenizer.sha256:
+    raise config.ConfigError(
+      f'init_from={workdir}: the words of its {tables[0]} are of tokenizer '
+      f'{theirs[:12]}, and this one is {tokenizer.sha256[:12]}: use that, or '
+      'leave the table out of init_paths'
+    )
+  return found
+
+
+def _below(flat: dict[str, Any], path: str) -> dict[str, Any]:
+  """Picks what lies at or below a path, by the rest of its own path."""
+  return {
+    key[len(path) :].strip('/'): leaf
+    for key, leaf in flat.items()
+    if not path or f'{key}/'.startswith(f'{path}/')
+  }
 
 
 def check_same(

@@ -2,8 +2,13 @@
 
   python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/a
 
-Fine-tuning is training with `init_from`; resuming is starting the same command
-again. A run's folder:
+Fine-tuning is training with `init_from`, and `init_paths` where only a part of
+a run is wanted or where it is to become the body of a head:
+
+  --config.init_from=runs/mlm --config.init_paths==body
+  --config.init_from=runs/glove --config.init_paths=embed/table
+
+Resuming is starting the same command again. A run's folder:
 
   config.json     the whole config, defaults of functions included
   checkpoints/    one folder a step, see lm.checkpoint
@@ -95,6 +100,10 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     raise config.ConfigError(
       f'fit: {c.fit.fn} counts and has no gradients: use lm.fit'
     )
+  if c.init_paths and c.init_from is None:
+    raise config.ConfigError(
+      f'init_paths: {c.init_paths} without init_from: say of which run'
+    )
   workdir = Path(workdir)
   if c.init_from is not None and not checkpoint.steps(workdir):
     checkpoint.read_meta(c.init_from)  # a typo is an error, not a fresh start
@@ -133,6 +142,11 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
         like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
       )
       example = sharding.shapes(data.example, mesh)
+    taken = {}
+    if c.init_from is not None and meta is None:
+      taken = saved.parameters(
+        c.init_from, c.init_paths, like.params, tokenizer
+      )
     saver.preflight(like)
     update = jax.jit(
       partial(
@@ -152,10 +166,14 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
         state = restored[0]
       else:
         state = step.start(partial(init, init_rng), where)
-        if c.init_from is not None:
-          params = checkpoint.restore_params(c.init_from)
-          _same_tree(params, like.params, c.init_from)
-          state = state._replace(params=jax.device_put(params, where.params))
+        params = tree.map_paths(
+          lambda path, fresh, place: (
+            jax.device_put(taken.pop(path), place) if path in taken else fresh
+          ),
+          state.params,
+          where.params,
+        )
+        state = state._replace(params=params)
 
     start = int(state.step)
     diary = _Diary(c, workdir, start, data, lr, meta and meta['diary'])
@@ -318,14 +336,6 @@ def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
     raise config.ConfigError(
       f'steps: {c.steps}, but {workdir} is at step {meta["data"]["step"]}'
       ' already; give more or use another --workdir'
-    )
-
-
-def _same_tree(have: types.Params, want: types.Params, source: str) -> None:
-  lines = tree.diff(have, want)
-  if lines:
-    raise config.ConfigError(
-      f'init_from={source} does not fit the model: {"; ".join(lines)}'
     )
 
 

@@ -11,7 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, lease, log, manifest, stop, train
+from lm import (
+  checkpoint,
+  config,
+  lease,
+  log,
+  manifest,
+  saved,
+  stop,
+  train,
+  tree,
+)
 from tests import programs
 
 STEPS = 36
@@ -74,10 +84,10 @@ def test_ten_kills_leave_the_same_bits(data, alone, start, tmp_path):
       time.sleep(dice.uniform(0, 0.2))
     process.send(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.text()
-    saved = checkpoint.steps(workdir)
+    steps = checkpoint.steps(workdir)
     told.append(
       f'{way}: began at {begin}, logged {len(programs.losses(workdir))},'
-      f' saved {saved[-1] if saved else 0}, left '
+      f' saved {steps[-1] if steps else 0}, left '
       + (' '.join(manifest.leftovers(workdir)) or 'nothing')
     )
   process = start('train', arguments)
@@ -228,6 +238,111 @@ def test_fine_tuning_starts_from_the_parameters_alone(data, trained, tmp_path):
     gone.init_from = str(tmp_path / 'gone')
     gone.allow = ('init_from',)
   assert int(train.train(gone.lock(), workdir).step) == 6
+
+
+def headed(data, **changes):
+  """Two steps of a tagger with the tiny model as its body."""
+  settings = {'steps': 2, 'save_every': 1, 'seed': 5, 'optim__warmup': 0}
+  c = programs.on_eight(data, **settings, **changes).unlock()
+  c.model = {
+    'fn': 'lm.models.heads:tag',
+    'classes': 259,
+    'body': c.model.to_dict(),
+  }
+  return c.lock()
+
+
+def test_a_run_starts_from_parts_of_another(
+  data, trained, tmp_path, monkeypatch
+):
+  # The first update is dropped: step 1 has the parameters of the start.
+  monkeypatch.setenv('FAULT', 'nan_grad@0')
+
+  def run(name, **changes):
+    train.train(headed(data, **changes), tmp_path / name)
+    return dict(tree.paths(checkpoint.restore_params(tmp_path / name, 1)))
+
+  theirs = dict(tree.paths(checkpoint.restore_params(trained)))
+  fresh = run('fresh')
+  source = shutil.copytree(trained, tmp_path / 'source')
+  body = run('body', init_from=source, init_paths='=body')
+  table = run(
+    'table', init_from=source, init_paths='embed/table=body/embed/table'
+  )
+  assert body.keys() == table.keys() == fresh.keys() > {'task/scores/kernel'}
+  for path, leaf in fresh.items():
+    inner = theirs.get(path.removeprefix('body/'))
+    want = leaf if inner is None else inner
+    np.testing.assert_array_equal(body[path], want, err_msg=path)
+    want = inner if path == 'body/embed/table' else leaf
+    np.testing.assert_array_equal(table[path], want, err_msg=path)
+  assert (fresh['body/embed/table'] != theirs['embed/table']).any()
+  # A run that goes on does not look at its source again.
+  digest = bits(tmp_path / 'table', 2)
+  shutil.rmtree(manifest.directory(tmp_path / 'table', 2))
+  shutil.rmtree(source)
+  run('table', init_from=source, init_paths='embed/table=body/embed/table')
+  assert bits(tmp_path / 'table', 2) == digest
+
+
+@pytest.mark.parametrize(
+  ('paths', 'say'),
+  [
+    ('embed/tabel', 'it has no parameters at embed/tabel; did you mean embed/'),
+    ('emb=body/embed', 'it has no parameters at emb; '),
+    (
+      'embed=boddy/embed',
+      'the model has no parameters at boddy/embed; did you',
+    ),
+    (
+      'embed=body',
+      'does not fit the model: body/embed/positions: missing; ',
+    ),
+    (
+      'embed/table=body/embed/positions',
+      'does not fit the model: body/embed/positions: float32(259, 16),'
+      ' expected float32(16, 16)',
+    ),
+    ('=body,embed=body/embed', 'body/embed/positions is taken twice: remove'),
+  ],
+)
+def test_parts_that_do_not_fit_are_one_line_before_any_work(
+  data, trained, tmp_path, monkeypatch, paths, say
+):
+  monkeypatch.setattr('lm.step.start', lambda *_: pytest.fail('too late'))
+  monkeypatch.chdir(trained.parent)
+  c = headed(data, init_from='run', init_paths=paths)
+  with pytest.raises(config.ConfigError) as caught:
+    train.train(c, tmp_path / 'other')
+  text = str(caught.value)
+  first = paths.split(',')[-1] if 'twice' in say else paths
+  assert text.startswith(f'init_paths={first}: run'), text
+  assert say in text and len(text) <= 200
+
+
+def test_words_of_another_tokenizer_are_no_start(trained, monkeypatch):
+  monkeypatch.chdir(trained.parent)  # a short name, that a line has room for
+  like = checkpoint.restore_params(trained)
+  words = saved.build(trained).tokenizer
+  other = words._replace(sha256='0' * 64)
+  with pytest.raises(config.ConfigError) as caught:
+    saved.parameters(trained.name, (), like, other)
+  assert str(caught.value) == (
+    f'init_from={trained.name}: the words of its embed/table are of tokenizer '
+    f'{words.sha256[:12]}, and this one is 000000000000: use that, or leave '
+    'the table out of init_paths'
+  )
+  found = saved.parameters(trained.name, ('layers_0',), like, other)
+  assert found and not any('embed' in path for path in found)
+
+
+def test_paths_of_no_run_are_refused(data, tmp_path):
+  with pytest.raises(
+    config.ConfigError,
+    match=r"init_paths: \('embed',\) without init_from: say of which run",
+  ):
+    train.train(headed(data, init_paths='embed'), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_another_batch_size_keeps_the_place_in_the_data(

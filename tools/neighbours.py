@@ -1,0 +1,151 @@
+"""Prints the words whose vectors lie nearest to a word's.
+
+  python -m tools.neighbours --workdir=runs/glove --count=5 king Paris
+  python -m tools.neighbours --workdir=runs/glove --analogy man king woman
+
+Reads `embed/table` of a run of any model, also where it is the body of a head,
+and compares by cosine. An analogy a b c is the vector b - a + c of unit
+vectors; its own words are left out of the answer.
+
+A word is one piece of the run's tokenizer: with a space before it, as inside a
+text, or else as it stands. One of several pieces is refused: what it has is no
+vector of its own. What is printed are pieces too.
+
+Exit codes: 0 done; 2 wrong usage or input; 4 damaged checkpoint; 5 storage.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lm import checkpoint, config, saved, tree
+
+_TABLES = ('embed/table', 'body/embed/table')
+
+
+class Neighbour(NamedTuple):
+  """A piece and its cosine."""
+
+  piece: str
+  cosine: float
+
+
+class Vectors(NamedTuple):
+  """The vectors of a vocabulary's pieces.
+
+  Attributes:
+    encode: text to ids.
+    decode: ids to text.
+    table: float32 [V, D], of length 1, or 0.
+  """
+
+  encode: Callable[[str], list[int]]
+  decode: Callable[[list[int]], str]
+  table: np.ndarray
+
+  def id_of(self, word: str) -> int:
+    """Finds the piece of a word.
+
+    Raises:
+      config.ConfigError: it has several, or none.
+    """
+    for text in (f' {word}', word):
+      ids = self.encode(text)
+      if len(ids) == 1:
+        return ids[0]
+    pieces = [self.decode([i]) for i in ids]
+    raise config.ConfigError(
+      f'{word!r}: not one piece of the tokenizer but {len(pieces)}:'
+      f' {" ".join(map(repr, pieces))}: give one of them'
+    )
+
+  def near(self, word: str, count: int) -> list[Neighbour]:
+    """Lists the pieces nearest to a word's, but for itself.
+
+    Raises:
+      config.ConfigError: as of `id_of`.
+    """
+    place = self.id_of(word)
+    return self._nearest(self.table[place], {place}, count)
+
+  def analogy(self, a: str, b: str, c: str, count: int) -> list[Neighbour]:
+    """Lists what is to c as b is to a.
+
+    Raises:
+      config.ConfigError: as of `id_of`.
+
+    Reference: Mikolov et al. 2013, NAACL N13-1090, section 4.
+    """
+    places = [self.id_of(word) for word in (a, b, c)]
+    a_D, b_D, c_D = self.table[places]
+    x_D = b_D - a_D + c_D
+    x_D /= max(float(np.linalg.norm(x_D)), 1e-12)  # 'a' may be b, and c zeros
+    return self._nearest(x_D, set(places), count)
+
+  def _nearest(self, x_D, without: set[int], count: int) -> list[Neighbour]:
+    cosine_V = self.table @ x_D
+    found = []
+    for place in np.argsort(-cosine_V, kind='stable').tolist():
+      if len(found) == count:
+        break
+      # Ids that no text holds, such as bos, are decoded to nothing.
+      piece = self.decode([place])
+      if piece and place not in without:
+        found.append(Neighbour(piece, float(cosine_V[place])))
+    return found
+
+
+def load(workdir: str | Path) -> Vectors:
+  """Reads the vectors of a run's newest checkpoint.
+
+  Raises:
+    config.ConfigError: the run has no table of words, or another tokenizer now.
+    errors.Failure: there is no sound checkpoint.
+  """
+  tokenizer = saved.build(workdir).tokenizer
+  params = dict(tree.paths(checkpoint.restore_params(workdir)))
+  found = [params[path] for path in _TABLES if path in params]
+  if not found:
+    raise config.ConfigError(
+      f'{workdir}: its model has no {" or ".join(_TABLES)}: use another run'
+    )
+  table_VD = np.asarray(found[0], np.float32)
+  length_V1 = np.linalg.norm(table_VD, axis=1, keepdims=True)
+  # Zeros are near to nothing.
+  table_VD = table_VD / np.where(length_V1 > 0, length_V1, 1)
+  return Vectors(tokenizer.encode, tokenizer.decode, table_VD)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tools.neighbours',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('words', nargs='*', help='without spaces before them')
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--count', type=int, default=10)
+  parser.add_argument('--analogy', nargs=3, metavar=('A', 'B', 'C'))
+  flags = parser.parse_args(argv)
+  if flags.count < 1:
+    raise config.ConfigError(f'--count: {flags.count} must be at least 1')
+  if not flags.words and not flags.analogy:
+    raise config.ConfigError('give words, or --analogy a b c')
+  vectors = load(flags.workdir)
+  answers = [(word, vectors.near(word, flags.count)) for word in flags.words]
+  if flags.analogy:
+    a, b, c = flags.analogy
+    answers.append((f'{b} - {a} + {c}', vectors.analogy(a, b, c, flags.count)))
+  for title, found in answers:
+    print(title)
+    for piece, cosine in found:
+      print(f'  {cosine:6.3f}  {piece!r}')
+
+
+if __name__ == '__main__':
+  config.main(main)
