@@ -1,5 +1,6 @@
 # make quickstart   train a small model on this machine and judge it
 # make test         format, lint, types, floors and tests, as CI runs them
+# make peers        install what tests then compare with: torch, transformers
 # make test-all     the tests on every Python from 3.11 to 3.13 that is here
 # make bench        measure speed
 # make format       format the code
@@ -45,7 +46,7 @@ fi; \
 touch $(1)/.ready
 endef
 
-.PHONY: help quickstart test test-all bench format clean
+.PHONY: help quickstart test peers test-all bench format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -69,6 +70,9 @@ test: .venv/.ready
 	@echo '== basedpyright'; $(BIN)/basedpyright
 	@echo '== lint-imports'; $(BIN)/lint-imports --no-logo
 	@echo '== pytest'; $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+peers: .venv/.ready
+	@$(BIN)/python -m tools.bench.peers
 
 test-all:
 	@found=$$($(pythons)); \

@@ -2,7 +2,13 @@
 
 import setuptools
 
+INTEROP = [
+  'gguf>=0.17,<1',
+  'safetensors>=0.5,<1',
+  'tokenizers>=0.22,<0.24',
+]
 TEST = [
+  *INTEROP,
   'hypothesis>=6.100,<7',
   'pyarrow>=17',
   'pytest>=9,<10',
@@ -32,6 +38,7 @@ setuptools.setup(
   ],
   extras_require={
     'data': ['pyarrow>=17'],
+    'interop': INTEROP,
     'tensorboard': ['tensorboardX>=2.6,<3'],
     'test': TEST,
     # a new minor version of these may find new faults in old code

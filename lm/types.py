@@ -13,7 +13,7 @@ This file must not import jax at run time: `lm.data` reads it on hosts, and in
 worker processes, where no device may be touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 Array = Any  # jax.Array or np.ndarray; naming them would import jax
@@ -125,8 +125,10 @@ class Tokenizer(NamedTuple):
     eos: id that ends a document.
     pad: id of padding.
     sha256: fingerprint; shards written with another one are refused.
-    reserved: how many ids at the end of the vocabulary no text is encoded to:
-      the first of them is the mask, the last ones, downwards, T5's sentinels.
+    reserved: how many ids at the end of the vocabulary stand for nothing that
+      is written: no text is encoded to them.
+    mask: id of BERT's mask, or None.
+    sentinels: ids of T5's sentinels, in the order of their use.
     word_starts: bool [V], whether a piece begins a word.
   """
 
@@ -139,4 +141,6 @@ class Tokenizer(NamedTuple):
   pad: int
   sha256: str
   reserved: int
+  mask: int | None
+  sentinels: Sequence[int]
   word_starts: Array

@@ -14,6 +14,8 @@ import hypothesis
 import jax
 import pytest
 
+from tools.bench import peers
+
 pytest_plugins = ['tests.programs']  # fixtures of whole programs
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = os.environ.get('LM_TEST_PLATFORM', 'cpu')
@@ -56,3 +58,12 @@ def shared_data() -> Path:
   if not DATA.is_dir():
     pytest.skip(f'no data at {DATA}: set LM_DATA to the folder of the data')
   return DATA
+
+
+@pytest.fixture(scope='session')
+def peer():
+  """The Python that has torch and transformers: `make peers`."""
+  python = peers.FOLDER / 'bin' / 'python'
+  if not peers.installed():
+    pytest.skip('transformers is not installed: make peers')
+  return str(python)

@@ -32,6 +32,7 @@ KINDS = {
   'masked spans': (masking.masked, {'span': 4.0, 'whole_words': True}),
   'next_sentence': (masking.next_sentence, {}),
   'span_corruption': (corruption.span_corruption, {'source': 40}),
+  'one_span': (corruption.one_span, {}),
   'both_ways': (objectives.both_ways, {}),
   'skip_gram': (objectives.skip_gram, {'negatives': 2}),
 }
@@ -104,7 +105,7 @@ def test_another_key_makes_another_example(kind):
     changed = keys ^ np.uint64(1 << bit)
     two = objective.make(rows.copy(), sizes, changed)
     same = [np.array_equal(x, y) for x, y in zip(one, two, strict=True)]
-    assert all(same) == (kind in ('causal', 'both_ways'))
+    assert all(same) == (kind in ('causal', 'one_span', 'both_ways'))
 
 
 @EVERY
@@ -389,6 +390,31 @@ def test_a_pair_is_cut_from_its_window(count, stops, key):
   assert batch.tokens[0, 0] == WORDS.bos
 
 
+def test_masks_and_sentinels_may_stand_anywhere():
+  special = {IDS['m'], IDS['x'], IDS['y'], WORDS.eos, WORDS.bos, WORDS.pad}
+  words = WORDS._replace(mask=IDS['m'], sentinels=[IDS['x'], IDS['y']])
+  objective = masking.masked(
+    tokenizer=words, length=24, share=1, mask_share=0.2, random_share=0.8
+  )
+  got = make(objective, '|' + 'a' * 24, range(300)).tokens[:, 1:]
+  assert 0.1 < (got == IDS['m']).mean() < 0.3
+  drawn = set(got[got != IDS['m']].tolist())
+  assert len(drawn) == len(set(range(MASK)) - special)
+  assert not drawn & special and max(drawn) < MASK
+  spans = corruption.span_corruption(
+    tokenizer=words, length=7, source=6, noise=0.5, mean_span=1
+  )
+  got = make(spans, '|ab|d')
+  assert show(got.targets[0]) == 'xbyd|__'
+  assert show(got.source[0]) == 'ax|y|_'
+  whole = corruption.one_span(tokenizer=words, length=4)
+  assert show(make(whole, '|abc').tokens[0]) == '^xab'
+  with pytest.raises(ValueError) as error:
+    corruption.one_span(tokenizer=tokenizer.bytes_(1), length=4)
+  text = 'tokenizer: has no sentinel; set tokenizer.reserved to 2 or more'
+  assert str(error.value) == text
+
+
 def test_spans_are_replaced_by_sentinels():
   objective = corruption.span_corruption(
     tokenizer=WORDS, length=7, source=6, noise=0.5, mean_span=1
@@ -399,6 +425,23 @@ def test_spans_are_replaced_by_sentinels():
   assert show(got.source[0]) == 'a0|1|_'
   assert digits(got.source_segments[0]) == '111110'
   assert not make(objective, 'xa').segments.any()
+
+
+def test_a_window_may_be_lost_as_one_span():
+  objective = corruption.one_span(tokenizer=WORDS, length=5)
+  assert objective.window == 4 and objective.likelihood
+  batch = make(objective, 'zabcd')
+  assert show(batch.tokens[0]) == '^0abc'
+  assert show(batch.targets[0]) == '0abcd'
+  assert digits(batch.weights[0]) == '01111'
+  batch = make(objective, '|ab')
+  assert show(batch.tokens[0]) == '^0a__'
+  assert digits(batch.segments[0]) == '11100'
+  assert digits(batch.weights[0]) == '01100'
+  assert show(batch.source[0]) == '0|'
+  assert objective.prompt is not None
+  asked: Any = objective.prompt([[IDS['a'], IDS['b']]])
+  assert show(asked.tokens[0]) == '^0ab' and show(asked.source[0]) == '0|'
 
 
 def test_the_window_is_that_of_t5():
@@ -627,8 +670,7 @@ def test_skip_gram_reaches_and_noise_follow_their_laws():
     (
       'masked',
       {'tokenizer': tokenizer.bytes_()},
-      'tokenizer.reserved=0 leaves no id for the mask; set tokenizer.reserved '
-      'to 1 or more',
+      'tokenizer: has no id for the mask; set tokenizer.reserved to 1 or more',
     ),
     (
       'next_sentence',
@@ -650,8 +692,8 @@ def test_skip_gram_reaches_and_noise_follow_their_laws():
     (
       'span_corruption',
       {'length': 114, 'source': 512, 'tokenizer': tokenizer.bytes_(28)},
-      'tokenizer.reserved=28 is too small for 28 sentinels and the mask; set '
-      'tokenizer.reserved to 29 or more',
+      'tokenizer: has 27 sentinels, too few for 28 spans; set '
+      'tokenizer.reserved to 29 or more, or take a shorter source',
     ),
     ('skip_gram', {'length': 0}, 'length=0 must be a whole number from 1 on'),
     ('skip_gram', {'context': 0}, 'context=0 must be a whole number from 1 on'),

@@ -239,6 +239,14 @@ def test_another_tokenizer_is_refused_by_hash(dataset, tmp_path):
   assert WORDS.sha256[:12] in text and other.sha256[:12] in text
 
 
+def test_another_end_of_documents_is_refused(dataset):
+  with pytest.raises(ValueError) as caught:
+    shards.load(dataset, WORDS._replace(eos=2))
+  assert str(caught.value).endswith(
+    ': its documents end in id 1, and eos is 2 now; prepare the data again'
+  )
+
+
 def test_ids_outside_the_vocabulary_are_refused_by_shard(dataset):
   m = manifests.load(dataset)
   (dataset / 'manifest.json').write_bytes(manifests.dump(m._replace(vocab=100)))

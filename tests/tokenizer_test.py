@@ -101,6 +101,25 @@ def test_specials_decode_to_nothing(made, name):
   assert (words.pad, words.eos, words.bos) == (0, 1, 2)
 
 
+@pytest.mark.parametrize('name', ('bytes', 'bpe', 'characters'))
+def test_reserved_ids_are_a_mask_and_sentinels(tmp_path, name):
+  path = {'bytes': 'bytes', 'bpe': 'm.model', 'characters': 'c.json'}[name]
+  path = path if name == 'bytes' else str(tmp_path / path)
+  if name == 'bpe':
+    tokenizer.train_sentencepiece(TEXTS, path, 308)
+  elif name == 'characters':
+    tokenizer.train_characters(TEXTS, path)
+  plain, one, many = (tokenizer.load(path, n) for n in (0, 1, 4))
+  size = plain.size
+  assert (plain.mask, list(plain.sentinels)) == (None, [])
+  assert (one.mask, list(one.sentinels), one.size) == (size, [], size + 1)
+  assert (many.mask, many.size, many.reserved) == (size, size + 4, 4)
+  assert list(many.sentinels) == [size + 3, size + 2, size + 1]
+  assert plain.sha256 == many.sha256
+  assert many.encode(SPELLED[0]) == plain.encode(SPELLED[0])
+  assert many.decode([5, *range(size, size + 4)]) == plain.decode([5])
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_errors_of_use_are_one_clear_line(made, name):
   words = made[name]

@@ -1,4 +1,4 @@
-"""Span corruption: T5's objective."""
+"""Span corruption: T5's objective, and its text as one span."""
 
 import numpy as np
 
@@ -16,9 +16,9 @@ def span_corruption(
 ) -> objectives.Objective:
   """Predicts the spans that an encoder's text has lost.
 
-  Each span is replaced by a sentinel: span n, from 0 on, by id size - 1 - n.
-  The source is what that leaves; the targets are each sentinel and its span, in
-  order; eos ends both. The decoder reads bos and then its targets.
+  Each span is replaced by a sentinel: span n, from 0 on, by the tokenizer's
+  sentinel n. The source is what that leaves; the targets are each sentinel and
+  its span, in order; eos ends both. The decoder reads bos and then its targets.
 
   Of a window of W tokens, round(noise W) are lost, in round(lost / mean_span)
   spans: 1 at least, and no more than tokens are kept. The lengths of the spans
@@ -30,7 +30,7 @@ def span_corruption(
   W is the largest for which source and targets fit.
 
   Args:
-    tokenizer: its last reserved ids are the sentinels.
+    tokenizer: has a sentinel for each span.
     length: L, positions of the decoder.
     source: S, positions of the encoder.
     noise: share of the tokens that are lost.
@@ -62,10 +62,11 @@ def span_corruption(
 
   window = max(n for n in range(2, source + length) if fits(n))
   most = counts(window)[1]
-  if tokenizer.reserved < most + 1:
+  sentinels = np.asarray(tokenizer.sentinels, np.int64)
+  if len(sentinels) < most:
     raise ValueError(
-      f'tokenizer.reserved={tokenizer.reserved} is too small for {most} '
-      f'sentinels and the mask; set tokenizer.reserved to {most + 1} or more'
+      f'tokenizer: has {len(sentinels)} sentinels, too few for {most} spans; '
+      f'set tokenizer.reserved to {most + 1} or more, or take a shorter source'
     )
 
   def make(rows, sizes, keys):
@@ -83,7 +84,7 @@ def span_corruption(
       run = np.repeat(np.arange(2 * spans), runs)
       is_lost = run % 2 == 1
       first = np.diff(run, prepend=-1) != 0
-      sentinel = tokenizer.size - 1 - run // 2
+      sentinel = sentinels[run // 2]
       inputs = np.where(is_lost, sentinel, text)[first | ~is_lost]
       targets = np.where(is_lost, text, sentinel)[first | is_lost]
 
@@ -106,6 +107,60 @@ def span_corruption(
     )._replace(source=read.tokens, source_segments=read.segments)
 
   return objectives.Objective(window, make, prompt=prompt)
+
+
+def one_span(
+  *, tokenizer: types.Tokenizer, length: int
+) -> objectives.Objective:
+  """Predicts a window that is lost as a whole: the likelihood of a decoder.
+
+  The source is a sentinel and eos, and the decoder reads bos, that sentinel and
+  the window's L - 1 tokens, all of which are scored, and nothing else. So a
+  model of `span_corruption` can be asked how likely it finds a text, or be
+  adapted to writing it.
+
+  Args:
+    tokenizer: has a sentinel.
+    length: L, positions of the decoder.
+
+  Raises:
+    ValueError: a setting is out of range, or the tokenizer has no sentinel.
+
+  Reference: Lester et al. 2021, arXiv 2104.08691, section 3.1, on what such a
+  model writes; adapted there with a prefix instead of a sentinel.
+  """
+  objectives.check_whole('length', length, 2)
+  if not tokenizer.sentinels:
+    raise ValueError(
+      'tokenizer: has no sentinel; set tokenizer.reserved to 2 or more'
+    )
+  sentinel = tokenizer.sentinels[0]
+
+  def asked(count: int) -> dict[str, np.ndarray]:
+    source = np.tile(np.array([sentinel, tokenizer.eos], np.int32), (count, 1))
+    return {'source': source, 'source_segments': np.ones_like(source)}
+
+  def make(rows, sizes, keys):
+    del keys  # nothing is random
+    batch = objectives.padding(len(rows), length, tokenizer)
+    place = np.arange(length)
+    live = (place <= sizes[:, None]) & (sizes[:, None] > 0)
+    text = np.concatenate((np.full_like(rows[:, :1], sentinel), rows[:, 1:]), 1)
+    batch.targets[:] = np.where(live, text, tokenizer.pad)
+    batch.tokens[:, 0] = np.where(live[:, 0], tokenizer.bos, tokenizer.pad)
+    batch.tokens[:, 1:] = np.where(live, text, tokenizer.pad)[:, :-1]
+    batch.tokens[:, 1:][~live[:, 1:]] = tokenizer.pad
+    batch.weights[:] = live & (place > 0)
+    batch.positions[:] = live * place
+    batch.segments[:] = live
+    return batch._replace(**asked(len(rows)))
+
+  def prompt(texts):
+    rows = [[tokenizer.bos, sentinel, *ids] for ids in texts]
+    batch = objectives.padded(rows, tokenizer.pad)
+    return batch._replace(**asked(len(rows)))
+
+  return objectives.Objective(length - 1, make, likelihood=True, prompt=prompt)
 
 
 def _composition(

@@ -32,7 +32,7 @@ def masked(
   words an excess that is smaller than the last word chosen.
 
   Args:
-    tokenizer: its first reserved id is the mask.
+    tokenizer: has a mask.
     length: L, positions.
     share: of the tokens, how many are chosen.
     mask_share: of the chosen, how many become the mask, by a draw for each.
@@ -163,14 +163,16 @@ def _masking(
     )
   if span is not None and not span >= 1:
     raise ValueError(f'span={span} must be at least 1, or None')
-  if tokenizer.reserved < 1:
+  mask_id = tokenizer.mask
+  if mask_id is None:
     raise ValueError(
-      'tokenizer.reserved=0 leaves no id for the mask; set tokenizer.reserved '
-      'to 1 or more'
+      'tokenizer: has no id for the mask; set tokenizer.reserved to 1 or more'
     )
-  mask_id = tokenizer.size - tokenizer.reserved
-  special = (tokenizer.pad, tokenizer.eos, tokenizer.bos)
-  ordinary = np.setdiff1d(np.arange(mask_id), special)
+  special = (tokenizer.pad, tokenizer.eos, tokenizer.bos, mask_id)
+  ordinary = np.setdiff1d(
+    np.arange(tokenizer.size - tokenizer.reserved),
+    [*special, *tokenizer.sentinels],
+  )
 
   def mask(ids, texts, generator):
     place = np.flatnonzero(texts)

@@ -219,6 +219,11 @@ def load(
         f'{have[0][:12]} of {have[1]} ids, not {tokenizer.sha256[:12]} of '
         f'{size}; give that one or prepare the data again'
       )
+    if manifest.eos != tokenizer.eos:
+      raise ValueError(
+        f'dataset {names.short(path)}: its documents end in id {manifest.eos},'
+        f' and eos is {tokenizer.eos} now; prepare the data again'
+      )
   suffixes = (manifests.TOKENS, manifests.OFFSETS)
   known = {s.name + suffix for s in manifest.shards for suffix in suffixes}
   for file in sorted(path.iterdir()):

@@ -2,10 +2,11 @@
 
 `decode(encode(x)) == x` for every Unicode string, and no text can spell a
 special id: `'</s>'` in a document becomes ordinary pieces. Ids 0, 1 and 2 are
-pad, eos and bos in every tokenizer made here.
+pad, eos and bos in every tokenizer made here. Those of other houses, which
+promise less, are `lm.data.huggingface`'s.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import hashlib
 import io
 import json
@@ -25,7 +26,8 @@ _SPACE_MARK = '\u2581'  # sentencepiece writes a space so, and reads it back so
 # Training sentences are cut to this many characters, at most 4 bytes each:
 # sentencepiece silently drops a sentence above `max_sentence_length` bytes.
 _SENTENCE = 4096
-_PROBE = (
+# What is hardest to keep: spaces, the mark, and text that spells pieces.
+PROBE = (
   ' a  b \n\n\t c\r\n\0 e\u0301 \ufb01 \uff21 </s><s><pad><unk><0x41> 12345 '
   '\u4f60\u597d\u3002\u2581\u2047 \U0001f600\ufeff '
 )
@@ -34,24 +36,54 @@ _PROBE = (
 def load(name: str, reserved: int = 0) -> types.Tokenizer:
   """Loads by file name: `*.model`, `*.json`, or the word `bytes`.
 
+  A `*.json` is a list of characters, or a tokenizer of `lm.data.huggingface`
+  where it has a `model`.
+
   Args:
     name: of the file.
-    reserved: ids to add at the end of the vocabulary, see `types.Tokenizer`.
-      They change no encoding, so that shards serve any number of them.
+    reserved: ids to add at the end of the vocabulary: the first is the mask,
+      the last ones, downwards, are the sentinels. They change no encoding, so
+      that shards serve any number of them.
 
   Raises:
-    ValueError: the file is missing, broken or of another kind.
+    ValueError: the file is missing, broken or of another kind, or the package
+      that reads it is missing.
   """
   if name == 'bytes':
     return bytes_(reserved)
   if name.endswith('.model'):
     return sentencepiece(name, reserved)
+  if is_foreign(name):
+    try:
+      from lm.data import huggingface  # the package it reads with is an extra
+    except ModuleNotFoundError as e:
+      raise ValueError(
+        f'tokenizer {names.short(name)}: needs the package {e.name}: pip '
+        "install 'lm[interop]'"
+      ) from e
+    return huggingface.make(name, reserved=reserved)
   if name.endswith('.json'):
     return characters(name, reserved)
   raise ValueError(
     f'tokenizer {names.short(name)}: unknown kind; give x.model '
-    "(sentencepiece), x.json (characters) or the word 'bytes'"
+    "(sentencepiece), x.json (characters, Hugging Face) or the word 'bytes'"
   )
+
+
+def is_foreign(path: str) -> bool:
+  """Tells if a file is a `tokenizer.json` of `lm.data.huggingface`.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  if not path.endswith('.json'):
+    return False
+  data = read(path)
+  try:
+    tree = json.loads(data)
+  except (ValueError, RecursionError):
+    return False
+  return isinstance(tree, dict) and 'model' in tree
 
 
 def bytes_(reserved: int = 0) -> types.Tokenizer:
@@ -68,7 +100,7 @@ def characters(path: str, reserved: int = 0) -> types.Tokenizer:
   Raises:
     ValueError: the file is missing or not such a list.
   """
-  data = _read(path)
+  data = read(path)
   try:
     alphabet = json.loads(data)['characters']
     good = all(isinstance(c, str) and len(c) == 1 for c in alphabet)
@@ -91,7 +123,7 @@ def sentencepiece(path: str, reserved: int = 0) -> types.Tokenizer:
     ValueError: the file is missing or broken, lacks pad, eos, bos or byte
       pieces, or its normalization changes text.
   """
-  data = _read(path)
+  data = read(path)
   fix = 'train one with tools/train_tokenizer.py'
   try:
     model = spm.SentencePieceProcessor()
@@ -113,12 +145,12 @@ def sentencepiece(path: str, reserved: int = 0) -> types.Tokenizer:
     # A mark in the text would come back as a space. Its own byte pieces are
     # read back as the mark, so it is spelled by them.
     ids: list[int] = []
-    for n, part in enumerate(_checked(text).split(_SPACE_MARK)):
+    for n, part in enumerate(checked(text).split(_SPACE_MARK)):
       ids += (mark if n else []) + model.Encode(part)
     return ids
 
   def encode_batch(texts: list[str]) -> list[list[int]]:
-    plain = [_SPACE_MARK not in _checked(text) for text in texts]
+    plain = [_SPACE_MARK not in checked(text) for text in texts]
     fast = iter(
       model.Encode([t for t, easy in zip(texts, plain, strict=True) if easy])
     )
@@ -130,15 +162,16 @@ def sentencepiece(path: str, reserved: int = 0) -> types.Tokenizer:
   size = model.GetPieceSize()
 
   def decode(ids: list[int]) -> str:
-    _check_ids(ids, size + reserved)
+    check_ids(ids, size + reserved)
     return model.Decode([int(i) for i in ids if i < size])
 
-  probe = encode(_PROBE)
-  if decode(probe) != _PROBE or {pad, eos, bos} & set(probe):
+  probe = encode(PROBE)
+  if decode(probe) != PROBE or {pad, eos, bos} & set(probe):
     raise ValueError(
       f'tokenizer {names.short(path)}: changes text (normalization, spaces or '
       f'no byte fallback), so decoding loses it; {fix}'
     )
+  mask, sentinels = reserve(size + reserved, reserved)
   return types.Tokenizer(
     encode=encode,
     encode_batch=encode_batch,
@@ -149,7 +182,9 @@ def sentencepiece(path: str, reserved: int = 0) -> types.Tokenizer:
     pad=pad,
     sha256=hashlib.sha256(data).hexdigest(),
     reserved=reserved,
-    word_starts=_word_starts(
+    mask=mask,
+    sentinels=sentinels,
+    word_starts=word_starts(
       [
         bytes([int(model.IdToPiece(i)[3:5], 16)])
         if model.IsByte(i)
@@ -197,7 +232,7 @@ def train_sentencepiece(
     nonlocal used
     for text in texts:
       # The mark would be learnt as a space; a sentence with NUL is dropped.
-      for part in re.split(f'[{_SPACE_MARK}\0]', _checked(text)):
+      for part in re.split(f'[{_SPACE_MARK}\0]', checked(text)):
         for start in range(0, len(part), _SENTENCE):
           if used >= max_bytes:
             return
@@ -244,7 +279,7 @@ def train_characters(texts: Iterable[str], path: str) -> None:
   """Writes the sorted characters of `texts` as a character tokenizer."""
   alphabet: set[str] = set()
   for text in texts:
-    alphabet |= set(_checked(text))
+    alphabet |= set(checked(text))
   body = json.dumps({'characters': sorted(alphabet)}, ensure_ascii=False)
   _write(path, body.encode() + b'\n')
 
@@ -275,13 +310,14 @@ def _table(
       spelling += [i] if i >= 0 else [_FIRST_BYTE + b for b in c.encode()]
     return spelling
 
-  word_starts = _word_starts(spelled, reserved)
+  starts = word_starts(spelled, reserved)
   spelled += [b''] * reserved
 
   def decode(ids: list[int]) -> str:
-    _check_ids(ids, len(spelled))
+    check_ids(ids, len(spelled))
     return b''.join([spelled[i] for i in ids]).decode('utf-8', 'replace')
 
+  mask, sentinels = reserve(len(spelled), reserved)
   return types.Tokenizer(
     encode=encode,
     encode_batch=lambda texts: [encode(text) for text in texts],
@@ -292,22 +328,34 @@ def _table(
     pad=PAD,
     sha256=sha256,
     reserved=reserved,
-    word_starts=word_starts,
+    mask=mask,
+    sentinels=sentinels,
+    word_starts=starts,
   )
 
 
-def _word_starts(spelled: list[bytes], reserved: int) -> np.ndarray:
+def reserve(size: int, reserved: int) -> tuple[int | None, Sequence[int]]:
+  """Gives out the last `reserved` of `size` ids: a mask, and sentinels."""
+  mask = size - reserved if reserved else None
+  return mask, range(size - 1, size - reserved, -1)
+
+
+def word_starts(spelled: list[bytes], reserved: int) -> np.ndarray:
   """Finds the pieces that begin a word: bool [V].
 
   A word is a run of letters and digits with what stands before it, a space as
   a rule; a character of a script without spaces is a word of its own. Bytes
   that are a part of a character go on with what there is.
+
+  Args:
+    spelled: the UTF-8 bytes of each piece, none of a special.
+    reserved: how many ids follow them.
   """
 
   def begins(piece: bytes) -> bool:
-    if piece[:1] >= b'\x80' and len(piece) == 1:
-      return False
     first = piece.decode('utf-8', 'replace')[:1]
+    if first == '\ufffd' and not piece.startswith(first.encode()):
+      return False
     return not first.isalnum() or first >= '\u2e80'  # from CJK radicals on
 
   return np.array([begins(p) for p in spelled] + [True] * reserved)
@@ -323,13 +371,23 @@ def _utf8(text: str) -> bytes:
     ) from e
 
 
-def _checked(text: str) -> str:
+def checked(text: str) -> str:
+  """Returns `text` as it is.
+
+  Raises:
+    ValueError: it has a lone surrogate.
+  """
   if not text.isascii():
     _utf8(text)
   return text
 
 
-def _check_ids(ids: list[int], size: int) -> None:
+def check_ids(ids: list[int], size: int) -> None:
+  """Checks ids before they are decoded.
+
+  Raises:
+    ValueError: an id is outside the vocabulary of `size`.
+  """
   if len(ids) and not 0 <= min(ids) <= max(ids) < size:
     raise ValueError(
       f'id {max(ids) if max(ids) >= size else min(ids)} is outside the '
@@ -337,7 +395,12 @@ def _check_ids(ids: list[int], size: int) -> None:
     )
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
+  """Reads a tokenizer's file.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
   try:
     return Path(path).read_bytes()
   except OSError as e:

