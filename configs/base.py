@@ -179,6 +179,7 @@ def encoder() -> dict[str, Any]:
     'norm_epsilon': 1e-12,
     'norm_order': 'post',
     'activation': 'gelu_exact',
+    'transform': True,
     'next_sentence': False,
     'dropout': 0.0,
     'kernel_std': 0.02,

@@ -38,6 +38,7 @@ def make(
   norm_epsilon: float = 1e-12,
   norm_order: str = 'post',
   activation: str = 'gelu_exact',
+  transform: bool = True,
   next_sentence: bool = False,
   dropout: float = 0.0,
   kernel_std: float = 0.02,
@@ -63,6 +64,8 @@ def make(
     norm_epsilon: of all layer norms.
     norm_order: see `blocks.Block`; other than 'post' adds a final norm.
     activation: one of `blocks.ACTIVATIONS`.
+    transform: a layer, its activation and a norm before the output layer, which
+      then has a bias; without, an encoder of features alone.
     next_sentence: the first position's logits are those of next-sentence
       prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
       reach. So both tasks are one sum over positions, where BERT adds two
@@ -120,6 +123,7 @@ def make(
     ),
     final_norm=norm_order != 'post',
     activation=activation,
+    transform=transform,
     next_sentence=next_sentence,
     dropout=dropout,
     kernel_init=init,
@@ -147,6 +151,7 @@ class Encoder(nn.Module):
   block: Callable[..., nn.Module]
   final_norm: bool
   activation: str
+  transform: bool
   next_sentence: bool
   dropout: float
   kernel_init: nn.initializers.Initializer
@@ -186,11 +191,13 @@ class Encoder(nn.Module):
         outputs, self.kernel_init, self.dtype, self.operands, name=name
       )(x_BLD)
 
-    h_BLD = dense('transform', x_BLD, self.width)
-    h_BLD = blocks.ACTIVATIONS[self.activation](h_BLD)
-    h_BLD = self.norm(name='transform_norm')(h_BLD)
+    h_BLD = x_BLD
+    if self.transform:
+      h_BLD = dense('transform', x_BLD, self.width)
+      h_BLD = blocks.ACTIVATIONS[self.activation](h_BLD)
+      h_BLD = self.norm(name='transform_norm')(h_BLD)
     logits_BLV = vocabulary.Logits(
-      self.vocab, self.operands, bias=True, name='head'
+      self.vocab, self.operands, bias=self.transform, name='head'
     )(h_BLD, table_VD)
     if self.next_sentence:
       pooled_B1D = jnp.tanh(dense('pooler', x_BLD[:, :1], self.width))

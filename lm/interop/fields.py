@@ -1,0 +1,120 @@
+"""Values of a config.json, read with care: it came with a file."""
+
+from collections.abc import Callable, Mapping
+import math
+from typing import Any, NamedTuple
+
+from lm.interop import layout
+
+Config = Mapping[str, Any]
+
+
+class Architecture(NamedTuple):
+  """A model class of transformers, and what is ours of it.
+
+  Attributes:
+    table: `spec -> where our parameters lie`.
+    settings: `(config.json, names of tensors) -> spec` of the model.
+    config: `filled spec -> config.json`; `settings` tells if all of the spec is
+      in it.
+    base: a prefix that names of the bare model lack.
+    same: tensors that may repeat another one.
+    unread: regular expression of tensors that hold no parameter of ours.
+  """
+
+  table: Callable[[Config], layout.Table]
+  settings: Callable[[Config, set[str]], dict[str, Any]]
+  config: Callable[[Config], dict[str, Any]]
+  base: str
+  same: Mapping[str, str]
+  unread: str = r'(^|\.)(position_ids|inv_freq|masked_bias)$'
+
+
+def whole(config: Config, key: str, default: int | None = None) -> int:
+  """Reads a count of at least 1; None stands for the default.
+
+  Raises:
+    ValueError: it is missing or something else.
+  """
+  value = config.get(key)
+  value = default if value is None else value
+  if type(value) is not int or value < 1:
+    raise ValueError(f'config.json: {key}={value!r:.40} is no count')
+  return value
+
+
+def number(config: Config, key: str, default: float | None = None) -> float:
+  """Reads a finite number above 0; None stands for the default.
+
+  Raises:
+    ValueError: it is missing or something else.
+  """
+  value: Any = config.get(key)
+  value = default if value is None else value
+  if type(value) not in (int, float) or not 0 < value < math.inf:
+    raise ValueError(f'config.json: {key}={value!r:.40} is no positive number')
+  return float(value)
+
+
+def optional(config: Config, key: str) -> float | None:
+  """Reads a number that may be None.
+
+  Raises:
+    ValueError: as of `number`.
+  """
+  return None if config.get(key) is None else number(config, key)
+
+
+def flag(config: Config, key: str, default: bool) -> bool:
+  """Reads a bool.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  value = config.get(key, default)
+  if type(value) is not bool:
+    raise ValueError(
+      f'config.json: {key}={value!r:.40} is neither true nor false'
+    )
+  return value
+
+
+def choice(config: Config, key: str, known: Mapping[str, str], default: str):
+  """Reads one of some words, and gives what it stands for.
+
+  Raises:
+    ValueError: it is another.
+  """
+  value = config.get(key, default)
+  if not isinstance(value, str) or value not in known:
+    raise ValueError(
+      f'config.json: {key}={value!r:.40} is not supported; only '
+      f'{", ".join(known)}'
+    )
+  return known[value]
+
+
+def only(config: Config, **wanted: Any) -> None:
+  """Checks settings that have one value here, also where they are missing.
+
+  Raises:
+    ValueError: one has another.
+  """
+  for key, value in wanted.items():
+    if config.get(key, value) != value:
+      raise ValueError(
+        f'config.json: {key}={config[key]!r:.40} is not supported; only '
+        f'{value!r} is'
+      )
+
+
+def inverse(known: Mapping[str, str], value: str) -> str:
+  """Finds the first word that stands for a value.
+
+  Raises:
+    ValueError: there is none.
+  """
+  for word, meaning in known.items():
+    if meaning == value:
+      return word
+  raise ValueError(f'{value} has no name there')

@@ -1,0 +1,219 @@
+"""Llama, Qwen3 and Gemma 3 in files of transformers.
+
+Reference: Touvron et al. 2023, arXiv 2302.13971; Yang et al. 2025, arXiv
+2505.09388; Gemma 3, arXiv 2503.19786.
+"""
+
+from collections.abc import Mapping
+
+from lm.interop import fields, layout
+
+_FULL, _SLIDING = 'full_attention', 'sliding_attention'
+
+
+def _table(norms: Mapping[str, str]) -> layout.Table:
+  ours, theirs = 'layers_{i}', 'model.layers.{i}'
+  table = {
+    'embed/table': layout.Place('model.embed_tokens.weight'),
+    'final_norm/scale': layout.vector('model.norm.weight'),
+    'head/kernel': layout.linear('lm_head.weight'),
+  }
+  for name, inputs in (('q', 1), ('k', 1), ('v', 1), ('o', 2)):
+    there = f'{theirs}.self_attn.{name}_proj'
+    table |= {
+      f'{ours}/attention/{name}': layout.linear(f'{there}.weight', inputs)
+    }
+  for name in 'qk':
+    table[f'{ours}/attention/{name}_norm/scale'] = layout.vector(
+      f'{theirs}.self_attn.{name}_norm.weight'
+    )
+  for name in ('gate', 'up', 'down'):
+    table[f'{ours}/mlp/{name}'] = layout.linear(
+      f'{theirs}.mlp.{name}_proj.weight'
+    )
+  for name, there in norms.items():
+    table[f'{ours}/{name}/scale'] = layout.vector(f'{theirs}.{there}.weight')
+  return table
+
+
+def _shared(config, tied):
+  """Reads what all three have."""
+  fields.only(config, attention_bias=False, mlp_bias=False, pretraining_tp=1)
+  return {
+    'fn': 'lm.models.decoder:make',
+    'length': fields.whole(config, 'max_position_embeddings'),
+    'width': fields.whole(config, 'hidden_size'),
+    'depth': fields.whole(config, 'num_hidden_layers'),
+    'heads': fields.whole(config, 'num_attention_heads'),
+    'kv_heads': fields.whole(
+      config, 'num_key_value_heads', config.get('num_attention_heads')
+    ),
+    'mlp': fields.whole(config, 'intermediate_size'),
+    'norm': 'rmsnorm',
+    'norm_epsilon': fields.number(config, 'rms_norm_eps', 1e-6),
+    'positions': 'rope',
+    'bias': False,
+    'tied': fields.flag(config, 'tie_word_embeddings', tied),
+  }
+
+
+def _rope(config, kind=None):
+  """Reads the base of the frequencies, from where version 5 or 4 has it."""
+  found = config.get('rope_parameters') or {}
+  if not isinstance(found, dict):
+    raise ValueError('config.json: rope_parameters is no object')
+  if kind in found:
+    found = found[kind]
+  scaling = config.get('rope_scaling')
+  for there in (found, scaling or {}):
+    name = there.get('rope_type', there.get('type', 'default'))
+    if name != 'default':
+      raise ValueError(
+        f'config.json: rope of type {name!r:.40} is not supported; only '
+        'default is'
+      )
+  local = kind == _SLIDING
+  old = 'rope_local_base_freq' if local else 'rope_theta'
+  usual = 1e4 if local or kind is None else 1e6
+  return fields.number(found, 'rope_theta', fields.number(config, old, usual))
+
+
+def _written(spec):
+  """Writes what all three have."""
+  return {
+    'max_position_embeddings': spec['length'],
+    'hidden_size': spec['width'],
+    'num_hidden_layers': spec['depth'],
+    'num_attention_heads': spec['heads'],
+    'num_key_value_heads': spec['kv_heads'] or spec['heads'],
+    'head_dim': spec['head_width'] or spec['width'] // spec['heads'],
+    'intermediate_size': spec['mlp'] or 4 * spec['width'],
+    'rms_norm_eps': spec['norm_epsilon'] or 1e-6,
+    'rope_theta': spec['rope_base'],
+    'tie_word_embeddings': spec['tied'],
+    'attention_bias': False,
+  }
+
+
+def _llama(config, names):
+  fields.only(config, hidden_act='silu')
+  width, heads = config.get('hidden_size'), config.get('num_attention_heads')
+  spec = _shared(config, tied=False)
+  usual = max(1, width // heads) if width and heads else None
+  return spec | {
+    'head_width': fields.whole(config, 'head_dim', usual),
+    'rope_base': _rope(config),
+    'activation': 'swiglu',
+  }
+
+
+def _llama_config(spec):
+  return {'model_type': 'llama', 'hidden_act': 'silu', 'mlp_bias': False} | (
+    _written(spec)
+  )
+
+
+def _qwen3(config, names):
+  fields.only(config, hidden_act='silu', use_sliding_window=False)
+  return _shared(config, tied=False) | {
+    'head_width': fields.whole(config, 'head_dim', 128),
+    'rope_base': _rope(config),
+    'activation': 'swiglu',
+    'qk_norm': True,
+  }
+
+
+def _qwen3_config(spec):
+  return {'model_type': 'qwen3', 'hidden_act': 'silu'} | _written(spec)
+
+
+def _gemma3(config, names):
+  fields.only(
+    config,
+    hidden_activation='gelu_pytorch_tanh',
+    use_bidirectional_attention=False,
+  )
+  spec = _shared(config, tied=True)
+  window, every = _windows(config, spec['depth'])
+  return spec | {
+    'head_width': fields.whole(config, 'head_dim', 256),
+    'norm_offset': 1.0,
+    'norm_order': 'both',
+    'rope_base': _rope(config, _FULL),
+    'window': window,
+    'window_rope_base': _rope(config, _SLIDING),
+    'global_every': every,
+    'embed_scale': spec['width'] ** 0.5,
+    'activation': 'geglu',
+    'qk_norm': True,
+    'attention_scale': fields.number(config, 'query_pre_attn_scalar', 256)
+    ** -0.5,
+    'attention_softcap': fields.optional(config, 'attn_logit_softcapping'),
+    'logit_softcap': fields.optional(config, 'final_logit_softcapping'),
+  }
+
+
+def _windows(config, depth):
+  """Reads the window, and after how many layers one sees all."""
+  window = fields.whole(config, 'sliding_window', 4096)
+  kinds = config.get('layer_types')
+  if kinds is None:
+    every = fields.whole(config, 'sliding_window_pattern', 6)
+    return window, every
+  if not isinstance(kinds, list) or len(kinds) != depth:
+    raise ValueError(
+      f'config.json: layer_types are not those of {depth} layers'
+    )
+  every = kinds.index(_FULL) + 1 if _FULL in kinds else None
+  if kinds != _kinds(depth, every):
+    raise ValueError(
+      'config.json: layer_types must repeat: some with a window, one without'
+    )
+  return window, every
+
+
+def _kinds(depth: int, every: int | None) -> list[str]:
+  return [
+    _FULL if every and (i + 1) % every == 0 else _SLIDING for i in range(depth)
+  ]
+
+
+def _gemma3_config(spec):
+  scale = spec['attention_scale'] or 1
+  return _written(spec) | {
+    'model_type': 'gemma3_text',
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'layer_types': _kinds(spec['depth'], spec['global_every']),
+    'sliding_window': spec['window'] or spec['length'],
+    'rope_local_base_freq': spec['window_rope_base'] or spec['rope_base'],
+    'query_pre_attn_scalar': round(scale**-2),
+    'attn_logit_softcapping': spec['attention_softcap'],
+    'final_logit_softcapping': spec['logit_softcap'],
+  }
+
+
+_PRE = {
+  'attention_norm': 'input_layernorm',
+  'mlp_norm': 'post_attention_layernorm',
+}
+_BOTH = {
+  'attention_norm': 'input_layernorm',
+  'attention_after_norm': 'post_attention_layernorm',
+  'mlp_norm': 'pre_feedforward_layernorm',
+  'mlp_after_norm': 'post_feedforward_layernorm',
+}
+
+ARCHITECTURES = {
+  name: fields.Architecture(
+    table=lambda spec, norms=norms: _table(norms),
+    settings=settings,
+    config=config,
+    base='model.',
+    same={'lm_head.weight': 'model.embed_tokens.weight'},
+  )
+  for name, norms, settings, config in (
+    ('LlamaForCausalLM', _PRE, _llama, _llama_config),
+    ('Qwen3ForCausalLM', _PRE, _qwen3, _qwen3_config),
+    ('Gemma3ForCausalLM', _BOTH, _gemma3, _gemma3_config),
+  )
+}

@@ -1,0 +1,140 @@
+"""Tensors in safetensors files, one or several with an index.
+
+Reads headers first; no tensor is held before its shape was checked by
+`layout.check`, and then one at a time.
+"""
+
+from collections.abc import Callable, Mapping
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+ONE = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+DTYPES = {
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+_LARGEST_JSON = (
+  100 << 20
+)  # bytes of a config or an index; tokenizers have 33 MB
+
+
+class Source(NamedTuple):
+  """A model of another house, opened.
+
+  Attributes:
+    where: for messages.
+    config: the content of its config.json.
+    shapes: of all tensors.
+    read: `name -> array`, in the dtype that is stored; a ValueError where it is
+      of no kind in `DTYPES`.
+    dtype: of all tensors of floats; 'float32' where there are several.
+  """
+
+  where: str
+  config: dict[str, Any]
+  shapes: Mapping[str, tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+  dtype: str
+
+
+def open_folder(folder: Path) -> Source:
+  """Opens a folder of config.json and safetensors.
+
+  Raises:
+    ValueError: a file is missing, broken, or of another kind; one line.
+  """
+  config = read_json(folder / 'config.json')
+  files = _files(folder)
+  shapes: dict[str, tuple[int, ...]] = {}
+  kinds: dict[str, str] = {}
+  opened: dict[str, Any] = {}
+  for path in files:
+    try:
+      file = safetensors.safe_open(path, 'np')
+      for name in file.keys():  # noqa: SIM118 - it is no dict
+        slice_ = file.get_slice(name)
+        if name in shapes:
+          raise ValueError(f'{path}: tensor {name} is in two files')
+        shapes[name] = tuple(slice_.get_shape())
+        kinds[name], opened[name] = slice_.get_dtype(), file
+    except (safetensors.SafetensorError, OSError) as error:
+      raise ValueError(
+        f'{path}: not a sound safetensors file ({error}); fetch it again'
+      ) from error
+
+  def read(name: str) -> np.ndarray:
+    if kinds[name] not in DTYPES:
+      raise ValueError(
+        f'tensor {name} is {kinds[name]}; only {", ".join(DTYPES)} are read'
+      )
+    return opened[name].get_tensor(name)
+
+  floats = {DTYPES[kind] for kind in kinds.values() if kind in DTYPES}
+  dtype = floats.pop() if len(floats) == 1 else np.dtype(np.float32)
+  return Source(str(folder), config, shapes, read, str(dtype))
+
+
+def save(tensors: Mapping[str, np.ndarray], folder: Path, dtype: str) -> None:
+  """Writes one safetensors file in a dtype, complete or not at all.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+  part = folder / f'.{ONE}.part'
+  try:
+    safetensors.numpy.save_file(
+      {name: x.astype(kind) for name, x in tensors.items()},
+      part,
+      metadata={'format': 'pt'},  # transformers refuses a file without
+    )
+    part.replace(folder / ONE)
+  except safetensors.SafetensorError as error:
+    raise OSError(None, str(error), str(part)) from error
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a JSON object of limited size.
+
+  Raises:
+    ValueError: it is missing, too large or no object.
+  """
+  try:
+    if path.stat().st_size > _LARGEST_JSON:
+      raise ValueError('larger than 100 MiB')
+    found = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(found, dict):
+      raise ValueError('no object')
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path}: not a JSON object ({error})') from error
+  return found
+
+
+def _files(folder: Path) -> list[Path]:
+  if (folder / ONE).is_file():
+    return [folder / ONE]
+  if not (folder / INDEX).is_file():
+    raise ValueError(
+      f'{folder}: holds no {ONE}; files of pickled tensors (*.bin) are not '
+      'read: save the model with safetensors first'
+    )
+  names = read_json(folder / INDEX).get('weight_map')
+  if not isinstance(names, dict) or not all(
+    isinstance(name, str) and name == Path(name).name for name in names.values()
+  ):
+    raise ValueError(
+      f'{folder / INDEX}: weight_map must name files of this folder'
+    )
+  return [folder / name for name in sorted(set(names.values()))]

@@ -1,0 +1,247 @@
+"""Models of transformers as ours, and ours as theirs."""
+
+from collections.abc import Mapping
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm import config, types
+from lm.data import objectives
+from lm.interop import bert, fields, gpt2, layout, llama, t5, tensors
+
+ARCHITECTURES: Mapping[str, fields.Architecture] = (
+  gpt2.ARCHITECTURES
+  | llama.ARCHITECTURES
+  | bert.ARCHITECTURES
+  | t5.ARCHITECTURES
+)
+# What a config.json without a class means.
+_USUAL = {
+  'gpt2': 'GPT2LMHeadModel',
+  'llama': 'LlamaForCausalLM',
+  'qwen3': 'Qwen3ForCausalLM',
+  'gemma3_text': 'Gemma3ForCausalLM',
+  'bert': 'BertForMaskedLM',
+  't5': 'T5ForConditionalGeneration',
+}
+# Settings of training and of speed: no file holds them.
+_OURS = (
+  'dropout',
+  'dtype',
+  'kernel_std',
+  'operands',
+  'remat',
+  'scan',
+  'zero_outputs',
+)
+_EMBED = 'lm.models.heads:embed'
+
+
+class Imported(NamedTuple):
+  """A model that came in.
+
+  Attributes:
+    architecture: its class.
+    model: its spec, all settings filled in.
+    vocab: V.
+    params: float32.
+    left_out: names of tensors that have no place in it.
+  """
+
+  architecture: str
+  model: dict[str, Any]
+  vocab: int
+  params: types.Params
+  left_out: list[str]
+
+
+def load(source: tensors.Source) -> Imported:
+  """Makes our model of theirs.
+
+  A `BertModel` has no output layer: it becomes a model of sentence vectors.
+  Parameters are float32 whatever they were; nothing is lost by that. They are
+  read one tensor at a time, after all shapes were found right.
+
+  Raises:
+    ValueError: its architecture or a setting is unknown, or a tensor is
+      missing, unexpected or of a wrong shape; one line.
+  """
+  try:
+    return _load(source)
+  except ValueError as error:
+    raise ValueError(f'{source.where}: {error}') from error
+
+
+def save(
+  spec: Mapping[str, Any], vocab: int, params: types.Params
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Makes theirs of our model.
+
+  Args:
+    spec: of the model, filled.
+    vocab: V.
+    params: its parameters; blocks may be stacked.
+
+  Returns:
+    config.json, and tensors by name, float32.
+
+  Raises:
+    ValueError: no architecture computes what it computes; one line says what
+      the nearest one has otherwise.
+  """
+  bare = spec['fn'] == _EMBED
+  if bare:
+    spec, params = spec['body'], params['body']
+  params = layout.unstacked(params)
+  nearest: list[str] | None = None
+  for name, architecture in ARCHITECTURES.items():
+    if bare != (name == 'BertModel'):
+      continue
+    try:
+      written = architecture.config(spec)
+      found = layout.rows(architecture.table(spec), params)
+      names = {row.place.name for row in found}
+      again = config.fill({'model': architecture.settings(written, names)})
+    except (KeyError, ValueError):  # it is another family's
+      continue
+    other = _differences(spec, again.model)
+    if not other:
+      theirs = {'architectures': [name], 'vocab_size': vocab, **written}
+      base = architecture.base if bare else ''
+      tensors_ = layout.give(found, params)
+      return theirs, {n.removeprefix(base): x for n, x in tensors_.items()}
+    if nearest is None or len(other) < len(nearest):
+      nearest = [f'{name} would have', *other]
+  raise ValueError(
+    f'{spec["fn"]}: no class of transformers computes this model'
+    + (
+      f': {", ".join(nearest)}'.replace(' have, ', ' have ') if nearest else ''
+    )
+  )
+
+
+def _load(source: tensors.Source) -> Imported:
+  name = _architecture(source.config)
+  architecture = ARCHITECTURES[name]
+  theirs = {_modern(n, architecture, source.shapes): n for n in source.shapes}
+  left_out = [n for n in theirs if re.search(architecture.unread, n)]
+  names = set(theirs) - set(left_out)
+  vocab = fields.whole(source.config, 'vocab_size')
+  spec = architecture.settings(source.config, names)
+  spec = config.fill({'model': spec}).model.to_dict()
+  _check_sizes(spec, vocab, source)
+  like = _shapes(spec, vocab)
+  found = layout.rows(architecture.table(spec), like)
+  want = {row.place.name for row in found}
+  same = {n: of for n, of in architecture.same.items() if n in names - want}
+  shapes = {n: source.shapes[theirs[n]] for n in names - set(same)}
+  layout.check(found, shapes)
+  for n, of in same.items():
+    if source.shapes[theirs[n]] != shapes[of] or not np.array_equal(
+      source.read(theirs[n]), source.read(theirs[of])
+    ):
+      raise ValueError(f'tensor {n} differs from {of}, which it should repeat')
+  params = layout.take(found, lambda n: source.read(theirs[n]))
+  if name == 'BertModel':
+    spec = config.fill({'model': {'fn': _EMBED, 'body': spec}}).model.to_dict()
+    params = {'body': params}
+  return Imported(
+    name, spec, vocab, params, sorted(theirs[n] for n in left_out)
+  )
+
+
+def _architecture(theirs: Mapping[str, Any]) -> str:
+  kind = theirs.get('model_type')
+  names = theirs.get('architectures') or [_USUAL.get(str(kind))]
+  name = names[0] if isinstance(names, list) and names else None
+  if not isinstance(name, str) or name not in ARCHITECTURES:
+    raise ValueError(
+      f'architecture {name or kind!r:.60} is unknown; '
+      f'known are {", ".join(ARCHITECTURES)}'
+    )
+  return name
+
+
+def _modern(
+  name: str, architecture: fields.Architecture, names: Mapping[str, Any]
+) -> str:
+  """Gives a tensor the name that transformers writes today."""
+  name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
+  name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
+  base = architecture.base
+  if base and not any(n.startswith(base) for n in names):
+    name = base + name
+  return name
+
+
+def _check_sizes(
+  spec: Mapping[str, Any], vocab: int, source: tensors.Source
+) -> None:
+  """Checks sizes that a config made up, before anything is made of them."""
+  numbers = sum(math.prod(shape) for shape in source.shapes.values())
+  sizes = {'vocab_size': vocab} | {
+    k: spec[k]
+    for k in ('width', 'heads', 'kv_heads', 'head_width', 'mlp', 'kinds')
+    if spec.get(k)
+  }
+  if spec.get('positions', 'learned') == 'learned' and 'length' in spec:
+    sizes['length'] = spec['length']
+  for key, size in sizes.items():
+    if size > numbers:
+      raise ValueError(
+        f'config.json: {key} is {size:,}, and all tensors together have '
+        f'{numbers:,} numbers'
+      )
+  for key in ('depth', 'decoder_depth'):
+    if (spec.get(key) or 0) > len(source.shapes):
+      raise ValueError(
+        f'config.json: {spec[key]:,} layers, and there are '
+        f'{len(source.shapes):,} tensors'
+      )
+
+
+def _shapes(spec: Mapping[str, Any], vocab: int) -> types.Params:
+  model = config.build(spec, vocab=vocab)
+  batch = objectives.padded([[0]], 0)
+  batch = batch._replace(source=batch.tokens, source_segments=batch.segments)
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), batch))
+
+
+def _differences(
+  spec: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[str]:
+  ours, theirs = _resolved(spec), _resolved(other)
+  return [
+    f'{k}={theirs.get(k)!r} instead of {v!r}'
+    for k, v in ours.items()
+    if k not in _OURS and not _same(v, theirs.get(k))
+  ]
+
+
+def _same(a: Any, b: Any) -> bool:
+  if isinstance(a, float) and isinstance(b, (int, float)):
+    return math.isclose(a, b, rel_tol=1e-6)
+  return a == b
+
+
+def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
+  """Writes out what None stands for."""
+  out = dict(spec)
+  width = out['head_width'] = (
+    spec.get('head_width') or spec['width'] // spec['heads']
+  )
+  for key, usual in (
+    ('kv_heads', spec['heads']),
+    ('decoder_depth', spec['depth']),
+    ('mlp', 4 * spec['width']),
+    ('window_rope_base', spec.get('rope_base')),
+    ('norm_epsilon', 1e-6 if spec.get('norm') == 'rmsnorm' else 1e-5),
+    ('attention_scale', width**-0.5),
+    ('embed_scale', 1.0),
+  ):
+    if key in out and out[key] is None:
+      out[key] = usual
+  return out
