@@ -87,6 +87,7 @@ def decoder() -> dict[str, Any]:
     'positions': 'learned',
     'rope_base': 10_000.0,
     'rope_share': 1.0,
+    'rope_scaling': None,
     'window': None,
     'window_rope_base': None,
     'global_every': None,

@@ -67,6 +67,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     },
   ),
   'llama': ('LlamaForCausalLM', {**_DECODER, 'rope_theta': 5e4}),
+  'llama3': (
+    'LlamaForCausalLM',
+    {
+      **_DECODER,
+      'head_dim': 16,
+      # Of its 8 frequencies some stay, one is between, and some are divided.
+      'rope_parameters': {
+        'rope_type': 'llama3',
+        'rope_theta': 100.0,
+        'factor': 8.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 32,
+      },
+    },
+  ),
   'llama tied': (
     'LlamaForCausalLM',
     {**_DECODER, 'tie_word_embeddings': True, 'head_dim': 16},
@@ -82,6 +98,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
       'query_pre_attn_scalar': 24,
       'final_logit_softcapping': 3.0,
       'layer_types': ['sliding_attention', 'full_attention'] * 2,
+      'rope_parameters': {
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e3},
+        'full_attention': {
+          'rope_type': 'linear',
+          'rope_theta': 1e5,
+          'factor': 4.0,
+        },
+      },
       'attn_implementation': 'eager',
     },
   ),

@@ -186,6 +186,7 @@ def test_files_of_older_versions_are_read(tmp_path):
   assert found.model['rope_base'] == 3e5
   assert found.model['window_rope_base'] == 2e3
   assert found.model['global_every'] == 2
+  assert found.model['rope_scaling'] is None
 
 
 def test_transformers_opens_what_is_exported(peer, tmp_path):
@@ -309,8 +310,8 @@ HOSTILE = {
   'nan': (told(rms_norm_eps=float('nan')), 'rms_norm_eps=nan is no positive'),
   'heads': (told(num_key_value_heads=3), 'is not a multiple of kv_heads=3'),
   'scaling': (
-    told(rope_parameters={'rope_type': 'llama3', 'rope_theta': 1.0}),
-    "rope of type 'llama3' is not supported; only default is",
+    told(rope_parameters={'rope_type': 'yarn', 'rope_theta': 1.0}),
+    "rope of type 'yarn' is not supported; only default, linear and llama3 are",
   ),
   'bias': (told(attention_bias=True), 'attention_bias=True is not supported'),
   'overlap': (header(rows((0, 16), (8, 24))), 'not a sound safetensors file'),

@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from lm.interop import fields, layout
 
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
+_LLAMA3 = {
+  'length': 'original_max_position_embeddings',
+  'low': 'low_freq_factor',
+  'high': 'high_freq_factor',
+}
 
 
 def _table(norms: Mapping[str, str]) -> layout.Table:
@@ -58,24 +63,47 @@ def _shared(config, tied):
 
 
 def _rope(config, kind=None):
-  """Reads the base of the frequencies, from where version 5 or 4 has it."""
+  """Reads the base and the scaling, from where version 5 or 4 has them."""
   found = config.get('rope_parameters') or {}
-  if not isinstance(found, dict):
-    raise ValueError('config.json: rope_parameters is no object')
-  if kind in found:
-    found = found[kind]
-  scaling = config.get('rope_scaling')
-  for there in (found, scaling or {}):
-    name = there.get('rope_type', there.get('type', 'default'))
-    if name != 'default':
-      raise ValueError(
-        f'config.json: rope of type {name!r:.40} is not supported; only '
-        'default is'
-      )
+  found = found.get(kind, found) if isinstance(found, dict) else found
+  scaling = config.get('rope_scaling') or found
+  for tree in (found, scaling):
+    if not isinstance(tree, dict):
+      raise ValueError('config.json: rope_parameters is no object')
   local = kind == _SLIDING
   old = 'rope_local_base_freq' if local else 'rope_theta'
   usual = 1e4 if local or kind is None else 1e6
-  return fields.number(found, 'rope_theta', fields.number(config, old, usual))
+  base = fields.number(found, 'rope_theta', fields.number(config, old, usual))
+  name = scaling.get('rope_type', scaling.get('type', 'default'))
+  if local or name == 'default':
+    return base, None
+  if name not in ('linear', 'llama3'):
+    raise ValueError(
+      f'config.json: rope of type {name!r:.40} is not supported; only default, '
+      'linear and llama3 are'
+    )
+  ours = {'factor': fields.number(scaling, 'factor')}
+  if name == 'llama3':
+    for key, there in _LLAMA3.items():
+      ours[key] = fields.number(scaling, there)
+  return base, ours
+
+
+def _rope_written(spec):
+  """Writes them as version 4, which 5 reads too."""
+  ours = spec['rope_scaling']
+  found = {'rope_theta': spec['rope_base']}
+  if ours is None:
+    return found
+  theirs = {'rope_type': 'linear', 'factor': ours['factor']}
+  if ours.get('length') is not None:
+    theirs['rope_type'] = 'llama3'
+    full = {'low': 1.0, 'high': 4.0, **ours}
+    theirs |= {there: full[key] for key, there in _LLAMA3.items()}
+    # Whole, or transformers complains.
+    length = 'original_max_position_embeddings'
+    theirs[length] = round(theirs[length])
+  return {**found, 'rope_scaling': theirs}
 
 
 def _written(spec):
@@ -89,7 +117,7 @@ def _written(spec):
     'head_dim': spec['head_width'] or spec['width'] // spec['heads'],
     'intermediate_size': spec['mlp'] or 4 * spec['width'],
     'rms_norm_eps': spec['norm_epsilon'] or 1e-6,
-    'rope_theta': spec['rope_base'],
+    **_rope_written(spec),
     'tie_word_embeddings': spec['tied'],
     'attention_bias': False,
   }
@@ -99,10 +127,12 @@ def _llama(config, names):
   fields.only(config, hidden_act='silu')
   width, heads = config.get('hidden_size'), config.get('num_attention_heads')
   spec = _shared(config, tied=False)
+  base, scaling = _rope(config)
   usual = max(1, width // heads) if width and heads else None
   return spec | {
     'head_width': fields.whole(config, 'head_dim', usual),
-    'rope_base': _rope(config),
+    'rope_base': base,
+    'rope_scaling': scaling,
     'activation': 'swiglu',
   }
 
@@ -115,9 +145,11 @@ def _llama_config(spec):
 
 def _qwen3(config, names):
   fields.only(config, hidden_act='silu', use_sliding_window=False)
+  base, scaling = _rope(config)
   return _shared(config, tied=False) | {
     'head_width': fields.whole(config, 'head_dim', 128),
-    'rope_base': _rope(config),
+    'rope_base': base,
+    'rope_scaling': scaling,
     'activation': 'swiglu',
     'qk_norm': True,
   }
@@ -135,13 +167,15 @@ def _gemma3(config, names):
   )
   spec = _shared(config, tied=True)
   window, every = _windows(config, spec['depth'])
+  base, scaling = _rope(config, _FULL)
   return spec | {
     'head_width': fields.whole(config, 'head_dim', 256),
     'norm_offset': 1.0,
     'norm_order': 'both',
-    'rope_base': _rope(config, _FULL),
+    'rope_base': base,
+    'rope_scaling': scaling,
     'window': window,
-    'window_rope_base': _rope(config, _SLIDING),
+    'window_rope_base': _rope(config, _SLIDING)[0],
     'global_every': every,
     'embed_scale': spec['width'] ** 0.5,
     'activation': 'geglu',

@@ -11,6 +11,7 @@ import numpy as np
 from lm import config, types
 from lm.data import objectives
 from lm.interop import bert, fields, gpt2, layout, llama, t5, tensors
+from lm.layers import positions
 
 ARCHITECTURES: Mapping[str, fields.Architecture] = (
   gpt2.ARCHITECTURES
@@ -81,7 +82,7 @@ def save(
   """Makes theirs of our model.
 
   Args:
-    spec: of the model, filled.
+    spec: of the model.
     vocab: V.
     params: its parameters; blocks may be stacked.
 
@@ -95,7 +96,7 @@ def save(
   bare = spec['fn'] == _EMBED
   if bare:
     spec, params = spec['body'], params['body']
-  params = layout.unstacked(params)
+  spec, params = _filled(spec), layout.unstacked(params)
   nearest: list[str] | None = None
   for name, architecture in ARCHITECTURES.items():
     if bare != (name == 'BertModel'):
@@ -104,10 +105,10 @@ def save(
       written = architecture.config(spec)
       found = layout.rows(architecture.table(spec), params)
       names = {row.place.name for row in found}
-      again = config.fill({'model': architecture.settings(written, names)})
+      again = _filled(architecture.settings(written, names))
     except (KeyError, ValueError):  # it is another family's
       continue
-    other = _differences(spec, again.model)
+    other = _differences(spec, again)
     if not other:
       theirs = {'architectures': [name], 'vocab_size': vocab, **written}
       base = architecture.base if bare else ''
@@ -130,8 +131,7 @@ def _load(source: tensors.Source) -> Imported:
   left_out = [n for n in theirs if re.search(architecture.unread, n)]
   names = set(theirs) - set(left_out)
   vocab = fields.whole(source.config, 'vocab_size')
-  spec = architecture.settings(source.config, names)
-  spec = config.fill({'model': spec}).model.to_dict()
+  spec = _filled(architecture.settings(source.config, names))
   _check_sizes(spec, vocab, source)
   like = _shapes(spec, vocab)
   found = layout.rows(architecture.table(spec), like)
@@ -146,11 +146,15 @@ def _load(source: tensors.Source) -> Imported:
       raise ValueError(f'tensor {n} differs from {of}, which it should repeat')
   params = layout.take(found, lambda n: source.read(theirs[n]))
   if name == 'BertModel':
-    spec = config.fill({'model': {'fn': _EMBED, 'body': spec}}).model.to_dict()
+    spec = _filled({'fn': _EMBED, 'body': spec})
     params = {'body': params}
   return Imported(
     name, spec, vocab, params, sorted(theirs[n] for n in left_out)
   )
+
+
+def _filled(spec: Mapping[str, Any]) -> dict[str, Any]:
+  return config.fill({'model': dict(spec)}).model.to_dict()
 
 
 def _architecture(theirs: Mapping[str, Any]) -> str:
@@ -244,4 +248,6 @@ def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
   ):
     if key in out and out[key] is None:
       out[key] = usual
+  if out.get('rope_scaling'):
+    out['rope_scaling'] = positions.Scaling(**out['rope_scaling'])
   return out

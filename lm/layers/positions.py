@@ -1,5 +1,6 @@
 """Positions: rotations, sinusoids and relative buckets."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,18 +15,51 @@ class Rotation(NamedTuple):
   sin: jax.Array
 
 
-def rotation(positions_BL: jax.Array, width: int, base: float) -> Rotation:
+class Scaling(NamedTuple):
+  """Slows rotations down, for texts longer than those trained on before.
+
+  Attributes:
+    factor: divides the frequencies: position interpolation, Chen et al. 2023,
+      arXiv 2306.15595.
+    length: of those texts; None: all frequencies are divided. Otherwise those
+      that turn more than `high` times in it stay as they are, those below `low`
+      turns are divided, and between them it goes from one to the other by their
+      turns: Llama 3.1's, and the frequencies of YaRN, Peng et al. 2023, arXiv
+      2309.00071, section 3.2.
+    low, high: turns.
+  """
+
+  factor: float
+  length: float | None = None
+  low: float = 1.0
+  high: float = 4.0
+
+
+def rotation(
+  positions_BL: jax.Array,
+  width: int,
+  base: float,
+  scaling: Scaling | None = None,
+) -> Rotation:
   """Computes the angles of `rope`, once for all layers.
 
   Args:
     positions_BL: of each token in its document.
     width: features that are rotated, an even number.
     base: of the frequencies.
+    scaling: of the frequencies.
 
   Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.2.
   """
   half = width // 2
   frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if scaling is not None:
+    kept = 0.0
+    if scaling.length is not None:
+      turns = frequencies * (scaling.length / (2 * math.pi))
+      kept = (turns - scaling.low) / (scaling.high - scaling.low)
+      kept = jnp.clip(kept, 0, 1)
+    frequencies *= kept + (1 - kept) / scaling.factor
   # Float32: an angle of 10,000 radians in bfloat16 is off by whole turns.
   angles_BL1h = (
     positions_BL[..., None, None].astype(jnp.float32)

@@ -5,7 +5,7 @@ Reference: Radford et al. 2019 (GPT-2); Touvron et al. 2023, arXiv 2302.13971
 and after); Yang et al. 2025, arXiv 2505.09388 (Qwen3: QK-norm).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ def make(
   positions: str = 'learned',
   rope_base: float = 10_000.0,
   rope_share: float = 1.0,
+  rope_scaling: Mapping[str, float] | None = None,
   window: int | None = None,
   window_rope_base: float | None = None,
   global_every: int | None = None,
@@ -81,6 +82,8 @@ def make(
     positions: 'learned' or 'rope'.
     rope_base: base of the rotary frequencies.
     rope_share: of the head's features that are rotated.
+    rope_scaling: fields of `positions.Scaling`, for layers without a window;
+      None leaves the frequencies as they are.
     window: positions that a layer sees, see `attention.window_mask`; None sees
       all.
     window_rope_base: base in layers with a window; None is `rope_base`.
@@ -152,6 +155,7 @@ def make(
     norm_order=norm_order,
     rotated=rotated if positions == 'rope' else 0,
     rope_base=rope_base,
+    rope_scaling=_scaling(rope_scaling),
     window=window,
     window_rope_base=rope_base
     if window_rope_base is None
@@ -215,6 +219,7 @@ class Decoder(nn.Module):
   norm_order: str
   rotated: int  # features of a head; 0 has no rotation
   rope_base: float
+  rope_scaling: positions.Scaling | None
   window: int | None
   window_rope_base: float
   local: tuple[int, ...]  # 1 for each layer with a window
@@ -283,17 +288,35 @@ def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
     batch.segments, keys.segments, first, keys.prefix
   )
 
-  def rotation(base):
+  def rotation(base, scaling=None):
     if not c.rotated:
       return None
-    return positions.rotation(batch.positions, c.rotated, base)
+    return positions.rotation(batch.positions, c.rotated, base, scaling)
 
-  views = [attention.View(mask_B1LS, rotation(c.rope_base))]
+  views = [attention.View(mask_B1LS, rotation(c.rope_base, c.rope_scaling))]
   if c.window is not None:
     near_B1LS = attention.window_mask(batch.positions, keys.positions, c.window)
     base = c.window_rope_base
     views.append(attention.View(mask_B1LS & near_B1LS, rotation(base)))
   return views
+
+
+def _scaling(given: Mapping[str, float] | None) -> positions.Scaling | None:
+  if given is None:
+    return None
+  unknown = given.keys() - set(positions.Scaling._fields)
+  if unknown or 'factor' not in given:
+    raise ValueError(
+      f'rope_scaling={dict(given)} must have a factor, and else only length, '
+      'low and high'
+    )
+  scaling = positions.Scaling(**given)
+  if not (scaling.factor > 0 and 0 < scaling.low < scaling.high):
+    raise ValueError(
+      f'rope_scaling={dict(given)} must have a factor above 0, and low above 0 '
+      'and below high'
+    )
+  return scaling
 
 
 def _std(c: Decoder, inputs: int) -> float:
