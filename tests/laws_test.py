@@ -15,7 +15,7 @@ import pytest
 from lm import checkpoint, generate, loss, optim, sharding, step, tree, types
 from lm.data import objectives
 from lm.layers import stack
-from lm.models import decoder, encdec, encoder, recurrent
+from lm.models import decoder, encdec, encoder, ngram, recurrent
 
 V, L, B = 64, 16, 8
 WIDTH = {'vocab': V, 'width': 32, 'depth': 2}
@@ -29,12 +29,23 @@ class Family(NamedTuple):
     make, settings: of the model.
     lacks: laws that do not apply, by the names of `lacking`.
     source: whether it reads a source.
+    params: of a model that is counted; None draws them.
   """
 
   make: Callable[..., types.Model]
   settings: dict[str, Any]
   lacks: tuple[str, ...] = ()
   source: bool = False
+  params: Callable[[], types.Params] | None = None
+
+
+def counted() -> types.Params:
+  """Fits trigrams to random documents."""
+  texts = np.concatenate([packed('gpt2', seed).tokens for seed in range(20)])
+  ends = np.ones_like(texts[:, :1])
+  return ngram.fit(
+    np.concatenate([texts, ends], axis=1), vocab=V, order=3, bos=0
+  )
 
 
 LLAMA = {
@@ -81,6 +92,12 @@ MODELS = {
       'qk_norm': True,
       'tied': True,
     },
+  ),
+  'ngram': Family(
+    ngram.make,
+    {'vocab': V, 'order': 3},
+    lacks=('depth', 'gradients'),
+    params=counted,
   ),
   'elman': Family(
     recurrent.make,
@@ -131,14 +148,20 @@ MESHES = [(1, 4, 2), (2, 2, 2)]
 MORE_MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2)]
 
 
-def lacking(*laws: str):
-  """Parametrizes over the models to which all of some laws apply.
+def names(*laws: str) -> list[str]:
+  """Lists the models to which all of some laws apply.
 
   'direction': sees nothing to its right, so it can decode and generate;
-  'depth': its layers can be scanned and rematerialized.
+  'depth': its layers can be scanned and rematerialized;
+  'gradients': it is trained by them.
   """
   rows = MODELS.items()
-  return over([k for k, row in rows if not {*laws} & {*row.lacks}])
+  return [k for k, row in rows if not {*laws} & {*row.lacks}]
+
+
+def lacking(*laws: str):
+  """Parametrizes over the models to which all of some laws apply."""
+  return over(names(*laws))
 
 
 def over(names, *others: str):
@@ -222,6 +245,9 @@ def stacked(tree: Any) -> Any:
 @functools.cache
 def random_params(name: str) -> types.Params:
   """Initial parameters plus noise: zeros and ones would hide errors."""
+  count = MODELS[name].params
+  if count is not None:
+    return count()
   params = build(name).init(jax.random.key(0), packed(name))
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -340,9 +366,8 @@ def test_what_stands_in_padding_does_not_matter(name):
 @over(
   [
     (name, scan)
-    for name, row in MODELS.items()
-    if 'direction' not in row.lacks
-    for scan in ([False] if 'depth' in row.lacks else [False, True])
+    for name in names('direction')
+    for scan in ([False] if 'depth' in MODELS[name].lacks else [False, True])
   ],
   'scan',
 )
@@ -362,14 +387,15 @@ def test_prefill_and_decoding_equal_one_pass(name, scan):
 @laws
 def test_initial_loss_is_that_of_a_uniform_guess(name):
   model = build(name)
-  params, batch = trainer(name)[0].params, packed(name)
+  batch = packed(name)
+  params = model.init(jax.random.key(0), batch)
   metric = loss.token_loss(logits(model, params, batch), batch)
   assert float(metric.total / metric.weight) == pytest.approx(
     math.log(V), rel=0.05
   )
 
 
-@laws
+@lacking('gradients')
 def test_overfits_one_batch(name):
   state, update = trainer(name)
   for _ in range(150):
@@ -378,7 +404,7 @@ def test_overfits_one_batch(name):
   assert float(metric.total / metric.weight) < 0.2
 
 
-@laws
+@lacking('gradients')
 def test_microbatches_of_uneven_weight_equal_one_batch(name):
   state, whole = trainer(name)
   _, parts = trainer(name, microbatches=4)
@@ -408,12 +434,7 @@ def test_stacking_is_undone():
 
 
 @over(
-  [
-    (name, 'full', True)
-    for name, row in MODELS.items()
-    if 'depth' not in row.lacks
-  ]
-  + [('gpt2', 'dots', False)],
+  [(name, 'full', True) for name in names('depth')] + [('gpt2', 'dots', False)],
   'remat',
   'scan',
 )
@@ -439,7 +460,7 @@ def test_rematerialization_changes_nothing(name, remat, scan):
     )
 
 
-@laws
+@lacking('gradients')
 def test_bfloat16_is_near_float32(name):
   model = build(name)
   params, batch = random_params(name), packed(name)
@@ -454,7 +475,7 @@ def test_bfloat16_is_near_float32(name):
     assert np.abs(whole - narrow).max() > 0
 
 
-@laws
+@lacking('gradients')
 def test_dropout_is_on_exactly_with_a_key(name):
   model = build(name, dropout=0.5)
   params, batch = random_params(name), packed(name)
@@ -468,7 +489,7 @@ def test_dropout_is_on_exactly_with_a_key(name):
   assert np.abs(noisy - other).max() > 0.01
 
 
-@over([*((name, 0.0) for name in MODELS), ('gpt2', 0.1)], 'dropout')
+@over([*((name, 0.0) for name in names('gradients')), ('gpt2', 0.1)], 'dropout')
 def test_resuming_gives_the_same_bits(name, dropout, tmp_path):
   # The step as the other laws have compiled it; once with dropout.
   state, update = trainer(name, **{'dropout': dropout} if dropout else {})
@@ -486,7 +507,7 @@ def test_resuming_gives_the_same_bits(name, dropout, tmp_path):
 
 
 @pytest.mark.gpu
-@laws
+@lacking('gradients')
 @pytest.mark.parametrize(
   ('operands', 'tolerance'), [('float32', 1e-4), ('bfloat16', 2e-2)]
 )
@@ -502,7 +523,7 @@ def test_an_accelerator_trains_as_a_cpu_does(name, operands, tolerance):
 
 
 @pytest.mark.gpu
-@laws
+@lacking('gradients')
 def test_a_checkpoint_moves_from_an_accelerator_to_a_cpu(name, tmp_path):
   state, update = trainer(name)
   state, _ = run(name, jax.device_put(state, jax.devices()[0]), update, 2)
@@ -522,7 +543,7 @@ def test_a_checkpoint_moves_from_an_accelerator_to_a_cpu(name, tmp_path):
 
 
 @over(
-  [(name, shape) for shape in MESHES for name in MODELS]
+  [(name, shape) for shape in MESHES for name in names('gradients')]
   + [('llama', shape) for shape in MORE_MESHES],
   'shape',
 )

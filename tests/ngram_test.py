@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import generate, sharding, types
+from lm import sharding, types
 from lm.data import objectives
 from lm.models import ngram
 
@@ -260,54 +260,6 @@ def test_a_history_never_seen_backs_off_to_a_shorter_one():
   )
 
 
-def test_a_position_sees_nothing_to_its_right():
-  params, batch = fitted(5), packed()
-  before = logits(5, params, batch)
-  for l in (1, 8, 15):
-    tokens = batch.tokens.copy()
-    tokens[:, l:] = (tokens[:, l:] + 1) % V
-    changed = logits(5, params, batch._replace(tokens=tokens))
-    np.testing.assert_array_equal(before[:, :l], changed[:, :l])
-    assert np.abs(before[:, l:] - changed[:, l:]).max() > 1e-3
-
-
-def test_a_packed_document_reads_as_if_alone():
-  params, batch = fitted(5), packed()
-  whole = logits(5, params, batch)
-  for b in range(len(whole)):
-    for document in range(1, batch.segments[b].max() + 1):
-      where = np.flatnonzero(batch.segments[b] == document)
-      got = logits(5, params, documents([batch.tokens[b, where]]))[0]
-      np.testing.assert_array_equal(whole[b, where], got)
-
-
-def test_what_stands_in_padding_does_not_matter():
-  params, batch = fitted(5), packed()
-  padding = batch.segments == 0
-  assert padding.any()
-  tokens = np.where(padding, (batch.tokens + 7) % V, batch.tokens)
-  np.testing.assert_array_equal(
-    logits(5, params, batch)[~padding],
-    logits(5, params, batch._replace(tokens=tokens))[~padding],
-  )
-
-
-@pytest.mark.parametrize('order', [1, 5])
-def test_prefill_and_decoding_equal_one_pass(order):
-  model, params, batch = (
-    ngram.make(vocab=V, order=order),
-    fitted(order),
-    packed(),
-  )
-  whole = logits(order, params, batch)
-  cache = model.start(params, batch, 16)
-  for first, stop in ((0, 7), (7, 8), (8, 9), (9, 16)):
-    part = jax.tree.map(lambda x, i=first, j=stop: x[:, i:j], batch)
-    out = compiled(order, V)(params, part, cache=cache)
-    cache = out.cache
-    np.testing.assert_array_equal(whole[:, first:stop], out.logits)
-
-
 def test_padding_after_a_prompt_is_no_history():
   model, params, text = ngram.make(vocab=V, order=5), fitted(5), corpus(0, 60)
   rows = [[BOS, *max(text, key=len)[:n].tolist()] for n in (7, 4, 2, 1)]
@@ -321,35 +273,6 @@ def test_padding_after_a_prompt_is_no_history():
   got = compiled(5, V)(params, step, cache=cache).logits[:, 0]
   for row, found in zip(rows, got, strict=True):
     np.testing.assert_array_equal(np.exp(found), after(5, params, *row))
-
-
-def test_a_batch_generates_what_its_rows_generate_alone():
-  model, params = ngram.make(vocab=V, order=3), fitted(3)
-  rows = [[BOS, 2, 3, 4, 5], [BOS], [BOS, 8, 7]]
-
-  def continued(rows):
-    return np.asarray(
-      generate.generate(
-        params,
-        objectives.padded(rows, EOS),
-        model=model,
-        sampler=generate.Sampler(temperature=0.0),
-        length=8,
-        stop=EOS,
-        rng=jax.random.key(0),
-      ).tokens
-    )
-
-  together = continued(rows)
-  np.testing.assert_array_equal(together[1], continued(rows[1:2])[0])
-  # And what a forward pass over the whole text finds likeliest.
-  for row, found in zip(rows, together, strict=True):
-    text = [*row, *found.tolist()]
-    best = logits(3, params, documents([text]))[0].argmax(-1)
-    for place, token in enumerate(found.tolist(), start=len(row) - 1):
-      assert best[place] == token
-      if token == EOS:
-        break
 
 
 @pytest.mark.parametrize('order', [1, 3])

@@ -2,6 +2,7 @@
 
   python -m tools.corpora shakespeare     writes data/shakespeare
   python -m tools.corpora wikitext2       writes data/wikitext2
+  python -m tools.corpora chinese         writes data/chinese
 
 Each holds a tokenizer and a dataset a split. The folder of the originals is
 `../shared/data`, or what LM_DATA names; nothing of it is in the repository.
@@ -12,6 +13,8 @@ Exit codes: 0 done; 2 the originals are missing or wrong usage; 5 storage.
 import argparse
 from collections.abc import Iterator, Sequence
 import gzip
+import itertools
+import json
 import os
 from pathlib import Path
 import re
@@ -62,7 +65,44 @@ def wikitext2(output: Path, vocab: int = 8192) -> None:
     writer.write(output / split, articles(split), ids)
 
 
-CORPORA = {'shakespeare': shakespeare, 'wikitext2': wikitext2}
+def chinese(output: Path, vocab: int = 8192) -> None:
+  """Writes novels and modern Chinese Wikipedia, simplified characters.
+
+  A chapter or a passage is a document. Splits of novels are `train`, `valid`
+  and `test`; passages have no test, and their `valid` is `wikipedia`.
+  """
+
+  def texts(part: str) -> Iterator[str]:
+    with gzip.open(
+      ROOT / f'lm_zh/{part}.jsonl.gz', 'rt', encoding='utf-8'
+    ) as f:
+      for line in f:
+        yield json.loads(line)['text']
+
+  parts = {
+    'train': ('novels/train', 'wiki_passages/train'),
+    'valid': ('novels/valid',),
+    'test': ('novels/test',),
+    'wikipedia': ('wiki_passages/valid',),
+  }
+  path = output / 'tokenizer.model'
+  if not path.exists():
+    tokenizer.train_sentencepiece(
+      itertools.chain.from_iterable(map(texts, parts['train'])),
+      str(path),
+      vocab=vocab,
+    )
+  ids = tokenizer.sentencepiece(str(path))
+  for name, files in parts.items():
+    documents = itertools.chain.from_iterable(map(texts, files))
+    writer.write(output / name, documents, ids)
+
+
+CORPORA = {
+  'chinese': chinese,
+  'shakespeare': shakespeare,
+  'wikitext2': wikitext2,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
