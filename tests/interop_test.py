@@ -14,8 +14,8 @@ import safetensors.numpy
 
 from lm import config, tree
 from lm.data import huggingface, objectives
-from lm.interop import gguf, layout, tensors, transfer
-from tests import interop_peer
+from lm.interop import gguf, tensors, transfer
+from tests import interop_peer, laws_test
 
 STORED = json.loads((Path(__file__).parent / 'golden/interop.json').read_text())
 # transformers writes and reads these in another way than we do.
@@ -141,7 +141,7 @@ def test_a_model_in_several_files_is_the_same(tmp_path):
 @pytest.mark.parametrize('name', ['gemma3', 't5'])
 def test_stacked_blocks_are_exported_like_others(name, tmp_path):
   found = load(folder_of(name, tmp_path))
-  stacked = layout.stacked(found.params)
+  stacked = laws_test.stacked(found.params)
   scan = {**found.model, 'scan': True}
   ours = found._replace(model=scan, params=stacked)
   if name == 'gemma3':

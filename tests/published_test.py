@@ -10,7 +10,8 @@ import pytest
 
 from lm import config, generate
 from lm.data import huggingface, objectives
-from lm.interop import gguf, layout, tensors, transfer, vocabulary
+from lm.interop import gguf, tensors, transfer, vocabulary
+from lm.layers import stack
 from tools.bench import peers
 
 STORED = json.loads(
@@ -38,7 +39,7 @@ def test_smollm2_continues_like_transformers(tmp_path):
   assert prompts == [known['ids'] for known in STORED['smollm2']]
   new = [known['new'] for known in STORED['smollm2']]
   state = generate.generate(
-    layout.stacked(found.params),
+    stack.stack_params(found.params),
     objectives.padded(prompts, words.pad),
     model=model,
     sampler=generate.Sampler(temperature=0),

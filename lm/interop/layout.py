@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm import tree, types
+from lm.layers import stack
 
 _BLOCK = re.compile(r'(?<![^/])layers_(\d+)(?![^/])')
 
@@ -173,30 +174,10 @@ def give(found: Iterable[Row], params: types.Params) -> dict[str, np.ndarray]:
 
 
 def unstacked(params: types.Params) -> types.Params:
-  """Takes blocks apart that `scan` has stacked: `layers` to `layers_{i}`."""
-  out: dict[str, Any] = {}
-  for key, value in params.items():
-    if not isinstance(value, dict):
-      out[key] = value
-    elif key == 'layers':
-      depth = len(tree.paths(value)[0][1])
-      for i in range(depth):
-        out[f'layers_{i}'] = tree.map_paths(lambda _, x, i=i: x[i], value)
-    else:
-      out[key] = unstacked(value)
-  return out
-
-
-def stacked(params: types.Params) -> types.Params:
-  """Stacks blocks as `scan` has them, the inverse of `unstacked`."""
-  out: dict[str, Any] = {}
-  blocks = {k: v for k, v in params.items() if _BLOCK.fullmatch(k)}
-  for key, value in params.items():
-    if key not in blocks:
-      out[key] = stacked(value) if isinstance(value, dict) else value
-  if blocks:
-    layers = [blocks[f'layers_{i}'] for i in range(len(blocks))]
-    out['layers'] = tree.map_paths(
-      lambda _, *xs: np.stack(xs), layers[0], *layers[1:]
-    )
-  return out
+  """Takes blocks apart that `scan` has stacked, on both sides of a model."""
+  if 'layers' in params:
+    params = stack.unstack_params(params)
+  return {
+    key: unstacked(value) if isinstance(value, dict) else value
+    for key, value in params.items()
+  }
