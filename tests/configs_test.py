@@ -10,8 +10,10 @@ from lm import config, optim, sharding, step, tree, types
 from lm.data import objectives, tokenizer
 from tests import programs
 
+LADDER = '../experiments/2026-11-baseline-ladder/config.py'
 # What files that take an argument are loaded with.
 ARGUMENTS = {
+  LADDER: ('kneser_ney', 'elman', 'decoder,chinese', 't5', 'bert'),
   'bert/bert.py': ('base', 'large'),
   'gpt/gpt2.py': ('small', 'medium', 'large', 'xl'),
   'rnn/wikitext2.py': ('elman', 'lstm', 'gru'),
@@ -47,11 +49,14 @@ PARAMETERS = {
   't5/t5.py:v1_1_large': 783_150_080,
 }
 FOLDER = programs.ROOT / 'configs'
-FILES = sorted(
-  str(path.relative_to(FOLDER))
-  for path in FOLDER.rglob('*.py')
-  if 'def get_config(' in path.read_text()
-)
+FILES = [
+  *sorted(
+    str(path.relative_to(FOLDER))
+    for path in FOLDER.rglob('*.py')
+    if 'def get_config(' in path.read_text()
+  ),
+  LADDER,
+]
 NAMES = [
   f'{file}:{word}' if word else file
   for file in FILES
