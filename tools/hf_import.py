@@ -73,8 +73,7 @@ def import_(source: Path, workdir: Path) -> None:
   with checkpoint.Checkpointer(workdir) as saver:
     (workdir / 'tokenizer.json').write_text(text, encoding='utf-8')
     c = config.fill(c, given={'data': ('position',)})
-    params = tree.map_paths(lambda _, x: jnp.asarray(x), found.params)
-    state = types.TrainState(jnp.int32(1), params, (), {})
+    state = types.TrainState(jnp.int32(1), found.params, (), {})
     saver.preflight(state)
     meta = {
       'config': config.to_json(c),
@@ -88,8 +87,8 @@ def import_(source: Path, workdir: Path) -> None:
     saver.wait()
   checkpoint.verify(workdir, 1)
   print(
-    f'{workdir}: {found.architecture}, {tree.count(params):,} parameters, '
-    f'{tokenizer.size:,} ids'
+    f'{workdir}: {found.architecture}, {tree.count(found.params):,} '
+    f'parameters, {tokenizer.size:,} ids'
   )
   if found.left_out:
     print(f'left out, no part of this model: {", ".join(found.left_out)}')
