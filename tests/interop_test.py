@@ -319,6 +319,12 @@ HOSTILE = {
   'beyond': (header(rows((0, 1 << 40))), 'not a sound safetensors file'),
   'long header': (header('{}', 1 << 62), 'not a sound safetensors file'),
   'nested': (header('[' * 10**6), 'not a sound safetensors file'),
+  'twice': (
+    broken(
+      {'bert.embeddings.LayerNorm.gamma': np.ones(32, np.float32)}, 'bert'
+    ),
+    'tensors are there twice, by an old and by a new name',
+  ),
   'integers': (
     broken({'model.norm.weight': np.ones(32, np.int32)}),
     'tensor model.norm.weight is I32; only F32, F16, BF16 are read',

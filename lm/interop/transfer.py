@@ -128,6 +128,8 @@ def _load(source: tensors.Source) -> Imported:
   name = _architecture(source.config)
   architecture = ARCHITECTURES[name]
   theirs = {_modern(n, architecture, source.shapes): n for n in source.shapes}
+  if len(theirs) < len(source.shapes):
+    raise ValueError('tensors are there twice, by an old and by a new name')
   left_out = [n for n in theirs if re.search(architecture.unread, n)]
   names = set(theirs) - set(left_out)
   vocab = fields.whole(source.config, 'vocab_size')
