@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import lm.data
-from lm.data import huggingface, tokenizer
+from lm.data import huggingface, tokenizer, tokenizer_json
 from tests import interop_peer
 
 TEXTS = [
@@ -128,7 +128,9 @@ def foreign(tmp_path_factory) -> dict[str, str]:
     '[',
     ']',
   ]
-  bert = huggingface.wordpiece([*words, 'mask', 'é', 'e', '世'], lowercase=True)
+  bert = tokenizer_json.wordpiece(
+    [*words, 'mask', 'é', 'e', '世'], lowercase=True
+  )
   path = str(root / 'bytes.json')
   made.save(path)
   return {
@@ -367,7 +369,7 @@ def test_words_begin_where_a_piece_says_so(foreign):
   tokens = [*ALPHABET, '\u0120x', '\u00e4\u00bd', 'END']
   path = foreign['bytes'].replace('bytes.json', 'small.json')
   merges = ['\u0120 x', '\u00e4 \u00bd']
-  tree = huggingface.byte_level(tokens, merges, {258}, 'gpt-2')
+  tree = tokenizer_json.byte_level(tokens, merges, {258}, 'gpt-2')
   words = huggingface.make(save(Path(path), tree), eos=258)
   for text, expected in (('y x', '01'), ('x你', '000'), ('x.y', '010')):
     got = ''.join(str(int(words.word_starts[i])) for i in words.encode(text))
@@ -391,7 +393,7 @@ def test_words_begin_where_a_piece_says_so(foreign):
 )
 def test_a_byte_level_tokenizer_cuts_text_as_its_kind_does(pre, text, expected):
   merges = ['#version: 0.2', *MERGES]
-  tree = huggingface.byte_level(PIECES, merges, {0}, pre, added=[2])
+  tree = tokenizer_json.byte_level(PIECES, merges, {0}, pre, added=[2])
   assert engine_of(tree).encode(text).tokens == expected
   assert (
     engine_of(tree).decode(engine_of(tree).encode(TEXTS[0]).ids) == TEXTS[0]
@@ -402,7 +404,7 @@ def test_a_byte_level_tokenizer_cuts_text_as_its_kind_does(pre, text, expected):
 
 def test_text_that_a_file_cannot_spell_is_unknown_or_left_out(tmp_path):
   pieces = [p for p in PIECES if p != 'q']
-  tree = huggingface.byte_level(pieces, MERGES, {0}, 'gpt-2')
+  tree = tokenizer_json.byte_level(pieces, MERGES, {0}, 'gpt-2')
   path = save(tmp_path / 't.json', tree)
   assert huggingface.make(path, eos=0).encode('1q2') == [
     pieces.index('1'),
@@ -434,7 +436,7 @@ def test_a_sentencepiece_bpe_is_built_from_its_lists(tmp_path, prefix):
   pieces = [model.IdToPiece(i) for i in range(390)]
   scores = [model.GetScore(i) for i in range(390)]
   kinds = [2, 3, 3] + [6] * 256 + [1] * 131
-  tree = huggingface.metaspace(pieces, scores, kinds, prefix=prefix)
+  tree = tokenizer_json.metaspace(pieces, scores, kinds, prefix=prefix)
   words = huggingface.make(save(tmp_path / 't.json', tree))
   assert (words.bos, words.eos, words.pad) == (1, 2, 2)
   draw = random.Random(0)
@@ -444,13 +446,13 @@ def test_a_sentencepiece_bpe_is_built_from_its_lists(tmp_path, prefix):
     assert words.decode(words.encode(text)) == model.Decode(model.Encode(text))
   # Scores rank the pieces, wherever they stand.
   back = [*range(259), *reversed(range(259, 390))]
-  tree = huggingface.metaspace(
+  tree = tokenizer_json.metaspace(
     [pieces[i] for i in back], [scores[i] for i in back], kinds, prefix=prefix
   )
   for text in TEXTS[::40]:
     assert engine_of(tree).encode(text).tokens == model.EncodeAsPieces(text)
   kinds[300] = 4
-  tree = huggingface.metaspace(pieces, scores, kinds, prefix=prefix)
+  tree = tokenizer_json.metaspace(pieces, scores, kinds, prefix=prefix)
   assert tree['added_tokens'][-1]['content'] == pieces[300]
   assert not tree['added_tokens'][-1]['special']
 
@@ -464,7 +466,7 @@ def test_a_wordpiece_tokenizer_is_built_from_its_lines(lowercase):
     vocab={piece: i for i, piece in enumerate(pieces)}, lowercase=lowercase
   )
   lines = '\r\n'.join([*pieces, '']).split('\n')
-  engine = engine_of(huggingface.wordpiece(lines, lowercase))
+  engine = engine_of(tokenizer_json.wordpiece(lines, lowercase))
   got = engine.encode(text, 'the fox')
   expected = there.encode(text, 'the fox')
   assert got.ids == expected.ids and got.type_ids == expected.type_ids
@@ -473,36 +475,42 @@ def test_a_wordpiece_tokenizer_is_built_from_its_lines(lowercase):
 
 def test_lists_that_do_not_fit_are_one_line():
   cases = (
-    (lambda: huggingface.byte_level(PIECES, [], {0}, 'x'), 'pre-tokenizer x: '),
-    (lambda: huggingface.byte_level(PIECES, [], {0}, ''), 'pre-tokenizer : '),
+    (
+      lambda: tokenizer_json.byte_level(PIECES, [], {0}, 'x'),
+      'pre-tokenizer x: ',
+    ),
+    (
+      lambda: tokenizer_json.byte_level(PIECES, [], {0}, ''),
+      'pre-tokenizer : ',
+    ),
     (lambda: byte_level('1 q2'), 'merge 1 q2: is not of two pieces to a third'),
     (lambda: byte_level('1 9'), 'merge 1 9: is not of two'),
     (lambda: byte_level('12'), 'merge 12: is not of two'),
     (lambda: byte_level('1 2 3'), 'merge 1 2 3: is not of two'),
     (
-      lambda: huggingface.byte_level(['a', 'b', 'a'], [], {0}, 'gpt-2'),
+      lambda: tokenizer_json.byte_level(['a', 'b', 'a'], [], {0}, 'gpt-2'),
       "piece 'a': is there twice, as id 0 and 2",
     ),
     (
-      lambda: huggingface.metaspace(['a', 'b'], [0.0], [1, 1]),
+      lambda: tokenizer_json.metaspace(['a', 'b'], [0.0], [1, 1]),
       '2 tokens, 1 scores and 2 kinds: must be as many',
     ),
     (
-      lambda: huggingface.metaspace(['a', 'a'], [0.0] * 2, [1, 1]),
+      lambda: tokenizer_json.metaspace(['a', 'a'], [0.0] * 2, [1, 1]),
       "piece 'a': is there twice",
     ),
     (
-      lambda: huggingface.wordpiece(['[UNK]', 'a', 'a'], True),
+      lambda: tokenizer_json.wordpiece(['[UNK]', 'a', 'a'], True),
       "piece 'a': is there twice",
     ),
     (
-      lambda: huggingface.wordpiece(['a', ''], True),
+      lambda: tokenizer_json.wordpiece(['a', ''], True),
       'vocab.txt: lacks the piece',
     ),
   )
 
   def byte_level(merge: str):
-    return huggingface.byte_level(PIECES, [merge], {0}, 'gpt-2')
+    return tokenizer_json.byte_level(PIECES, [merge], {0}, 'gpt-2')
 
   for build, message in cases:
     with pytest.raises(ValueError, match=f'^{re.escape(message)}') as e:

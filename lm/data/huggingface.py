@@ -1,30 +1,25 @@
 """Tokenizers of other houses: the file `tokenizer.json`, in and out.
 
 What it holds is a tree of JSON, called `tree` here, that the package
-`tokenizers` reads. `make` gives a tokenizer of this house that uses one,
-`export` gives one for ours, and the rest build one from what other files hold.
-
-Reference: Sennrich et al. 2016, arXiv 1508.07909 (BPE); Radford et al. 2019,
-section 2.2 (of bytes); Kudo 2018, arXiv 1804.10959 (unigram); Devlin et al.
-2019, arXiv 1810.04805 (WordPiece).
+`tokenizers` reads. `make` gives a tokenizer of this house that uses one, and
+`export` gives one for ours, which `tokenizer_json` builds.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 import functools
 import hashlib
 import itertools
 import json
 import re
-import struct
 from typing import Any
 
 import numpy as np
 import tokenizers
 
 from lm import types
-from lm.data import names, tokenizer
+from lm.data import tokenizer, tokenizer_json
 
-Tree = dict[str, Any]
+Tree = tokenizer_json.Tree
 
 # Where a file says which ids are bos, eos and pad of its model; ours alone.
 IDS = 'lm_ids'
@@ -38,24 +33,10 @@ _FAMILIES = (
 )
 _MASKS = ('[MASK]', '<mask>')
 _MOST = 1 << 22  # ids; a broken file must not ask for a table of 4 billion
-_SPACE_MARK = '\u2581'
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
 # It begins the names that special ids get where they are used: a noncharacter,
 # so that no text is spoilt, and a text that has it all the same is cut there.
 _UNSPELLABLE = '\U0010ffff special '
-# Kinds of pieces, as sentencepiece and GGUF number them.
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTES = range(1, 7)
-_GPT2 = {
-  'type': 'ByteLevel',
-  'add_prefix_space': False,
-  'trim_offsets': True,
-  'use_regex': True,
-}
-_DIGITS = {'type': 'Digits', 'individual_digits': True}
-_WORDS = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
-  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
 
 
 def make(
@@ -105,7 +86,9 @@ def make(
   count = max(spelled) + 1
   rows = count if size is None else size
   if type(rows) is not int or rows < count:
-    raise _fault(path, f'has {count} ids, size={size}; give {count} or more')
+    raise tokenizer_json.fault(
+      path, f'has {count} ids, size={size}; give {count} or more'
+    )
   total = rows + reserved
   given = _stored(path, tree)
   for key, i in (('bos', bos), ('eos', eos), ('pad', pad)):
@@ -178,19 +161,23 @@ def export(path: str, reserved: int = 0) -> Tree:
     return tree
   own = tokenizer.load(path, reserved)
   if path == 'bytes':
-    tree = _characters(())
+    tree = tokenizer_json.characters(())
   elif path.endswith('.model'):
-    tree = _sentencepiece(path)
+    tree = tokenizer_json.sentencepiece(path)
   else:
-    tree = _characters(json.loads(tokenizer.read(path))['characters'])
+    tree = tokenizer_json.characters(
+      json.loads(tokenizer.read(path))['characters']
+    )
   if own.mask is not None:
     spelled = {own.mask: '<mask>'}
     spelled |= {i: f'<extra_id_{n}>' for n, i in enumerate(own.sentinels)}
-    tree['added_tokens'] += [_added(i, spelled[i]) for i in sorted(spelled)]
+    tree['added_tokens'] += [
+      tokenizer_json.token(i, spelled[i]) for i in sorted(spelled)
+    ]
   engine = _open(path, tree)
   for text in (tokenizer.PROBE, *(t['content'] for t in tree['added_tokens'])):
     if engine.encode(text).ids != own.encode(text):
-      raise _fault(
+      raise tokenizer_json.fault(
         path,
         f'cannot be written: a tokenizer.json gives other ids to {text[:20]!r}',
       )
@@ -215,178 +202,15 @@ def special_files(own: types.Tokenizer, tree: Tree) -> dict[str, Tree]:
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
   }
-  if tree.get('decoder') == _OWN_DECODER and tree.get('normalizer') is None:
+  if (
+    tree.get('decoder') == tokenizer_json.OWN_DECODER
+    and tree.get('normalizer') is None
+  ):
     settings['split_special_tokens'] = True  # no text spells ours
   for role, i in roles.items():
     if i in spelled:
       settings[f'{role}_token'] = spelled[i]
   return {'tokenizer_config.json': settings}
-
-
-def byte_level(
-  tokens: Sequence[str],
-  merges: Sequence[str],
-  special: Collection[int],
-  pre: str,
-  *,
-  added: Collection[int] = (),
-) -> Tree:
-  """Builds the `tokenizer.json` of a byte-level BPE.
-
-  Args:
-    tokens: the pieces by id, in the printable alphabet of bytes.
-    merges: pairs of pieces with a space between, the first to be merged first;
-      the line of the version that a merges.txt begins with counts for nothing.
-    special: ids that stand for no text.
-    pre: how text is cut into words before it is merged, by the names of GGUF:
-      'gpt-2' or 'default'; 'smollm', where digits stand alone; 'llama-bpe',
-      Llama 3's; 'qwen2'.
-    added: ids of further tokens that are cut out of text as they stand.
-
-  Raises:
-    ValueError: `pre` is unknown, or the merges do not fit the tokens.
-
-  Reference: Radford et al. 2019, section 2.2.
-  """
-  whole = _GPT2 | {'use_regex': False}
-  cuts = {
-    'default': _GPT2,
-    'gpt-2': _GPT2,
-    'smollm': _sequence(_DIGITS, _GPT2),
-    'llama-bpe': _sequence(_split(_WORDS.replace('DIGITS', '{1,3}')), whole),
-    'qwen2': _sequence(_split(_WORDS.replace('DIGITS', '')), whole),
-  }
-  if pre not in cuts:
-    raise ValueError(
-      f'pre-tokenizer {names.short(pre)}: unknown; one of {", ".join(cuts)} is '
-      'read'
-    )
-  vocab = _distinct(tokens)
-  if merges and merges[0].startswith('#version:'):
-    merges = merges[1:]
-  pairs = [merge.split(' ') for merge in merges]
-  for merge, pair in zip(merges, pairs, strict=True):
-    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
-      raise ValueError(
-        f'merge {names.short(merge)}: is not of two pieces to a third; take '
-        'tokens and merges of the same file'
-      )
-  tree = _tree(_bpe(vocab, pairs, ignore_merges=pre == 'llama-bpe'))
-  tree['added_tokens'] = _all_added(tokens, special, added)
-  tree['normalizer'] = {'type': 'NFC'} if pre == 'qwen2' else None
-  tree['pre_tokenizer'] = cuts[pre]
-  tree['post_processor'] = whole | {'trim_offsets': False}
-  tree['decoder'] = whole
-  return tree
-
-
-def metaspace(
-  tokens: Sequence[str],
-  scores: Sequence[float],
-  kinds: Sequence[int],
-  *,
-  prefix: bool = True,
-) -> Tree:
-  """Builds the `tokenizer.json` of a sentencepiece BPE as Llama's.
-
-  Args:
-    tokens: the pieces by id, with U+2581 for a space.
-    scores: of each; the pair whose piece has the highest is merged first.
-    kinds: of each, as GGUF numbers them: 1 normal, 2 unknown, 3 control, 4 cut
-      out of text as it stands, 5 unused, 6 a byte.
-    prefix: puts a space before each text.
-
-  Raises:
-    ValueError: the three differ in length, or there are pieces twice.
-
-  Reference: Kudo and Richardson 2018, arXiv 1808.06226.
-  """
-  if not len(tokens) == len(scores) == len(kinds):
-    raise ValueError(
-      f'{len(tokens)} tokens, {len(scores)} scores and {len(kinds)} kinds: '
-      'must be as many; take them of the same file'
-    )
-  unknown, control, user, byte = (
-    [i for i, kind in enumerate(kinds) if kind == wanted]
-    for wanted in (_UNKNOWN, _CONTROL, _USER, _BYTES)
-  )
-  normal = (i for i, kind in enumerate(kinds) if kind == _NORMAL)
-  tree = _tree(
-    _bpe(
-      _distinct(tokens),
-      _merges({tokens[i]: scores[i] for i in normal}),
-      byte_fallback=len(byte) == 256,
-      fuse_unk=True,
-      unk_token=tokens[unknown[0]] if unknown else None,
-    )
-  )
-  tree['added_tokens'] = _all_added(tokens, unknown + control, user)
-  spaces = _replace(' ', _SPACE_MARK)
-  tree['normalizer'] = spaces
-  tree['decoder'] = _sequence(
-    _replace(_SPACE_MARK, ' '), *_OWN_DECODER['decoders'], key='decoders'
-  )
-  if prefix:
-    tree['normalizer'] = _sequence(
-      {'type': 'Prepend', 'prepend': _SPACE_MARK}, spaces, key='normalizers'
-    )
-    strip = {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}
-    tree['decoder']['decoders'].append(strip)
-  return tree
-
-
-def wordpiece(lines: Iterable[str], lowercase: bool) -> Tree:
-  """Builds the `tokenizer.json` of BERT.
-
-  Args:
-    lines: of its `vocab.txt`, a piece each.
-    lowercase: takes case and accents off, as the uncased models do.
-
-  Raises:
-    ValueError: a piece is there twice, or [UNK] is not.
-
-  Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.
-  """
-  pieces = [line.rstrip('\r\n') for line in lines]
-  if pieces and not pieces[-1]:
-    pieces.pop()  # what follows the last line's end
-  vocab = _distinct(pieces)
-  if '[UNK]' not in vocab:
-    raise ValueError('vocab.txt: lacks the piece [UNK]; give one of BERT')
-  tree = _tree(
-    {
-      'type': 'WordPiece',
-      'unk_token': '[UNK]',
-      'continuing_subword_prefix': '##',
-      'max_input_chars_per_word': 100,
-      'vocab': vocab,
-    }
-  )
-  special = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-  tree['added_tokens'] = _all_added(
-    pieces, [vocab[piece] for piece in special if piece in vocab], ()
-  )
-  tree['normalizer'] = {
-    'type': 'BertNormalizer',
-    'clean_text': True,
-    'handle_chinese_chars': True,
-    'strip_accents': None,
-    'lowercase': lowercase,
-  }
-  tree['pre_tokenizer'] = {'type': 'BertPreTokenizer'}
-  tree['decoder'] = {'type': 'WordPiece', 'prefix': '##', 'cleanup': True}
-  if '[CLS]' in vocab and '[SEP]' in vocab:
-    tree['post_processor'] = {
-      'type': 'BertProcessing',
-      'sep': ['[SEP]', vocab['[SEP]']],
-      'cls': ['[CLS]', vocab['[CLS]']],
-    }
-  return tree
-
-
-def _fault(path: str, cause: str) -> ValueError:
-  cause = ''.join(c if c.isprintable() else '?' for c in cause)
-  return ValueError(f'tokenizer {names.short(path)}: {cause}')
 
 
 def _parse(path: str, raw: bytes) -> tuple[Tree, dict[int, str]]:
@@ -408,7 +232,7 @@ def _parse(path: str, raw: bytes) -> tuple[Tree, dict[int, str]]:
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     good, tree, spelled = False, {}, {}
   if not good:
-    raise _fault(
+    raise tokenizer_json.fault(
       path,
       'not a tokenizer.json, or cut short; get it again, or write it with '
       'save_pretrained',
@@ -420,7 +244,9 @@ def _stored(path: str, tree: Tree) -> dict[str, Any]:
   """Takes the ids of bos, eos and pad out of a file that says them."""
   found = tree.pop(IDS, {})
   if not isinstance(found, dict) or not found.keys() <= {'bos', 'eos', 'pad'}:
-    raise _fault(path, f'{IDS} holds other things than bos, eos and pad')
+    raise tokenizer_json.fault(
+      path, f'{IDS} holds other things than bos, eos and pad'
+    )
   return found
 
 
@@ -449,11 +275,11 @@ def _check_given(
     if i is None:
       continue
     if type(i) is not int or not 0 <= i < count:
-      raise _fault(path, f'{key}={i} is none of its {count} ids')
+      raise tokenizer_json.fault(path, f'{key}={i} is none of its {count} ids')
     piece = spelled.get(i, '')
     is_text = piece in made or ('merges' in model and len(piece) == 1)
     if is_text and i not in special:
-      raise _fault(
+      raise tokenizer_json.fault(
         path, f'{key}={i} is the text {piece[:40]!r}; give a special id'
       )
 
@@ -475,7 +301,7 @@ def _ends(
   known = [family for family in _FAMILIES if family[1] in id_of]
   if eos is None:
     if not known:
-      raise _fault(
+      raise tokenizer_json.fault(
         path, 'has no piece known to end a text; give the ids bos, eos and pad'
       )
     eos = id_of[known[0][1]]
@@ -604,10 +430,12 @@ def _open(path: str, tree: Tree) -> tokenizers.Tokenizer:
     # A fault in Rust is none of Exception's kinds, and its class is not public.
     if not isinstance(e, Exception) and type(e).__name__ != 'PanicException':
       raise
-    raise _fault(path, f'refused ({str(e)[:60]}); {fix}') from e
+    raise tokenizer_json.fault(path, f'refused ({str(e)[:60]}); {fix}') from e
   for token in _added_of(tree):
     if engine.token_to_id(token['content']) != token['id']:
-      raise _fault(path, f'id {token["id"]} is not the next one; {fix}')
+      raise tokenizer_json.fault(
+        path, f'id {token["id"]} is not the next one; {fix}'
+      )
   return engine
 
 
@@ -648,7 +476,7 @@ def _bytes_of(piece: str) -> bytes:
 def _text_of(piece: str) -> bytes:
   if byte := _BYTE.fullmatch(piece):
     return bytes([int(byte[1], 16)])
-  return piece.replace(_SPACE_MARK, ' ').encode()
+  return piece.replace(tokenizer_json.SPACE_MARK, ' ').encode()
 
 
 def _word_starts(
@@ -667,190 +495,3 @@ def _word_starts(
   if model.get('end_of_word_suffix') or model.get('type') == 'WordLevel':
     return np.ones(len(pieces) + reserved, bool)
   return tokenizer.word_starts(spelled, reserved)
-
-
-def _sequence(*parts: Tree, key: str = 'pretokenizers') -> Tree:
-  return {'type': 'Sequence', key: list(parts)}
-
-
-def _split(pattern: str, behavior: str = 'Isolated') -> Tree:
-  return {
-    'type': 'Split',
-    'pattern': {'Regex': pattern},
-    'behavior': behavior,
-    'invert': False,
-  }
-
-
-def _replace(old: str, new: str) -> Tree:
-  return {'type': 'Replace', 'pattern': {'String': old}, 'content': new}
-
-
-_OWN_DECODER = _sequence(
-  {'type': 'ByteFallback'}, {'type': 'Fuse'}, key='decoders'
-)
-
-
-def _tree(model: Tree) -> Tree:
-  keys = ('truncation', 'padding', 'normalizer', 'pre_tokenizer')
-  return {
-    'version': '1.0',
-    **dict.fromkeys(keys),
-    'added_tokens': [],
-    'post_processor': None,
-    'decoder': _OWN_DECODER,
-    'model': model,
-  }
-
-
-def _added(i: int, content: str, special: bool = True) -> Tree:
-  return {
-    'id': i,
-    'content': content,
-    'single_word': False,
-    'lstrip': False,
-    'rstrip': False,
-    'normalized': False,
-    'special': special,
-  }
-
-
-def _all_added(
-  tokens: Sequence[str], special: Collection[int], others: Collection[int]
-) -> list[Tree]:
-  return [
-    _added(i, tokens[i], i in special) for i in sorted({*special, *others})
-  ]
-
-
-def _bpe(vocab: dict[str, int], merges: list[list[str]], **settings) -> Tree:
-  return {
-    'type': 'BPE',
-    'dropout': None,
-    'unk_token': None,
-    'continuing_subword_prefix': None,
-    'end_of_word_suffix': None,
-    'fuse_unk': False,
-    'byte_fallback': False,
-    'ignore_merges': False,
-    'vocab': vocab,
-    'merges': merges,
-  } | settings
-
-
-def _distinct(pieces: Sequence[str]) -> dict[str, int]:
-  vocab: dict[str, int] = {}
-  for i, piece in enumerate(pieces):
-    if vocab.setdefault(piece, i) != i:
-      raise ValueError(
-        f'piece {names.short(piece)!r}: is there twice, as id {vocab[piece]} '
-        f'and {i}; get the file again'
-      )
-  return vocab
-
-
-def _merges(scores: dict[str, float]) -> list[list[str]]:
-  """Ranks the pairs of pieces that make up a piece, by the piece's score."""
-  ranked = sorted(scores, key=lambda piece: -scores[piece])
-  return [
-    [piece[:cut], piece[cut:]]
-    for piece in ranked
-    for cut in range(1, len(piece))
-    if piece[:cut] in scores and piece[cut:] in scores
-  ]
-
-
-def _characters(alphabet: Sequence[str]) -> Tree:
-  spelling = [f'<0x{byte:02X}>' for byte in range(256)]
-  pieces = ['<pad>', '</s>', '<s>', *spelling, *alphabet]
-  tree = _tree(_bpe(_distinct(pieces), [], byte_fallback=True))
-  tree['added_tokens'] = _all_added(pieces, range(3), ())
-  return tree
-
-
-def _sentencepiece(path: str) -> Tree:
-  """Writes a sentencepiece model, which `path` is known to be."""
-  pieces, scores, kinds, is_bpe = _read_model(tokenizer.read(path))
-  if _UNUSED in kinds or _USER in kinds:
-    raise _fault(
-      path, 'has unused or user-defined pieces, which are not written'
-    )
-  pieces = [piece.replace(_SPACE_MARK, ' ') for piece in pieces]
-  normal = {
-    piece: score
-    for piece, score, kind in zip(pieces, scores, kinds, strict=True)
-    if kind == _NORMAL
-  }
-  others = [i for i, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROL)]
-  if is_bpe:
-    vocab = _distinct(pieces)
-    tree = _tree(_bpe(vocab, _merges(normal), byte_fallback=True))
-  else:
-    vocab = [[piece, normal.get(piece, 0.0)] for piece in pieces]
-    model = {'type': 'Unigram', 'unk_id': kinds.index(_UNKNOWN)}
-    tree = _tree(model | {'vocab': vocab, 'byte_fallback': True})
-    # The model would find these in text, so it is cut inside them, between two
-    # characters that no other piece has side by side.
-    side_by_side = {
-      piece[n : n + 2] for piece in normal for n in range(len(piece) - 1)
-    }
-    cuts = [_cut(path, '<0x', '[0-9A-F]{2}>', side_by_side)]
-    cuts += [_cut(path, pieces[i], '', side_by_side) for i in others]
-    tree['pre_tokenizer'] = _split('|'.join(cuts), 'MergedWithNext')
-  tree['added_tokens'] = _all_added(pieces, others, ())
-  return tree
-
-
-def _cut(path: str, word: str, tail: str, side_by_side: set[str]) -> str:
-  """Gives the expression of what stands in a word after a place to cut it."""
-  for n in range(1, len(word)):
-    if word[n - 1 : n + 1] not in side_by_side:
-      return f'(?<={re.escape(word[:n])}){re.escape(word[n:])}{tail}'
-  raise _fault(path, f'its pieces spell {word!r}, which is not written')
-
-
-def _read_model(
-  raw: bytes,
-) -> tuple[list[str], list[float], list[int], bool]:
-  """Reads pieces, scores, kinds, and if it is BPE, of a sentencepiece model.
-
-  The numbers of the fields are those of sentencepiece_model.proto.
-  """
-  pieces: list[str] = []
-  scores: list[float] = []
-  kinds: list[int] = []
-  is_bpe = False
-  for number, value in _fields(raw):
-    if number == 1:
-      piece = dict(_fields(value))
-      pieces.append(piece[1].decode())
-      scores.append(struct.unpack('<f', piece.get(2, bytes(4)))[0])
-      kinds.append(piece.get(3, _NORMAL))
-    elif number == 2:
-      is_bpe = dict(_fields(value)).get(3, 1) == 2
-  return pieces, scores, kinds, is_bpe
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
-  """Reads the fields of a message in the format of protocol buffers."""
-  place = 0
-
-  def varint() -> int:
-    nonlocal place
-    value = shift = 0
-    while True:
-      byte = raw[place]
-      place += 1
-      value |= (byte & 0x7F) << shift
-      shift += 7
-      if byte < 0x80:
-        return value
-
-  while place < len(raw):
-    tag = varint()
-    if tag & 7 == 0:
-      yield tag >> 3, varint()
-      continue
-    size = {1: 8, 5: 4}.get(tag & 7) or varint()
-    yield tag >> 3, raw[place : place + size]
-    place += size

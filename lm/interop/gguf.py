@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from lm.data import huggingface
+from lm.data import tokenizer_json
 from lm.interop import tensors
 
 _BLOCK = {
@@ -91,7 +91,7 @@ def tokenizer(path: Path) -> dict[str, Any]:
       {i for i, kind in enumerate(kinds[: len(tokens)]) if kind == wanted}
       for wanted in (_CONTROL, _USER)
     )
-    return huggingface.byte_level(
+    return tokenizer_json.byte_level(
       tokens,
       listed('merges', str),
       control,
@@ -99,7 +99,7 @@ def tokenizer(path: Path) -> dict[str, Any]:
       added=user,
     )
   if kind == 'llama':
-    return huggingface.metaspace(
+    return tokenizer_json.metaspace(
       tokens,
       listed('scores', float),
       kinds,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.data import huggingface
+from lm.data import tokenizer_json
 from lm.interop import tensors
 
 
@@ -21,7 +21,7 @@ def read(folder: Path) -> dict[str, Any]:
     settings = tensors.read_json(folder / 'tokenizer_config.json')
   if (folder / 'vocab.txt').is_file():
     lower = settings.get('do_lower_case', True)
-    return huggingface.wordpiece(_lines(folder / 'vocab.txt'), bool(lower))
+    return tokenizer_json.wordpiece(_lines(folder / 'vocab.txt'), bool(lower))
   if (folder / 'merges.txt').is_file():
     ids = tensors.read_json(folder / 'vocab.json')
     tokens = sorted(ids, key=lambda token: ids[token])
@@ -29,7 +29,7 @@ def read(folder: Path) -> dict[str, Any]:
       raise ValueError(f'{folder}/vocab.json: its ids are not 0 to n - 1')
     merges = [line for line in _lines(folder / 'merges.txt') if line]
     special = {i for i, t in enumerate(tokens) if t == '<|endoftext|>'}
-    return huggingface.byte_level(tokens, merges, special, 'gpt-2')
+    return tokenizer_json.byte_level(tokens, merges, special, 'gpt-2')
   raise ValueError(
     f'{folder}: holds no tokenizer.json, nor vocab.txt, nor vocab.json with '
     'merges.txt; save the tokenizer with transformers first'
