@@ -1,6 +1,7 @@
 """WikiText-2 with a recurrent network: 'elman', 'lstm' or 'gru'.
 
-Expected: not run yet.
+Expected: not run; experiments/2026-11-baseline-ladder has all three after 12
+minutes, with another learning rate: 1.654 bits/byte with a GRU.
 
   python -m tools.corpora wikitext2
   python -m lm.train --config=configs/rnn/wikitext2.py:lstm --workdir=runs/lstm

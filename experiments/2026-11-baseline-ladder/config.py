@@ -18,7 +18,7 @@ RUNGS = {
   'uniform': None,
   'unigram': None,
   'kneser_ney': None,
-  'elman': 2_800,
+  'elman': 1_400,
   'lstm': 1_750,
   'gru': 1_800,
   'decoder': 1_150,
