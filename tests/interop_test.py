@@ -237,6 +237,17 @@ def test_a_model_that_no_class_computes_is_one_line(tmp_path):
     'embed_scale=1.0 instead of 2.0'
   )
 
+  spec = {'fn': 'lm.models.encoder:make', 'norm_order': 'pre'}
+  spec |= {'length': 4, 'width': 8, 'depth': 1, 'heads': 2}
+  params = config.build(spec, vocab=8).init(
+    jax.random.key(0), objectives.padded([[1]], 0)
+  )
+  with pytest.raises(ValueError) as caught:
+    transfer.save(spec, 8, params)
+  assert str(caught.value).endswith(
+    ': BertForMaskedLM: the parameter final_norm/bias has no place there'
+  )
+
 
 def broken(changes, name='llama'):
   """Writes a model whose tensors were changed; None takes one away."""

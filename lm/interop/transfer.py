@@ -97,7 +97,7 @@ def save(
   if bare:
     spec, params = spec['body'], params['body']
   spec, params = _filled(spec), layout.unstacked(params)
-  nearest: list[str] | None = None
+  least, why = math.inf, ''
   for name, architecture in ARCHITECTURES.items():
     if bare != (name == 'BertModel'):
       continue
@@ -106,7 +106,10 @@ def save(
       found = layout.rows(architecture.table(spec), params)
       names = {row.place.name for row in found}
       again = _filled(architecture.settings(written, names))
-    except (KeyError, ValueError):  # it is another family's
+    except KeyError:  # it is another family's
+      continue
+    except ValueError as error:
+      why = why or f': {name}: {error}'
       continue
     other = _differences(spec, again)
     if not other:
@@ -114,13 +117,10 @@ def save(
       base = architecture.base if bare else ''
       tensors_ = layout.give(found, params)
       return theirs, {n.removeprefix(base): x for n, x in tensors_.items()}
-    if nearest is None or len(other) < len(nearest):
-      nearest = [f'{name} would have', *other]
+    if len(other) < least:
+      least, why = len(other), f': {name} would have {", ".join(other)}'
   raise ValueError(
-    f'{spec["fn"]}: no class of transformers computes this model'
-    + (
-      f': {", ".join(nearest)}'.replace(' have, ', ' have ') if nearest else ''
-    )
+    f'{spec["fn"]}: no class of transformers computes this model{why}'
   )
 
 
