@@ -117,7 +117,7 @@ def texts(
       found.append((text[: min(cuts, default=len(text))], ids))
     return found
 
-  try:
+  with config.refusals():  # of more than the model has room for
     if beams:
       tokens, _ = generate.beam(
         params, batch, beams=beams, penalty=length_penalty, **settings
@@ -141,8 +141,6 @@ def texts(
         for row, (text, ids) in zip(rows, parts, strict=True)
       ):
         break
-  except ValueError as e:  # more than the model has room for
-    raise config.ConfigError(str(e)) from e
   return [
     Text(prompt + text, [tokenizer.decode([i]) for i in ids], cost[: len(ids)])
     for (text, ids), cost in zip(read(rows), nats, strict=True)

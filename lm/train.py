@@ -26,7 +26,7 @@ _ARGS = (
   config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
 )
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 import contextlib
 from functools import partial
 import math
@@ -118,7 +118,7 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     if meta is not None:
       _same_run(meta, c, workdir)
     config.store(c, workdir / 'config.json')
-    with _refusals():
+    with config.refusals():
       mesh = sharding.make_mesh(**c.mesh)
     tokenizer = config.build(c.tokenizer)
     model = config.build(c.model, vocab=tokenizer.size)
@@ -136,7 +136,7 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     }
     init_rng, rng = jax.random.split(jax.random.key(c.seed))
     init = partial(step.init_state, batch=data.example, model=model, tx=tx)
-    with _refusals():
+    with config.refusals():
       like = jax.eval_shape(init, init_rng)  # shapes only, nothing is allocated
       where = sharding.shardings(
         like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
@@ -311,21 +311,10 @@ class _Diary:
     self._bar.close()
 
 
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-  """Turns what our own functions refuse into a message to the user."""
-  try:
-    yield
-  except ValueError as error:
-    if hasattr(error, 'exit_code'):
-      raise
-    raise config.ConfigError(str(error)) from error
-
-
 def _place(
   batches: Iterable[tuple[int, types.Batch]], mesh: jax.sharding.Mesh
 ) -> Generator[tuple[int, types.Batch], None, None]:
-  with _refusals():
+  with config.refusals():
     for n, batch in batches:
       yield n, sharding.put(batch, mesh)
 

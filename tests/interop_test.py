@@ -440,7 +440,7 @@ def write_gguf(path, kind=gguf_lib.GGMLQuantizationType.F32, **changes):
 def test_gguf_is_the_same_model(tmp_path):
   whole = load(folder_of('llama', tmp_path / 'folder'))
   write_gguf(tmp_path / 'x.gguf')
-  found = transfer.load(gguf.open_file(tmp_path / 'x.gguf'))
+  found = transfer.load(gguf.model(gguf.open_file(tmp_path / 'x.gguf')))
   assert found.vocab == 64
   jax.tree.map(np.testing.assert_array_equal, whole.params, found.params)
   assert found.model['norm_epsilon'] == pytest.approx(1e-6)
@@ -452,7 +452,7 @@ def test_quantized_gguf_is_near(tmp_path):
   whole = load(folder_of('llama', tmp_path / 'folder'))
   path = tmp_path / 'x.gguf'
   write_gguf(path, gguf_lib.GGMLQuantizationType.Q8_0)
-  found = transfer.load(gguf.open_file(path))
+  found = transfer.load(gguf.model(gguf.open_file(path)))
   for (name, x), (_, y) in zip(
     tree.paths(whole.params), tree.paths(found.params), strict=True
   ):
@@ -464,7 +464,7 @@ def test_a_broken_gguf_is_one_line(tmp_path):
 
   def line():
     with pytest.raises(ValueError) as caught:
-      transfer.load(gguf.open_file(path))
+      transfer.load(gguf.model(gguf.open_file(path)))
     assert '\n' not in str(caught.value)
     return str(caught.value).replace(str(tmp_path), 'X')
 
@@ -482,7 +482,7 @@ def test_a_broken_gguf_is_one_line(tmp_path):
     changed[generator.integers(4, 2000)] = generator.integers(256)
     path.write_bytes(changed)
     try:
-      transfer.load(gguf.open_file(path))
+      transfer.load(gguf.model(gguf.open_file(path)))
     except ValueError as error:
       assert '\n' not in str(error)
 
@@ -507,7 +507,9 @@ def test_tokenizers_of_gguf(tmp_path):
   path, file = tmp_path / 'x.gguf', tmp_path / 'tokenizer.json'
 
   def words(eos):
-    file.write_text(json.dumps(gguf.tokenizer(path)), encoding='utf-8')
+    file.write_text(
+      json.dumps(gguf.tokenizer(gguf.open_file(path))), encoding='utf-8'
+    )
     return huggingface.make(str(file), eos=eos)
 
   marks = [
@@ -540,7 +542,7 @@ def test_tokenizers_of_gguf(tmp_path):
   def line(*settings, **lists):
     write_words(path, *settings, **lists)
     with pytest.raises(ValueError) as caught:
-      gguf.tokenizer(path)
+      gguf.tokenizer(gguf.open_file(path))
     return str(caught.value).replace(str(tmp_path), 'X')
 
   assert line('bert', tokens, kinds) == (

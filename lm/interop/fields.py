@@ -13,21 +13,24 @@ class Architecture(NamedTuple):
   """A model class of transformers, and what is ours of it.
 
   Attributes:
+    fn: our model, by name.
     table: `spec -> where our parameters lie`.
-    settings: `(config.json, names of tensors) -> spec` of the model.
-    config: `filled spec -> config.json`; `settings` tells if all of the spec is
-      in it.
+    settings: `(config.json, names of tensors) -> settings` of the model.
+    config: `spec -> config.json` of a spec without None where that stands for a
+      number; `settings` tells if all of the spec is in it.
     base: a prefix that names of the bare model lack.
     same: tensors that may repeat another one.
-    unread: regular expression of tensors that hold no parameter of ours.
+    unread: regular expression of tensors that hold no parameter of ours, beside
+      positions and frequencies.
   """
 
+  fn: str
   table: Callable[[Config], layout.Table]
   settings: Callable[[Config, set[str]], dict[str, Any]]
   config: Callable[[Config], dict[str, Any]]
   base: str
   same: Mapping[str, str]
-  unread: str = r'(^|\.)(position_ids|inv_freq|masked_bias)$'
+  unread: str = '(?!)'  # none
 
 
 def whole(config: Config, key: str, default: int | None = None) -> int:

@@ -4,7 +4,7 @@ Quantized tensors become float32, as `gguf` makes them.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -31,15 +31,39 @@ _REST = {
 _CONTROL, _USER = 3, 4  # of tokens: made of no text; taken as they stand
 
 
-def open_file(path: Path) -> tensors.Source:
-  """Opens a file as if it were a folder of transformers.
+class File(NamedTuple):
+  """A file whose fields are read, which takes seconds."""
+
+  path: Path
+  reader: gguf.GGUFReader
+
+
+def open_file(path: Path) -> File:
+  """Opens a file.
 
   Raises:
-    ValueError: it is broken, or of another architecture; one line.
+    ValueError: it is missing or broken; one line.
   """
-  reader = _reader(path)
-  config = _config(reader, path)
-  names = {_name(t.name): t for t in reader.tensors}
+  try:
+    return File(path, gguf.GGUFReader(path))
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+  # A broken file leads anywhere in it.
+  except Exception as error:
+    raise ValueError(
+      f'{path}: not a sound GGUF file ({type(error).__name__}: {error!s:.60});'
+      ' fetch it again'
+    ) from error
+
+
+def model(file: File) -> tensors.Source:
+  """Gives the model as if it were in a folder of transformers.
+
+  Raises:
+    ValueError: it is of another architecture, or a field is broken; one line.
+  """
+  config = _config(file)
+  names = {_name(t.name): t for t in file.reader.tensors}
   heads = {
     'q_proj.weight': config['num_attention_heads'],
     'k_proj.weight': config['num_key_value_heads'],
@@ -62,7 +86,7 @@ def open_file(path: Path) -> tensors.Source:
 
   config['tie_word_embeddings'] = 'lm_head.weight' not in names
   return tensors.Source(
-    where=str(path),
+    where=str(file.path),
     config=config,
     shapes={name: _shape(t) for name, t in names.items()},
     read=read,
@@ -70,21 +94,22 @@ def open_file(path: Path) -> tensors.Source:
   )
 
 
-def tokenizer(path: Path) -> dict[str, Any]:
+def tokenizer(file: File) -> dict[str, Any]:
   """Makes the content of a tokenizer.json from what the file carries.
 
   Raises:
     ValueError: it has none of a kind that is known; one line.
   """
-  reader = _reader(path)
 
   def listed(key, kind):
-    found = _value(reader, path, f'tokenizer.ggml.{key}', list)
+    found = _value(file, f'tokenizer.ggml.{key}', list)
     if not all(isinstance(x, kind) for x in found):
-      raise ValueError(f'{path}: tokenizer.ggml.{key} is no list of {kind}')
+      raise ValueError(
+        f'{file.path}: tokenizer.ggml.{key} is no list of {kind.__name__}'
+      )
     return found
 
-  kind = _value(reader, path, 'tokenizer.ggml.model', str)
+  kind = _value(file, 'tokenizer.ggml.model', str)
   tokens, kinds = listed('tokens', str), listed('token_type', int)
   if kind == 'gpt2':
     control, user = (
@@ -95,7 +120,7 @@ def tokenizer(path: Path) -> dict[str, Any]:
       tokens,
       listed('merges', str),
       control,
-      _value(reader, path, 'tokenizer.ggml.pre', str, 'default'),
+      _value(file, 'tokenizer.ggml.pre', str, 'default'),
       added=user,
     )
   if kind == 'llama':
@@ -103,56 +128,42 @@ def tokenizer(path: Path) -> dict[str, Any]:
       tokens,
       listed('scores', float),
       kinds,
-      prefix=_value(
-        reader, path, 'tokenizer.ggml.add_space_prefix', bool, True
-      ),
+      prefix=_value(file, 'tokenizer.ggml.add_space_prefix', bool, True),
     )
   raise ValueError(
-    f'{path}: a tokenizer of kind {kind!r:.40} is not read; gpt2 and llama are'
+    f'{file.path}: a tokenizer of kind {kind!r:.40} is not read; gpt2 and llama'
+    ' are'
   )
 
 
-def _reader(path: Path) -> gguf.GGUFReader:
-  try:
-    return gguf.GGUFReader(path)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  # A broken file leads anywhere in it.
-  except Exception as error:
-    raise ValueError(
-      f'{path}: not a sound GGUF file ({type(error).__name__}: {error!s:.60});'
-      ' fetch it again'
-    ) from error
-
-
-def _value(reader, path, key, kind, default=None):
-  field = reader.fields.get(key)
+def _value(file, key, kind, default=None):
+  field = file.reader.fields.get(key)
   try:
     value = default if field is None else field.contents()
   except Exception as error:
-    raise ValueError(f'{path}: {key} is broken ({error!s:.60})') from error
+    raise ValueError(f'{file.path}: {key} is broken ({error!s:.60})') from error
   if not isinstance(value, kind):
-    raise ValueError(f'{path}: {key} is missing or is no {kind.__name__}')
+    raise ValueError(f'{file.path}: {key} is missing or is no {kind.__name__}')
   return value
 
 
-def _config(reader, path):
-  kind = _value(reader, path, 'general.architecture', str)
+def _config(file):
+  kind = _value(file, 'general.architecture', str)
   if kind != 'llama':
     raise ValueError(
-      f'{path}: architecture {kind!r:.40} is not read from GGUF; llama is'
+      f'{file.path}: architecture {kind!r:.40} is not read from GGUF; llama is'
     )
 
   def count(key, default=None):
-    return _value(reader, path, f'llama.{key}', int, default)
+    return _value(file, f'llama.{key}', int, default)
 
   heads = count('attention.head_count')
   width = count('embedding_length')
-  if _value(reader, path, 'llama.rope.scaling.type', str, 'none') != 'none':
-    raise ValueError(f'{path}: rope scaling is not supported')
+  if _value(file, 'llama.rope.scaling.type', str, 'none') != 'none':
+    raise ValueError(f'{file.path}: rope scaling is not supported')
   return {
     'architectures': ['LlamaForCausalLM'],
-    'vocab_size': len(_value(reader, path, 'tokenizer.ggml.tokens', list)),
+    'vocab_size': len(_value(file, 'tokenizer.ggml.tokens', list)),
     'max_position_embeddings': count('context_length'),
     'hidden_size': width,
     'num_hidden_layers': count('block_count'),
@@ -161,12 +172,12 @@ def _config(reader, path):
     'head_dim': count('rope.dimension_count', width // heads if heads else 0),
     'intermediate_size': count('feed_forward_length'),
     'rms_norm_eps': _value(
-      reader, path, 'llama.attention.layer_norm_rms_epsilon', float
+      file, 'llama.attention.layer_norm_rms_epsilon', float
     ),
-    'rope_theta': _value(reader, path, 'llama.rope.freq_base', float, 1e4),
+    'rope_theta': _value(file, 'llama.rope.freq_base', float, 1e4),
     **{
       f'{name}_token_id': _value(
-        reader, path, f'tokenizer.ggml.{key}_token_id', int, -1
+        file, f'tokenizer.ggml.{key}_token_id', int, -1
       )
       for name, key in (('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding'))
     },

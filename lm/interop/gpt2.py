@@ -54,7 +54,6 @@ def _settings(config, names):
   )
   width = fields.whole(config, 'n_embd')
   return {
-    'fn': 'lm.models.decoder:make',
     'length': fields.whole(config, 'n_positions'),
     'width': width,
     'depth': fields.whole(config, 'n_layer'),
@@ -76,8 +75,8 @@ def _config(spec):
     'n_embd': spec['width'],
     'n_layer': spec['depth'],
     'n_head': spec['heads'],
-    'n_inner': spec['mlp'] or 4 * spec['width'],
-    'layer_norm_epsilon': spec['norm_epsilon'] or 1e-5,
+    'n_inner': spec['mlp'],
+    'layer_norm_epsilon': spec['norm_epsilon'],
     'activation_function': fields.inverse(_ACTIVATIONS, spec['activation']),
     'tie_word_embeddings': spec['tied'],
   }
@@ -86,6 +85,7 @@ def _config(spec):
 _TABLE = _table()
 ARCHITECTURES = {
   'GPT2LMHeadModel': fields.Architecture(
+    fn='lm.models.decoder:make',
     table=lambda spec: _TABLE,
     settings=_settings,
     config=_config,

@@ -6,7 +6,9 @@ what is exported after an import is the same in every byte.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import itertools
 import math
+import operator
 import re
 from typing import Any, NamedTuple
 
@@ -140,17 +142,20 @@ def check(found: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> None:
 def take(
   found: Iterable[Row], read: Callable[[str], np.ndarray]
 ) -> types.Params:
-  """Reads tensors as our parameters: a nested dict of float32."""
+  """Reads tensors, each once, as our parameters: a nested dict of float32."""
   params: dict[str, Any] = {}
-  for row in found:
-    n, of = row.place.part
-    x = np.split(read(row.place.name), of, axis=-1)[n]
-    x = (x.T if row.place.turned else x).reshape(row.shape)
-    *folders, leaf = row.path.split('/')
-    here = params
-    for folder in folders:
-      here = here.setdefault(folder, {})
-    here[leaf] = np.ascontiguousarray(x, np.float32)
+  by_name = operator.attrgetter('place.name')
+  for name, parts in itertools.groupby(sorted(found, key=by_name), by_name):
+    whole = read(name)
+    for row in parts:
+      n, of = row.place.part
+      x = np.split(whole, of, axis=-1)[n]
+      x = (x.T if row.place.turned else x).reshape(row.shape)
+      *folders, leaf = row.path.split('/')
+      here = params
+      for folder in folders:
+        here = here.setdefault(folder, {})
+      here[leaf] = np.ascontiguousarray(x, np.float32)
   return params
 
 

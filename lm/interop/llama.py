@@ -43,9 +43,14 @@ def _table(norms: Mapping[str, str]) -> layout.Table:
 
 def _shared(config, tied):
   """Reads what all three have."""
-  fields.only(config, attention_bias=False, mlp_bias=False, pretraining_tp=1)
+  fields.only(
+    config,
+    attention_bias=False,
+    mlp_bias=False,
+    partial_rotary_factor=1.0,
+    pretraining_tp=1,
+  )
   return {
-    'fn': 'lm.models.decoder:make',
     'length': fields.whole(config, 'max_position_embeddings'),
     'width': fields.whole(config, 'hidden_size'),
     'depth': fields.whole(config, 'num_hidden_layers'),
@@ -70,6 +75,7 @@ def _rope(config, kind=None):
   for tree in (found, scaling):
     if not isinstance(tree, dict):
       raise ValueError('config.json: rope_parameters is no object')
+  fields.only(found, partial_rotary_factor=1.0)
   local = kind == _SLIDING
   old = 'rope_local_base_freq' if local else 'rope_theta'
   usual = 1e4 if local or kind is None else 1e6
@@ -96,13 +102,14 @@ def _rope_written(spec):
   if ours is None:
     return found
   theirs = {'rope_type': 'linear', 'factor': ours['factor']}
-  if ours.get('length') is not None:
-    theirs['rope_type'] = 'llama3'
-    full = {'low': 1.0, 'high': 4.0, **ours}
-    theirs |= {there: full[key] for key, there in _LLAMA3.items()}
-    # Whole, or transformers complains.
-    length = 'original_max_position_embeddings'
-    theirs[length] = round(theirs[length])
+  if ours['length'] is not None:
+    theirs = {
+      'rope_type': 'llama3',
+      'factor': ours['factor'],
+      **{there: ours[key] for key, there in _LLAMA3.items()},
+      # Whole, or transformers complains.
+      _LLAMA3['length']: round(ours['length']),
+    }
   return {**found, 'rope_scaling': theirs}
 
 
@@ -113,10 +120,10 @@ def _written(spec):
     'hidden_size': spec['width'],
     'num_hidden_layers': spec['depth'],
     'num_attention_heads': spec['heads'],
-    'num_key_value_heads': spec['kv_heads'] or spec['heads'],
-    'head_dim': spec['head_width'] or spec['width'] // spec['heads'],
-    'intermediate_size': spec['mlp'] or 4 * spec['width'],
-    'rms_norm_eps': spec['norm_epsilon'] or 1e-6,
+    'num_key_value_heads': spec['kv_heads'],
+    'head_dim': spec['head_width'],
+    'intermediate_size': spec['mlp'],
+    'rms_norm_eps': spec['norm_epsilon'],
     **_rope_written(spec),
     'tie_word_embeddings': spec['tied'],
     'attention_bias': False,
@@ -138,9 +145,8 @@ def _llama(config, names):
 
 
 def _llama_config(spec):
-  return {'model_type': 'llama', 'hidden_act': 'silu', 'mlp_bias': False} | (
-    _written(spec)
-  )
+  ours = {'model_type': 'llama', 'hidden_act': 'silu', 'mlp_bias': False}
+  return ours | _written(spec)
 
 
 def _qwen3(config, names):
@@ -213,14 +219,13 @@ def _kinds(depth: int, every: int | None) -> list[str]:
 
 
 def _gemma3_config(spec):
-  scale = spec['attention_scale'] or 1
   return _written(spec) | {
     'model_type': 'gemma3_text',
     'hidden_activation': 'gelu_pytorch_tanh',
     'layer_types': _kinds(spec['depth'], spec['global_every']),
     'sliding_window': spec['window'] or spec['length'],
-    'rope_local_base_freq': spec['window_rope_base'] or spec['rope_base'],
-    'query_pre_attn_scalar': round(scale**-2),
+    'rope_local_base_freq': spec['window_rope_base'],
+    'query_pre_attn_scalar': round(spec['attention_scale'] ** -2),
     'attn_logit_softcapping': spec['attention_softcap'],
     'final_logit_softcapping': spec['logit_softcap'],
   }
@@ -239,6 +244,7 @@ _BOTH = {
 
 ARCHITECTURES = {
   name: fields.Architecture(
+    fn='lm.models.decoder:make',
     table=lambda spec, norms=norms: _table(norms),
     settings=settings,
     config=config,

@@ -53,7 +53,6 @@ def _settings(config, names):
   tied = fields.flag(config, 'tie_word_embeddings', True)
   scaled = fields.flag(config, 'scale_decoder_outputs', tied)
   return {
-    'fn': 'lm.models.encdec:make',
     'width': width,
     'depth': depth,
     'heads': fields.whole(config, 'num_heads'),
@@ -83,10 +82,10 @@ def _config(spec):
     'd_model': spec['width'],
     'num_layers': spec['depth'],
     'num_heads': spec['heads'],
-    'num_decoder_layers': spec['decoder_depth'] or spec['depth'],
-    'd_kv': spec['head_width'] or spec['width'] // spec['heads'],
-    'd_ff': spec['mlp'] or 4 * spec['width'],
-    'layer_norm_epsilon': spec['norm_epsilon'] or 1e-6,
+    'num_decoder_layers': spec['decoder_depth'],
+    'd_kv': spec['head_width'],
+    'd_ff': spec['mlp'],
+    'layer_norm_epsilon': spec['norm_epsilon'],
     'relative_attention_num_buckets': spec['buckets'],
     'relative_attention_max_distance': spec['reach'],
     'feed_forward_proj': fields.inverse(_ACTIVATIONS, spec['activation']),
@@ -97,6 +96,7 @@ def _config(spec):
 
 ARCHITECTURES = {
   'T5ForConditionalGeneration': fields.Architecture(
+    fn='lm.models.encdec:make',
     table=lambda spec: _table(spec['activation'] != 'relu'),
     settings=_settings,
     config=_config,

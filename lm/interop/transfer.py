@@ -39,6 +39,8 @@ _OURS = (
   'zero_outputs',
 )
 _EMBED = 'lm.models.heads:embed'
+# What can be computed, and was saved by older versions all the same.
+_BUFFERS = r'(^|\.)(position_ids|inv_freq)$'
 
 
 class Imported(NamedTuple):
@@ -96,22 +98,25 @@ def save(
   bare = spec['fn'] == _EMBED
   if bare:
     spec, params = spec['body'], params['body']
-  spec, params = _filled(spec), layout.unstacked(params)
-  least, why = math.inf, ''
-  for name, architecture in ARCHITECTURES.items():
-    if bare != (name == 'BertModel'):
-      continue
+  known = {
+    name: architecture
+    for name, architecture in ARCHITECTURES.items()
+    if architecture.fn == spec['fn'] and bare == (name == 'BertModel')
+  }
+  why = ''
+  if known:
+    spec, params = _resolved(spec), layout.unstacked(params)
+  least = math.inf
+  for name, architecture in known.items():
     try:
       written = architecture.config(spec)
       found = layout.rows(architecture.table(spec), params)
       names = {row.place.name for row in found}
-      again = _filled(architecture.settings(written, names))
-    except KeyError:  # it is another family's
-      continue
+      again = _spec(architecture, written, names)
     except ValueError as error:
       why = why or f': {name}: {error}'
       continue
-    other = _differences(spec, again)
+    other = _differences(spec, _resolved(again))
     if not other:
       theirs = {'architectures': [name], 'vocab_size': vocab, **written}
       base = architecture.base if bare else ''
@@ -130,10 +135,11 @@ def _load(source: tensors.Source) -> Imported:
   theirs = {_modern(n, architecture, source.shapes): n for n in source.shapes}
   if len(theirs) < len(source.shapes):
     raise ValueError('tensors are there twice, by an old and by a new name')
-  left_out = [n for n in theirs if re.search(architecture.unread, n)]
+  unread = f'{_BUFFERS}|{architecture.unread}'
+  left_out = [n for n in theirs if re.search(unread, n)]
   names = set(theirs) - set(left_out)
   vocab = fields.whole(source.config, 'vocab_size')
-  spec = _filled(architecture.settings(source.config, names))
+  spec = _spec(architecture, source.config, names)
   _check_sizes(spec, vocab, source)
   like = _shapes(spec, vocab)
   found = layout.rows(architecture.table(spec), like)
@@ -153,6 +159,14 @@ def _load(source: tensors.Source) -> Imported:
   return Imported(
     name, spec, vocab, params, sorted(theirs[n] for n in left_out)
   )
+
+
+def _spec(
+  architecture: fields.Architecture, theirs: Mapping[str, Any], names: set[str]
+) -> dict[str, Any]:
+  """Makes our spec of their config.json."""
+  settings = architecture.settings(theirs, names)
+  return _filled({'fn': architecture.fn, **settings})
 
 
 def _filled(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,9 +231,8 @@ def _shapes(spec: Mapping[str, Any], vocab: int) -> types.Params:
 
 
 def _differences(
-  spec: Mapping[str, Any], other: Mapping[str, Any]
+  ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[str]:
-  ours, theirs = _resolved(spec), _resolved(other)
   return [
     f'{k}={theirs.get(k)!r} instead of {v!r}'
     for k, v in ours.items()
@@ -234,22 +247,22 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """Writes out what None stands for."""
-  out = dict(spec)
+  """Fills a spec, and writes out what None stands for."""
+  out = _filled(spec)
   width = out['head_width'] = (
-    spec.get('head_width') or spec['width'] // spec['heads']
+    out.get('head_width') or out['width'] // out['heads']
   )
   for key, usual in (
-    ('kv_heads', spec['heads']),
-    ('decoder_depth', spec['depth']),
-    ('mlp', 4 * spec['width']),
-    ('window_rope_base', spec.get('rope_base')),
-    ('norm_epsilon', 1e-6 if spec.get('norm') == 'rmsnorm' else 1e-5),
+    ('kv_heads', out['heads']),
+    ('decoder_depth', out['depth']),
+    ('mlp', 4 * out['width']),
+    ('window_rope_base', out.get('rope_base')),
+    ('norm_epsilon', 1e-6 if out.get('norm') == 'rmsnorm' else 1e-5),
     ('attention_scale', width**-0.5),
     ('embed_scale', 1.0),
   ):
     if key in out and out[key] is None:
       out[key] = usual
   if out.get('rope_scaling'):
-    out['rope_scaling'] = positions.Scaling(**out['rope_scaling'])
+    out['rope_scaling'] = positions.Scaling(**out['rope_scaling'])._asdict()
   return out
