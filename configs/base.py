@@ -57,13 +57,23 @@ def get_config() -> Any:
           'objective': {'fn': 'lm.data.objectives:causal'},
         },
       },
-      'mesh': {'data': None, 'fsdp': 1, 'tensor': 1},  # None: all devices left
+      'mesh': {
+        'data': None,  # all devices that are left
+        'stage': 1,
+        'fsdp': 1,
+        'expert': 1,
+        'sequence': 1,
+        'tensor': 1,
+        'slices': 1,
+      },
       'sharding': {
+        'layers': 'stage',
         'vocab': 'tensor',
         'embed': 'fsdp',
         'heads': 'tensor',
         'kv_heads': 'tensor',
         'mlp': 'tensor',
+        'expert': 'expert',
       },
     }
   )

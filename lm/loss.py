@@ -8,14 +8,21 @@ import jax.numpy as jnp
 
 from lm import types
 
+Head = Callable[[jax.Array], jax.Array]
+
 
 def make(
   *, z_weight: float = 0.0, smoothing: float = 0.0
-) -> Callable[[jax.Array, types.Batch], types.Metric]:
-  """Makes the training loss `(logits, batch) -> Metric`; see `token_loss`."""
+) -> Callable[[types.Output, types.Batch, Head | None], types.Metric]:
+  """Makes the training loss of `step.train_step`; see `token_loss`."""
   if smoothing >= 1:
     raise ValueError(f'smoothing={smoothing} must be below 1')
-  return partial(token_loss, z_weight=z_weight, smoothing=smoothing)
+
+  def score(out, batch, head):
+    del head
+    return token_loss(out.logits, batch, z_weight=z_weight, smoothing=smoothing)
+
+  return score
 
 
 def token_loss(

@@ -10,47 +10,97 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from lm import tree, types
 
-AXES = ('data', 'fsdp', 'tensor')
-BATCH = ('data', 'fsdp')  # the axes that split the examples of a batch
+# From the slowest links to the fastest: replicas and pipeline stages talk
+# least, tensor parts in every layer.
+AXES = ('data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
+BATCH = ('data', 'fsdp', 'expert')  # the axes that split the rows of a batch
 
 # What activations are split over. Parameters follow the rules of the config;
 # activations follow the batch, or every layer would move them.
-_ACTIVATIONS = {'batch': BATCH, 'vocab': ('tensor',)}
+_ACTIVATIONS = {
+  'batch': BATCH,
+  'length': ('sequence',),
+  'heads': ('tensor',),
+  'vocab': ('tensor',),
+  'stage': ('stage',),
+}
 
 Table = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 def make_mesh(
-  *, data: int | None = None, fsdp: int = 1, tensor: int = 1
+  *,
+  data: int | None = None,
+  stage: int = 1,
+  fsdp: int = 1,
+  expert: int = 1,
+  sequence: int = 1,
+  tensor: int = 1,
+  slices: int = 1,
+  devices: Sequence[Any] | None = None,
 ) -> jax.sharding.Mesh:
   """Makes the device mesh.
 
   Args:
     data: replicas; None takes all devices that the other axes leave.
+    stage: parts that layers are dealt to, one after another (GPipe).
     fsdp: parts that parameters and optimizer state are cut into (ZeRO-3).
+    expert: parts that experts are dealt to; the rest of the model takes them
+      for more of `fsdp`'s rows of the batch.
+    sequence: parts that the positions of a text are cut into.
     tensor: parts that heads, mlp and vocabulary are cut into (Megatron).
+    slices: groups of devices with slow links between them; `data` is cut over
+      them first.
+    devices: None takes all there are.
 
   Raises:
-    ValueError: if the product is not the number of devices.
+    ValueError: if the product is not the number of devices, or `data` cannot
+      be cut over the slices.
   """
-  have = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  sizes = {
+    'stage': stage,
+    'fsdp': fsdp,
+    'expert': expert,
+    'sequence': sequence,
+    'tensor': tensor,
+  }
   if data is None:
-    data = max(have // (fsdp * tensor), 1)
-  shape = (data, fsdp, tensor)
-  if math.prod(shape) != have:
+    data = max(len(devices) // math.prod(sizes.values()), 1)
+  sizes = {'data': data, **sizes}
+  asked = ' '.join(f'{k}={n}' for k, n in sizes.items() if k == 'data' or n > 1)
+  if math.prod(sizes.values()) != len(devices):
     raise ValueError(
-      f'mesh data={data} fsdp={fsdp} tensor={tensor} needs '
-      f'{math.prod(shape)} devices and there are {have}: change mesh.*'
+      f'mesh {asked} needs {math.prod(sizes.values())} devices and there are '
+      f'{len(devices)}: change mesh.*'
+    )
+  if data % slices:
+    raise ValueError(
+      f'mesh {asked}: data={data} does not divide over slices={slices}, and no '
+      'other axis may cross slow links: change mesh.*'
+    )
+  shape = tuple(sizes[name] for name in AXES)
+  if slices == 1 or not hasattr(devices[0], 'slice_index'):
+    # Simulated slices are runs of neighbours, as `data` is the outermost axis.
+    placed = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  else:
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (data // slices, *shape[1:]),
+      (slices, *(1 for _ in shape[1:])),
+      devices,
+      allow_split_physical_axes=True,
     )
   # Auto axes: Linen does not take the Explicit ones that are jax's default.
-  return jax.make_mesh(
-    shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
-  )
+  kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.sharding.Mesh(placed, AXES, axis_types=kinds)
 
 
 def shardings(
@@ -63,9 +113,9 @@ def shardings(
   """Gives every leaf of a tree its NamedSharding, by its path.
 
   The first row of `axes` whose regex is found in a path names the last
-  dimensions of that leaf; a leading dimension beyond them (scanned layers) is
-  not split. Rows match optimizer state too, since its paths contain those of
-  the parameters. Scalars are replicated.
+  dimensions of that leaf; a leading dimension beyond them is that of scanned
+  layers, called 'layers'. Rows match optimizer state too, since its paths
+  contain those of the parameters. Scalars are replicated.
 
   Args:
     state: arrays or shapes.
@@ -88,8 +138,11 @@ def shardings(
       raise ValueError(
         f'{path}: rank {len(leaf.shape)} does not fit its sharding row {names}'
       )
-    lead = (None,) * (len(leaf.shape) - len(names))
-    spec = lead + tuple(_rule(path, name, rules) for name in names)
+    if names:
+      names = ('layers',) * (len(leaf.shape) - len(names)) + tuple(names)
+    else:
+      names = (None,) * len(leaf.shape)
+    spec = tuple(_rule(path, name, rules) for name in names)
     for size, split in zip(leaf.shape, spec, strict=True):
       parts = math.prod(mesh.shape[a] for a in _tuple(split))
       if size % parts:
@@ -115,55 +168,73 @@ def _tuple(split) -> tuple[str, ...]:
   return () if split is None else (split,) if isinstance(split, str) else split
 
 
+def parts(*axes: str) -> int:
+  """Counts the parts that mesh axes cut into: 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in axes)
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """Says where an activation lies: a name of `constrain` a dimension."""
+  return PartitionSpec(
+    *(_ACTIVATIONS[name] if name else None for name in names)
+  )
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins an activation's layout: after embed, after each block, on logits.
 
-  A no-op without a mesh (`jax.set_mesh`). `names` are 'batch', 'vocab' or None,
-  one a dimension.
+  A no-op without a mesh (`jax.set_mesh`). `names` are 'batch', 'length',
+  'heads', 'vocab', 'stage' or None, one a dimension.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  spec = [_ACTIVATIONS[name] if name else None for name in names]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
-
-
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """Splits the leading dimension over the batch axes."""
-  return NamedSharding(mesh, PartitionSpec(BATCH))
+  return jax.lax.with_sharding_constraint(x, spec(*names))
 
 
 def shapes(example: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
   """Describes a batch of all processes as `put` places its parts.
 
   Raises:
-    ValueError: if the rows do not divide over the batch axes.
+    ValueError: if rows or positions do not divide over their axes.
   """
-  where = batch_sharding(mesh)
-  _check_rows(len(example.tokens) // jax.process_count(), mesh)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), example
-  )
+
+  def describe(x):
+    rows = len(x) // jax.process_count()
+    where = _batch_sharding((rows, *x.shape[1:]), mesh)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  return jax.tree.map(describe, example)
 
 
 def put(batch: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
   """Turns this process's rows of a batch into global arrays.
 
   Raises:
-    ValueError: if the rows do not divide over the batch axes.
+    ValueError: if rows or positions do not divide over their axes.
   """
-  where = batch_sharding(mesh)
-  _check_rows(len(batch.tokens), mesh)
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)),
+    lambda x: jax.make_array_from_process_local_data(
+      _batch_sharding(x.shape, mesh), np.asarray(x)
+    ),
     batch,
   )
 
 
-def _check_rows(rows: int, mesh: jax.sharding.Mesh) -> None:
-  parts = math.prod(mesh.shape[a] for a in BATCH) // jax.process_count()
-  if rows % parts:
+def _batch_sharding(shape, mesh) -> NamedSharding:
+  """Splits rows, and positions unless there is one (the target of a class)."""
+  axes = [BATCH, *(('sequence',) for _ in shape[1:2] if shape[1] > 1)]
+  rows, length = shape[0], shape[1] if len(axes) > 1 else 0
+  into = math.prod(mesh.shape[a] for a in BATCH) // jax.process_count()
+  if rows % into:
     raise ValueError(
-      f'batch_size: {rows} rows a process do not divide over {parts} devices '
-      '(mesh.data * mesh.fsdp): change batch_size or mesh'
+      f'batch_size: {rows} rows a process do not divide over {into} devices '
+      '(mesh.data * mesh.fsdp * mesh.expert): change batch_size or mesh'
     )
+  if length % mesh.shape['sequence']:
+    raise ValueError(
+      f'data.length: {length} positions do not divide over mesh.sequence='
+      f'{mesh.shape["sequence"]}: change data.length or mesh'
+    )
+  return NamedSharding(mesh, PartitionSpec(*axes))

@@ -1,18 +1,82 @@
 """One update: gradients over microbatches, and never a bad number kept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm import faults, loss, types
+from lm import faults, loss, optim, sharding, types
 from lm import metrics as metrics_lib
 
 Loss = Callable[..., types.Metric]
+DEFAULT = loss.make()
+
+
+class Program(NamedTuple):
+  """What a run computes, placed on a mesh and not yet compiled.
+
+  Attributes:
+    init: makes the state of step 0.
+    like: shapes of the state.
+    where: its shardings.
+    batch: shapes and shardings of a batch.
+    update: the jitted `train_step`, which takes the state's memory.
+  """
+
+  init: Callable[[], types.TrainState]
+  like: types.TrainState
+  where: types.TrainState
+  batch: types.Batch
+  update: Any
+
+
+def program(
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  example: types.Batch,
+  mesh: jax.sharding.Mesh,
+  rules: Mapping[str, Any],
+  seed: int,
+  loss: Loss = DEFAULT,
+  microbatches: int = 1,
+) -> Program:
+  """Puts a run together; nothing is allocated.
+
+  Args:
+    model, tx, loss, microbatches: as of `train_step`.
+    example: a batch of all processes.
+    mesh, rules: see `sharding.shardings`.
+    seed: of initial parameters and of dropout.
+
+  Raises:
+    ValueError: what does not fit the mesh.
+  """
+  init_rng, rng = jax.random.split(jax.random.key(seed))
+  init = partial(init_state, init_rng, example, model=model, tx=tx)
+  like = jax.eval_shape(init)
+  where = sharding.shardings(
+    like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
+  )
+  update = jax.jit(
+    partial(
+      train_step,
+      model=model,
+      tx=tx,
+      rng=rng,
+      loss=loss,
+      microbatches=microbatches,
+    ),
+    donate_argnums=0,
+    out_shardings=(where, None),
+  )
+  batch = sharding.shapes(example, mesh)
+  return Program(init, like, where, batch, update)
 
 
 def init_state(
@@ -30,44 +94,34 @@ def init_state(
   )
 
 
-def start(init: Callable[[], types.TrainState], where: Any) -> types.TrainState:
-  """Calls `init` and places what it makes, in parts from the beginning.
-
-  Args:
-    init: `init_state` with its arguments.
-    where: shardings of the state, all of one mesh.
-  """
+def start(run: Program) -> types.TrainState:
+  """Makes the state of step 0, in parts from the beginning."""
   # It runs once, so that compiling is what it costs: half the time this way.
   fast = {'xla_backend_optimization_level': 1}
   on_cpu = jax.default_backend() == 'cpu'
-  with jax.set_mesh(_mesh(where)):
+  with jax.set_mesh(_mesh(run)):
     return jax.jit(
-      init, out_shardings=where, compiler_options=fast if on_cpu else None
+      run.init,
+      out_shardings=run.where,
+      compiler_options=fast if on_cpu else None,
     )()
 
 
+def lower(run: Program) -> Any:
+  """Traces the update of a program: `.compile()` is what is left to do."""
+  placed = jax.tree.map(lambda x, y: x.update(sharding=y), run.like, run.where)
+  with jax.set_mesh(_mesh(run)):
+    return run.update.lower(placed, run.batch)
+
+
 @contextlib.contextmanager
-def compiling(
-  update: Any, like: Any, where: Any, batch: types.Batch
-) -> Iterator[None]:
+def compiling(run: Program) -> Iterator[None]:
   """Compiles in a thread, while the state is made or read inside `with`.
 
   The call that comes next finds what was compiled.
-
-  Args:
-    update: a jitted `train_step`.
-    like: shapes of the state.
-    where: their shardings, all of one mesh.
-    batch: shapes of a batch, from `sharding.shapes`.
   """
-  placed = jax.tree.map(lambda x, y: x.update(sharding=y), like, where)
-
-  def compile_update():
-    with jax.set_mesh(_mesh(where)):
-      update.lower(placed, batch).compile()
-
   with futures.ThreadPoolExecutor(1) as pool:
-    compiled = pool.submit(compile_update)
+    compiled = pool.submit(lambda: lower(run).compile())
     yield
     compiled.result()
 
@@ -79,7 +133,7 @@ def train_step(
   model: types.Model,
   tx: optax.GradientTransformation,
   rng: jax.Array,
-  loss: Loss = loss.token_loss,
+  loss: Loss = DEFAULT,
   microbatches: int = 1,
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
   """Takes one optimizer step on the mean loss of the batch.
@@ -94,28 +148,35 @@ def train_step(
     batch: B rows, a multiple of `microbatches`.
     model, tx: see `types.Model` and `lm.optim`.
     rng: the run's key; dropout draws from it by step and microbatch.
-    loss: `(logits, batch) -> Metric` in nats.
+    loss: `(output, batch, head) -> Metric` in nats, where `head` is that of
+      the model with its parameters.
     microbatches: parts that are computed one after another.
 
   Returns:
-    The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`.
+    The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`, and what
+    the model measures of itself (`Output.aux`).
   """
-  weight = jnp.sum(batch.weights)
+  # An empty batch has gradient 0, not 0 / 0.
+  weight = jnp.maximum(jnp.sum(batch.weights), 1e-9)
+  tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1)
   rng = jax.random.fold_in(rng, state.step)
 
   def total(params, part, key):
-    metric = loss(model.apply(params, part, rng=key).logits, part)
-    # An empty batch has gradient 0, not 0 / 0.
-    return metric.total / jnp.maximum(weight, 1e-9), metric
+    out = model.apply(params, part, rng=key)
+    head = None if model.head is None else partial(model.head, params)
+    metric = loss(out, part, head)
+    extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
+    value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
+    return value, {'loss_nats': metric, **out.aux}
 
   def gradients(part, key):
-    (_, metric), grads = jax.value_and_grad(total, has_aux=True)(
+    (_, found), grads = jax.value_and_grad(total, has_aux=True)(
       state.params, part, key
     )
-    return grads, metric
+    return grads, found
 
   if microbatches == 1:
-    grads, metric = gradients(batch, rng)
+    grads, found = gradients(batch, rng)
   else:
     parts = jax.tree.map(
       # Strided, not cut in runs: each device keeps its own rows.
@@ -131,11 +192,11 @@ def train_step(
       jnp.zeros_like,
       jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), rng),
     )
-    (grads, metric), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
+    (grads, found), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
   grads = _inject(grads, state.step)
 
   norm = metrics_lib.tree_norm(grads)
-  finite = jnp.isfinite(norm) & jnp.isfinite(metric.total)
+  finite = jnp.isfinite(norm) & jnp.isfinite(found['loss_nats'].total)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   # Select, never multiply: nan * 0 is nan.
@@ -148,7 +209,7 @@ def train_step(
   extra = {**state.extra, 'skipped': state.extra['skipped'] + skipped}
   kept = finite.astype(jnp.float32)
   metrics = {
-    'loss_nats': metric,
+    **found,
     # One nan would blank a whole interval's mean: a dropped step weighs 0.
     'grad_norm': types.Metric(jnp.where(finite, norm, 0), kept),
     'skipped': types.Metric(skipped, jnp.ones(())),
@@ -156,8 +217,8 @@ def train_step(
   return types.TrainState(state.step + 1, params, opt_state, extra), metrics
 
 
-def _mesh(where):
-  return jax.tree.leaves(where)[0].mesh
+def _mesh(run: Program) -> jax.sharding.Mesh:
+  return jax.tree.leaves(run.where)[0].mesh
 
 
 def _inject(grads, step):

@@ -28,7 +28,6 @@ _ARGS = (
 
 from collections.abc import Generator, Iterable
 import contextlib
-from functools import partial
 import math
 import os
 from pathlib import Path
@@ -42,7 +41,6 @@ from lm import (
   errors,
   log,
   memory,
-  optim,
   progress,
   saved,
   sharding,
@@ -134,44 +132,35 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
       name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
       for name, spec in (c.evals.items() if c.eval_every else ())
     }
-    init_rng, rng = jax.random.split(jax.random.key(c.seed))
-    init = partial(step.init_state, batch=data.example, model=model, tx=tx)
     with config.refusals():
-      like = jax.eval_shape(init, init_rng)  # shapes only, nothing is allocated
-      where = sharding.shardings(
-        like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=c.sharding
+      run = step.program(  # shapes only, nothing is allocated
+        model=model,
+        tx=tx,
+        example=data.example,
+        mesh=mesh,
+        rules=c.sharding,
+        seed=c.seed,
+        loss=config.build(c.loss),
+        microbatches=c.microbatches,
       )
-      example = sharding.shapes(data.example, mesh)
     taken = {}
     if c.init_from is not None and meta is None:
       taken = saved.parameters(
-        c.init_from, c.init_paths, like.params, tokenizer
+        c.init_from, c.init_paths, run.like.params, tokenizer
       )
-    saver.preflight(like)
-    update = jax.jit(
-      partial(
-        step.train_step,
-        model=model,
-        tx=tx,
-        rng=rng,
-        loss=config.build(c.loss),
-        microbatches=c.microbatches,
-      ),
-      donate_argnums=0,
-      out_shardings=(where, None),
-    )
-    with step.compiling(update, like, where, example):
-      restored = saver.restore(like, where)
+    saver.preflight(run.like)
+    with step.compiling(run):
+      restored = saver.restore(run.like, run.where)
       if restored is not None:
         state = restored[0]
       else:
-        state = step.start(partial(init, init_rng), where)
+        state = step.start(run)
         params = tree.map_paths(
           lambda path, fresh, place: (
             jax.device_put(taken.pop(path), place) if path in taken else fresh
           ),
           state.params,
-          where.params,
+          run.where.params,
         )
         state = state._replace(params=params)
 
@@ -179,7 +168,7 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     diary = _Diary(c, workdir, start, data, lr, meta and meta['diary'])
     closing.callback(diary.close)
     diary.say(
-      f'{workdir}: step {start} of {c.steps}, {tree.count(like.params):,} '
+      f'{workdir}: step {start} of {c.steps}, {tree.count(run.like.params):,} '
       f'parameters, mesh {dict(mesh.shape)}'
     )
     before = None
@@ -195,7 +184,7 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
     placed = closing.enter_context(contextlib.closing(_place(batches, mesh)))
     for n, batch in placed:
       with jax.set_mesh(mesh):
-        state, metrics = update(state, batch)
+        state, metrics = run.update(state, batch)
       # The host reads the step before, so that the device never waits for it.
       diary.note(n, before)
       before = metrics

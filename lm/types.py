@@ -55,7 +55,9 @@ class Output(NamedTuple):
   Attributes:
     logits: [B, L, V].
     cache: the new one.
-    aux: extra losses.
+    aux: what a model measures of itself, by name: `Metric`s over the tokens of
+      the batch that are not padding. Those whose names end in '_loss' are added
+      to what is minimized, each as its mean over the batch's tokens.
     hidden: [B, L, D], what the output layer reads: features for `models.heads`;
       None of an n-gram.
   """
@@ -78,7 +80,7 @@ class Metric(NamedTuple):
 
 
 class Model(NamedTuple):
-  """A model is four pure values, shaped like `optax.GradientTransformation`.
+  """A model is five pure values, shaped like `optax.GradientTransformation`.
 
   Attributes:
     init: `(rng, batch) -> Params`.
@@ -88,12 +90,16 @@ class Model(NamedTuple):
       zeros of a KV cache, an RNN's carry or the encoder's memory.
     axes: `((path_regex, logical_axes), ...)`, the sharding table of the
       parameters; first match wins, aligned to the right.
+    head: `(params, hidden) -> logits`, the output layer alone, position by
+      position, for losses that never hold the logits of all positions; None:
+      it cannot be had apart.
   """
 
   init: Callable[..., Params]
   apply: Callable[..., Output]
   start: Callable[..., Cache]
   axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+  head: Callable[..., Array] | None = None
 
 
 class TrainState(NamedTuple):

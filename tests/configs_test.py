@@ -129,7 +129,7 @@ def test_a_config_builds_at_full_size(name):
   if vocab % tensor:
     model, state = shapes(c, vocab + tensor - vocab % tensor)
   mesh = AbstractMesh(
-    (2, 2, tensor), sharding.AXES
+    (2, 1, 2, 1, 1, tensor), sharding.AXES
   )  # devices that are not here
   where = sharding.shardings(
     state,

@@ -137,11 +137,13 @@ MODELS = {
   ),
 }
 RULES = {
+  'layers': 'stage',
   'vocab': 'tensor',
   'embed': 'fsdp',
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'mlp': 'tensor',
+  'expert': 'expert',
 }
 MESHES = [(1, 4, 2), (2, 2, 2)]
 # One axis alone and the other pairs: one model has what the others have.

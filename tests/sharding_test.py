@@ -8,7 +8,12 @@ from lm import sharding
 from lm.models import linen
 
 AXES = ((r'w$', ('embed', 'mlp')), (r'table$', ('vocab', 'embed')), (r'b$', ()))
-RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'vocab': ('fsdp', 'tensor')}
+RULES = {
+  'layers': 'stage',
+  'embed': 'fsdp',
+  'mlp': 'tensor',
+  'vocab': ('fsdp', 'tensor'),
+}
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +29,7 @@ def place(shapes, mesh, axes=AXES, rules=RULES):
 def test_rows_align_to_the_right_and_scalars_are_replicated(mesh):
   got = place({'w': (4, 8), 'layers/w': (3, 4, 8), 'b': (5,), 'n': ()}, mesh)
   assert got['w'].spec == PartitionSpec('fsdp', 'tensor')
-  assert got['layers/w'].spec == PartitionSpec(None, 'fsdp', 'tensor')
+  assert got['layers/w'].spec == PartitionSpec('stage', 'fsdp', 'tensor')
   assert got['b'].spec == PartitionSpec(None)
   assert got['n'].spec == PartitionSpec()
 

@@ -60,8 +60,8 @@ def test_a_nan_gradient_changes_nothing_but_is_counted(
 
 
 def test_an_infinite_loss_is_dropped(state):
-  def bad(logits, batch):
-    metric = step.loss.token_loss(logits, batch)
+  def bad(out, batch, head):
+    metric = step.DEFAULT(out, batch, head)
     return metric._replace(total=metric.total + np.inf)
 
   after, metrics = updater(loss=bad)(state, batch())

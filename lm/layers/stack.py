@@ -78,7 +78,7 @@ def apply(
     x_BLD, layer = module(x_BLD, view, layer)
     if layer is not None:
       layer = {k: v for k, v in layer.items() if k != 'index'}
-    return sharding.constrain(x_BLD, 'batch', None, None), layer
+    return sharding.constrain(x_BLD, 'batch', 'length', None), layer
 
   def saving(fn):
     if remat == 'none':

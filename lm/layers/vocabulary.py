@@ -91,4 +91,4 @@ class Logits(nn.Module):
     if self.bias:
       bias_V = self.param('bias', nn.initializers.zeros, (self.vocab,))
       logits_BLV += bias_V[None, None]
-    return sharding.constrain(logits_BLV, 'batch', None, 'vocab')
+    return sharding.constrain(logits_BLV, 'batch', 'length', 'vocab')

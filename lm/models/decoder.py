@@ -246,7 +246,7 @@ class Decoder(nn.Module):
     )(batch.tokens, batch.positions)
     x_BLD = (x_BLD * self.embed_scale).astype(self.dtype)
     x_BLD = blocks.dropout(self, self.dropout, x_BLD)
-    x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
+    x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
     keys, first = batch, 0
     if cache is not None:
       first = cache['index']

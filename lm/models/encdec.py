@@ -228,7 +228,7 @@ class EncoderDecoder(nn.Module):
       if self.sinusoids:
         x_BLD += positions.sinusoids(positions_BL, self.width)
       x_BLD = blocks.dropout(self, self.dropout, x_BLD.astype(self.dtype))
-      return sharding.constrain(x_BLD, 'batch', None, None), table_VD
+      return sharding.constrain(x_BLD, 'batch', 'length', None), table_VD
 
     memory_BSD = None
     if cache is None:

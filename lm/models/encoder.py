@@ -172,7 +172,7 @@ class Encoder(nn.Module):
     )(batch.tokens, batch.positions, batch.kinds)
     x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.dtype)
     x_BLD = blocks.dropout(self, self.dropout, x_BLD)
-    x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
+    x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
     mask_B1LS = attention.document_mask(batch.segments, batch.segments)
     x_BLD, _ = stack.apply(
       self.block,

@@ -19,7 +19,10 @@ def bridge(
   def init(rng, batch):
     # Shapes of parameters depend on no value, so a single row is enough.
     row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
-    return module.init({'params': rng}, row, None)['params']
+    # Outside of any mesh: one row divides over nothing.
+    nowhere = jax.sharding.AbstractMesh((), ())
+    with jax.sharding.use_abstract_mesh(nowhere):
+      return module.init({'params': rng}, row, None)['params']
 
   def apply(params, batch, *, cache=None, rng=None) -> types.Output:
     rngs = None if rng is None else {'dropout': rng}

@@ -116,7 +116,7 @@ class RecurrentModel(nn.Module):
       self.vocab, self.width, std=self.embed_std, name='embed'
     )(batch.tokens)
     x_BLD = x_BLD.astype(self.dtype)
-    x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
+    x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
     live_BL, starts_BL = batch.segments > 0, batch.positions == 0
     carry = _start(self, B) if cache is None else cache
     layers = partial(
@@ -197,6 +197,6 @@ class Layers(nn.Module):
         self.operands,
         name=f'layers_{i}',
       )(drop(x_BLD), starts_BL, live_BL, carry[i], keep_BD)
-      x_BLD = sharding.constrain(x_BLD, 'batch', None, None)
+      x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
       new.append(last)
     return drop(x_BLD), tuple(new)

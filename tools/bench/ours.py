@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from lm import checkpoint, flops, generate, memory, optim, sharding, step, types
+from lm import checkpoint, flops, generate, memory, sharding, step, types
 from lm.data import objectives, stream, tokenizer, writer
 from lm.models import decoder, linen
 from lm.optim import optimizers
@@ -58,34 +58,29 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
   tx, _ = optimizers.adamw(steps=10_000, peak=1e-3, warmup=100)
   batch = _random_batch(s)
   mesh = sharding.make_mesh()
-  init = partial(step.init_state, jax.random.key(0), batch, model=model, tx=tx)
-  like = jax.eval_shape(init)
-  where = sharding.shardings(
-    like,
+  run = step.program(
+    model=model,
+    tx=tx,
+    example=batch,
     mesh=mesh,
-    axes=(*optim.AXES, *model.axes),
     rules=base.get_config().sharding.to_dict(),
+    seed=0,
   )
-  update = jax.jit(
-    partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1)),
-    donate_argnums=0,
-    out_shardings=(where, None),
-  )
-  with step.compiling(update, like, where, sharding.shapes(batch, mesh)):
-    state = step.start(init, where)
+  with step.compiling(run):
+    state = step.start(run)
 
   def advance() -> Mapping[str, float]:
     nonlocal state
     with jax.set_mesh(mesh):
-      state, metrics = update(state, sharding.put(batch, mesh))
+      state, metrics = run.update(state, sharding.put(batch, mesh))
     jax.block_until_ready((state, metrics))
     loss = metrics['loss_nats']
     return {'loss_nats': float(loss.total) / float(loss.weight)}
 
-  parameters = flops.multiplied(like.params)
+  parameters = flops.multiplied(run.like.params)
   facts = {
     'devices': jax.device_count(),
-    'parameters': sum(x.size for x in jax.tree.leaves(like.params)),
+    'parameters': sum(x.size for x in jax.tree.leaves(run.like.params)),
     'flops_per_token': flops.train_flops_per_token(
       parameters, s.depth, s.length, s.width
     ),
