@@ -1,0 +1,6 @@
+"""Launchers: a run of lm.train on TPU VMs, a SLURM cluster or GKE.
+
+tpu_vm.py, slurm.py and gke.py are programs; `--dry_run` prints every command
+that they would run. commands.py is what they share, slices.py knows TPUs by
+name, and worker.py is the part that runs on a TPU VM.
+"""
