@@ -11,8 +11,14 @@ directory per leaf, not compressed, so that a file's size bounds the memory it
 can ask for. `manifest` says what makes a step whole, `lease` who may write,
 `pins` what may be deleted. Deletion stays in our hands because orbax empties a
 directory that still looks like the latest step.
+
+Several processes save together, each its own parts (`chunks`), into a directory
+that all of them see; process 0 alone holds the lease, commits and deletes. What
+they write is what one process would, cut: the same hash for the same bits.
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 import logging
 import os
@@ -20,13 +26,30 @@ from pathlib import Path
 import shutil
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lm import errors, faults, lease, leaves, manifest, pins, tree
+from lm import (
+  chunks,
+  errors,
+  faults,
+  lease,
+  leaves,
+  manifest,
+  pins,
+  processes,
+  tree,
+)
+
+T = TypeVar('T')
+# How long a process that fails waits for a save: all of a run are to end within
+# half a minute.
+_LAST_SAVE_SECONDS = 15.0
+# How long a network file system may hide a new file from other hosts.
+_UNSEEN_SECONDS = 60.0
 
 Locked, Damaged, Storage = errors.Locked, errors.Damaged, errors.Storage
 Missing, Gone, Mismatch = errors.Missing, errors.Gone, errors.Mismatch
@@ -49,6 +72,7 @@ class Checkpointer:
     *,
     keep: int = 3,
     keep_every: int | None = None,
+    group: processes.Group | None = None,
     deadline_seconds: float = 1800.0,
     beat_seconds: float = 10.0,
     stale_seconds: float = 60.0,
@@ -59,6 +83,8 @@ class Checkpointer:
       workdir: made if it is not there.
       keep: the newest sound steps to keep; two are kept in any case.
       keep_every: steps divisible by this are kept for ever; None for none.
+      group: the processes that save together, which all make the same calls;
+        None for this one alone.
       deadline_seconds: how long one save may take before it is an error.
       beat_seconds: as of `lease.Lease`.
       stale_seconds: as of `lease.Lease`.
@@ -67,6 +93,7 @@ class Checkpointer:
     self._root = manifest.root(workdir)
     self._keep = max(2, keep)
     self._keep_every = keep_every
+    self._group = group or processes.alone()
     self._deadline_seconds = deadline_seconds
     self._lease = lease.Lease(
       workdir, beat_seconds=beat_seconds, stale_seconds=stale_seconds
@@ -76,14 +103,26 @@ class Checkpointer:
     self._error: BaseException | None = None
     self._sound: set[int] = set()  # steps this process wrote or verified
     self._copies: dict[str, leaves.Leaf] = {}
+    self._parts: dict[str, chunks.Parts] = {}
+    self._bytes = 0
+    self._token = 0  # of the lease
 
   def __enter__(self) -> 'Checkpointer':
     """Takes the lease and clears away what a dead writer left unfinished.
 
     Raises:
       errors.Locked: another process trains here.
-      errors.Storage: the directory cannot be written to.
+      errors.Storage: the directory cannot be written to, or is not the one
+        that process 0 has.
     """
+    if self._group.leads:
+      self._take()
+    self._token = self._group.share('lease', self._lease.token, 300.0)
+    if not self._group.leads:
+      self._check_shared()
+    return self
+
+  def _take(self) -> None:
     try:
       self._root.mkdir(parents=True, exist_ok=True)
       probe = self._root / f'tmp.probe.{os.getpid()}'
@@ -103,18 +142,30 @@ class Checkpointer:
     except BaseException:
       self._lease.__exit__()
       raise
-    return self
+
+  def _check_shared(self) -> None:
+    if not _soon(lambda: lease.token(self._workdir) == self._token):
+      raise Storage(
+        f'{self._workdir}: on {self._group.name(self._group.index)} this is not'
+        ' the folder of process 0: use storage that all hosts share'
+      )
 
   def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
     """Waits for the last save and gives the lease back."""
     try:
-      self.wait()
+      if error is not None and self._group.count > 1 and self._thread:
+        self._thread.join(_LAST_SAVE_SECONDS)
+        if self._error is not None:
+          raise self._error
+      else:
+        self.wait()
     except BaseException as late:
       if error is None:
         raise
       error.add_note(f'and the last save failed: {late}')
     finally:
-      self._lease.__exit__()
+      if self._group.leads:
+        self._lease.__exit__()
 
   def preflight(self, like: Any) -> None:
     """Checks, before any work, that a checkpoint of `like` has room.
@@ -122,7 +173,19 @@ class Checkpointer:
     Raises:
       errors.Storage: it has not.
     """
-    self._check_room(leaves.nbytes(like), 'a checkpoint')
+    if self._group.leads:
+      self._check_room(leaves.nbytes(like), 'a checkpoint')
+
+  def meta(self) -> Any | None:
+    """Reads what was saved beside the newest sound step; None without steps.
+
+    Raises:
+      errors.Damaged: every step is damaged.
+    """
+    found = None
+    if self._group.leads and steps(self._workdir):
+      found = read_meta(self._workdir)
+    return self._group.share('meta', found, self._deadline_seconds)
 
   def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
     """Copies a state to the host, and writes it in the background.
@@ -145,15 +208,20 @@ class Checkpointer:
       meta = json.loads(json.dumps(meta, allow_nan=False))
     except (TypeError, ValueError) as error:
       raise ValueError(f'meta of step {step} is not JSON: {error}') from None
-    newest = max(manifest.candidates(self._workdir), default=-1)
-    if step <= newest:
-      raise ValueError(
-        f'{self._root}: step {step} is not newer than step {newest}, which is'
-        ' never overwritten: restore that one or use another workdir'
-      )
-    self._lease.check()
-    self._check_room(leaves.nbytes(state), f'step {step}')
-    self._copies = leaves.copy(state, self._copies)
+    self._bytes = leaves.nbytes(state)
+    if self._group.leads:
+      newest = max(manifest.candidates(self._workdir), default=-1)
+      if step <= newest:
+        raise ValueError(
+          f'{self._root}: step {step} is not newer than step {newest}, which is'
+          ' never overwritten: restore that one or use another workdir'
+        )
+      self._lease.check()
+      self._check_room(self._bytes, f'step {step}')
+    if self._group.count > 1:
+      self._parts = chunks.copy(state, self._parts)
+    else:
+      self._copies = leaves.copy(state, self._copies)
     self._saving = step
     self._thread = threading.Thread(
       target=self._run, args=(step, meta), name='save', daemon=True
@@ -185,11 +253,33 @@ class Checkpointer:
     Newer steps that are damaged are set aside, so that their numbers can be
     saved again. Arguments and errors are as of `restore`.
     """
+    if self._group.count > 1:
+      return self._restore_parts(like, shardings)
     if not manifest.candidates(self._workdir):
       return None
     step, state, meta = manifest.newest(
       self._workdir, lambda n: (n, *_load(self._workdir, n, like, shardings))
     )
+    self._set_aside(step)
+    return state, meta
+
+  def _restore_parts(self, like: Any, shardings: Any) -> tuple[Any, Any] | None:
+    """Restores on all processes the step that process 0 has verified."""
+    step = None
+    if self._group.leads and manifest.candidates(self._workdir):
+      content = manifest.newest(
+        self._workdir, lambda n: verify(self._workdir, n)
+      )
+      step = content['step']
+      self._set_aside(step)
+    step = self._group.share('restore', step, self._deadline_seconds)
+    if step is None:
+      return None
+    content = manifest.read(self._workdir, step)
+    return _load(self._workdir, step, like, shardings, content)
+
+  def _set_aside(self, step: int) -> None:
+    """Moves what is newer than a restored step out of its way."""
     self._lease.check()
     for bad in manifest.candidates(self._workdir):
       if bad > step:
@@ -197,13 +287,16 @@ class Checkpointer:
         os.rename(manifest.directory(self._workdir, bad), aside)
         manifest.warn(f'{aside}: set aside; remove it when you have seen it')
     self._sound.add(step)
-    return state, meta
 
   def _run(self, step: int, meta: dict[str, Any]) -> None:
     try:
-      self._write(step, meta)
+      if self._group.count > 1:
+        self._write_parts(step, meta)
+      else:
+        self._write(step, meta)
       try:
-        self._retain()
+        if self._group.leads:
+          self._retain()
       except (Storage, OSError) as error:
         # The step is safe; if room runs out, the next save says so.
         manifest.warn(f'{self._root}: old steps cannot be deleted: {error}')
@@ -212,8 +305,7 @@ class Checkpointer:
 
   def _write(self, step: int, meta: dict[str, Any]) -> None:
     """Writes one step under another name and commits it by a rename."""
-    # The token keeps a stopped and replaced writer out of our directories.
-    tmp = self._root / f'tmp.save.{step:08d}.{self._lease.token}'
+    tmp = self._place(step)
     try:
       self._lease.check()
       tmp.mkdir()
@@ -227,29 +319,154 @@ class Checkpointer:
       faults.strike('die_in_save', step)
       content = manifest.write(tmp, step, records, meta)
       leaves.check_written(content)
-      self._lease.check()
-      os.rename(tmp, manifest.directory(self._workdir, step))
-      manifest.sync(self._root)
-      self._sound.add(step)
+      self._commit(tmp, step)
     except BaseException:
       pins.delete(tmp)
       raise
+
+  def _place(self, step: int) -> Path:
+    # The token keeps a stopped and replaced writer out of our directories.
+    return self._root / f'tmp.save.{step:08d}.{self._token}'
+
+  def _commit(self, tmp: Path, step: int) -> None:
+    self._lease.check()
+    os.rename(tmp, manifest.directory(self._workdir, step))
+    manifest.sync(self._root)
+    self._sound.add(step)
+
+  def _write_parts(self, step: int, meta: dict[str, Any]) -> None:
+    """Writes one step together with the other processes, each its parts.
+
+    A process reads back leaves that it has not written alone, so that the disk
+    is verified, hashing is shared, and no process holds more than a leaf.
+    """
+    tmp = self._place(step)
+    folders = {
+      path: tmp / 'state' / path.replace('/', '.') for path in self._parts
+    }
+    stored = [path for path, part in self._parts.items() if 0 not in part.shape]
+    group = self._group
+
+    def write() -> dict[str, str]:
+      return {
+        f'state/{folders[path].name}/{key}': sha256
+        for path in stored
+        for key, sha256 in chunks.write(
+          folders[path], self._parts[path]
+        ).items()
+      }
+
+    def read_back() -> list[dict[str, Any]]:
+      whole, files = {}, {}
+      for path in stored[group.index :: group.count]:
+        whole[path], found = chunks.read_back(folders[path], self._parts[path])
+        for key, record in found.items():
+          files[f'state/{folders[path].name}/{key}'] = record
+      return [whole, files]
+
+    try:
+      self._round(f'step {step} begun', lambda: self._begin(tmp, stored))
+      written = self._round(f'step {step} written', write)
+      time.sleep(faults.seconds('slow_save'))
+      faults.strike('stop_in_save', step)
+      faults.strike('die_in_save', step)
+      read = self._round(f'step {step} read back', read_back)
+      self._round(
+        f'step {step} committed',
+        lambda: self._commit_parts(tmp, step, meta, written, read),
+      )
+    except BaseException:
+      if group.leads:
+        pins.delete(tmp)
+      raise
+
+  def _begin(self, tmp: Path, stored: list[str]) -> None:
+    """Makes the directory of a step and of its leaves (process 0)."""
+    if not self._group.leads:
+      return
+    self._lease.check()
+    tmp.mkdir()
+    ones = {
+      path: np.zeros((1,) * len(part.shape), leaves.dtype(part.dtype))
+      for path, part in self._parts.items()
+      if path in stored
+    }
+    with _orbax() as writer:
+      args = ocp.args.PyTreeSave(leaves.nest(ones))
+      writer.save((tmp / 'state').absolute(), args=args)
+    for path in stored:
+      chunks.announce(tmp / 'state' / path.replace('/', '.'), self._parts[path])
+
+  def _commit_parts(self, tmp, step, meta, written, read) -> None:
+    """Checks what all have written and commits it (process 0)."""
+    if not self._group.leads:
+      return
+    hashes = dict.fromkeys(self._parts, leaves.NOTHING)
+    files: dict[str, dict[str, Any]] = {}
+    for whole, found in read:
+      hashes |= whole
+      files |= found
+    for name, sha256 in (item for part in written for item in part.items()):
+      if files[name]['sha256'] != sha256:
+        raise leaves.not_as_written(name, step)
+    records = {
+      path: {
+        'shape': list(part.shape),
+        'dtype': part.dtype,
+        'sha256': hashes[path],
+      }
+      for path, part in self._parts.items()
+    }
+    if not _soon(lambda: files.keys() <= manifest.listing(tmp)):
+      raise Storage(f'{tmp}: does not show what other hosts have written there')
+    manifest.write(tmp, step, records, meta, files)
+    self._commit(tmp, step)
+
+  def _round(self, key: str, work: Callable[[], T]) -> list[T] | None:
+    """Does a piece of work on all processes: what fails on one, fails on all.
+
+    Returns:
+      What came of it on each process, for process 0; None for the others.
+
+    Raises:
+      errors.Storage: it failed on another process.
+      processes.Lost: another process has ended, or does not answer.
+    """
+    value = failed = None
+    try:
+      value = work()
+    except Exception as error:
+      failed = error
+    said = failed and (errors.refusal(failed) or str(failed))
+    seconds = self._deadline_seconds
+    found = self._group.gather(key, [value, said], seconds)
+    causes = [
+      f'{self._group.name(process)}: {cause}'
+      for process, (_, cause) in enumerate(found or ())
+      if cause
+    ]
+    cause = self._group.share(f'{key} by all', causes[:1], seconds + 5)
+    if failed is not None:
+      raise failed
+    if cause:
+      raise Storage(f'{self._root}: step {self._saving} not saved: {cause[0]}')
+    return None if found is None else [value for value, _ in found]
 
   def _explain(self, error: Exception, step: int) -> Exception:
     """Says in one line why step was not saved, if it is not our fault."""
     try:
       # A successor removes what we were writing: then that is the cause.
-      self._lease.check()
+      if self._group.leads:
+        self._lease.check()
     except Locked as fenced:
       return fenced
     cause = errors.refusal(error)
     if cause is None:
       return error
-    need = sum(leaf.array.nbytes for leaf in self._copies.values())
+    free = shutil.disk_usage(self._root).free
     explained = Storage(
-      f'{self._root}: step {step} not saved: {cause} (needs {need} bytes,'
-      f' {shutil.disk_usage(self._root).free} free); older steps are intact:'
-      ' make room'
+      f'{self._root}: step {step} not saved: {cause} (needs {self._bytes}'
+      f' bytes, {free} free); older steps are intact: make room'
     )
     explained.__cause__ = error
     return explained
@@ -285,6 +502,16 @@ class Checkpointer:
         f'{self._root}: {what} needs {need} bytes and {free} are free: make'
         ' room, or lower keep, or use another workdir'
       )
+
+
+def _soon(seen: Callable[[], bool]) -> bool:
+  """Waits until something is to be seen in the file system."""
+  deadline = time.monotonic() + _UNSEEN_SECONDS
+  while not seen():
+    if time.monotonic() > deadline:
+      return False
+    time.sleep(0.1)
+  return True
 
 
 def restore(
@@ -331,10 +558,14 @@ def restore_params(
 
 
 def _load(
-  workdir: str | os.PathLike[str], step: int, like: Any, shardings: Any
+  workdir: str | os.PathLike[str],
+  step: int,
+  like: Any,
+  shardings: Any,
+  content: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-  """Verifies and restores one step."""
-  content = manifest.verify(workdir, step)
+  """Restores one step, and verifies it unless given the manifest of that."""
+  content = content or manifest.verify(workdir, step)
   have, want = _specs(content), leaves.specs(like)
   if lines := tree.diff(have, want):
     raise Mismatch(
@@ -348,6 +579,18 @@ def _load(
   else:
     where = dict(tree.paths(shardings))
   assert want.keys() == where.keys(), sorted(want.keys() ^ where.keys())
+  if all(place.is_fully_addressable for place in where.values()):
+    found = _read_whole(workdir, step, content, want, where)
+  else:
+    found = _read_parts(workdir, step, content, where)
+  restored = [
+    leaves.cooked(found[path], leaf) for path, leaf in tree.paths(like)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(like), restored), content['meta']
+
+
+def _read_whole(workdir, step, content, want, where) -> dict[str, jax.Array]:
+  """Reads the leaves of a verified step onto devices of this process."""
   args = {
     path: ocp.ArrayRestoreArgs(
       restore_type=jax.Array,
@@ -358,11 +601,25 @@ def _load(
     for path, spec in want.items()
   }
   found = _read(workdir, step, content['leaves'], args)
-  restored = [
-    leaves.cooked(jax.device_put(found[path], where[path]), leaf)
-    for path, leaf in tree.paths(like)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(like), restored), content['meta']
+  return {path: jax.device_put(found[path], where[path]) for path in want}
+
+
+def _read_parts(workdir, step, content, where) -> dict[str, jax.Array]:
+  """Reads what lies on this process of the leaves of a step."""
+  state = manifest.directory(workdir, step) / 'state'
+  records = content['leaves']
+  found = {}
+  with _reading(state.parent):
+    stored = {k: v for k, v in records.items() if 0 not in v['shape']}
+    leaves.check_files(state, stored)
+    for path, record in records.items():
+      folder = state / path.replace('/', '.')
+
+      def file(key: str, folder: Path = folder) -> dict[str, Any]:
+        return content['files'][f'state/{folder.name}/{key}']
+
+      found[path] = chunks.read(folder, record, file, where[path])
+  return found
 
 
 def _load_params(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
@@ -395,7 +652,7 @@ def _read(
 ) -> dict[str, Any]:
   """Reads leaves of a verified step, by path, and checks their hashes."""
   place = manifest.directory(workdir, step)
-  try:
+  with _reading(place):
     # Orbax refuses arrays without elements.
     stored = {k: v for k, v in records.items() if 0 not in v['shape']}
     found = {
@@ -413,16 +670,6 @@ def _read(
           partial_restore=True,
         ),
       )
-  except errors.Failure:
-    raise
-  except Exception as error:  # whatever parsers make of strange bytes
-    if not place.exists():
-      raise Gone(
-        f'{place}: deleted while it was read: use a newer step'
-      ) from error
-    raise Damaged(
-      f'{place}: cannot be read: {error}; use another step'
-    ) from error
   found.update(tree.paths(read))
   for path, leaf in found.items():
     whole = isinstance(leaf, np.ndarray) or leaf.is_fully_addressable
@@ -431,14 +678,44 @@ def _read(
   return found
 
 
+@contextlib.contextmanager
+def _reading(place: Path) -> Iterator[None]:
+  """Says in one line what parsers make of strange bytes."""
+  try:
+    yield
+  except errors.Failure:
+    raise
+  except Exception as error:
+    if not place.exists():
+      raise Gone(
+        f'{place}: deleted while it was read: use a newer step'
+      ) from error
+    raise Damaged(
+      f'{place}: cannot be read: {error}; use another step'
+    ) from error
+
+
 def _orbax() -> ocp.Checkpointer:
   # Without copying: the arrays are our own already.
   registry = ocp.type_handlers.create_type_handler_registry(
     (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
     (jax.Array, ocp.type_handlers.ArrayHandler()),
   )
+  alone = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    # Orbax would wait for the other processes by itself, without a deadline.
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=here,
+      active_processes={here},
+      barrier_sync_key_prefix=f'lm-{here}',
+    )
   return ocp.Checkpointer(
     ocp.PyTreeCheckpointHandler(
-      type_handler_registry=registry, use_ocdbt=False, use_compression=False
-    )
+      type_handler_registry=registry,
+      use_ocdbt=False,
+      use_compression=False,
+      multiprocessing_options=alone,
+    ),
+    multiprocessing_options=alone,
   )

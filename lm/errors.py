@@ -33,6 +33,12 @@ class Missing(Failure):
   exit_code = 2
 
 
+class Remote(Failure):
+  """A work directory was asked for where only files of this host can be."""
+
+  exit_code = 2
+
+
 class Mismatch(Failure):
   """A checkpoint is sound but is not what this configuration describes.
 

@@ -175,6 +175,12 @@ def holder(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
   return {**found, 'heartbeat': _mtime(path), 'age_seconds': age}
 
 
+def token(workdir: str | os.PathLike[str]) -> int:
+  """Returns the token of a work directory's last lease, 0 without any."""
+  found = _read(Path(workdir) / NAME)
+  return found['token'] if found else 0
+
+
 def _alive(path: Path, found: dict[str, Any]) -> bool:
   if not found['pid'] or _dead(path, found):
     return False

@@ -17,6 +17,7 @@ import numpy as np
 
 from lm import errors, tree
 
+NOTHING = hashlib.sha256().hexdigest()  # of a leaf without elements
 assert sys.byteorder == 'little', 'hashes would differ from those elsewhere'
 
 
@@ -92,42 +93,61 @@ def copy(state: Any, old: dict[str, Leaf]) -> dict[str, Leaf]:
   Raises:
     ValueError: a leaf cannot be stored.
   """
-  arrays = {path: raw(leaf) for path, leaf in tree.paths(state)}
-  kinds = {path: str(leaf.dtype) for path, leaf in tree.paths(state)}
-  names = {path.replace('/', '.') for path in arrays}
-  if len(names) != len(arrays):
-    raise ValueError('two leaves have paths that differ only in "." and "/"')
+  flat = by_path(state)
+  arrays = {path: raw(leaf) for path, leaf in flat.items()}
   for path, leaf in arrays.items():
     if isinstance(leaf, jax.Array):
       if not leaf.is_fully_addressable:
         raise ValueError(
-          f'{path}: lies on devices of several processes, which is not'
-          ' supported yet: save from one process'
+          f'{path}: lies on devices of several processes: give the Checkpointer'
+          ' their group, of lm.processes'
         )
       leaf.copy_to_host_async()
-  copies = {}
-  for path, leaf in arrays.items():
-    view = np.asarray(leaf)
-    if _is_ours_alone(leaf):
-      copies[path] = Leaf(kinds[path], view)
-      continue
-    buffer = old[path].array if path in old else None
-    if (
-      buffer is None
-      or buffer.shape != view.shape
-      or buffer.dtype != view.dtype
-      or not buffer.flags.writeable
-    ):
-      buffer = np.empty(view.shape, view.dtype)
-    np.copyto(buffer, view)
-    copies[path] = Leaf(kinds[path], buffer)
-  return copies
+  return {
+    path: Leaf(
+      str(flat[path].dtype),
+      keep(leaf, old[path].array if path in old else None),
+    )
+    for path, leaf in arrays.items()
+  }
+
+
+def by_path(state: Any) -> dict[str, Any]:
+  """Lists the leaves of a tree by path.
+
+  Raises:
+    ValueError: two of them would be stored in one place.
+  """
+  flat = dict(tree.paths(state))
+  if len({path.replace('/', '.') for path in flat}) != len(flat):
+    raise ValueError('two leaves have paths that differ only in "." and "/"')
+  return flat
+
+
+def keep(leaf: Any, buffer: np.ndarray | None) -> np.ndarray:
+  """Copies an array to memory of our own: to `buffer`, where that fits."""
+  view = np.asarray(leaf)
+  if _is_ours_alone(leaf):
+    return view
+  if (
+    buffer is None
+    or buffer.shape != view.shape
+    or buffer.dtype != view.dtype
+    or not buffer.flags.writeable
+  ):
+    buffer = np.empty(view.shape, view.dtype)
+  np.copyto(buffer, view)
+  return buffer
 
 
 def sha256(array: np.ndarray) -> str:
   """Hashes an array's bytes."""
-  flat = np.ascontiguousarray(array).reshape(-1)
-  return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
+  return hashlib.sha256(bytes_of(array)).hexdigest()
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+  """Looks at an array's bytes, in C order."""
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
@@ -156,10 +176,15 @@ def check_written(content: dict[str, Any]) -> None:
     name = f'state/{path.replace("/", ".")}/{chunk}'
     found = content['files'].get(name, {'sha256': 'no file'})
     if 0 not in record['shape'] and found['sha256'] != record['sha256']:
-      raise errors.Storage(
-        f'{name}: what was written at step {content["step"]} is not what was'
-        ' in memory: look for a faulty disk or memory'
-      )
+      raise not_as_written(name, content['step'])
+
+
+def not_as_written(name: str, step: int) -> errors.Storage:
+  """Says that a file on disk is not what was in memory."""
+  return errors.Storage(
+    f'{name}: what was written at step {step} is not what was in memory: look'
+    ' for a faulty disk or memory'
+  )
 
 
 def check_files(state: Path, records: dict[str, dict[str, Any]]) -> None:

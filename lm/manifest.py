@@ -17,7 +17,7 @@ Checkpoints of strangers are data. Nothing outside a step's own directory is
 followed or read, and nothing is unpickled.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import hashlib
 import json
@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import re
 import stat
 import sys
+import types
 from typing import Any, TypeVar
 
 from lm import errors
@@ -39,7 +40,16 @@ T = TypeVar('T')
 
 
 def root(workdir: str | os.PathLike[str]) -> Path:
-  """Returns the directory that holds a run's checkpoints."""
+  """Returns the directory that holds a run's checkpoints.
+
+  Raises:
+    errors.Remote: the work directory is an address, such as gs://bucket/run.
+  """
+  if re.match('[A-Za-z][A-Za-z0-9+.-]+:/', str(workdir)):
+    raise errors.Remote(
+      f'{workdir}: not a folder of this machine: give one, and copy it up, or'
+      ' mount the bucket'
+    )
   return Path(workdir) / 'checkpoints'
 
 
@@ -87,7 +97,11 @@ def leftovers(workdir: str | os.PathLike[str]) -> list[str]:
 
 
 def write(
-  place: Path, step: int, leaves: dict[str, dict[str, Any]], meta: Any
+  place: Path,
+  step: int,
+  leaves: dict[str, dict[str, Any]],
+  meta: Any,
+  known: Mapping[str, dict[str, Any]] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
   """Hashes and syncs all files under `place` and writes its manifest.
 
@@ -96,13 +110,15 @@ def write(
     step: the step it will be known by.
     leaves: `{path: {'shape': [...], 'dtype': str, 'sha256': str}}`.
     meta: JSON; its item `data` says where in the data the step stands.
+    known: records of files that are synced and were hashed on disk already.
 
   Returns:
     The manifest. Its `checkpoint` is one hash over step, data position and
     leaves: equal for equal bits, whatever the time, mesh or host.
   """
   files = {
-    name: {'bytes': path.stat().st_size, 'sha256': _sha256(path, sync=True)}
+    name: known.get(name)
+    or {'bytes': path.stat().st_size, 'sha256': _sha256(path, sync=True)}
     for name, path in sorted(_walk(place))
   }
   content = {
@@ -123,6 +139,11 @@ def write(
   for folder in {place, *(path.parent for _, path in _walk(place))}:
     sync(folder)
   return content
+
+
+def listing(place: Path) -> set[str]:
+  """Names all files of a step, relative to its directory."""
+  return {name for name, _ in _walk(place)}
 
 
 def content_hash(step: int, leaves: dict[str, Any], meta: Any) -> str:

@@ -49,6 +49,7 @@ def sweep(
     errors.Missing: there is no run, or it has no checkpoint.
   """
   workdir = Path(workdir)
+  checkpoint.steps(workdir)  # refuses an address
   path = workdir / 'evals.jsonl'
   evaluate = None
   refused: set[tuple[int, str]] = set()
@@ -175,6 +176,7 @@ def main(argv: list[str]) -> None:
 
 def _wait_for(workdir: Path, patience_seconds: float = 60.0) -> None:
   """Waits for a trainer that was started at the same time."""
+  checkpoint.steps(workdir)  # refuses an address
   deadline = time.monotonic() + patience_seconds
   while not workdir.is_dir() and time.monotonic() < deadline:
     time.sleep(0.2)

@@ -14,6 +14,9 @@ Resuming is starting the same command again. A run's folder:
   checkpoints/    one folder a step, see lm.checkpoint
   metrics.jsonl   training metrics, one line every `log_every` steps
   evals.jsonl     what lm.sweep found
+
+Several processes train one run when each is started with the same command, a
+folder that all of them see, and LM_DISTRIBUTED, see lm.processes.
 """
 
 import sys
@@ -28,6 +31,7 @@ _ARGS = (
 
 from collections.abc import Generator, Iterable
 import contextlib
+import io
 import math
 import os
 from pathlib import Path
@@ -41,6 +45,7 @@ from lm import (
   errors,
   log,
   memory,
+  processes,
   progress,
   saved,
   sharding,
@@ -63,6 +68,7 @@ FREE = (
   'log_every',
   'max_skipped',
   'mesh',
+  'plan',
   'prefetch',
   'save_every',
   'sharding',
@@ -76,12 +82,18 @@ class NotFinite(errors.Failure):
   exit_code = 6
 
 
-def train(c: config.Config, workdir: str | Path) -> types.TrainState:
+def train(
+  c: config.Config,
+  workdir: str | Path,
+  group: processes.Group | None = None,
+) -> types.TrainState:
   """Trains, or goes on training, until `c.steps` updates are saved.
 
   Args:
     c: as `configs/base.py`.
     workdir: made when missing; a run found there is resumed.
+    group: the processes that train it together, each by this call; None for
+      this one alone.
 
   Returns:
     The final state, which is also the last checkpoint.
@@ -91,8 +103,10 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
       `workdir`.
     errors.Failure: workdir is locked, storage or checkpoints are bad.
     NotFinite: see `max_skipped`.
-    stop.Stopped: SIGTERM or Ctrl-C came; the state is saved.
+    processes.Lost: another process has failed.
+    stop.Stopped: SIGTERM or Ctrl-C came, to any process; the state is saved.
   """
+  group = group or processes.alone()
   c = config.fill(c, given={'data': ('position',)})
   if c.fit is not None:
     raise config.ConfigError(
@@ -108,14 +122,16 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
   with (
     stop.Stop() as signals,
     checkpoint.Checkpointer(
-      workdir, keep=c.keep, keep_every=c.keep_every or None
+      workdir, keep=c.keep, keep_every=c.keep_every or None, group=group
     ) as saver,
     contextlib.ExitStack() as closing,
   ):
-    meta = checkpoint.read_meta(workdir) if checkpoint.steps(workdir) else None
+    meta = saver.meta()
     if meta is not None:
       _same_run(meta, c, workdir)
-    config.store(c, workdir / 'config.json')
+    _same_everywhere(c, group)
+    if group.leads:
+      config.store(c, workdir / 'config.json')
     with config.refusals():
       mesh = sharding.make_mesh(**c.mesh)
     tokenizer = config.build(c.tokenizer)
@@ -142,7 +158,11 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
         seed=c.seed,
         loss=config.build(c.loss),
         microbatches=c.microbatches,
+        numerics=c.numerics,
+        logical_shards=c.logical_shards,
       )
+      for example in data.examples:  # each has to fit the mesh
+        sharding.shapes(example, mesh)
     taken = {}
     if c.init_from is not None and meta is None:
       taken = saved.parameters(
@@ -165,31 +185,38 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
         state = state._replace(params=params)
 
     start = int(state.step)
-    diary = _Diary(c, workdir, start, data, lr, meta and meta['diary'])
+    diary = _Diary(
+      c, workdir, start, data, lr, meta and meta['diary'], group.leads
+    )
     closing.callback(diary.close)
     diary.say(
       f'{workdir}: step {start} of {c.steps}, {tree.count(run.like.params):,} '
       f'parameters, mesh {dict(mesh.shape)}'
     )
     before = None
+    with config.refusals():
+      host, hosts = sharding.host(mesh, c.batch_size)
     batches = stream.stream(
       data,
       start,
       c.steps,
       threads=c.threads,
       prefetch=c.prefetch,
-      host=jax.process_index(),
-      hosts=jax.process_count(),
+      host=host,
+      hosts=hosts,
     )
-    placed = closing.enter_context(contextlib.closing(_place(batches, mesh)))
+    placed = closing.enter_context(
+      contextlib.closing(_place(batches, mesh, host, hosts))
+    )
     for n, batch in placed:
       with jax.set_mesh(mesh):
         state, metrics = run.update(state, batch)
+      group.check()  # one that stood still may not even write to its diary
       # The host reads the step before, so that the device never waits for it.
       diary.note(n, before)
       before = metrics
       done = n + 1
-      last = done == c.steps or signals.requested
+      last = group.stop(signals.requested) or done == c.steps
       if last or done % c.save_every == 0:
         # Before its checkpoint, or a kill between the two would leave a hole
         # in metrics.jsonl.
@@ -208,24 +235,31 @@ def train(c: config.Config, workdir: str | Path) -> types.TrainState:
       if last:
         break
     saver.wait()
-    if signals.requested:
+    if group.stop(signals.requested):
       raise stop.Stopped(
         f'{workdir}: stopped by a signal at step {int(state.step)}, which is '
         'saved; the same command goes on from there'
       )
-    checkpoint.verify(workdir, c.steps)
+    if group.leads:
+      checkpoint.verify(workdir, c.steps)
   return state
 
 
 class _Diary:
-  """Sums metrics up, writes them down and draws the progress bar."""
+  """Sums metrics up, writes them down and draws the progress bar.
 
-  def __init__(self, c, workdir, start, data, lr, saved):
+  Only the process that leads writes and draws; all of them sum up, to end
+  alike.
+  """
+
+  def __init__(self, c, workdir, start, data, lr, saved, leads):
     self._c, self._lr, self._data = c, lr, data
-    self._log = log.Log(workdir, start)
+    self._log = log.Log(workdir, start) if leads else None
     self._tokens = data.step_tokens
     self._bytes_per_token = data.bytes_per_token
-    self._bar = progress.Progress(c.steps, self._tokens)
+    self._bar = progress.Progress(
+      c.steps, self._tokens, None if leads else _Unseen()
+    )
     self._sums = {
       name: types.Metric(*map(float.fromhex, parts))
       for name, parts in (saved or {}).items()
@@ -270,6 +304,8 @@ class _Diary:
     self._clock, self._since = now, step
     values = {k: metrics_lib.value(m) for k, m in self._sums.items()}
     self._sums = {}
+    if self._log is None:
+      return
     bits = self._bits(values['loss_nats'])
     self._log.now(
       step,
@@ -291,21 +327,48 @@ class _Diary:
 
   def now(self, step: int, name: str, values: dict[str, float]) -> None:
     """Writes what an evaluator found."""
+    if self._log is None:
+      return
     self._log.now(step, {f'{name}/{k}': v for k, v in values.items()})
     shown = '  '.join(f'{k} {v:.4g}' for k, v in values.items())
     self.say(f'step {step}  {name}  {shown}')
 
   def close(self) -> None:
-    self._log.close()
+    if self._log is not None:
+      self._log.close()
     self._bar.close()
 
 
+class _Unseen(io.StringIO):
+  """Takes what a process that does not lead would print."""
+
+  def write(self, text: str, /) -> int:
+    return len(text)
+
+
 def _place(
-  batches: Iterable[tuple[int, types.Batch]], mesh: jax.sharding.Mesh
+  batches: Iterable[tuple[int, types.Batch]],
+  mesh: jax.sharding.Mesh,
+  host: int,
+  hosts: int,
 ) -> Generator[tuple[int, types.Batch], None, None]:
   with config.refusals():
     for n, batch in batches:
-      yield n, sharding.put(batch, mesh)
+      yield n, sharding.put(batch, mesh, host, hosts)
+
+
+def _same_everywhere(c: config.Config, group: processes.Group) -> None:
+  if jax.process_count() != group.count:
+    raise config.ConfigError(
+      f'jax runs {jax.process_count()} processes: set {processes.VARIABLE} for'
+      ' each of them, or give train() their group'
+    )
+  lead = config.from_json(group.share('config', config.to_json(c), 300.0))
+  if lines := config.diff(lead, c):
+    raise config.ConfigError(
+      f'{group.name(group.index)} has another config than process 0:'
+      f' {"; ".join(lines)}: start all with the same'
+    )
 
 
 def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
@@ -322,7 +385,8 @@ def main(argv: list[str]) -> None:
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
   memory.keep_freed()
   try:
-    train(c, workdir)
+    with processes.start() as group:
+      train(c, workdir, group)
   except stream.Stalled as error:
     # Python would wait at exit for the thread that hangs in the file system.
     print(f'error: {error}', file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Saving and restoring: nothing is lost, cast, overwritten or noisy."""
 
 import json
+from pathlib import Path
 import threading
 
 import jax
@@ -320,3 +321,15 @@ def test_a_run_without_parameters_is_an_error(tmp_path):
 def test_a_missing_step_is_an_error(saved, one):
   with pytest.raises(errors.Gone, match=r'00000009: no such step: .* now: 1$'):
     checkpoint.restore(saved[0], shapes(saved[1]), one, step=9)
+
+
+@pytest.mark.parametrize(
+  'workdir', ['gs://bucket/run', Path('gs://bucket/run')]
+)
+def test_an_address_is_no_folder(workdir):
+  with pytest.raises(errors.Remote) as caught:
+    checkpoint.Checkpointer(workdir).__enter__()
+  assert str(caught.value) == (
+    f'{workdir}: not a folder of this machine: give one, and copy it up, or'
+    ' mount the bucket'
+  )

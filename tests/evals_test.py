@@ -58,14 +58,14 @@ def test_a_uniform_model_scores_every_token_and_byte_once(words, path):
   )
 
 
-def test_batch_size_changes_nothing(words, path):
+def test_batch_size_and_chunks_change_nothing(words, path):
   model = decoder.make(
     vocab=words.size, length=16, width=16, depth=1, heads=2, zero_outputs=True
   )
   params = model.init(jax.random.key(0), example(words))
   first, *others = [
-    evaluator(model, words, path, batch_size=n, length=16)(params)
-    for n in (8, 16, 24)
+    evaluator(model, words, path, batch_size=n, length=16, chunks=m)(params)
+    for n, m in ((8, 1), (16, 1), (24, 4))
   ]
   for other in others:
     assert other == pytest.approx(first, rel=1e-5)

@@ -3,13 +3,14 @@
 A pytest plugin, for its fixtures; see conftest.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import os
 from pathlib import Path
 import shutil
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import pytest
@@ -64,14 +65,20 @@ class Process:
   """A program of its own; what it prints goes to a file, so it never waits."""
 
   def __init__(
-    self, program: str, arguments: list[str], output: Path, fault=''
+    self,
+    program: str,
+    arguments: list[str],
+    output: Path,
+    fault: str = '',
+    settings: Mapping[str, str] = types.MappingProxyType({}),
   ):
+    module = program if '.' in program else f'lm.{program}'
     self.output = output
     with output.open('wb') as out:
       self._popen = subprocess.Popen(
-        [sys.executable, '-m', f'lm.{program}', *arguments],
+        [sys.executable, '-m', module, *arguments],
         cwd=ROOT,
-        env={**os.environ, 'FAULT': fault},
+        env={**os.environ, 'FAULT': fault, **settings},
         stdout=out,
         stderr=subprocess.STDOUT,
       )
@@ -125,9 +132,9 @@ def start(tmp_path) -> Iterator[Callable[..., Process]]:
   """Starts programs, and ends those that a test leaves behind."""
   started: list[Process] = []
 
-  def launch(program: str, arguments: list[str], fault: str = '') -> Process:
+  def launch(program: str, arguments: list[str], **how: Any) -> Process:
     output = tmp_path / f'output.{len(started)}'
-    started.append(Process(program, arguments, output, fault))
+    started.append(Process(program, arguments, output, **how))
     return started[-1]
 
   yield launch

@@ -95,8 +95,8 @@ def test_a_typo_ends_a_program_before_anything_is_touched(start, place):
     ),
     (
       {'batch_size': 6},
-      'batch_size: 6 rows a process do not divide over 4 devices (mesh.data *'
-      ' mesh.fsdp): change batch_size or mesh',
+      'batch_size: 6 rows do not divide over 4 parts (mesh.data * mesh.fsdp *'
+      ' mesh.expert): change batch_size or mesh',
     ),
     (
       {'sharding__vocab': 'tensor'},

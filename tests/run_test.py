@@ -156,6 +156,25 @@ def test_resumed_again_and_again_with_other_threads(
   assert programs.losses(workdir) == programs.losses(whole)
 
 
+def test_a_run_resumed_where_rows_grow_counts_every_token(
+  data, tmp_path, monkeypatch
+):
+  c = programs.on_eight(
+    data, data__lengths=((0, 4), (6, 16)), steps=8, save_every=8
+  )
+  train.train(c, tmp_path / 'whole')
+  monkeypatch.setattr(stop, 'Stop', lambda: _StopAt(tmp_path / 'run', 6))
+  with pytest.raises(stop.Stopped, match='at step 6, which is saved'):
+    train.train(c, tmp_path / 'run')
+  monkeypatch.undo()
+  train.train(c, tmp_path / 'run')
+  assert bits(tmp_path / 'run', 8) == bits(tmp_path / 'whole', 8)
+  for name in ('whole', 'run'):
+    found = log.read(tmp_path / name / 'metrics.jsonl')
+    assert [r['tokens'] for r in found] == [64 * n for n in range(1, 9)]
+    assert checkpoint.read_meta(tmp_path / name, 8)['data']['tokens'] == 512
+
+
 class _StopAt:
   """A `stop.Stop` whose signal comes while update `at` is computed."""
 

@@ -57,6 +57,12 @@ def test_rows_align_to_the_right_and_scalars_are_replicated(mesh):
       {'embed': None},
       r"w: logical axis 'mlp' has no rule",
     ),
+    (
+      {'w': (4, 8)},
+      AXES,
+      RULES | {'mlp': ('fsdp', 'tensor')},
+      r"w: mesh axis fsdp would cut two dimensions, \('embed', 'mlp'\): change",
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused_by_path(
@@ -80,7 +86,7 @@ def test_a_batch_keeps_its_rows_in_order_on_any_mesh(mesh):
 
 
 def test_a_batch_that_does_not_divide_is_refused(mesh):
-  with pytest.raises(ValueError, match=r'batch_size: 6 rows .* over 4 devices'):
+  with pytest.raises(ValueError, match=r'batch_size: 6 rows .* over 4 parts'):
     sharding.put(linen.example_batch(6, 4), mesh)
 
 

@@ -20,7 +20,7 @@ whole door: other floors import `config`, not the files behind it.
 """
 
 from lm.config.files import load, store
-from lm.config.programs import EXIT_CODES, main, parse, refusals
+from lm.config.programs import EXIT_CODES, main, parse, refusals, told
 from lm.config.specs import build, fill, resolve, trust
 from lm.config.values import (
   Config,
@@ -53,5 +53,6 @@ __all__ = [
   'resolve',
   'store',
   'to_json',
+  'told',
   'trust',
 ]

@@ -19,13 +19,13 @@ EXIT_CODES = {
   4: 'checkpoint damaged, and no verified step is left',
   5: 'storage: disk full or read only',
   6: 'losses or gradients were not finite for too long',
+  7: 'another process of this run failed: the last line names it',
   143: 'stopped by SIGTERM, after saving',
 }
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def _stop(error: BaseException, code: int) -> NoReturn:
-  text = values.one_line(str(error)) or type(error).__name__
+def _stop(text: str, code: int) -> NoReturn:
   print(f'error: {text}', file=sys.stderr, flush=True)
   sys.exit(code)
 
@@ -83,7 +83,7 @@ def parse(argv: Sequence[str], description: str) -> tuple[Config, Path]:
       flags['workdir']
     )
   except ConfigError as error:
-    _stop(error, error.exit_code)
+    _stop(values.one_line(str(error)), error.exit_code)
 
 
 @contextlib.contextmanager
@@ -103,18 +103,28 @@ def refusals() -> Iterator[None]:
 def main(program: Callable[[list[str]], int | None]) -> NoReturn:
   """Runs `program(sys.argv[1:])` and exits with the code it returns.
 
-  An exception with an `exit_code` is a message to the user, and so is an
-  OSError of a full or read-only disk (5): one line on stderr. Any other
-  exception is a bug and keeps its traceback; jax raises ValueErrors as well,
-  so the type alone says nothing.
+  Errors are as of `told`; any other exception is a bug and keeps its traceback.
   """
   try:
     code = program(sys.argv[1:])
   except Exception as error:
-    code = getattr(error, 'exit_code', None)
-    if isinstance(error, OSError) and error.errno in _STORAGE:
-      code = 5
-    if not isinstance(code, int):
+    known = told(error)
+    if known is None:
       raise
-    _stop(error, code)
+    _stop(*known)
   sys.exit(code or 0)
+
+
+def told(error: BaseException) -> tuple[str, int] | None:
+  """Returns an error's one line and exit code; None for a bug.
+
+  An exception with an `exit_code` is a message to the user, and so is an
+  OSError of a full or read-only disk (5). jax raises ValueErrors as well, so
+  the type alone says nothing.
+  """
+  code = getattr(error, 'exit_code', None)
+  if isinstance(error, OSError) and error.errno in _STORAGE:
+    code = 5
+  if not isinstance(code, int):
+    return None
+  return values.one_line(str(error)) or type(error).__name__, code

@@ -22,6 +22,7 @@ def make(
   length: int,
   objective: Mapping[str, Any] = objectives.CAUSAL,
   words: int | None = None,
+  chunks: int = 1,
 ) -> Evaluator:
   """Makes an evaluator that reads every token of a dataset exactly once.
 
@@ -37,6 +38,7 @@ def make(
       losses are not the text's, and only they and their number are given.
     words: words of the text (ends of lines included), for perplexity a word;
       None leaves it out.
+    chunks: as of `loss.make`, for less memory.
 
   Returns:
     `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats a token,
@@ -53,18 +55,24 @@ def make(
     objective=objective,
   )
 
+  score_output = loss.make(chunks=chunks)
+
   @jax.jit
   def score(params, batch):
-    return loss.token_loss(model.apply(params, batch).logits, batch)
+    head = model.head and jax.tree_util.Partial(model.head, params)
+    return score_output(model.apply(params, batch), batch, head)
 
   def evaluate(params: types.Params) -> dict[str, float]:
     # Summed on the host in double: a float32 sum of 10^7 losses has 2 digits.
     nats = tokens = 0.0
     assert data.steps is not None and data.text_bytes is not None
     pending = None  # the device works on a batch while the next one is read
-    for _, batch in stream.stream(data, 0, data.steps, threads=1):
+    host, hosts = sharding.host(mesh, batch_size)
+    for _, batch in stream.stream(
+      data, 0, data.steps, threads=1, host=host, hosts=hosts
+    ):
       with jax.set_mesh(mesh):
-        result = score(params, sharding.put(batch, mesh))
+        result = score(params, sharding.put(batch, mesh, host, hosts))
       for done in filter(None, [pending]):
         nats, tokens = nats + float(done.total), tokens + float(done.weight)
       pending = result
