@@ -9,10 +9,19 @@ from collections.abc import Mapping
 from lm.interop import fields, layout
 
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
-_LLAMA3 = {
-  'length': 'original_max_position_embeddings',
-  'low': 'low_freq_factor',
-  'high': 'high_freq_factor',
+# Fields of `positions.scaling` by their names there.
+_SCALINGS = {
+  'linear': {},
+  'llama3': {
+    'length': 'original_max_position_embeddings',
+    'low': 'low_freq_factor',
+    'high': 'high_freq_factor',
+  },
+  'yarn': {
+    'length': 'original_max_position_embeddings',
+    'low': 'beta_slow',
+    'high': 'beta_fast',
+  },
 }
 
 
@@ -83,15 +92,19 @@ def _rope(config, kind=None):
   name = scaling.get('rope_type', scaling.get('type', 'default'))
   if local or name == 'default':
     return base, None
-  if name not in ('linear', 'llama3'):
+  if name not in tuple(_SCALINGS):
     raise ValueError(
       f'config.json: rope of type {name!r:.40} is not supported; only default, '
-      'linear and llama3 are'
+      f'{", ".join(_SCALINGS)} are'
     )
-  ours = {'factor': fields.number(scaling, 'factor')}
-  if name == 'llama3':
-    for key, there in _LLAMA3.items():
-      ours[key] = fields.number(scaling, there)
+  usual = {}
+  if name == 'yarn':
+    usual = {'low': 1.0, 'high': 32.0}
+    plain = ('attention_factor', 'mscale', 'mscale_all_dim')
+    fields.only(scaling, truncate=True, **dict.fromkeys(plain))
+  ours = {'factor': fields.number(scaling, 'factor'), 'kind': name}
+  for key, there in _SCALINGS[name].items():
+    ours[key] = fields.number(scaling, there, usual.get(key))
   return base, ours
 
 
@@ -99,17 +112,18 @@ def _rope_written(spec):
   """Writes them as version 4, which 5 reads too."""
   ours = spec['rope_scaling']
   found = {'rope_theta': spec['rope_base']}
-  if ours is None:
+  # A kind that has no name there is missed when it is read again.
+  if ours is None or ours['kind'] not in _SCALINGS:
     return found
-  theirs = {'rope_type': 'linear', 'factor': ours['factor']}
-  if ours['length'] is not None:
-    theirs = {
-      'rope_type': 'llama3',
-      'factor': ours['factor'],
-      **{there: ours[key] for key, there in _LLAMA3.items()},
-      # Whole, or transformers complains.
-      _LLAMA3['length']: round(ours['length']),
-    }
+  names = _SCALINGS[ours['kind']]
+  theirs = {
+    'rope_type': ours['kind'],
+    'factor': ours['factor'],
+    **{there: ours[key] for key, there in names.items()},
+  }
+  if 'length' in names:
+    # Whole, or transformers complains.
+    theirs[names['length']] = round(ours['length'])
   return {**found, 'rope_scaling': theirs}
 
 

@@ -30,6 +30,7 @@ _USUAL = {
 }
 # Settings of training and of speed: no file holds them.
 _OURS = (
+  'attention_kernel',
   'dropout',
   'dtype',
   'kernel_std',
@@ -264,5 +265,5 @@ def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
     if key in out and out[key] is None:
       out[key] = usual
   if out.get('rope_scaling'):
-    out['rope_scaling'] = positions.Scaling(**out['rope_scaling'])._asdict()
+    out['rope_scaling'] = positions.scaling(**out['rope_scaling'])._asdict()
   return out

@@ -1,6 +1,6 @@
 """Multi-head attention with grouped keys and a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -8,83 +8,59 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear, positions
-
-# Half the least float32: finite, so that a row that may look nowhere (padding)
-# gives a uniform softmax and not nan, and far from overflow when added to.
-MASKED = float(jnp.finfo(jnp.float32).min) / 2
+from lm.layers import blockwise, kernels, linear, positions, sights
 
 
 class View(NamedTuple):
   """What attention looks at, the same for many layers.
 
   Attributes:
-    mask_B1LS: bool, True where a query may look.
+    mask_B1LS: bool, True where a query may look; None where `sight` says it.
     rotation: of queries and keys; None has none.
     bias_BNLS: added to the scores, float32 [B or 1, N, L, S]; None has none.
     memory_BSD: the encoder's output, for cross-attention; None where a cache
       holds its keys and values.
     memory_mask_B1LS: bool, True where a query may look in the memory.
+    sight: what a kernel reads that needs no whole mask; None where there is
+      one.
+    segments_BL: document of each query, 0 is padding: experts read none.
   """
 
-  mask_B1LS: jax.Array
+  mask_B1LS: jax.Array | None = None
   rotation: positions.Rotation | None = None
   bias_BNLS: jax.Array | None = None
   memory_BSD: jax.Array | None = None
   memory_mask_B1LS: jax.Array | None = None
+  sight: sights.Sight | None = None
+  segments_BL: jax.Array | None = None
 
 
-def document_mask(
-  query_segments_BL: jax.Array, key_segments_BS: jax.Array
-) -> jax.Array:
-  """Lets each position see its own document: bool [B, 1, L, S].
-
-  Args:
-    query_segments_BL: document of each query.
-    key_segments_BS: document of each key; equal numbers see each other.
-  """
-  return (query_segments_BL[:, :, None] == key_segments_BS[:, None, :])[:, None]
-
-
-def causal_mask(
-  query_segments_BL: jax.Array,
-  key_segments_BS: jax.Array,
+def look(
+  queries: sights.Sight,
+  keys: sights.Sight | None = None,
   first: jax.Array | int = 0,
-  prefix_BS: jax.Array | None = None,
-) -> jax.Array:
-  """Lets each position see the earlier ones of its own document.
+) -> View:
+  """Makes a view of a text: with a mask, unless a kernel does without.
 
   Args:
-    query_segments_BL, key_segments_BS: as of `document_mask`.
-    first: slot of the first query among the keys, where a cache precedes it.
-    prefix_BS: bool, keys that all positions of their document see (prefix LM,
-      Raffel et al. 2020, arXiv 1910.10683, section 3.2.1); None: there are
-      none.
-
-  Returns:
-    bool [B, 1, L, S], True where a query may look.
+    queries, keys, first: as of `Sight.mask`; a kernel has no other keys.
   """
-  L, S = query_segments_BL.shape[1], key_segments_BS.shape[1]
-  slots_L1 = first + jnp.arange(L)[:, None]
-  seen_1LS = (jnp.arange(S)[None, :] <= slots_L1)[None]
-  if prefix_BS is not None:
-    seen_1LS = seen_1LS | prefix_BS[:, None, :]
-  return document_mask(query_segments_BL, key_segments_BS) & seen_1LS[:, None]
+  if queries.kernel == 'einsum':
+    return View(queries.mask(keys, first), segments_BL=queries.segments)
+  assert keys is None, 'only a mask shows other keys than the queries'
+  return View(sight=queries, segments_BL=queries.segments)
 
 
-def window_mask(
-  positions_BL: jax.Array, positions_BS: jax.Array, window: int
-) -> jax.Array:
-  """Lets each position see `window` positions, itself the last of them.
-
-  Returns:
-    bool [B, 1, L, S], to be combined with a mask of documents.
-
-  Reference: Beltagy et al. 2020, arXiv 2004.05150, section 3.1; looking left
-  only, as Mistral 7B, arXiv 2310.06825, section 2.
-  """
-  distance_BLS = positions_BL[:, :, None] - positions_BS[:, None, :]
-  return (distance_BLS < window)[:, None]
+def choose(which: jax.Array, views: Sequence[View]) -> View:
+  """Returns one of views of one text, by an index that is computed."""
+  if len(views) == 1:
+    return views[0]
+  seen = [view.sight for view in views if view.sight is not None]
+  view = jax.tree.map(
+    lambda *xs: jax.lax.select_n(which, *xs),
+    *(view._replace(sight=None) for view in views),
+  )
+  return view._replace(sight=sights.merge(seen, which)) if seen else view
 
 
 def attend(
@@ -125,6 +101,28 @@ def attend(
   return _heads_last(out_BKGLH, q_BLNH)
 
 
+def attend_unmasked(
+  q_BLNH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
+  sight: sights.Sight,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+  operands: str = 'float32',
+) -> jax.Array:
+  """Does what `attend` does, with no mask and no array of all scores."""
+  out_BKGLH = kernels.attend(
+    _queries(q_BLNH, k_BKSH.shape[1], scale),
+    k_BKSH,
+    v_BKSH,
+    sight,
+    softcap=softcap,
+    operands=operands,
+  )
+  return _heads_last(out_BKGLH, q_BLNH)
+
+
 def attend_cache(
   q_BLNH: jax.Array,
   k_XHS: jax.Array,
@@ -153,7 +151,7 @@ def attend_cache(
     'float32',
   )
   weights_BKGLS = _weights(
-    _capped(scores_XMS, softcap).reshape(B, K, N // K, L, S),
+    blockwise.capped(scores_XMS, softcap).reshape(B, K, N // K, L, S),
     mask_B1LS[:, :, None],
     _grouped(bias_BNLS, K),
   )
@@ -204,19 +202,15 @@ def _mix(
 
 def _scores(q_BKGLH, k_BKSH, softcap):
   # Scores and softmax in float32: exp of a bfloat16 score is off by percents.
-  return _capped(
+  return blockwise.capped(
     linear.multiply('BKGLH,BKSH->BKGLS', q_BKGLH, k_BKSH, 'float32'), softcap
   )
-
-
-def _capped(scores, softcap):
-  return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _weights(scores_BKGLS, mask_B11LS, bias_BKGLS):
   if bias_BKGLS is not None:
     scores_BKGLS += bias_BKGLS
-  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, MASKED)
+  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, sights.MASKED)
   return jax.nn.softmax(scores_BKGLS, axis=-1)
 
 
@@ -345,22 +339,35 @@ class Attention(nn.Module):
       if rotation is not None:
         k_BSKH = positions.rope(k_BSKH, rotation)
       k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
-    mask_B1LS = view.memory_mask_B1LS if self.cross else view.mask_B1LS
-    assert mask_B1LS is not None, 'cross-attention needs a memory'
     settings = {
-      'bias_BNLS': None if self.cross else view.bias_BNLS,
       'scale': self.scale,
       'softcap': self.softcap,
-      'operands': self.operands,
+      'operands': linear.floating(self.operands),
     }
-    if cache is None:
-      mixed_BLNH = attend(q_BLNH, k_BKSH, v_BKSH, mask_B1LS, **settings)
-    else:
-      if not self.cross:
-        cache = _write(cache, k_BKSH, v_BKSH)
-      mixed_BLNH = attend_cache(
-        q_BLNH, cache['k'], cache['v'], mask_B1LS, **settings
+    if view.sight is not None and not self.cross:
+      assert cache is None and view.bias_BNLS is None
+      mixed_BLNH = attend_unmasked(
+        q_BLNH, k_BKSH, v_BKSH, view.sight, **settings
       )
+    else:
+      mask_B1LS = view.memory_mask_B1LS if self.cross else view.mask_B1LS
+      assert mask_B1LS is not None, 'cross-attention needs a memory'
+      bias_BNLS = None if self.cross else view.bias_BNLS
+      if cache is None:
+        mixed_BLNH = attend(
+          q_BLNH, k_BKSH, v_BKSH, mask_B1LS, bias_BNLS=bias_BNLS, **settings
+        )
+      else:
+        if not self.cross:
+          cache = _write(cache, k_BKSH, v_BKSH)
+        mixed_BLNH = attend_cache(
+          q_BLNH,
+          cache['k'],
+          cache['v'],
+          mask_B1LS,
+          bias_BNLS=bias_BNLS,
+          **settings,
+        )
     kernel_NHD = self.param('o', self.output_init, (N, H, D))
     out_BLD = linear.contract(
       'BLNH,NHD->BLD', mixed_BLNH, kernel_NHD, self.operands, self.dtype

@@ -19,20 +19,55 @@ class Scaling(NamedTuple):
   """Slows rotations down, for texts longer than those trained on before.
 
   Attributes:
-    factor: divides the frequencies: position interpolation, Chen et al. 2023,
-      arXiv 2306.15595.
-    length: of those texts; None: all frequencies are divided. Otherwise those
-      that turn more than `high` times in it stay as they are, those below `low`
-      turns are divided, and between them it goes from one to the other by their
-      turns: Llama 3.1's, and the frequencies of YaRN, Peng et al. 2023, arXiv
-      2309.00071, section 3.2.
+    factor: how many times longer; 1 changes nothing.
+    kind: 'linear' divides all frequencies (position interpolation, Chen et al.
+      2023, arXiv 2306.15595). 'ntk' raises their base, so that the lowest is
+      divided and the highest stays (NTK-aware, Peng et al. 2023, arXiv
+      2309.00071, section 3.1). 'llama3' leaves frequencies that turn more than
+      `high` times in `length`, divides those below `low` turns, and goes from
+      one to the other by their turns (Llama 3.1; the ramp of YaRN, section
+      3.2). 'yarn' goes by their number, as the code of its authors does, and
+      makes cosines and sines larger, which sharpens attention (section 3.3).
+    length: of those texts; of 'llama3' and 'yarn'.
     low, high: turns.
   """
 
   factor: float
+  kind: str = 'linear'
   length: float | None = None
   low: float = 1.0
   high: float = 4.0
+
+
+def scaling(
+  factor: float,
+  kind: str = 'linear',
+  length: float | None = None,
+  low: float = 1.0,
+  high: float | None = None,
+) -> Scaling:
+  """Makes a `Scaling`; `high` None is 32 for 'yarn', as in its paper, or 4.
+
+  Raises:
+    ValueError: for values that do not fit together.
+  """
+  high = (32.0 if kind == 'yarn' else 4.0) if high is None else high
+  made = Scaling(factor, kind, length, low, high)
+  if kind not in ('linear', 'ntk', 'llama3', 'yarn'):
+    raise ValueError(
+      f'rope_scaling: kind={kind!r:.40} is not one of linear, ntk, llama3, yarn'
+    )
+  if (kind in ('llama3', 'yarn')) != (length is not None):
+    raise ValueError(
+      f"rope_scaling: kind={kind!r} and length={length}: 'llama3' and 'yarn' "
+      'have a length, the others none'
+    )
+  if not (factor > 0 and 0 < low < high and (length is None or length > 0)):
+    raise ValueError(
+      f'rope_scaling: {made._asdict()}: factor and length must be above 0, and '
+      'low above 0 and below high'
+    )
+  return made
 
 
 def rotation(
@@ -52,20 +87,42 @@ def rotation(
   Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.2.
   """
   half = width // 2
+  if scaling is not None and scaling.kind == 'ntk':
+    # Of two features the one frequency is 1, whatever the base.
+    base *= scaling.factor ** (width / max(width - 2, 1))
   frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  if scaling is not None:
-    kept = 0.0
-    if scaling.length is not None:
-      turns = frequencies * (scaling.length / (2 * math.pi))
-      kept = (turns - scaling.low) / (scaling.high - scaling.low)
-      kept = jnp.clip(kept, 0, 1)
-    frequencies *= kept + (1 - kept) / scaling.factor
+  gain = 1.0
+  if scaling is not None and scaling.kind != 'ntk':
+    kept = _kept(frequencies, base, scaling)
+    frequencies *= 1 + (1 - kept) * (1 / scaling.factor - 1)
+    if scaling.kind == 'yarn':
+      gain = 1 + 0.1 * math.log(max(scaling.factor, 1))
   # Float32: an angle of 10,000 radians in bfloat16 is off by whole turns.
   angles_BL1h = (
     positions_BL[..., None, None].astype(jnp.float32)
     * (frequencies[None, None, None, :])
   )
-  return Rotation(jnp.cos(angles_BL1h), jnp.sin(angles_BL1h))
+  return Rotation(gain * jnp.cos(angles_BL1h), gain * jnp.sin(angles_BL1h))
+
+
+def _kept(frequencies, base, scaling):
+  """Says how much each frequency stays as it is, from 0 to 1."""
+  if scaling.length is None:
+    return 0.0
+  if scaling.kind == 'llama3':
+    turns = frequencies * (scaling.length / (2 * math.pi))
+    return jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+  half = len(frequencies)
+
+  def number(turns):
+    """Which frequency turns that often."""
+    return half * math.log(scaling.length / (2 * math.pi * turns), base)
+
+  first = max(math.floor(number(scaling.high)), 0)
+  last = min(math.ceil(number(scaling.low)), 2 * half - 1)
+  # Where both are one, all up to it stay.
+  steps = max(last - first, 1e-3)
+  return 1 - jnp.clip((jnp.arange(half) - first) / steps, 0, 1)
 
 
 def rope(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:

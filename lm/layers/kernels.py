@@ -1,0 +1,297 @@
+"""Which kernel mixes values, chosen by platform, and how each is called.
+
+All equal `attention.attend` with the mask of their sight. Over a mesh each
+device runs its kernel on the rows and heads that it holds.
+"""
+
+from concurrent import futures
+import functools
+from functools import partial
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from lm import sharding
+from lm.layers import blockwise, ring, sights
+
+NAMES = ('auto', 'einsum', 'blockwise', 'splash', 'cudnn')
+# Where blocks begin to be faster than one product, forward and backward: 1.3
+# times at 1,024 on two CPU cores, 1.9 times at 4,096, but 0.8 times at 512.
+_LONG = 1_024
+# Of 256, 512 and 1,024 the fastest there from 2,048 positions on.
+_BLOCK = 512
+# cuDNN reads a mask of documents as an array: 128 MiB a row here.
+_CUDNN_LONGEST = 8_192
+_LANES = 128  # of a TPU's vector unit: what splash cuts texts into
+
+
+def choose(
+  asked: str,
+  *,
+  length: int,
+  head_width: int,
+  operands: str,
+  softcap: float | None = None,
+  prefix: bool = False,
+  initializing: bool = False,
+) -> str:
+  """Chooses what mixes values of a text that sees itself, without a cache.
+
+  Args:
+    asked: one of `NAMES`. 'auto' is splash attention on TPU and cuDNN's on GPU
+      where they can do what is asked for; otherwise 'einsum', whose scores are
+      one array, for short texts, and 'blockwise' for long ones. Texts that the
+      mesh cuts go round a ring, in blocks.
+    length: L.
+    head_width: H.
+    operands, softcap: as of `attention.attend`.
+    prefix: whether the text has one.
+    initializing: whether only shapes matter, wherever that is.
+
+  Returns:
+    'einsum', 'blockwise', 'ring', 'splash' or 'cudnn'.
+
+  Raises:
+    ValueError: what was asked for cannot do it.
+  """
+  if initializing:
+    return 'blockwise' if length >= _LONG else 'einsum'
+  cut = sharding.parts(ring.AXIS) > 1
+  if asked == 'einsum':
+    return asked
+  if cut and asked in ('auto', 'blockwise'):
+    return 'ring'
+  if asked == 'blockwise':
+    return asked
+  platform = _platform()
+  lacks = {
+    'splash': [
+      (platform == 'tpu', f'is for TPU, and this is {platform}'),
+      (not cut, 'cuts no text: set mesh.sequence=1'),
+      (not prefix, 'knows no prefix'),
+      (length % _LANES == 0, f'needs a length that {_LANES} divides'),
+    ],
+    'cudnn': [
+      (platform == 'gpu', f'is for GPU, and this is {platform}'),
+      (_has_cudnn(), "needs jax's CUDA plug-in: pip install 'jax[cuda13]'"),
+      (not cut, 'cuts no text: set mesh.sequence=1'),
+      (operands == 'bfloat16', "needs operands='bfloat16'"),
+      (softcap is None, 'knows no softcap'),
+      (length % 2 == 0, 'needs an even length'),
+      (
+        head_width % 8 == 0 and head_width <= 128,
+        'needs a head_width that 8 divides, up to 128',
+      ),
+    ],
+  }
+  if asked == 'auto':
+    lacks['cudnn'].append((length <= _CUDNN_LONGEST, 'is for short texts'))
+    for name, needs in lacks.items():
+      if all(met for met, _ in needs):
+        return name
+    return 'blockwise' if length >= _LONG else 'einsum'
+  for met, why in lacks[asked]:
+    if not met:
+      raise ValueError(f"attention_kernel={asked!r} {why}; or use 'auto'")
+  return asked
+
+
+def _platform() -> str:
+  """Finds what is compiled for: of the mesh, which may be far away."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  device = jax.default_device.value if device is None else device
+  name = jax.default_backend() if device is None else device
+  name = name if isinstance(name, str) else name.platform
+  # A card that is compiled for from afar calls itself by its maker's library.
+  return 'gpu' if name == 'cuda' else name
+
+
+def _has_cudnn() -> bool:
+  """Tells whether calls of cuDNN can be compiled here."""
+  plug_ins = (f'jax_cuda{version}_plugin' for version in (12, 13))
+  return any(importlib.util.find_spec(name) for name in plug_ins)
+
+
+def attend(
+  q_BKGLH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
+  sight: sights.Sight,
+  *,
+  softcap: float | None,
+  operands: str,
+) -> jax.Array:
+  """Mixes values by the softmax of dot products: [B, K, G, L, H].
+
+  Args:
+    q_BKGLH: queries, scaled.
+    k_BKSH, v_BKSH: keys and values of the same text.
+    sight: with the kernel that `choose` found.
+    softcap, operands: as of `attention.attend`.
+  """
+  settings = blockwise.Settings(softcap, operands, _BLOCK)
+  kernel = {
+    'blockwise': blockwise.attend,
+    'ring': ring.attend,
+    'splash': splash,
+    'cudnn': cudnn,
+  }[sight.kernel]
+  kernel = partial(kernel, settings=settings)
+  mesh = jax.sharding.get_abstract_mesh()
+  free = sharding.free(*mesh.axis_names)
+  if mesh.size == 1 or not free:
+    return kernel(q_BKGLH, k_BKSH, v_BKSH, sight)
+  return _split(kernel, set(free), q_BKGLH, k_BKSH, v_BKSH, sight)
+
+
+def _split(kernel, free, q_BKGLH, k_BKSH, v_BKSH, sight):
+  """Calls a kernel on each device of some mesh axes, with its part."""
+
+  def over(axes, size):
+    """Which of the axes cut a dimension: none if it does not divide."""
+    axes = sharding.free(*axes)
+    return axes if size % sharding.parts(*axes) == 0 else ()
+
+  B, K, _, L, _ = q_BKGLH.shape
+  rows, heads = over(sharding.BATCH, B), over(('tensor',), K)
+  texts = sharding.free(ring.AXIS) if sight.kernel == 'ring' else ()
+  missing = -L % sharding.parts(*texts)
+
+  def fill(x, axis, value=0):
+    width = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, width, constant_values=value) if missing else x
+
+  q_BKGLH = fill(q_BKGLH, 3)
+  k_BKSH, v_BKSH = fill(k_BKSH, 2), fill(v_BKSH, 2)
+  tokens = jax.tree.map(lambda x: fill(x, 1), sight.tokens())
+  # What fills up is a document of its own.
+  tokens['segments'] = fill(sight.segments, 1, -1)
+  sight = sight.replace(**tokens)
+  queries = PartitionSpec(rows, heads, None, texts, None)
+  keys = PartitionSpec(rows, heads, texts, None)
+  places = jax.tree.map(
+    lambda x: PartitionSpec(rows, texts) if x.ndim else PartitionSpec(), sight
+  )
+  out_BKGLH = jax.shard_map(
+    kernel,
+    in_specs=(queries, keys, keys, places),
+    out_specs=queries,
+    axis_names=free,
+    # Pallas does not say over which axes what it returns differs.
+    check_vma=False,
+  )(q_BKGLH, k_BKSH, v_BKSH, sight)
+  return out_BKGLH[:, :, :, :L]
+
+
+def splash(
+  q_BKGLH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
+  sight: sights.Sight,
+  settings: blockwise.Settings,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """Mixes values as `blockwise.attend` does, on TPU, in the operands' type.
+
+  A window is counted in slots there: the same, since documents have no gaps.
+
+  Args:
+    interpret: runs it slowly on any device, to test it.
+  """
+  B, K, G, L, H = q_BKGLH.shape
+
+  def mix(window, q_BNLH, k_BKSH, v_BKSH, segments_BL):
+    kernel, documents = _splash(
+      K * G, L, sight.causal, window, settings.softcap, interpret
+    )
+    segments_BL = documents(segments_BL, segments_BL)
+    return jax.vmap(kernel)(q_BNLH, k_BKSH, v_BKSH, segments_BL)
+
+  given = (
+    q_BKGLH.reshape(B, K * G, L, H).astype(settings.operands),
+    k_BKSH.astype(settings.operands),
+    v_BKSH.astype(settings.operands),
+    sight.segments,
+  )
+  mixes = [partial(mix, window) for window in sight.windows]
+  if sight.which is None:
+    out_BNLH = mixes[0](*given)
+  else:
+    out_BNLH = jax.lax.switch(sight.which, mixes, *given)
+  return out_BNLH.reshape(q_BKGLH.shape)
+
+
+@functools.cache
+def _splash(heads, length, causal, window, softcap, interpret):
+  """Makes the kernel, and its type of documents.
+
+  Once for all layers: to go through the mask takes seconds when it is large.
+  """
+  # Imported where it is used: half a second that no one but a TPU needs.
+  from jax.experimental.pallas.ops.tpu import splash_attention
+
+  shape = length, length
+  mask = splash_attention.FullMask(shape)
+  if window is not None:
+    right = 0 if causal else None
+    mask = splash_attention.LocalMask(shape, (window - 1, right), 0)
+  elif causal:
+    mask = splash_attention.CausalMask(shape)
+  block = max(b for b in range(_LANES, 513, _LANES) if length % b == 0)
+
+  def make():
+    kernel = splash_attention.make_splash_mha(
+      splash_attention.MultiHeadMask([mask] * heads),
+      block_sizes=splash_attention.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+      ),
+      attn_logits_soft_cap=softcap,
+      head_shards=1,
+      q_seq_shards=1,
+      interpret=interpret,
+    )
+    # On the host, so that it is of no device.
+    return jax.tree.map(np.asarray, kernel)
+
+  # In a thread, which no mesh nor trace of this one reaches: the mesh may be
+  # of machines that are not there, and can hold no array.
+  with futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(make).result(), splash_attention.SegmentIds
+
+
+def cudnn(
+  q_BKGLH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
+  sight: sights.Sight,
+  settings: blockwise.Settings,
+) -> jax.Array:
+  """Mixes values as `blockwise.attend` does, on GPU, in the operands' type."""
+  B, K, G, L, H = q_BKGLH.shape
+  q_BLKGH = jnp.einsum('BKGLH->BLKGH', q_BKGLH).astype(settings.operands)
+  k_BSKH, v_BSKH = (
+    jnp.einsum('BKSH->BSKH', x).astype(settings.operands)
+    for x in (k_BKSH, v_BKSH)
+  )
+  out_BLNH = jax.nn.dot_product_attention(
+    q_BLKGH.reshape(B, L, K * G, H),
+    k_BSKH,
+    v_BSKH,
+    mask=sight.mask(),
+    scale=1.0,
+    # Said as well, so that blocks above the diagonal are left out.
+    is_causal=sight.causal and sight.prefix is None,
+    implementation='cudnn',
+  )
+  return jnp.einsum('BLKGH->BKGLH', out_BLNH.reshape(B, L, K, G, H))
