@@ -14,6 +14,13 @@ def merge(a: types.Metric, b: types.Metric) -> types.Metric:
   return types.Metric(a.total + b.total, a.weight + b.weight)
 
 
+def join(
+  a: Mapping[str, types.Metric], b: Mapping[str, types.Metric]
+) -> dict[str, types.Metric]:
+  """Merges by name; a name that only one of them has is kept."""
+  return {**a, **{k: merge(a[k], m) if k in a else m for k, m in b.items()}}
+
+
 def value(metric: types.Metric) -> float:
   """Divides on the host; a metric that weighs nothing is nan, not an error."""
   weight = float(metric.weight)

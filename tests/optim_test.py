@@ -135,6 +135,10 @@ def test_schedule_at_key_points(settings, want):
     ({'clip': -1.0}, 'optim.clip=-1.0: give'),
     ({'l1': float('nan')}, 'optim.l1=nan: give'),
     ({'b2': 1.0}, 'optim.b2=1.0: give'),
+    (
+      {'moment_dtype': 'int8'},
+      "optim.moment_dtype='int8': use float32 or bfloat16",
+    ),
     ({'decay_mask': '('}, "optim.decay_mask='(': not a regex:"),
     ({'freeze': '('}, "optim.freeze='(': not a regex:"),
   ],
@@ -217,6 +221,23 @@ def test_is_the_optax_optimizer(name, settings, reference):
     list(_updates(tx, params, gradients)),
     list(_updates(reference, params, gradients)),
   )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'muon'])
+def test_first_moments_in_bfloat16_change_little(name):
+  params, gradients = _params(), [_params(1), _params(2)]
+  narrow = _make(name, moment_dtype='bfloat16')
+  types = {
+    str(leaf.dtype)
+    for path, leaf in tree.paths(jax.eval_shape(narrow.init, params))
+    if '/mu/' in path
+  }
+  assert types == {'bfloat16'}
+  wide = list(_updates(_make(name), params, gradients))
+  for a, b in zip(wide, _updates(narrow, params, gradients), strict=True):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+      assert y.dtype == jnp.float32
+      assert jnp.linalg.norm(x - y) < 0.03 * jnp.linalg.norm(x)
 
 
 def test_lion_and_sgd_are_numpy():

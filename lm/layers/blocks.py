@@ -6,7 +6,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear
+from lm import types
+from lm.layers import attention, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   # The tanh form is GPT-2's; the exact one, BERT's, differs by 1e-3.
@@ -17,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'swiglu': jax.nn.silu,
   'geglu': lambda x: jax.nn.gelu(x, approximate=True),
 }
-_GATED = ('swiglu', 'geglu')
+GATED = ('swiglu', 'geglu')
 
 # Sharding rows of a block's kernels; a model adds its own.
 AXES = (
@@ -52,7 +53,11 @@ class Mlp(nn.Module):
   operands: str
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BLD: jax.Array, view: attention.View | None = None
+  ) -> tuple[jax.Array, dict[str, types.Metric]]:
+    """Returns [B, L, D] and what was measured: nothing."""
+    del view
     D, F = x_BLD.shape[-1], self.width
 
     def project(name, spec, x, init, shape):
@@ -67,12 +72,13 @@ class Mlp(nn.Module):
     into = 'BLD,DF->BLF'
     h_BLF = project('up', into, x_BLD, self.kernel_init, (D, F))
     activate = ACTIVATIONS[self.activation]
-    if self.activation in _GATED:
+    if self.activation in GATED:
       gate_BLF = project('gate', into, x_BLD, self.kernel_init, (D, F))
       h_BLF *= activate(gate_BLF)
     else:
       h_BLF = activate(h_BLF)
-    return project('down', 'BLF,FD->BLD', h_BLF, self.output_init, (F, D))
+    y_BLD = project('down', 'BLF,FD->BLD', h_BLF, self.output_init, (F, D))
+    return y_BLD, {}
 
 
 ORDERS = ('pre', 'post', 'both')
@@ -83,7 +89,7 @@ class Block(nn.Module):
 
   Attributes:
     norm, attention, cross, mlp: build the parts, given `name`; `cross` None has
-      none.
+      none; `mlp` is a `Mlp` or a `moe.Mixture`.
     dropout: rate on each branch; on when the module has a 'dropout' rng.
     order: 'pre' normalizes what a branch reads (Xiong et al. 2020, arXiv
       2002.04745), 'post' the sum of stream and branch (Vaswani et al. 2017,
@@ -100,23 +106,31 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, view, cache):
-    """Returns [B, L, D] and the new cache; `view` is an `attention.View`.
+    """Returns [B, L, D], the new cache and what the mlp measures, by name.
 
+    `view` is an `attention.View`.
     `cache` is None or `{'k', 'v', 'index'}`, and `memory`, the cache of the
     cross-attention, where there is one.
     """
     memory = None if cache is None else cache.get('memory')
+    aux = {}
 
     def attend(h_BLD):
       nonlocal cache
       h_BLD, cache = self.attention(name='attention')(h_BLD, view, cache)
       return h_BLD
 
+    def think(h_BLD):
+      nonlocal aux
+      h_BLD, aux = self.mlp(name='mlp')(h_BLD, view)
+      return h_BLD
+
     x_BLD = self._add('attention', x_BLD, attend)
     if self.cross is not None:
       cross = self.cross(name='cross')
       x_BLD = self._add('cross', x_BLD, lambda h: cross(h, view, memory)[0])
-    return self._add('mlp', x_BLD, self.mlp(name='mlp')), cache
+    x_BLD = self._add('mlp', x_BLD, think)
+    return x_BLD, cache, aux
 
   def _add(self, name, x_BLD, branch):
     norm_name = f'{name}_norm'

@@ -10,6 +10,9 @@ from lm import tree, types
 # and pulling them to zero only fights the data.
 DECAYED = r'^(?!.*(scale|bias)$)'
 
+# Biases of routers, which follow loads and not the loss: `layers.moe`.
+BALANCING = r'(^|/)router_bias$'
+
 # (path regex, reduction dimensions, output dimensions), first match wins: how
 # many of the last dimensions are summed over in a product, and how many after
 # them come out. Whatever leads (scanned layers, experts) is a batch of
@@ -17,7 +20,7 @@ DECAYED = r'^(?!.*(scale|bias)$)'
 MATRICES = (
   (r'attention/[qkv]$', 1, 2),
   (r'attention/o$', 2, 1),
-  (r'(mlp|moe)/(up|gate|down)$', 1, 1),
+  (r'(mlp|experts|shared)/(up|gate|down)$', 1, 1),
 )
 
 Matrices = Iterable[tuple[str, int, int]]
@@ -68,6 +71,11 @@ def dimensions(
       last = -reduction - output
       return tuple(range(last, -output)), tuple(range(-output, 0))
   return None
+
+
+def is_balancing(path: str) -> bool:
+  """Tells whether a leaf is a bias that balances the loads of experts."""
+  return bool(re.search(BALANCING, path))
 
 
 def is_stacked(path: str) -> bool:
