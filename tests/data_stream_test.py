@@ -112,6 +112,67 @@ def test_same_tokens_for_any_hosts_threads_prefetch_kills_and_changes(make):
     assert done == expected
 
 
+LENGTHS = ((0, 8), (5, 16), (9, 32), (14, 4))
+
+
+def test_other_lengths_read_the_same_tokens_in_the_same_steps(make):
+  whole, short = make(), make(lengths=LENGTHS)
+  assert [x.tokens.shape for x in short.examples] == [
+    (8, 32),
+    (16, 16),
+    (32, 8),
+    (64, 4),
+  ]
+  assert short.example.tokens.shape == (8, 32)
+  assert short.step_tokens == whole.step_tokens
+  padded = 0
+  for step in range(STEPS):
+    length = [n for first, n in LENGTHS if first <= step][-1]
+    a, b = whole.batch(step), short.batch(step)
+    assert b.tokens.shape == (8 * 32 // length, length)
+    for name in ('targets', 'weights'):
+      np.testing.assert_array_equal(
+        getattr(a, name), getattr(b, name).reshape(8, 32)
+      )
+    # Each row starts anew: its first token is the one before its targets.
+    live = b.segments[:, 0] > 0
+    assert (b.positions[:, 0] == 0).all() and (b.segments[live, 0] == 1).all()
+    np.testing.assert_array_equal(
+      a.tokens.reshape(b.tokens.shape)[live], b.tokens[live]
+    )
+    padded += int((b.weights == 0).sum())
+    assert short.state(step) == whole.state(step)
+  assert padded
+  assert digest(short.batch(9)) == digest(whole.batch(9))
+
+
+def test_lengths_on_any_hosts_and_after_any_stop(make):
+  whole, position = make(lengths=LENGTHS), make().state(4)
+  for step in range(4, 15):
+    data = make(lengths=LENGTHS, position=position)
+    for hosts in (1, 4):
+      parts = [data.batch(step, host, hosts) for host in range(hosts)]
+      assert digest(join(parts)) == digest(whole.batch(step))
+    position = json.loads(json.dumps(data.state(step + 1)))
+    assert position['tokens'] == (step + 1) * 8 * 32
+  # Lengths are no part of the place: a run that goes on may have others.
+  other = make(lengths=((20, 16),), position=make().state(10))
+  assert digest(other.batch(12)) == digest(make().batch(12))
+  assert other.batch(20).tokens.shape == (16, 16)
+  assert other.state(22) == make().state(22)
+
+
+def test_each_part_of_a_row_draws_for_itself(make):
+  prefix = {'fn': 'lm.data.objectives:prefix_lm'}
+  data = make(objective=prefix, lengths=((0, 16),))
+  again = make(objective=prefix, lengths=((3, 16),))
+  assert digest(data.batch(4)) == digest(again.batch(4))
+  batch = data.batch(0)
+  assert batch.prefix is not None
+  lengths = batch.prefix.sum(axis=1).reshape(8, 2)
+  assert (lengths[:, 0] != lengths[:, 1]).any()
+
+
 def test_every_token_once_an_epoch_through_the_whole_pipe(make, root):
   source = {'path': str(root / 'web'), 'weight': 1.0}
   data = make(sources={'web': source}, changes=(), batch_size=1, length=100)
@@ -236,6 +297,16 @@ def test_bad_settings_are_one_line(make, root):
     ({'changes': ((5, {'web': 1.0}),)}, r"step 5 has weights of \['web'\]"),
     ({'changes': ((5, {**share, 'web': 1e-9}),)}, 'at least 1/65536'),
     ({'changes': ((5, {**share, 'web': -1}),)}, 'give finite ones'),
+    ({'lengths': ((5, 8), (5, 16))}, r'lengths: step 5 is not after'),
+    ({'lengths': ((0, 12),)}, r'12 at step 0 does not divide data\.length=32'),
+    (
+      {
+        'tokenizer': tokenizer.bytes_(reserved=9),
+        'lengths': ((0, 16),),
+        'objective': {'fn': 'lm.data.corruption:span_corruption', 'source': 24},
+      },
+      r'lengths: with rows of 16 .*; it has one length',
+    ),
     ({'sources': {'a': {**good, 'path': 'nowhere'}}, 'changes': ()}, 'nowhere'),
   ):
     with pytest.raises(ValueError, match=message) as e:

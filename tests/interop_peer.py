@@ -83,6 +83,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
       },
     },
   ),
+  'yarn': (
+    'LlamaForCausalLM',
+    {
+      **_DECODER,
+      'head_dim': 16,
+      'rope_parameters': {
+        'rope_type': 'yarn',
+        'rope_theta': 100.0,
+        'factor': 2.0,
+        'beta_slow': 1.0,
+        'beta_fast': 4.0,
+        'original_max_position_embeddings': 32,
+      },
+    },
+  ),
   'llama tied': (
     'LlamaForCausalLM',
     {**_DECODER, 'tie_word_embeddings': True, 'head_dim': 16},

@@ -237,6 +237,10 @@ def test_a_model_that_no_class_computes_is_one_line(tmp_path):
     'embed_scale=1.0 instead of 2.0'
   )
 
+  changed = {**found.model, 'rope_scaling': {'factor': 2.0, 'kind': 'ntk'}}
+  with pytest.raises(ValueError, match='would have rope_scaling=None instead'):
+    transfer.save(changed, found.vocab, found.params)
+
   spec = {'fn': 'lm.models.encoder:make', 'norm_order': 'pre'}
   spec |= {'length': 4, 'width': 8, 'depth': 1, 'heads': 2}
   params = config.build(spec, vocab=8).init(
@@ -321,8 +325,9 @@ HOSTILE = {
   'nan': (told(rms_norm_eps=float('nan')), 'rms_norm_eps=nan is no positive'),
   'heads': (told(num_key_value_heads=3), 'is not a multiple of kv_heads=3'),
   'scaling': (
-    told(rope_parameters={'rope_type': 'yarn', 'rope_theta': 1.0}),
-    "rope of type 'yarn' is not supported; only default, linear and llama3 are",
+    told(rope_parameters={'rope_type': 'longrope', 'rope_theta': 1.0}),
+    "rope of type 'longrope' is not supported; only default, linear, llama3, "
+    'yarn are',
   ),
   'bias': (told(attention_bias=True), 'attention_bias=True is not supported'),
   'overlap': (header(rows((0, 16), (8, 24))), 'not a sound safetensors file'),

@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.layers import attention, linear, norms, positions, recurrent, stack
+from lm.layers import (
+  attention,
+  linear,
+  norms,
+  positions,
+  recurrent,
+  sights,
+  stack,
+)
 from lm.models import decoder, linen
 
 
@@ -88,7 +96,7 @@ def test_attention_equals_a_loop_over_heads(kv_heads, bias_rows, softcap):
   k, v = normal(1, 2, kv_heads, 5, 8), normal(2, 2, kv_heads, 5, 8)
   bias = normal(3, bias_rows, 4, 5, 5)
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
-  mask = attention.causal_mask(segments, segments)
+  mask = sights.causal_mask(segments, segments)
   got = attention.attend(q, k, v, mask, bias_BNLS=bias, softcap=softcap)
   q, k, v, bias = (np.asarray(x, np.float64) for x in (q, k, v, bias))
   want = reference_attention(q, k, v, np.asarray(mask), softcap, bias)
@@ -106,13 +114,13 @@ def test_attention_has_the_gradients_of_autodiff(
   k, v = normal(1, 2, 2, 5, 8), normal(2, 2, 2, 5, 8)
   bias = normal(4, bias_rows, 4, 5, 5)
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
-  mask = attention.causal_mask(segments, segments).at[0, 0, 3].set(False)
+  mask = sights.causal_mask(segments, segments).at[0, 0, 3].set(False)
 
   def plain(q, k, v, bias):
     scores = jnp.einsum('BLNH,BNSH->BNLS', q, jnp.repeat(k, 2, 1)) * 0.5
     if softcap is not None:
       scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask, scores + bias, attention.MASKED)
+    scores = jnp.where(mask, scores + bias, sights.MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum('BNLS,BNSH->BLNH', weights, jnp.repeat(v, 2, 1))
 
@@ -140,7 +148,7 @@ def test_attention_has_the_gradients_of_autodiff(
 
 def test_mask_is_causal_within_documents():
   segments = jnp.array([[1, 1, 2, 0]])
-  mask = attention.causal_mask(segments, segments)[0, 0]
+  mask = sights.causal_mask(segments, segments)[0, 0]
   np.testing.assert_array_equal(
     mask, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
   )
@@ -149,7 +157,7 @@ def test_mask_is_causal_within_documents():
 def test_a_prefix_is_seen_by_its_whole_document_alone():
   segments = jnp.array([[1, 1, 1, 2, 2]])
   prefix = jnp.array([[1, 1, 0, 1, 0]], bool)
-  mask = attention.causal_mask(segments, segments, 0, prefix)[0, 0]
+  mask = sights.causal_mask(segments, segments, 0, prefix)[0, 0]
   np.testing.assert_array_equal(
     mask,
     [
@@ -165,7 +173,7 @@ def test_a_prefix_is_seen_by_its_whole_document_alone():
 def test_a_window_is_counted_in_positions():
   # a gap in the slots, as between prompts of uneven lengths and what follows
   keys = jnp.array([[0, 1, 2, 0, 3]])
-  mask = attention.window_mask(jnp.array([[3, 4]]), keys, 2)[0, 0]
+  mask = sights.window_mask(jnp.array([[3, 4]]), keys, 2)[0, 0]
   np.testing.assert_array_equal(mask, [[0, 0, 1, 0, 1], [0, 0, 0, 0, 1]])
 
 

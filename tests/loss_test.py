@@ -1,11 +1,16 @@
+from functools import partial
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from lm import loss, metrics, types
-from lm.models import linen
+from lm import config, loss, metrics, sharding, step, tree, types
+from lm.models import embeddings, heads, linen
+from tests import laws_test as laws
 
 
 def example(V=11, B=2, L=5, seed=0):
@@ -75,9 +80,177 @@ def test_bfloat16_logits_get_bfloat16_gradients():
   assert grad.dtype == jnp.bfloat16
 
 
-def test_smoothing_of_everything_is_refused():
+def test_settings_out_of_range_are_refused():
   with pytest.raises(ValueError, match=r'smoothing=1\.0 must be below 1'):
     loss.make(smoothing=1.0)
+  with pytest.raises(ValueError, match='chunks=0 must be at least 1'):
+    loss.make(chunks=0)
+
+
+def head_of(model: types.Model, params):
+  assert model.head is not None
+  return jax.tree_util.Partial(model.head, params)
+
+
+with_a_head = laws.over(
+  [n for n in laws.names('gradients') if laws.build(n).head is not None]
+)
+SETTINGS: dict[str, Any] = {'z_weight': 0.01, 'smoothing': 0.1}
+
+
+def hidden(name: str) -> np.ndarray:
+  """Anything that the output layer of a model of the laws may read."""
+  model, batch = laws.build(name), laws.packed(name)
+  out = jax.eval_shape(model.apply, laws.random_params(name), batch)
+  rng = np.random.default_rng(0)
+  return rng.normal(size=out.hidden.shape).astype(np.float32)
+
+
+def score_head(name, score):
+  """The loss of an output layer, and gradients of all it may read."""
+
+  def total(params, x_BLD):
+    head = head_of(laws.build(name), params)
+    out = types.Output(head(x_BLD), None, {}, x_BLD)
+    return score(out, laws.packed(name), head).total
+
+  return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(
+    laws.random_params(name), hidden(name)
+  )
+
+
+def assert_near(a, b):
+  for (path, x), (_, y) in zip(tree.paths(a), tree.paths(b), strict=True):
+    bound = 1e-6 * np.abs(x).max()
+    np.testing.assert_allclose(x, y, rtol=0, atol=bound, err_msg=path)
+
+
+def test_an_output_layer_apart_reads_the_forward_half_of_both_ways():
+  model, batch = laws.build('lstm', both_ways=True), laws.packed('lstm')
+  params = model.init(jax.random.key(0), batch)
+  out = model.apply(params, batch)
+  assert out.hidden.shape[-1] == 2 * 32
+  np.testing.assert_array_equal(head_of(model, params)(out.hidden), out.logits)
+
+
+@with_a_head
+def test_a_loss_in_chunks_equals_the_whole(name):
+  want, grads = score_head(name, loss.make(**SETTINGS))
+  got, others = score_head(name, loss.make(**SETTINGS, chunks=4))
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert_near(grads, others)
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_a_loss_in_chunks_is_the_same_on_a_mesh(name):
+  if jax.device_count() < 8:
+    pytest.skip('needs eight devices: CPU simulates them')
+  model, params = laws.build(name), laws.random_params(name)
+  want, grads = score_head(name, loss.make(**SETTINGS))
+  mesh = sharding.make_mesh(fsdp=2, sequence=2, tensor=2)
+  where = sharding.shardings(
+    jax.eval_shape(lambda: params), mesh=mesh, axes=model.axes, rules=laws.RULES
+  )
+
+  def total(params, hidden, batch):
+    score = partial(loss.chunked_loss, chunks=4, **SETTINGS)
+    return score(head_of(model, params), hidden, batch).total
+
+  place = jax.sharding.PartitionSpec(sharding.BATCH, 'sequence')
+  placed = (
+    jax.device_put(params, where),
+    jax.device_put(hidden(name), jax.sharding.NamedSharding(mesh, place)),
+    sharding.put(laws.packed(name), mesh),
+  )
+  with jax.set_mesh(mesh):
+    compiled = (
+      jax.jit(
+        jax.value_and_grad(total, argnums=(0, 1)),
+        out_shardings=(None, (where, None)),
+      )
+      .lower(*placed)
+      .compile()
+    )
+    got, others = compiled(*placed)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert_near(grads, others)
+  # Parameters are collected, and their gradients added up, once.
+  inside = [
+    line
+    for line in (compiled.as_text() or '').splitlines()
+    if 'while/body' in line and re.search(r' all-(gather|reduce)\(', line)
+  ]
+  assert inside and not [x for x in inside if f'{laws.V // 2},' in x]
+
+
+def test_a_step_with_a_loss_in_chunks_is_the_same():
+  model = embeddings.vectors(vocab=laws.V, width=8)
+  batch = laws.packed('gpt2')
+  tx = optax.sgd(1.0)
+  state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
+  found = []
+  for chunks in (1, 4):
+    update = partial(
+      step.train_step,
+      model=model,
+      tx=tx,
+      rng=jax.random.key(1),
+      loss=loss.make(**SETTINGS, chunks=chunks),
+      microbatches=2,
+    )
+    found.append(jax.jit(update)(state, batch))
+  (a, metrics), (b, others) = found
+  assert_near(a.params, b.params)
+  assert_near(metrics, others)
+
+
+def test_logits_of_a_large_vocabulary_never_exist_whole():
+  V, D, L, chunks = 2**17, 16, 512, 32
+  model = embeddings.vectors(vocab=V, width=D)
+  batch = linen.example_batch(1, L)
+  params = jax.eval_shape(model.init, jax.random.key(0), batch)
+
+  def bytes_needed(score):
+    def total(params):
+      # It computes all logits too; but nobody reads them.
+      out = model.apply(params, batch)
+      return score(out, batch, head_of(model, params)).total
+
+    compiled = jax.jit(jax.value_and_grad(total)).lower(params).compile()
+    needed = compiled.memory_analysis()
+    assert needed is not None
+    return needed.temp_size_in_bytes
+
+  logits, table = 4 * V * L, 4 * V * D
+  assert bytes_needed(loss.make()) > logits
+  few = bytes_needed(loss.make(chunks=chunks))
+  assert few < 3 * logits / chunks + 4 * table < logits / 3, few
+
+
+def test_a_loss_in_chunks_says_what_it_cannot_do():
+  model, batch = embeddings.vectors(vocab=laws.V, width=8), laws.packed('gpt2')
+  params = model.init(jax.random.key(0), batch)
+  out, score = model.apply(params, batch), loss.make(chunks=3)
+  with pytest.raises(
+    config.ConfigError,
+    match='chunks=3 does not divide the 16 positions of a row that a device '
+    'has: change chunks or length',
+  ):
+    score(out, batch, head_of(model, params))
+  body = {'fn': 'lm.models.decoder:make', **laws.TINY}
+  del body['vocab']
+  for without in (
+    heads.tag(vocab=laws.V, body=body, classes=2),
+    laws.build('bert', next_sentence=True),
+    laws.build('ngram'),
+  ):
+    assert without.head is None
+  with pytest.raises(
+    config.ConfigError,
+    match='chunks=3: this model has no output layer that could be applied to a '
+    'part of a row: use chunks=1',
+  ):
+    score(out, batch, None)
 
 
 def test_metrics_merge_exactly_and_nothing_weighs_nan():

@@ -24,10 +24,12 @@ class Data(NamedTuple):
 
   Attributes:
     batch: `(step, host=0, hosts=1) -> Batch` of numpy arrays: the rows
-      [host B / hosts, (host + 1) B / hosts) of the global batch [B, L].
+      [host B / hosts, (host + 1) B / hosts) of the global batch [B, L]. Where
+      rows are shorter than L there are more of them, of as many tokens.
     state: `(step) -> dict`, the position before `step`, for JSON and for
       `make(position=...)`.
-    example: a global batch of zeros, for shapes and types.
+    examples: global batches of zeros, for shapes and types: of rows of L, then
+      of each shorter length.
     fingerprint: sha256 over the datasets' names and manifests.
     steps: how many there are; None: endless.
     text_bytes: UTF-8 bytes of what all steps read; None: endless.
@@ -40,13 +42,18 @@ class Data(NamedTuple):
 
   batch: Callable[..., types.Batch]
   state: Callable[[int], dict[str, Any]]
-  example: types.Batch
+  examples: tuple[types.Batch, ...]
   fingerprint: str
   steps: int | None
   text_bytes: int | None
   step_tokens: int
   bytes_per_token: float | None
   reading: Callable[[], list[str]]
+
+  @property
+  def example(self) -> types.Batch:
+    """The batch of the longest rows."""
+    return self.examples[0]
 
 
 class Stalled(errors.Storage):
@@ -66,6 +73,7 @@ def make(
   length: int,
   objective: Mapping[str, Any] = objectives.CAUSAL,
   changes: Sequence[tuple[int, Mapping[str, float]]] = (),
+  lengths: Sequence[tuple[int, int]] = (),
   position: Mapping[str, Any] | None = None,
 ) -> Data:
   """Opens datasets for training: shuffled, mixed, without end.
@@ -79,6 +87,11 @@ def make(
     length: L, as the objective takes it.
     objective: spec of what makes examples of windows, see `lm.data.objectives`.
     changes: (first step, name -> weight of every source), ascending.
+    lengths: (first step, length of rows), ascending; L before the first. A row
+      of L is cut in whole parts, which are rows of the same batch then: so each
+      step reads the same tokens, whatever the lengths, and they may be changed
+      in any run. Reference: Li et al. 2022, arXiv 2108.06084, where the number
+      of rows stays and the tokens change.
     position: what `state` gave. With the same batch size, window and seed the
       stream goes on bit for bit; with others it goes on at the same token
       counts, in new windows.
@@ -89,6 +102,13 @@ def make(
   """
   _check_sizes(batch_size, length)
   made = config.build(objective, tokenizer=tokenizer, length=length)
+  parts = _parts(lengths, length)
+  pieces = {
+    count: _piece(objective, tokenizer, length // count, count, made.window)
+    if count > 1
+    else made
+    for _, count in parts
+  }
   if not sources:
     raise ValueError('data.sources: empty; give name -> {path, weight}')
   order = sorted(sources)
@@ -141,7 +161,8 @@ def make(
       chosen = dataset == k
       rows[chosen], sizes[chosen] = cut[k].read(place[chosen])
       keys[chosen] = cut[k].keys(place[chosen])
-    return made.make(rows, sizes, keys)
+    count = [count for first, count in parts if first <= step][-1]
+    return pieces[count].make(*windows.split(rows, sizes, keys, count))
 
   def state(step: int) -> dict[str, Any]:
     samples = samples_before(step)
@@ -161,7 +182,10 @@ def make(
   return Data(
     batch=batch,
     state=state,
-    example=objectives.example(made, batch_size),
+    examples=tuple(
+      objectives.example(piece, batch_size * count)
+      for count, piece in sorted(pieces.items())
+    ),
     fingerprint=_fingerprint(prints),
     steps=None,
     text_bytes=None,
@@ -213,7 +237,7 @@ def once(
   return Data(
     batch=batch,
     state=state,
-    example=objectives.example(made, batch_size),
+    examples=(objectives.example(made, batch_size),),
     fingerprint=source.fingerprint,
     steps=steps,
     text_bytes=source.manifest.text_bytes,
@@ -323,6 +347,36 @@ def _host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
   assert 0 <= host < hosts, (host, hosts)
   rows = batch_size // hosts
   return host * rows, (host + 1) * rows
+
+
+def _parts(
+  lengths: Sequence[tuple[int, int]], length: int
+) -> list[tuple[int, int]]:
+  """Lists (first step, parts that rows are cut into), the first at step 0."""
+  parts = [(0, 1)]
+  for step, short in lengths:
+    if type(step) is not int or step < parts[-1][0] + (len(parts) > 1):
+      raise ValueError(
+        f'data.lengths: step {step} is not after the one before it'
+      )
+    if type(short) is not int or short < 1 or length % short:
+      raise ValueError(
+        f'data.lengths: {short} at step {step} does not divide '
+        f'data.length={length}'
+      )
+    parts.append((step, length // short))
+  return parts
+
+
+def _piece(objective, tokenizer, length, parts, window) -> objectives.Objective:
+  """Makes the objective of rows that are a part of a window."""
+  made = config.build(objective, tokenizer=tokenizer, length=length)
+  if made.window * parts != window:
+    raise ValueError(
+      f'data.lengths: with rows of {length} {objective["fn"]} reads windows of '
+      f'{made.window} tokens, not {window} / {parts}; it has one length'
+    )
+  return made
 
 
 def _check_sizes(batch_size: int, length: int) -> None:

@@ -116,6 +116,33 @@ def pack(
   return types.Batch(tokens, targets, weights, positions, segments)
 
 
+def split(
+  rows: np.ndarray, sizes: np.ndarray, keys: np.ndarray, parts: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Cuts windows of L tokens into `parts` windows of L / parts tokens each.
+
+  Args:
+    rows, sizes: [B, L + 1] and [B], as `Windows.read` gives them.
+    keys: [B], as `Windows.keys` does.
+    parts: divides L.
+
+  Returns:
+    The same of B * parts windows: together they have the targets of the B, in
+    their order.
+  """
+  if parts == 1:
+    return rows, sizes, keys
+  length = (rows.shape[1] - 1) // parts
+  first = np.arange(parts) * length
+  # Neighbours share a token: the last target of one stands before the next.
+  cut = np.lib.stride_tricks.sliding_window_view(rows, length + 1, axis=1)
+  return (
+    cut[:, first].reshape(-1, length + 1),
+    np.clip(sizes[:, None] - first, 0, length).reshape(-1),
+    hashed(keys[:, None], np.arange(parts, dtype=np.uint64)).reshape(-1),
+  )
+
+
 def hashed(key: np.ndarray | np.uint64, value: np.ndarray | np.uint64):
   """Hashes uint64 values under keys, elementwise: two rounds of splitmix64."""
   return _mix(_mix(np.atleast_1d(key)) + np.atleast_1d(value))

@@ -1,12 +1,30 @@
-"""Matrix products in a chosen precision, in the backward pass too."""
+"""Matrix products in a chosen precision, in the backward pass too.
+
+The rule of low precision: linear layers, `contract`, are what `operands` says;
+products of another kind are in bfloat16 where it says less, see `floating`; and
+sums of products, norms, softmax, rotations and losses are always in float32.
+"""
 
 from functools import partial
+import importlib.util
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# Types of the factors of a quantized product, and of the gradients that come
+# back to it. Gradients have longer tails than 255 even steps hold unless they
+# are rounded at random: after int8 they are in bfloat16, which is safe. FP8 has
+# a type with more exponents for them: Micikevicius et al. 2022, arXiv
+# 2209.05433, section 3.
+_QUANTIZED = {
+  'int8': ('int8', 'bfloat16'),
+  'fp8': ('float8_e4m3fn', 'float8_e5m2'),
+}
+OPERANDS = ('float32', 'bfloat16', *_QUANTIZED)
 
 
 class Dense(nn.Module):
@@ -43,9 +61,12 @@ def contract(
     spec: einsum letters; each letter of an input also stands in the other
       input or in the result.
     x, y: the factors, in any float type.
-    operands: dtype that both factors are rounded to before they are multiplied,
-      and the incoming gradient in the backward pass.
-    result: dtype of the product. Sums always run in float32.
+    operands: one of `OPERANDS`, that both factors are rounded to before they
+      are multiplied, and the incoming gradient in the backward pass. 'int8' and
+      'fp8' scale each row and column by its largest entry; gradients with
+      'int8' are those of 'bfloat16'.
+    result: dtype of the product. Sums always run in float32, of integers in
+      int32.
 
   Autodiff of a bfloat16 product with a float32 result would multiply a float32
   gradient with a bfloat16 factor, in float32: the rule is written by hand so
@@ -54,17 +75,49 @@ def contract(
   return _contract(x, y, spec, operands, result)
 
 
+def floating(operands: str) -> str:
+  """Names the type of products that are no linear layer's.
+
+  Scores of attention, logits and experts' groups of tokens are not quantized: a
+  softmax blows errors up, and there is no such product of groups.
+  """
+  return 'bfloat16' if operands in _QUANTIZED else operands
+
+
+def check(operands: str) -> None:
+  """Checks that products can be computed so.
+
+  Raises:
+    ValueError: they cannot.
+  """
+  if operands not in OPERANDS:
+    raise ValueError(
+      f'operands={operands!r} is not one of {", ".join(OPERANDS)}'
+    )
+  if operands in _QUANTIZED and importlib.util.find_spec('qwix') is None:
+    raise ValueError(
+      f"operands={operands!r} needs qwix: pip install 'lm[quant]'"
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _contract(x, y, spec, operands, result):
-  return multiply(spec, x.astype(operands), y.astype(operands), result)
+  return _forward(x, y, spec, operands, result)[0]
 
 
 def _forward(x, y, spec, operands, result):
   # What the backward pass reads is kept in the narrow type: half the memory.
-  narrow = x.astype(operands), y.astype(operands)
+  narrow = x.astype(floating(operands)), y.astype(floating(operands))
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = jnp.zeros((0,), x.dtype), jnp.zeros((0,), y.dtype)
-  return multiply(spec, *narrow, result), (narrow, kinds)
+  if operands not in _QUANTIZED:
+    return multiply(spec, *narrow, result), (narrow, kinds)
+  inputs, output = spec.split('->')
+  x_spec, y_spec = inputs.split(',')
+  factor, gradient = _QUANTIZED[operands]
+  x, y = (_quantized(*a, output, factor) for a in ((x, x_spec), (y, y_spec)))
+  kept = narrow if gradient == 'bfloat16' else (x, y)
+  return multiply(spec, x, y, result), (kept, kinds)
 
 
 def _backward(spec, operands, result, residuals, cotangent):
@@ -72,18 +125,54 @@ def _backward(spec, operands, result, residuals, cotangent):
   (x, y), (x_kind, y_kind) = residuals
   inputs, output = spec.split('->')
   x_spec, y_spec = inputs.split(',')
-  cotangent = cotangent.astype(operands)
-  dx = multiply(f'{output},{y_spec}->{x_spec}', cotangent, y, x_kind.dtype)
-  dy = multiply(f'{x_spec},{output}->{y_spec}', x, cotangent, y_kind.dtype)
+
+  def round_for(factor, letters, other):
+    """Rounds the gradient, to be multiplied with a factor for the other."""
+    if isinstance(factor, jax.Array):
+      return cotangent.astype(factor.dtype), factor
+    # The factor's scales are of what is summed over now: they go to the
+    # gradient before it is rounded.
+    sizes = dict(zip(letters, factor.shape, strict=True))
+    kept = [a for a in letters if a in output]
+    order = [a for a in output if a in letters]
+    scale = jnp.einsum(
+      f'{"".join(kept)}->{"".join(order)}',
+      factor.scale.reshape([sizes[a] for a in kept]),
+    ).reshape([sizes.get(a, 1) for a in output])
+    kind = _QUANTIZED[operands][1]
+    return _quantized(cotangent * scale, output, other, kind), factor.qvalue
+
+  gradient, y = round_for(y, y_spec, x_spec)
+  dx = multiply(f'{output},{y_spec}->{x_spec}', gradient, y, x_kind.dtype)
+  gradient, x = round_for(x, x_spec, y_spec)
+  dy = multiply(f'{x_spec},{output}->{y_spec}', x, gradient, y_kind.dtype)
   return dx, dy
 
 
 _contract.defvjp(_forward, _backward)
 
 
-def multiply(
-  spec: str, x: jax.Array, y: jax.Array, result: str | np.dtype
-) -> jax.Array:
+def _quantized(x, letters, kept, kind):
+  """Rounds with a scale for each entry of the letters that are not summed."""
+  import qwix  # seconds, and few want it
+
+  return qwix.quantize(
+    x.astype(jnp.float32),  # so are the scales
+    kind,
+    channelwise_axes=[i for i, a in enumerate(letters) if a in kept],
+  )
+
+
+def _dot(a, b, dimensions, result):
+  if isinstance(a, jax.Array) and isinstance(b, jax.Array):
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=result)
+  import qwix
+
+  product = qwix.dot_general(a, b, dimensions, preferred_element_type='float32')
+  return product.astype(result)
+
+
+def multiply(spec: str, x: Any, y: Any, result: str | np.dtype) -> jax.Array:
   """Multiplies, without a rule of its own for gradients.
 
   In the order in which a CPU has the least to transpose: XLA:CPU wants the
@@ -92,12 +181,16 @@ def multiply(
   costs more than the product when it is large.
 
   Args:
-    spec, x, y: as of `contract`; the factors have one dtype.
+    spec, x, y: as of `contract`; the factors have one dtype, or are arrays of
+      qwix.
     result: dtype of the product.
   """
   inputs, output = spec.split('->')
   x_spec, y_spec = inputs.split(',')
   sizes = dict(zip(x_spec + y_spec, x.shape + y.shape, strict=True))
+
+  def size(letters):
+    return math.prod(sizes[a] for a in letters)
 
   def written(left, right):
     """The result's letters, as they are written: both's, left's, right's."""
@@ -107,10 +200,10 @@ def multiply(
     )
 
   def copied(order):
-    (left, factor), (right, _) = order
+    (left, _), (right, _) = order
     kept_last = sorted(left, key=lambda a: a not in output) != list(left)
     moved = written(left, right) != list(output)
-    return kept_last * factor.size + moved * math.prod(sizes[a] for a in output)
+    return kept_last * size(left) + moved * size(output)
 
   orders = ((x_spec, x), (y_spec, y)), ((y_spec, y), (x_spec, x))
   (left, a), (right, b) = min(orders, key=copied)
@@ -119,15 +212,9 @@ def multiply(
   def places(letters, kept):
     return [letters.index(a) for a in shared if (a in output) == kept]
 
-  product = jax.lax.dot_general(
-    a,
-    b,
-    (
-      (places(left, kept=False), places(right, kept=False)),
-      (places(left, kept=True), places(right, kept=True)),
-    ),
-    preferred_element_type=result,
-  )
+  summed = places(left, kept=False), places(right, kept=False)
+  batched = places(left, kept=True), places(right, kept=True)
+  product = _dot(a, b, (summed, batched), result)
   natural = ''.join(written(left, right))
   if natural == output:
     return product

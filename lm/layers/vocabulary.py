@@ -28,7 +28,7 @@ class Embed(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BL, positions_BL=None, kinds_BL=None):
-    """Returns [B, L, D] and the table [V, D].
+    """Returns [B, L, D].
 
     Raises:
       ValueError: the batch is longer than the table of positions.
@@ -39,9 +39,9 @@ class Embed(nn.Module):
       table = self.param(name, init, (rows, self.width))
       # Gathered whole along D: a lookup in a table that is cut there makes XLA
       # replicate it ("Involuntary full rematerialization").
-      return jnp.take(sharding.constrain(table, axis, None), ids_BL, 0), table
+      return jnp.take(sharding.constrain(table, axis, None), ids_BL, 0)
 
-    x_BLD, table_VD = look_up('table', self.vocab, tokens_BL, 'vocab')
+    x_BLD = look_up('table', self.vocab, tokens_BL, 'vocab')
     if self.length is not None:
       if tokens_BL.shape[1] > self.length:
         # A lookup beyond the table would be nan, without a word.
@@ -49,12 +49,16 @@ class Embed(nn.Module):
           f'a batch of length {tokens_BL.shape[1]} is longer than '
           f'model.length={self.length} learned positions: raise it'
         )
-      x_BLD += look_up('positions', self.length, positions_BL)[0]
+      x_BLD += look_up('positions', self.length, positions_BL)
     if self.kinds:
       if kinds_BL is None:
         kinds_BL = jnp.zeros_like(tokens_BL)
-      x_BLD += look_up('kinds', self.kinds, kinds_BL)[0]
-    return x_BLD, table_VD
+      x_BLD += look_up('kinds', self.kinds, kinds_BL)
+    return x_BLD
+
+  def table(self) -> jax.Array:
+    """Returns the table [V, D], for an output layer that is tied to it."""
+    return self.get_variable('params', 'table')
 
 
 class Logits(nn.Module):
@@ -65,12 +69,15 @@ class Logits(nn.Module):
     operands: type that the product reads.
     std: deviation of the initial kernel.
     bias: whether to add one an entry.
+    softcap: bounds logits by `softcap * tanh(logit / softcap)`; None is off.
+      Reference: Gemma 2, arXiv 2408.00118, section 2.
   """
 
   vocab: int
   operands: str
   std: float = 0.02
   bias: bool = False
+  softcap: float | None = None
 
   @nn.compact
   def __call__(
@@ -78,17 +85,16 @@ class Logits(nn.Module):
   ) -> jax.Array:
     """Multiplies with the table [V, D], or with a kernel of its own if None."""
     # Logits in float32: the loss is a small difference of large numbers.
+    precision = linear.floating(self.operands), 'float32'
     if table_VD is not None:
-      logits_BLV = linear.contract(
-        'BLD,VD->BLV', x_BLD, table_VD, self.operands, 'float32'
-      )
+      logits_BLV = linear.contract('BLD,VD->BLV', x_BLD, table_VD, *precision)
     else:
       init = nn.initializers.normal(self.std)
       kernel_DV = self.param('kernel', init, (x_BLD.shape[-1], self.vocab))
-      logits_BLV = linear.contract(
-        'BLD,DV->BLV', x_BLD, kernel_DV, self.operands, 'float32'
-      )
+      logits_BLV = linear.contract('BLD,DV->BLV', x_BLD, kernel_DV, *precision)
     if self.bias:
       bias_V = self.param('bias', nn.initializers.zeros, (self.vocab,))
       logits_BLV += bias_V[None, None]
+    if self.softcap is not None:
+      logits_BLV = self.softcap * jnp.tanh(logits_BLV / self.softcap)
     return sharding.constrain(logits_BLV, 'batch', 'length', 'vocab')

@@ -13,14 +13,26 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import sharding, types
-from lm.layers import attention, blocks, norms, positions, stack, vocabulary
+from lm import config, sharding, types
+from lm.layers import (
+  attention,
+  blocks,
+  kernels,
+  linear,
+  moe,
+  norms,
+  positions,
+  sights,
+  stack,
+  vocabulary,
+)
 from lm.models import linen, settings
 
 AXES = (
   (r'embed/table$', ('vocab', 'embed')),
   (r'embed/positions$', (None, 'embed')),
   *blocks.AXES,
+  *moe.AXES,
   (r'head/kernel$', ('embed', 'vocab')),
   # Vectors as wide as the stream: cheap to hold whole, read by every device.
   (r'(scale|bias)$', (None,)),
@@ -37,6 +49,8 @@ def make(
   kv_heads: int | None = None,
   head_width: int | None = None,
   mlp: int | None = None,
+  experts: Mapping[str, Any] | None = None,
+  dense_layers: int = 0,
   norm: str = 'layernorm',
   norm_epsilon: float | None = None,
   norm_offset: float = 0.0,
@@ -44,7 +58,7 @@ def make(
   positions: str = 'learned',
   rope_base: float = 10_000.0,
   rope_share: float = 1.0,
-  rope_scaling: Mapping[str, float] | None = None,
+  rope_scaling: Mapping[str, Any] | None = None,
   window: int | None = None,
   window_rope_base: float | None = None,
   global_every: int | None = None,
@@ -54,6 +68,7 @@ def make(
   qk_norm: bool = False,
   attention_scale: float | None = None,
   attention_softcap: float | None = None,
+  attention_kernel: str = 'auto',
   logit_softcap: float | None = None,
   tied: bool = True,
   dropout: float = 0.0,
@@ -77,14 +92,17 @@ def make(
     kv_heads: K, divides N; None is N (multi-head attention).
     head_width: H; None is D / N.
     mlp: F; None is 4 D.
+    experts: spec of what a block has instead of one mlp, such as `moe.make`;
+      None has none.
+    dense_layers: first blocks that keep the mlp all the same.
     norm, norm_epsilon, norm_offset: see `norms.make`.
     norm_order: 'pre', 'post' or 'both', see `blocks.Block`.
     positions: 'learned' or 'rope'.
     rope_base: base of the rotary frequencies.
     rope_share: of the head's features that are rotated.
-    rope_scaling: fields of `positions.Scaling`, for layers without a window;
+    rope_scaling: arguments of `positions.scaling`, for layers without a window;
       None leaves the frequencies as they are.
-    window: positions that a layer sees, see `attention.window_mask`; None sees
+    window: positions that a layer sees, see `sights.window_mask`; None sees
       all.
     window_rope_base: base in layers with a window; None is `rope_base`.
     global_every: every n-th layer sees all, whatever `window`; None has no such
@@ -95,6 +113,7 @@ def make(
     qk_norm: RMSNorm on queries and keys.
     attention_scale: of scores; None is 1 / sqrt(H).
     attention_softcap: bound on attention scores; None is off.
+    attention_kernel: see `kernels.choose`; a cache is read by 'einsum' alone.
     logit_softcap: bound on logits; None is off.
     tied: the output layer is the embedding table.
     dropout: rate on embeddings and residual branches (not on attention weights,
@@ -104,8 +123,10 @@ def make(
       1 / sqrt(2 depth) as in GPT-2.
     scan, remat: see `layers.stack`.
     dtype: type of activations.
-    operands: type that matrix products read. On CPU `operands='bfloat16'` with
-      `dtype='float32'` is fastest; on accelerators use bfloat16 for both.
+    operands: type that matrix products read, see `linear.contract`. On CPU
+      `operands='bfloat16'` with `dtype='float32'` is fastest; on accelerators
+      use bfloat16 for both. 'int8' and 'fp8' are for those that multiply them
+      faster, and need qwix.
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -114,9 +135,10 @@ def make(
     norm_order=(norm_order, blocks.ORDERS),
     positions=(positions, ('learned', 'rope')),
     activation=(activation, blocks.ACTIVATIONS),
+    attention_kernel=(attention_kernel, kernels.NAMES),
     dtype=(dtype, settings.DTYPES),
-    operands=(operands, settings.DTYPES),
   )
+  linear.check(operands)
   settings.check_counts(
     vocab=vocab,
     length=length,
@@ -138,6 +160,18 @@ def make(
     )
   settings.check_rates(dropout=dropout)
   settings.check_remat(remat)
+  if experts is not None and bias:
+    raise ValueError('experts have no biases: set bias=False')
+  if not 0 <= dense_layers < depth or (dense_layers and experts is None):
+    raise ValueError(
+      f'dense_layers={dense_layers} must be below depth={depth}, and 0 without '
+      'experts'
+    )
+  if dense_layers and scan:
+    raise ValueError(
+      f'dense_layers={dense_layers} differ from the others, and scanned layers '
+      'are all alike: set scan=False'
+    )
   local = [
     window is not None and not (global_every and (i + 1) % global_every == 0)
     for i in range(depth)
@@ -151,6 +185,8 @@ def make(
     kv_heads=kv_heads,
     head_width=head_width,
     mlp=mlp or 4 * width,
+    experts=None if experts is None else config.build(experts),
+    dense_layers=dense_layers,
     norm=norms.make(norm, epsilon=norm_epsilon, offset=norm_offset, bias=bias),
     norm_order=norm_order,
     rotated=rotated if positions == 'rope' else 0,
@@ -169,6 +205,7 @@ def make(
     else None,
     attention_scale=attention_scale,
     attention_softcap=attention_softcap,
+    attention_kernel=attention_kernel,
     logit_softcap=logit_softcap,
     tied=tied,
     dropout=dropout,
@@ -215,6 +252,8 @@ class Decoder(nn.Module):
   kv_heads: int
   head_width: int
   mlp: int
+  experts: Callable[..., nn.Module] | None
+  dense_layers: int
   norm: Callable[..., nn.Module]
   norm_order: str
   rotated: int  # features of a head; 0 has no rotation
@@ -229,6 +268,7 @@ class Decoder(nn.Module):
   qk_norm: Callable[..., nn.Module] | None
   attention_scale: float | None
   attention_softcap: float | None
+  attention_kernel: str
   logit_softcap: float | None
   tied: bool
   dropout: float
@@ -239,15 +279,27 @@ class Decoder(nn.Module):
   dtype: str
   operands: str
 
+  def setup(self):
+    self.embed = vocabulary.Embed(self.vocab, self.width, self.length)
+    self.logits = vocabulary.Logits(
+      self.vocab,
+      self.operands,
+      _std(self, self.width),
+      softcap=self.logit_softcap,
+      name='head',
+    )
+
+  def head(self, x_BLD: jax.Array) -> jax.Array:
+    """Scores the vocabulary: [B, L, V]."""
+    return self.logits(x_BLD, self.embed.table() if self.tied else None)
+
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
-    x_BLD, table_VD = vocabulary.Embed(
-      vocab=self.vocab, width=self.width, length=self.length, name='embed'
-    )(batch.tokens, batch.positions)
+    x_BLD = self.embed(batch.tokens, batch.positions)
     x_BLD = (x_BLD * self.embed_scale).astype(self.dtype)
     x_BLD = blocks.dropout(self, self.dropout, x_BLD)
     x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
-    keys, first = batch, 0
+    keys, first = None, 0
     if cache is not None:
       first = cache['index']
       known = {
@@ -257,8 +309,8 @@ class Decoder(nn.Module):
       }
       cache = {**cache, **known}
       keys = batch._replace(**{k: v for k, v in cache.items() if k in _KEYS})
-    x_BLD, cache = stack.apply(
-      _block(self),
+    x_BLD, cache, aux = stack.apply(
+      _blocks(self),
       x_BLD,
       _views(self, batch, keys, first),
       cache,
@@ -268,14 +320,7 @@ class Decoder(nn.Module):
       which=self.local,
     )
     x_BLD = self.norm(name='final_norm')(x_BLD)
-    logits_BLV = vocabulary.Logits(
-      self.vocab, self.operands, _std(self, self.width), name='head'
-    )(x_BLD, table_VD if self.tied else None)
-    if self.logit_softcap is not None:
-      logits_BLV = self.logit_softcap * jnp.tanh(
-        logits_BLV / self.logit_softcap
-      )
-    return types.Output(logits_BLV, cache, {}, x_BLD)
+    return types.Output(self.head(x_BLD), cache, aux, x_BLD)
 
 
 # What a cache keeps of earlier tokens beside keys and values.
@@ -283,48 +328,63 @@ _KEYS = ('segments', 'positions', 'prefix')
 
 
 def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
-  """Makes what layers look at: all, and only a window of it if there is one."""
-  mask_B1LS = attention.causal_mask(
-    batch.segments, keys.segments, first, keys.prefix
-  )
+  """Makes what layers look at: all, and only a window of it if there is one.
 
-  def rotation(base, scaling=None):
-    if not c.rotated:
-      return None
-    return positions.rotation(batch.positions, c.rotated, base, scaling)
+  `keys` are what a cache holds, from which `first` is the slot of the batch;
+  None: there is no cache.
+  """
+  kernel = 'einsum'
+  if keys is None:
+    kernel = kernels.choose(
+      c.attention_kernel,
+      length=batch.tokens.shape[1],
+      head_width=c.head_width,
+      operands=linear.floating(c.operands),
+      softcap=c.attention_softcap,
+      prefix=batch.prefix is not None,
+      initializing=c.is_initializing(),
+    )
 
-  views = [attention.View(mask_B1LS, rotation(c.rope_base, c.rope_scaling))]
-  if c.window is not None:
-    near_B1LS = attention.window_mask(batch.positions, keys.positions, c.window)
-    base = c.window_rope_base
-    views.append(attention.View(mask_B1LS & near_B1LS, rotation(base)))
+  def view(window, base, scaling=None):
+    def sight(tokens):
+      return sights.Sight(
+        tokens.segments,
+        tokens.positions if any(c.local) else None,
+        tokens.prefix,
+        windows=(window,),
+        kernel=kernel,
+      )
+
+    seen = None if keys is None else sight(keys)
+    rotation = None
+    if c.rotated:
+      rotation = positions.rotation(batch.positions, c.rotated, base, scaling)
+    return attention.look(sight(batch), seen, first)._replace(rotation=rotation)
+
+  views = [view(None, c.rope_base, c.rope_scaling)]
+  if any(c.local):
+    views.append(view(c.window, c.window_rope_base))
   return views
 
 
-def _scaling(given: Mapping[str, float] | None) -> positions.Scaling | None:
+def _scaling(given: Mapping[str, Any] | None) -> positions.Scaling | None:
   if given is None:
     return None
   unknown = given.keys() - set(positions.Scaling._fields)
   if unknown or 'factor' not in given:
     raise ValueError(
-      f'rope_scaling={dict(given)} must have a factor, and else only length, '
-      'low and high'
+      f'rope_scaling={dict(given)} must have a factor, and else only kind, '
+      'length, low and high'
     )
-  scaling = positions.Scaling(**given)
-  if not (scaling.factor > 0 and 0 < scaling.low < scaling.high):
-    raise ValueError(
-      f'rope_scaling={dict(given)} must have a factor above 0, and low above 0 '
-      'and below high'
-    )
-  return scaling
+  return positions.scaling(**given)
 
 
 def _std(c: Decoder, inputs: int) -> float:
   return inputs**-0.5 if c.kernel_std is None else c.kernel_std
 
 
-def _block(c: Decoder):
-  """Fills in a block's parts; functions, since Linen wraps every method."""
+def _blocks(c: Decoder):
+  """Fills in blocks' parts; functions, since Linen wraps every method."""
 
   def output_init(inputs):
     if c.zero_outputs:
@@ -333,12 +393,19 @@ def _block(c: Decoder):
     return nn.initializers.normal(_std(c, inputs) * (2 * c.depth) ** -0.5)
 
   shared = {
-    'bias': c.bias,
     'kernel_init': nn.initializers.normal(_std(c, c.width)),
     'dtype': c.dtype,
     'operands': c.operands,
   }
-  return partial(
+  mlp = partial(
+    blocks.Mlp,
+    width=c.mlp,
+    activation=c.activation,
+    bias=c.bias,
+    output_init=output_init(c.mlp),
+    **shared,
+  )
+  block = partial(
     blocks.Block,
     norm=c.norm,
     attention=partial(
@@ -349,16 +416,24 @@ def _block(c: Decoder):
       qk_norm=c.qk_norm,
       scale=c.attention_scale,
       softcap=c.attention_softcap,
+      bias=c.bias,
       output_init=output_init(c.heads * c.head_width),
       **shared,
     ),
-    mlp=partial(
-      blocks.Mlp,
-      width=c.mlp,
-      activation=c.activation,
-      output_init=output_init(c.mlp),
-      **shared,
-    ),
+    mlp=mlp,
     dropout=c.dropout,
     order=c.norm_order,
   )
+  if c.experts is None:
+    return block
+  mixture = partial(
+    c.experts,
+    mlp=c.mlp,
+    activation=c.activation,
+    output_init=output_init,
+    **shared,
+  )
+  routed = partial(block, mlp=mixture)
+  if not c.dense_layers:
+    return routed
+  return [block] * c.dense_layers + [routed] * (c.depth - c.dense_layers)

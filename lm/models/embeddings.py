@@ -44,7 +44,7 @@ def make(*, vocab: int, width: int) -> types.Model:
     ValueError: for a setting below 1.
   """
   settings.check_counts(vocab=vocab, width=width)
-  return linen.bridge(SkipGram(vocab, width), AXES, _start)
+  return linen.bridge(SkipGram(vocab, width), AXES, _start, head=False)
 
 
 def vectors(*, vocab: int, width: int) -> types.Model:
@@ -79,10 +79,10 @@ class SkipGram(nn.Module):
     assert cache is None, 'word embeddings have no cache'
     # word2vec's: uniform within 1 / 2 D, and zeros for the words around.
     std = (12**0.5 * self.width) ** -1
-    center_BLD, _ = vocabulary.Embed(
+    center_BLD = vocabulary.Embed(
       self.vocab, self.width, std=std, name='embed'
     )(batch.tokens)
-    near_BLD, _ = vocabulary.Embed(
+    near_BLD = vocabulary.Embed(
       self.vocab, self.width, std=0.0, name='context'
     )(batch.source)
     score_BL = jnp.sum(center_BLD * near_BLD, axis=-1)
@@ -96,14 +96,18 @@ class Vectors(nn.Module):
   vocab: int
   width: int
 
-  @nn.compact
+  def setup(self):
+    self.embed = vocabulary.Embed(self.vocab, self.width)
+    self.logits = vocabulary.Logits(self.vocab, 'float32')
+
+  def head(self, x_BLD: jax.Array) -> jax.Array:
+    """Scores the vocabulary: [B, L, V]."""
+    return self.logits(x_BLD, self.embed.table())
+
   def __call__(self, batch: types.Batch, cache) -> types.Output:
     assert cache is None, 'word embeddings have no cache'
-    x_BLD, table_VD = vocabulary.Embed(self.vocab, self.width, name='embed')(
-      batch.tokens
-    )
-    logits_BLV = vocabulary.Logits(self.vocab, 'float32')(x_BLD, table_VD)
-    return types.Output(logits_BLV, None, {}, x_BLD)
+    x_BLD = self.embed(batch.tokens)
+    return types.Output(self.head(x_BLD), None, {}, x_BLD)
 
 
 def glove(

@@ -12,8 +12,17 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import sharding, types
-from lm.layers import attention, blocks, norms, positions, stack, vocabulary
+from lm import metrics, sharding, types
+from lm.layers import (
+  attention,
+  blocks,
+  linear,
+  norms,
+  positions,
+  sights,
+  stack,
+  vocabulary,
+)
 from lm.models import linen, settings
 
 AXES = (
@@ -58,7 +67,8 @@ def make(
   The defaults are the Transformer of 2017 but for initial values; T5 is
   `configs/t5`. One embedding table serves both sides. A document of the target
   reads the part of the source that has its number, so that examples can be
-  packed.
+  packed. Attention is by whole masks, the 'einsum' of `kernels.choose`: no other
+  kernel here knows a bias of distances, or two texts.
 
   Args:
     vocab: V.
@@ -95,8 +105,8 @@ def make(
     positions=(positions, ('sinusoids', 'relative')),
     activation=(activation, blocks.ACTIVATIONS),
     dtype=(dtype, settings.DTYPES),
-    operands=(operands, settings.DTYPES),
   )
+  linear.check(operands)
   decoder_depth = decoder_depth or depth
   settings.check_counts(
     vocab=vocab, width=width, depth=depth, heads=heads, reach=reach
@@ -215,22 +225,30 @@ class EncoderDecoder(nn.Module):
   dtype: str
   operands: str
 
+  def setup(self):
+    self.embed = vocabulary.Embed(self.vocab, self.width)
+    self.logits = vocabulary.Logits(self.vocab, self.operands, name='head')
+
+  def head(self, x_BLD: jax.Array) -> jax.Array:
+    """Scores the vocabulary: [B, L, V]."""
+    return self.logits(
+      x_BLD * self.output_scale, self.embed.table() if self.tied else None
+    )
+
   @nn.compact
   def __call__(
     self, batch: types.Batch, cache: Any, encode: bool = False
   ) -> Any:
     """Returns the output, or only the encoder's [B, S, D] with `encode`."""
-    embed = vocabulary.Embed(vocab=self.vocab, width=self.width, name='embed')
 
     def enter(tokens_BL, positions_BL):
-      x_BLD, table_VD = embed(tokens_BL)
-      x_BLD *= self.embed_scale
+      x_BLD = self.embed(tokens_BL) * self.embed_scale
       if self.sinusoids:
         x_BLD += positions.sinusoids(positions_BL, self.width)
       x_BLD = blocks.dropout(self, self.dropout, x_BLD.astype(self.dtype))
-      return sharding.constrain(x_BLD, 'batch', 'length', None), table_VD
+      return sharding.constrain(x_BLD, 'batch', 'length', None)
 
-    memory_BSD = None
+    memory_BSD, aux = None, {}
     if cache is None:
       segments_BS = batch.source_segments
       if segments_BS is None:
@@ -238,9 +256,9 @@ class EncoderDecoder(nn.Module):
           'an encoder-decoder reads a source: the batch has none'
         )
       positions_BS = _restarting(segments_BS)
-      memory_BSD, _ = self.encoder(both_ways=True, name='encoder')(
-        enter(batch.source, positions_BS)[0],
-        attention.View(attention.document_mask(segments_BS, segments_BS)),
+      memory_BSD, _, aux = self.encoder(both_ways=True, name='encoder')(
+        enter(batch.source, positions_BS),
+        attention.View(sights.document_mask(segments_BS, segments_BS)),
         (positions_BS, positions_BS),
         None,
       )
@@ -257,21 +275,18 @@ class EncoderDecoder(nn.Module):
       }
       cache = {**cache, **known}
       keys, segments_BS = batch._replace(**known), cache['source_segments']
-    x_BLD, table_VD = enter(batch.tokens, batch.positions)
-    x_BLD, cache = self.decoder(both_ways=False, name='decoder')(
-      x_BLD,
+    x_BLD, cache, written = self.decoder(both_ways=False, name='decoder')(
+      enter(batch.tokens, batch.positions),
       attention.View(
-        attention.causal_mask(batch.segments, keys.segments, first),
+        sights.causal_mask(batch.segments, keys.segments, first),
         memory_BSD=memory_BSD,
-        memory_mask_B1LS=attention.document_mask(batch.segments, segments_BS),
+        memory_mask_B1LS=sights.document_mask(batch.segments, segments_BS),
       ),
       (batch.positions, keys.positions),
       cache,
     )
-    logits_BLV = vocabulary.Logits(self.vocab, self.operands, name='head')(
-      x_BLD * self.output_scale, table_VD if self.tied else None
-    )
-    return types.Output(logits_BLV, cache, {}, x_BLD)
+    aux = metrics.join(aux, written)
+    return types.Output(self.head(x_BLD), cache, aux, x_BLD)
 
 
 class Side(nn.Module):
@@ -302,7 +317,7 @@ class Side(nn.Module):
         *self.relative, both_ways=self.both_ways, name='relative'
       )(*places)
       view = view._replace(bias_BNLS=bias_BNLS)
-    x_BLD, cache = stack.apply(
+    x_BLD, cache, aux = stack.apply(
       self.block,
       x_BLD,
       [view],
@@ -314,7 +329,7 @@ class Side(nn.Module):
     if self.norm is not None:
       x_BLD = self.norm(name='final_norm')(x_BLD)
       x_BLD = blocks.dropout(self, self.dropout, x_BLD)
-    return x_BLD, cache
+    return x_BLD, cache, aux
 
 
 class Relative(nn.Module):

@@ -8,10 +8,20 @@ from functools import partial
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from lm import sharding, types
-from lm.layers import attention, blocks, linear, norms, stack, vocabulary
+from lm.layers import (
+  attention,
+  blocks,
+  kernels,
+  linear,
+  norms,
+  sights,
+  stack,
+  vocabulary,
+)
 from lm.models import linen, settings
 
 AXES = (
@@ -40,6 +50,7 @@ def make(
   activation: str = 'gelu_exact',
   transform: bool = True,
   next_sentence: bool = False,
+  attention_kernel: str = 'auto',
   dropout: float = 0.0,
   kernel_std: float = 0.02,
   scan: bool = False,
@@ -70,6 +81,7 @@ def make(
       prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
       reach. So both tasks are one sum over positions, where BERT adds two
       means; smoothing is not defined then. See `masking.next_sentence`.
+    attention_kernel: see `kernels.choose`.
     dropout: rate on embeddings and branches (not on attention weights).
     kernel_std: deviation of initial kernels.
     scan, remat: see `layers.stack`.
@@ -81,9 +93,10 @@ def make(
   settings.check_choices(
     norm_order=(norm_order, blocks.ORDERS),
     activation=(activation, blocks.ACTIVATIONS),
+    attention_kernel=(attention_kernel, kernels.NAMES),
     dtype=(dtype, settings.DTYPES),
-    operands=(operands, settings.DTYPES),
   )
+  linear.check(operands)
   settings.check_counts(
     vocab=vocab, length=length, width=width, depth=depth, heads=heads
   )
@@ -98,6 +111,7 @@ def make(
     'operands': operands,
   }
   norm = norms.make('layernorm', epsilon=norm_epsilon)
+  head_width = settings.head_width(width, heads, None)
   module = Encoder(
     vocab=vocab,
     length=length,
@@ -112,7 +126,7 @@ def make(
         attention.Attention,
         heads=heads,
         kv_heads=heads,
-        head_width=settings.head_width(width, heads, None),
+        head_width=head_width,
         **products,
       ),
       mlp=partial(
@@ -125,6 +139,8 @@ def make(
     activation=activation,
     transform=transform,
     next_sentence=next_sentence,
+    head_width=head_width,
+    attention_kernel=attention_kernel,
     dropout=dropout,
     kernel_init=init,
     scan=scan,
@@ -136,7 +152,8 @@ def make(
   def start(params, batch, room):
     raise ValueError('an encoder generates nothing: it sees both directions')
 
-  return linen.bridge(module, AXES, start)
+  # One position's logits are not the vocabulary's then.
+  return linen.bridge(module, AXES, start, head=not next_sentence)
 
 
 class Encoder(nn.Module):
@@ -153,6 +170,8 @@ class Encoder(nn.Module):
   activation: str
   transform: bool
   next_sentence: bool
+  head_width: int
+  attention_kernel: str
   dropout: float
   kernel_init: nn.initializers.Initializer
   scan: bool
@@ -160,24 +179,50 @@ class Encoder(nn.Module):
   dtype: str
   operands: str
 
+  def setup(self):
+    self.embed = vocabulary.Embed(
+      self.vocab, self.width, self.length, self.kinds
+    )
+    if self.transform:
+      self.dense = self._dense('transform', self.width)
+      self.dense_norm = self.norm(name='transform_norm')
+    self.logits = vocabulary.Logits(
+      self.vocab, self.operands, bias=self.transform, name='head'
+    )
+
+  def head(self, x_BLD: jax.Array) -> jax.Array:
+    """Scores the vocabulary: [B, L, V]."""
+    if self.transform:
+      h_BLD = blocks.ACTIVATIONS[self.activation](self.dense(x_BLD))
+      x_BLD = self.dense_norm(h_BLD)
+    return self.logits(x_BLD, self.embed.table())
+
+  @nn.nowrap
+  def _dense(self, name, outputs):
+    operands = linear.floating(self.operands)
+    return linear.Dense(
+      outputs, self.kernel_init, self.dtype, operands, name=name
+    )
+
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
     assert cache is None, 'an encoder has no cache'
-    x_BLD, table_VD = vocabulary.Embed(
-      vocab=self.vocab,
-      width=self.width,
-      length=self.length,
-      kinds=self.kinds,
-      name='embed',
-    )(batch.tokens, batch.positions, batch.kinds)
+    x_BLD = self.embed(batch.tokens, batch.positions, batch.kinds)
     x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.dtype)
     x_BLD = blocks.dropout(self, self.dropout, x_BLD)
     x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
-    mask_B1LS = attention.document_mask(batch.segments, batch.segments)
-    x_BLD, _ = stack.apply(
+    kernel = kernels.choose(
+      self.attention_kernel,
+      length=batch.tokens.shape[1],
+      head_width=self.head_width,
+      operands=linear.floating(self.operands),
+      initializing=self.is_initializing(),
+    )
+    sight = sights.Sight(batch.segments, causal=False, kernel=kernel)
+    x_BLD, _, aux = stack.apply(
       self.block,
       x_BLD,
-      [attention.View(mask_B1LS)],
+      [attention.look(sight)],
       None,
       depth=self.depth,
       scan=self.scan,
@@ -185,27 +230,15 @@ class Encoder(nn.Module):
     )
     if self.final_norm:
       x_BLD = self.norm(name='final_norm')(x_BLD)
-
-    def dense(name, x_BLD, outputs):
-      return linear.Dense(
-        outputs, self.kernel_init, self.dtype, self.operands, name=name
-      )(x_BLD)
-
-    h_BLD = x_BLD
-    if self.transform:
-      h_BLD = dense('transform', x_BLD, self.width)
-      h_BLD = blocks.ACTIVATIONS[self.activation](h_BLD)
-      h_BLD = self.norm(name='transform_norm')(h_BLD)
-    logits_BLV = vocabulary.Logits(
-      self.vocab, self.operands, bias=self.transform, name='head'
-    )(h_BLD, table_VD)
+    logits_BLV = self.head(x_BLD)
     if self.next_sentence:
-      pooled_B1D = jnp.tanh(dense('pooler', x_BLD[:, :1], self.width))
-      next_B12 = dense('next_sentence', pooled_B1D, 2).astype(jnp.float32)
+      pooled_B1D = jnp.tanh(self._dense('pooler', self.width)(x_BLD[:, :1]))
+      next_B12 = self._dense('next_sentence', 2)(pooled_B1D)
+      next_B12 = next_B12.astype(jnp.float32)
       next_B1V = jnp.pad(
         next_B12,
         ((0, 0), (0, 0), (0, self.vocab - 2)),
-        constant_values=attention.MASKED,
+        constant_values=sights.MASKED,
       )
       logits_BLV = jnp.concatenate([next_B1V, logits_BLV[:, 1:]], axis=1)
-    return types.Output(logits_BLV, None, {}, x_BLD)
+    return types.Output(logits_BLV, None, aux, x_BLD)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, types
-from lm.layers import attention, linear
+from lm.layers import linear, sights
 from lm.models import settings
 
 POOLS = ('first', 'last', 'mean')
@@ -76,7 +76,7 @@ def span(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
 
   def score(x_BL2, batch):
     x_B2L = jnp.einsum('BLC->BCL', x_BL2)
-    return jnp.where((batch.segments > 0)[:, None], x_B2L, attention.MASKED)
+    return jnp.where((batch.segments > 0)[:, None], x_B2L, sights.MASKED)
 
   return _make(vocab, body, Head(2), lambda out, batch: out.hidden, score)
 
@@ -113,7 +113,7 @@ def embed(
   def score(x_B1D, batch):
     cosines_BB = x_B1D[:, 0] @ x_B1D[:, 0].T
     itself_BB = jnp.eye(len(cosines_BB), dtype=bool)
-    return jnp.where(itself_BB, attention.MASKED, cosines_BB / temperature)[
+    return jnp.where(itself_BB, sights.MASKED, cosines_BB / temperature)[
       :, None
     ]
 

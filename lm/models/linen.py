@@ -12,9 +12,19 @@ from lm import types
 
 
 def bridge(
-  module: nn.Module, axes: tuple, start: Callable[..., types.Cache]
+  module: nn.Module,
+  axes: tuple,
+  start: Callable[..., types.Cache],
+  *,
+  head: bool = True,
 ) -> types.Model:
-  """Makes a Model of a module called as `module(batch, cache) -> Output`."""
+  """Makes a Model of a module called as `module(batch, cache) -> Output`.
+
+  Args:
+    module: it.
+    axes, start: as of `types.Model`.
+    head: whether its method `head(hidden) -> logits` makes all of its logits.
+  """
 
   def init(rng, batch):
     # Shapes of parameters depend on no value, so a single row is enough.
@@ -29,7 +39,11 @@ def bridge(
     out = module.apply({'params': params}, batch, cache, rngs=rngs)
     return cast(types.Output, out)
 
-  return types.Model(init, apply, start, axes)
+  def score(params, hidden) -> jax.Array:
+    logits = module.apply({'params': params}, hidden, method='head')
+    return cast(jax.Array, logits)
+
+  return types.Model(init, apply, start, axes, score if head else None)
 
 
 def example_batch(batch_size: int, length: int) -> types.Batch:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from lm import sharding, types
@@ -109,13 +110,22 @@ class RecurrentModel(nn.Module):
   dtype: str
   operands: str
 
+  def setup(self):
+    self.embed = vocabulary.Embed(self.vocab, self.width, std=self.embed_std)
+    self.logits = vocabulary.Logits(
+      self.vocab, self.operands, self.width**-0.5, bias=True, name='head'
+    )
+
+  def head(self, x_BLD: jax.Array) -> jax.Array:
+    """Scores the vocabulary: [B, L, V]; reads the forward stack alone."""
+    return self.logits(
+      x_BLD[..., : self.width], self.embed.table() if self.tied else None
+    )
+
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
     B, L = batch.tokens.shape
-    x_BLD, table_VD = vocabulary.Embed(
-      self.vocab, self.width, std=self.embed_std, name='embed'
-    )(batch.tokens)
-    x_BLD = x_BLD.astype(self.dtype)
+    x_BLD = self.embed(batch.tokens).astype(self.dtype)
     x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
     live_BL, starts_BL = batch.segments > 0, batch.positions == 0
     carry = _start(self, B) if cache is None else cache
@@ -131,7 +141,6 @@ class RecurrentModel(nn.Module):
     forward = layers(name='forward')
     if not self.both_ways:
       x_BLD, carry = forward(x_BLD, starts_BL, live_BL, carry)
-      hidden_BLD = x_BLD
     else:
       backward = layers(name='backward')
       if batch.kinds is not None:
@@ -142,7 +151,7 @@ class RecurrentModel(nn.Module):
             (backward, slice(L // 2, L)),
           )
         ]
-        hidden_BLD = x_BLD = jnp.concatenate(halves, axis=1)
+        x_BLD = jnp.concatenate(halves, axis=1)
       else:
         # From the right, a document starts where its last token is.
         right_BL = jnp.pad(batch.segments[:, 1:], ((0, 0), (0, 1)))
@@ -152,12 +161,9 @@ class RecurrentModel(nn.Module):
           flip(x_BLD), flip(ends_BL), flip(live_BL), _start(self, B)
         )
         x_BLD, carry = forward(x_BLD, starts_BL, live_BL, carry)
-        hidden_BLD = jnp.concatenate([x_BLD, flip(back_BLD)], axis=-1)
-    logits_BLV = vocabulary.Logits(
-      self.vocab, self.operands, self.width**-0.5, bias=True, name='head'
-    )(x_BLD, table_VD if self.tied else None)
+        x_BLD = jnp.concatenate([x_BLD, flip(back_BLD)], axis=-1)
     return types.Output(
-      logits_BLV, None if cache is None else carry, {}, hidden_BLD
+      self.head(x_BLD), None if cache is None else carry, {}, x_BLD
     )
 
 
