@@ -143,6 +143,12 @@ def shardings(
     else:
       names = (None,) * len(leaf.shape)
     spec = tuple(_rule(path, name, rules) for name in names)
+    used = [axis for split in spec for axis in _tuple(split)]
+    if twice := {axis for axis in used if used.count(axis) > 1}:
+      raise ValueError(
+        f'{path}: mesh axis {min(twice)} would cut two dimensions, {names}: '
+        'change sharding.*'
+      )
     for size, split in zip(leaf.shape, spec, strict=True):
       parts = math.prod(mesh.shape[a] for a in _tuple(split))
       if size % parts:
@@ -174,10 +180,24 @@ def parts(*axes: str) -> int:
   return 1 if mesh.empty else math.prod(mesh.shape[a] for a in axes)
 
 
+def free(*axes: str) -> tuple[str, ...]:
+  """Keeps the mesh axes that no `shard_map` around has cut; none without."""
+  mesh = jax.sharding.get_abstract_mesh()
+  known = set(mesh.axis_names) - set(mesh.manual_axes)
+  return tuple(a for a in axes if a in known)
+
+
 def spec(*names: str | None) -> PartitionSpec:
-  """Says where an activation lies: a name of `constrain` a dimension."""
+  """Says where an activation lies: a name of `constrain` a dimension.
+
+  What a `shard_map` around has cut is left out: it is cut already.
+  """
+  cut = jax.sharding.get_abstract_mesh().manual_axes
   return PartitionSpec(
-    *(_ACTIVATIONS[name] if name else None for name in names)
+    *(
+      tuple(a for a in _ACTIVATIONS[name] if a not in cut) if name else None
+      for name in names
+    )
   )
 
 
@@ -188,7 +208,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   'heads', 'vocab', 'stage' or None, one a dimension.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if mesh.size == 1 or not free(*mesh.axis_names):
     return x
   return jax.lax.with_sharding_constraint(x, spec(*names))
 
@@ -199,38 +219,80 @@ def shapes(example: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
   Raises:
     ValueError: if rows or positions do not divide over their axes.
   """
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=_batch_sharding(x.shape, mesh)
+    ),
+    example,
+  )
 
-  def describe(x):
-    rows = len(x) // jax.process_count()
-    where = _batch_sharding((rows, *x.shape[1:]), mesh)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-  return jax.tree.map(describe, example)
+def host(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
+  """Says which rows of a batch this process has to read: `(host, hosts)`.
+
+  For `lm.data` and `put`. Processes that hold the same rows, parts of a tensor
+  or a text, are the same host; where a mesh deals rows out of order, a process
+  reads them all.
+
+  Raises:
+    ValueError: if rows do not divide over their axes.
+  """
+  where = _batch_sharding((batch_size,), mesh)
+  if where.is_fully_addressable:
+    return 0, 1
+  spans = [
+    rows.indices(batch_size)
+    for index in where.addressable_devices_indices_map((batch_size,)).values()
+    for rows in index or ()
+  ]
+  first = min(span[0] for span in spans)
+  size = max(span[1] for span in spans) - first
+  if first % size or batch_size % size:
+    return 0, 1
+  return first // size, batch_size // size
 
 
-def put(batch: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
-  """Turns this process's rows of a batch into global arrays.
+def put(
+  batch: types.Batch, mesh: jax.sharding.Mesh, host: int = 0, hosts: int = 1
+) -> types.Batch:
+  """Turns rows of a batch into global arrays.
+
+  Args:
+    batch: the rows of a host, as of the function `host`.
+    mesh: of all processes.
+    host: which rows these are,
+    hosts: of how many parts.
 
   Raises:
     ValueError: if rows or positions do not divide over their axes.
   """
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(
-      _batch_sharding(x.shape, mesh), np.asarray(x)
-    ),
-    batch,
-  )
+
+  def place(x):
+    x = np.asarray(x)
+    shape = (len(x) * hosts, *x.shape[1:])
+    where = _batch_sharding(shape, mesh)
+    if where.is_fully_addressable:
+      return jax.device_put(x, where)
+
+    def part(index):
+      first, stop, _ = index[0].indices(shape[0])
+      offset = host * len(x)
+      return x[(slice(first - offset, stop - offset), *index[1:])]
+
+    return jax.make_array_from_callback(shape, where, part)
+
+  return jax.tree.map(place, batch)
 
 
 def _batch_sharding(shape, mesh) -> NamedSharding:
   """Splits rows, and positions unless there is one (the target of a class)."""
   axes = [BATCH, *(('sequence',) for _ in shape[1:2] if shape[1] > 1)]
   rows, length = shape[0], shape[1] if len(axes) > 1 else 0
-  into = math.prod(mesh.shape[a] for a in BATCH) // jax.process_count()
+  into = math.prod(mesh.shape[a] for a in BATCH)
   if rows % into:
     raise ValueError(
-      f'batch_size: {rows} rows a process do not divide over {into} devices '
-      '(mesh.data * mesh.fsdp * mesh.expert): change batch_size or mesh'
+      f'batch_size: {rows} rows do not divide over {into} parts (mesh.data *'
+      ' mesh.fsdp * mesh.expert): change batch_size or mesh'
     )
   if length % mesh.shape['sequence']:
     raise ValueError(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import faults, loss, optim, sharding, types
+from lm import faults, loss, optim, ordered, sharding, types
 from lm import metrics as metrics_lib
 
 Loss = Callable[..., types.Metric]
@@ -45,6 +45,8 @@ def program(
   seed: int,
   loss: Loss = DEFAULT,
   microbatches: int = 1,
+  numerics: str = 'fast',
+  logical_shards: int = 8,
 ) -> Program:
   """Puts a run together; nothing is allocated.
 
@@ -53,28 +55,28 @@ def program(
     example: a batch of all processes.
     mesh, rules: see `sharding.shardings`.
     seed: of initial parameters and of dropout.
+    numerics: 'ordered' gives the same bits on any number of devices and for any
+      number of microbatches, see `lm.ordered`; 'fast' does not.
+    logical_shards: into which a batch is cut when ordered.
 
   Raises:
     ValueError: what does not fit the mesh.
   """
+  if numerics not in ('fast', 'ordered'):
+    raise ValueError(f"numerics={numerics!r} is neither 'fast' nor 'ordered'")
   init_rng, rng = jax.random.split(jax.random.key(seed))
   init = partial(init_state, init_rng, example, model=model, tx=tx)
   like = jax.eval_shape(init)
   where = sharding.shardings(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
-  update = jax.jit(
-    partial(
-      train_step,
-      model=model,
-      tx=tx,
-      rng=rng,
-      loss=loss,
-      microbatches=microbatches,
-    ),
-    donate_argnums=0,
-    out_shardings=(where, None),
-  )
+  settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
+  if numerics == 'ordered':
+    ordered.check(mesh, len(example.tokens), logical_shards)
+    one = partial(ordered_step, shards=logical_shards, mesh=mesh, **settings)
+  else:
+    one = partial(train_step, microbatches=microbatches, **settings)
+  update = jax.jit(one, donate_argnums=0, out_shardings=(where, None))
   batch = sharding.shapes(example, mesh)
   return Program(init, like, where, batch, update)
 
@@ -156,27 +158,13 @@ def train_step(
     The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`, and what
     the model measures of itself (`Output.aux`).
   """
-  # An empty batch has gradient 0, not 0 / 0.
-  weight = jnp.maximum(jnp.sum(batch.weights), 1e-9)
-  tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1)
+  weight, tokens = _weights(batch)
   rng = jax.random.fold_in(rng, state.step)
-
-  def total(params, part, key):
-    out = model.apply(params, part, rng=key)
-    head = None if model.head is None else partial(model.head, params)
-    metric = loss(out, part, head)
-    extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
-    value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
-    return value, {'loss_nats': metric, **out.aux}
-
-  def gradients(part, key):
-    (_, found), grads = jax.value_and_grad(total, has_aux=True)(
-      state.params, part, key
-    )
-    return grads, found
-
+  gradients = partial(
+    _gradients, model, loss, jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
+  )
   if microbatches == 1:
-    grads, found = gradients(batch, rng)
+    grads, found = gradients(state.params, batch, rng)
   else:
     parts = jax.tree.map(
       # Strided, not cut in runs: each device keeps its own rows.
@@ -185,16 +173,78 @@ def train_step(
     )
 
     def accumulate(sums, part_and_key):
-      return jax.tree.map(jnp.add, sums, gradients(*part_and_key)), None
+      new = gradients(state.params, *part_and_key)
+      return jax.tree.map(jnp.add, sums, new), None
 
     keys = jax.random.split(rng, microbatches)
+    first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
-      jnp.zeros_like,
-      jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), rng),
+      jnp.zeros_like, jax.eval_shape(gradients, state.params, first, rng)
     )
     (grads, found), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
-  grads = _inject(grads, state.step)
+  return _updated(state, grads, found, tx=tx)
 
+
+def ordered_step(
+  state: types.TrainState,
+  batch: types.Batch,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  loss: Loss = DEFAULT,
+  shards: int,
+  mesh: jax.sharding.Mesh,
+) -> tuple[types.TrainState, dict[str, types.Metric]]:
+  """Does what `train_step` does, with the same bits on any mesh.
+
+  An example's dropout depends on its place in the whole batch alone.
+
+  Args:
+    state, batch, model, tx, rng, loss: as of `train_step`.
+    shards, mesh: see `ordered.sums`.
+  """
+  rng = jax.random.fold_in(rng, state.step)
+  add = partial(ordered.sums, shards=shards, mesh=mesh)
+  weight, tokens = add(lambda fixed, part, n: _weights(part), (), batch)
+
+  def gradients(fixed, part, n):
+    params, rng, weight, tokens = fixed
+    return _gradients(
+      model,
+      loss,
+      jnp.maximum(weight, 1e-9),
+      jnp.maximum(tokens, 1),
+      params,
+      part,
+      jax.random.fold_in(rng, n),
+    )
+
+  grads, found = add(gradients, (state.params, rng, weight, tokens), batch)
+  return ordered.whole(partial(_updated, tx=tx), state, grads, found, mesh=mesh)
+
+
+def _weights(batch):
+  """What the losses of a batch are divided by: scored weight, and tokens."""
+  return jnp.sum(batch.weights), jnp.sum(batch.segments > 0)
+
+
+def _gradients(model, loss, weight, tokens, params, part, key):
+  def total(params):
+    out = model.apply(params, part, rng=key)
+    head = model.head and jax.tree_util.Partial(model.head, params)
+    metric = loss(out, part, head)
+    extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
+    # An empty batch has gradient 0, not 0 / 0.
+    value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
+    return value, {'loss_nats': metric, **out.aux}
+
+  (_, found), grads = jax.value_and_grad(total, has_aux=True)(params)
+  return grads, found
+
+
+def _updated(state, grads, found, *, tx):
+  grads = _inject(grads, state.step)
   norm = metrics_lib.tree_norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(found['loss_nats'].total)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)

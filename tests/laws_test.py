@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import functools
 from functools import partial
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ LLAMA = {
   'mlp': 64,
   'tied': False,
 }
+MOE = {'fn': 'lm.layers.moe:make', 'experts': 8, 'top_k': 2}
 MODELS = {
   'gpt2': Family(decoder.make, TINY),
   'llama': Family(decoder.make, TINY | LLAMA),
@@ -70,6 +72,7 @@ MODELS = {
       'bias': False,
       'head_width': 16,
       'qk_norm': True,
+      'attention_kernel': 'blockwise',
       'attention_softcap': 20.0,
       'logit_softcap': 15.0,
       'kernel_std': None,
@@ -91,6 +94,24 @@ MODELS = {
       'activation': 'geglu',
       'qk_norm': True,
       'tied': True,
+    },
+  ),
+  'mixtral': Family(decoder.make, TINY | LLAMA | {'mlp': 16, 'experts': MOE}),
+  'deepseek': Family(
+    decoder.make,
+    TINY
+    | LLAMA
+    | {
+      'experts': MOE
+      | {
+        'top_k': 3,
+        'width': 16,
+        'shared': 2,
+        'scoring': 'sigmoid',
+        'balance_weight': 1e-3,
+        'balance_bias': True,
+        'z_weight': 1e-3,
+      },
     },
   ),
   'ngram': Family(
@@ -145,9 +166,37 @@ RULES = {
   'mlp': 'tensor',
   'expert': 'expert',
 }
-MESHES = [(1, 4, 2), (2, 2, 2)]
-# One axis alone and the other pairs: one model has what the others have.
-MORE_MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2)]
+# What cuts rows, weights and positions, and what cuts depth.
+LAYOUTS = (
+  {'fsdp': 2, 'tensor': 2, 'sequence': 2},
+  {'stage': 2, 'fsdp': 2, 'tensor': 2},
+)
+
+
+def layouts() -> list[tuple[str, dict[str, int]]]:
+  """Lists layouts of eight devices, for every family that has gradients.
+
+  Each axis alone and each pair of axes for one decoder, or for one that has
+  experts where `expert` is among them. There are two layers, so two stages.
+  """
+  found = [
+    (name, layout)
+    for name in names('gradients')
+    for layout in LAYOUTS
+    if 'stage' not in layout or 'depth' not in MODELS[name].lacks
+  ]
+  for axis in sharding.AXES:
+    if axis not in ('stage', 'tensor'):
+      found.append((_carrier(axis), {axis: 8}))
+  for pair in itertools.combinations(sharding.AXES, 2):
+    few = 'stage' if 'stage' in pair else pair[0]
+    sizes = {axis: 2 if axis == few else 4 for axis in pair}
+    found.append((_carrier(*pair), sizes))
+  return found
+
+
+def _carrier(*axes: str) -> str:
+  return 'mixtral' if 'expert' in axes else 'llama'
 
 
 def names(*laws: str) -> list[str]:
@@ -292,16 +341,16 @@ def trainer(name: str, microbatches: int = 1, **changes):
 
 
 def run(name: str, state, update, steps: int, first: int = 0):
-  losses = []
+  found = []
   for n in range(first, first + steps):
     state, metrics = update(state, packed(name, n))
-    losses.append(float(metrics['loss_nats'].total))
-  return state, np.array(losses)
+    found.append(metrics)
+  return state, found
 
 
 @functools.cache
 def trained(name: str) -> Any:
-  """Ten steps on one device: the state and the losses."""
+  """Ten steps on one device: the state and what each step measured."""
   return run(name, *trainer(name), 10)
 
 
@@ -412,7 +461,7 @@ def test_microbatches_of_uneven_weight_equal_one_batch(name):
   _, parts = trainer(name, microbatches=4)
   a, losses = run(name, state, whole, 4)
   b, other = run(name, state, parts, 4)
-  np.testing.assert_allclose(losses, other, rtol=1e-5)
+  check_near(losses, other)
   for (path, x), (_, y) in zip(
     tree.paths(a.params), tree.paths(b.params), strict=True
   ):
@@ -518,9 +567,9 @@ def test_an_accelerator_trains_as_a_cpu_does(name, operands, tolerance):
   for device in (jax.devices()[0], jax.devices('cpu')[0]):
     with jax.default_device(device):
       state, update = trainer(name, operands=operands, dtype=operands)
-      state, losses = run(name, jax.device_put(state, device), update, 5)
+      state, steps = run(name, jax.device_put(state, device), update, 5)
     assert jax.tree.leaves(state)[0].devices() == {device}
-    found.append(losses)
+    found.append(totals(steps, 'loss_nats'))
   np.testing.assert_allclose(*found, rtol=tolerance)
 
 
@@ -544,23 +593,17 @@ def test_a_checkpoint_moves_from_an_accelerator_to_a_cpu(name, tmp_path):
   assert int(moved.step) == 3
 
 
-@over(
-  [(name, shape) for shape in MESHES for name in names('gradients')]
-  + [('llama', shape) for shape in MORE_MESHES],
-  'shape',
-)
-def test_every_mesh_gives_the_loss_of_one_device(name, shape, capfd):
+@over(layouts(), 'layout')
+def test_every_layout_trains_as_one_device_does(name, layout, capfd):
   if jax.device_count() < 8:
     pytest.skip('needs eight devices: CPU simulates them')
   _, expected = trained(name)
   plain, update = trainer(name)
   model = build(name)
-  if shape == (2, 2, 2) and 'depth' not in MODELS[name].lacks:
+  if 'stage' in layout:
     plain, (_, update) = stacked(plain), trainer(name, scan=True)
     model = build(name, scan=True)
-  mesh = sharding.make_mesh(
-    **dict(zip(('data', 'fsdp', 'tensor'), shape, strict=True))
-  )
+  mesh = sharding.make_mesh(**layout)
   where = sharding.shardings(
     jax.eval_shape(lambda: plain),
     mesh=mesh,
@@ -569,21 +612,49 @@ def test_every_mesh_gives_the_loss_of_one_device(name, shape, capfd):
   )
   # Copied, since what is donated below may share its memory.
   state = jax.device_put(jax.tree.map(jnp.copy, plain), where)
-  split = [x for x in jax.tree.leaves(state.params) if not _whole(x)]
-  if shape[1:] != (1, 1):
-    assert len(split) > len(jax.tree.leaves(state.params)) / 3
-  losses = []
+  found = []
   with jax.set_mesh(mesh):
     compiled = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     for n in range(10):
       state, metrics = compiled(state, sharding.put(packed(name, n), mesh))
-      losses.append(float(metrics['loss_nats'].total))
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+      found.append(metrics)
+  check_near(found, expected)
   assert 'Involuntary full rematerialization' not in capfd.readouterr().err
+  check_held(state, layout)
 
 
-def _whole(x: jax.Array) -> bool:
-  return x.addressable_shards[0].data.shape == x.shape
+def totals(found: list[dict[str, types.Metric]], name: str) -> np.ndarray:
+  """What each step measured, by name."""
+  return np.array([float(metrics[name].total) for metrics in found])
+
+
+def check_near(found, expected) -> None:
+  """Checks losses of all steps, and gradients, against those expected."""
+  losses, norms = (
+    [totals(steps, name) for steps in (found, expected)]
+    for name in ('loss_nats', 'grad_norm')
+  )
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+  # Of the same parameters; later Adam has blown the last bits up.
+  np.testing.assert_allclose(norms[0][0], norms[1][0], rtol=1e-5)
+  np.testing.assert_allclose(norms[0][:5], norms[1][:5], rtol=2e-4)
+
+
+def check_held(state: types.TrainState, layout: dict[str, int]) -> None:
+  """Checks that a device holds the part of weights and moments that it should.
+
+  All but vectors, and tables with few rows, are cut by each axis that cuts
+  weights; experts by `expert` too.
+  """
+  into = math.prod(layout.get(a, 1) for a in ('stage', 'fsdp', 'tensor'))
+  most = into * layout.get('expert', 1)
+  for tree_ in (state.params, state.opt_state):
+    held = sum(
+      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree_)
+    )
+    whole = sum(x.nbytes for x in jax.tree.leaves(tree_))
+    assert whole / most <= held
+    assert held < whole * (1 / into + 0.2), (held / whole, into)
 
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5]]
