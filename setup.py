@@ -7,8 +7,10 @@ INTEROP = [
   'safetensors>=0.5,<1',
   'tokenizers>=0.22,<0.24',
 ]
+QUANT = ['qwix>=0.1.8,<0.2']
 TEST = [
   *INTEROP,
+  *QUANT,
   'hypothesis>=6.100,<7',
   'pyarrow>=17',
   'pytest>=9,<10',
@@ -39,7 +41,10 @@ setuptools.setup(
   extras_require={
     'data': ['pyarrow>=17'],
     'interop': INTEROP,
+    'quant': QUANT,
     'tensorboard': ['tensorboardX>=2.6,<3'],
+    # to run on TPUs, and for lm.plan to compile for them elsewhere
+    'tpu': ['jax[tpu]>=0.10.2,<0.13'],
     'test': TEST,
     # a new minor version of these may find new faults in old code
     'dev': [

@@ -17,6 +17,8 @@ def get_config() -> Any:
       'steps': 1_000,
       'batch_size': 16,  # rows a step, over all devices and microbatches
       'microbatches': 1,  # parts of a batch that are computed in turn
+      'numerics': 'fast',  # 'ordered': the same bits on any mesh, lm.ordered
+      'logical_shards': 8,  # that an ordered batch is cut into
       'save_every': 250,  # steps; the last step is always saved
       'keep': 3,  # newest checkpoints that stay
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
@@ -40,12 +42,14 @@ def get_config() -> Any:
         'length': 256,
         'objective': {'fn': 'lm.data.objectives:causal'},
         'changes': (),
+        'lengths': (),
       },
       'model': decoder(),
       'loss': {
         'fn': 'lm.loss:make',
         'z_weight': 0.0,
         'smoothing': 0.0,
+        'chunks': 1,
       },
       'optim': adamw(),
       'evals': {
@@ -55,6 +59,7 @@ def get_config() -> Any:
           'batch_size': 16,
           'length': 256,
           'objective': {'fn': 'lm.data.objectives:causal'},
+          'chunks': 1,
         },
       },
       'mesh': {
@@ -66,6 +71,9 @@ def get_config() -> Any:
         'tensor': 1,
         'slices': 1,
       },
+      # What lm.plan plans for: the smallest machine that this is meant for,
+      # and the size of the vocabulary where the tokenizer is not at hand.
+      'plan': {'target': 'cpu:1', 'vocab': None},
       'sharding': {
         'layers': 'stage',
         'vocab': 'tensor',
@@ -90,6 +98,8 @@ def decoder() -> dict[str, Any]:
     'kv_heads': None,
     'head_width': None,
     'mlp': None,
+    'experts': None,
+    'dense_layers': 0,
     'norm': 'layernorm',
     'norm_epsilon': None,
     'norm_offset': 0.0,
@@ -107,6 +117,7 @@ def decoder() -> dict[str, Any]:
     'qk_norm': False,
     'attention_scale': None,
     'attention_softcap': None,
+    'attention_kernel': 'auto',
     'logit_softcap': None,
     'tied': True,
     'dropout': 0.0,
@@ -116,6 +127,24 @@ def decoder() -> dict[str, Any]:
     'remat': 'none',
     'dtype': 'float32',
     'operands': 'float32',
+  }
+
+
+def experts() -> dict[str, Any]:
+  """A mixture of experts, every setting of `lm.layers.moe.make` shown."""
+  return {
+    'fn': 'lm.layers.moe:make',
+    'experts': 8,
+    'top_k': 2,
+    'width': None,
+    'shared': 0,
+    'scoring': 'softmax',
+    'normalize': True,
+    'dispatch': 'dropless',
+    'capacity': 1.25,
+    'balance_weight': 0.01,
+    'balance_bias': False,
+    'z_weight': 0.0,
   }
 
 
@@ -192,6 +221,7 @@ def encoder() -> dict[str, Any]:
     'activation': 'gelu_exact',
     'transform': True,
     'next_sentence': False,
+    'attention_kernel': 'auto',
     'dropout': 0.0,
     'kernel_std': 0.02,
     'scan': False,
@@ -287,6 +317,7 @@ def adamw() -> dict[str, Any]:
     'b1': 0.9,
     'b2': 0.95,
     'eps': 1e-8,
+    'moment_dtype': 'float32',
     'l1': 0.0,
     'l2': 0.0,
   }

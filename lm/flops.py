@@ -1,45 +1,43 @@
 """How much arithmetic a token costs, and what share of a chip that is."""
 
+from collections.abc import Callable
+import math
 import re
+from typing import Any
 
-from lm import tree, types
+import jax
 
-# Peak dense bf16 FLOP/s of what jax calls one device, by its whole
-# `device_kind`. Names carry form factors on purpose: an H100 PCIe or NVL, an
-# H200 NVL and a MIG slice have other peaks than the SXM card, and match none.
-# Sources: NVIDIA's data sheets (without sparsity) and Google Cloud's TPU pages.
-_PEAKS = (
-  (r'NVIDIA A100-(SXM4|PCIE)-40GB', 312e12),
-  (r'NVIDIA A100(-SXM4-80GB| 80GB PCIe)', 312e12),
-  (r'NVIDIA H100 80GB HBM3', 989e12),
-  (r'NVIDIA H200', 989e12),
-  (r'TPU v4', 275e12),
-  (r'TPU v5 ?(lite|e)', 197e12),
-  (r'TPU v5p?', 459e12),
-  (r'TPU v6 ?(lite|e)', 918e12),
-  # 2307e12 a chip, which jax shows as two devices, one a chiplet.
-  (r'TPU7x', 1153.5e12),
-)
+from lm import chips, tree, types
 
 
-def multiplied(params: types.Params) -> int:
+def multiplied(params: types.Params, top_k: int | None = None) -> int:
   """Counts N, the parameters that take part in every token's arithmetic.
 
   That is all of them except lookups: learned positions, and the embedding
   table when there is a separate output matrix (`head/kernel`). A tied table is
   counted once, because it is multiplied once, as the output. Norm scales and
-  biases stay in, well under 1 %. Experts count in full, used or not.
+  biases stay in, well under 1 %.
 
   Args:
     params: a decoder's parameters, arrays or shapes.
+    top_k: experts that a token reads, where each reads only some; None counts
+      all of them.
   """
   lookup = re.compile(r'(^|/)embed/positions$')
   if any(
     re.search(r'(^|/)head/kernel$', path) for path, _ in tree.paths(params)
   ):
     lookup = re.compile(r'(^|/)embed/(positions|table)$')
+
+  def read(path: str, leaf: Any) -> int:
+    if top_k is None or not re.search(r'(^|/)experts/', path):
+      return leaf.size
+    return leaf.size // leaf.shape[-3] * top_k
+
   return sum(
-    leaf.size for path, leaf in tree.paths(params) if not lookup.search(path)
+    read(path, leaf)
+    for path, leaf in tree.paths(params)
+    if not lookup.search(path)
   )
 
 
@@ -75,21 +73,8 @@ def train_flops_per_token(
 
 
 def peak(device_kind: str) -> float:
-  """Looks up the peak dense bf16 FLOP/s of one jax device.
-
-  Args:
-    device_kind: `jax.Device.device_kind`.
-
-  Raises:
-    ValueError: the chip is not in the table; a guess would be a wrong MFU.
-  """
-  for pattern, flops in _PEAKS:
-    if re.fullmatch(pattern, device_kind):
-      return flops
-  raise ValueError(
-    f'device {device_kind[:60]!r}: peak FLOP/s unknown, so no MFU; add its'
-    ' dense bf16 figure to lm/flops.py'
-  )
+  """Looks up the peak dense bf16 FLOP/s of one jax device; see `chips.find`."""
+  return chips.find(device_kind).flops
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak: float) -> float:
@@ -101,3 +86,47 @@ def mfu(tokens_per_second: float, flops_per_token: float, peak: float) -> float:
     peak: FLOP/s of all devices together: their number times `peak(kind)`.
   """
   return tokens_per_second * flops_per_token / peak
+
+
+def products(fn: Callable[..., Any], *args: Any) -> int:
+  """Counts the FLOPs of a function's products, on all devices together.
+
+  A multiply and an add for each term of a sum; what is not a product counts as
+  nothing, and so does what a kernel does. Loops count as often as they run,
+  what is computed again in a backward pass counts again, and masked parts of
+  dense attention count too.
+
+  Args:
+    fn: traced, not run.
+    *args: arrays or shapes.
+  """
+  return _products(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    name, settings = equation.primitive.name, equation.params
+    inner = [
+      getattr(value, 'jaxpr', value)
+      for key, value in settings.items()
+      if key in ('jaxpr', 'call', 'call_jaxpr', 'body_jaxpr', 'fun_jaxpr')
+    ]
+    if name == 'dot_general':
+      (summed, _), _ = settings['dimension_numbers']
+      sizes = equation.invars[0].aval.shape
+      terms = math.prod(sizes[i] for i in summed)
+      total += 2 * terms * equation.outvars[0].aval.size
+    elif name == 'ragged_dot_general':
+      # Each row meets the matrix of its group alone, or is in one sum.
+      each = equation.outvars[0].aval.shape[-1]
+      total += 2 * equation.invars[0].aval.size * each
+    elif name == 'cond':
+      total += max(_products(b.jaxpr) for b in settings['branches'])
+    elif name == 'scan':
+      total += settings['length'] * sum(map(_products, inner))
+    elif name == 'shard_map':
+      total += settings['mesh'].size * sum(map(_products, inner))
+    elif name != 'pallas_call':
+      total += sum(map(_products, inner))
+  return total

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import AbstractMesh
 import pytest
 
-from lm import config, optim, sharding, step, tree, types
+from lm import config, optim, plan, sharding, step, tree, types
 from lm.data import objectives, tokenizer
 from tests import programs
 
@@ -30,17 +30,22 @@ ARGUMENTS = {
 VOCAB = {
   'bert/bert.py': 30_522,
   'gpt/gpt2.py': 50_257,
+  'gpt/deepseek_moe.py': 102_400,
   'gpt/llama_1b.py': 128_256,
+  'gpt/mixtral.py': 32_000,
   't5/t5.py': 32_128,
 }
 # As published, and as transformers counts them: BERT with its MLM head.
 PARAMETERS = {
   'bert/bert.py:base': 109_514_298,
   'bert/bert.py:large': 335_174_458,
+  # DeepSeekMoE's, and a bias of 64 in each of 27 layers.
+  'gpt/deepseek_moe.py': 16_375_728_128 + 27 * 64,
   'gpt/gpt2.py:small': 124_439_808,
   'gpt/gpt2.py:medium': 354_823_168,
   'gpt/gpt2.py:large': 774_030_080,
   'gpt/gpt2.py:xl': 1_557_611_200,
+  'gpt/mixtral.py': 46_702_792_704,
   't5/t5.py:small': 60_506_624,
   't5/t5.py:base': 222_903_552,
   't5/t5.py:large': 737_668_096,
@@ -148,3 +153,17 @@ def test_a_config_builds_at_full_size(name):
   assert large
   for path in large:
     assert any(placed[path]), f'{path} is on every device whole'
+
+
+# One of each file, as it comes; those with a `fit` have no step.
+PLANNED = [name for name in FILES if name != LADDER and load(name).fit is None]
+
+
+@pytest.mark.parametrize('name', PLANNED)
+def test_a_config_fits_the_machine_that_it_is_meant_for(name, request):
+  c = load(name)
+  if not c.plan.target.startswith('cpu:'):
+    request.getfixturevalue('libtpu')
+  machine = plan.target(c.plan.target)
+  report = plan.plan(c, machine, vocab=c.plan.vocab or 8192)
+  assert report['fits'], plan.show(report)

@@ -67,3 +67,12 @@ def peer():
   if not peers.installed():
     pytest.skip('transformers is not installed: make peers')
   return str(python)
+
+
+@pytest.fixture(scope='session')
+def libtpu() -> None:
+  """Lets tests compile for TPUs that are not here, or skips: `make peers`."""
+  library = peers.libtpu()
+  if library is None:
+    pytest.skip('libtpu is not installed: make peers')
+  os.environ.setdefault('TPU_LIBRARY_PATH', str(library))

@@ -38,6 +38,7 @@ def get_config(size: str = 'small'):
   c.model.dtype = c.model.operands = 'bfloat16'
   c.optim.peak = 6e-4 if size == 'small' else 2e-4
   c.optim.warmup = 2_000
+  c.plan.target, c.plan.vocab = 'v5e:4x4', 50_257
   c.evals.valid.path = 'data/gpt2/valid'
   c.evals.valid.length = 1024
   return c.lock()

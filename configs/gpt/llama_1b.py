@@ -41,6 +41,7 @@ def get_config():
   c.optim.peak = 3e-4
   c.optim.warmup = 2_000
   c.mesh.fsdp = 8
+  c.plan.target, c.plan.vocab = 'v5p:4x4x4', 128_256
   c.evals.valid.path = 'data/llama/valid'
   c.evals.valid.length = 4096
   return c.lock()

