@@ -630,7 +630,7 @@ def test_waiting_for_a_slice_has_a_deadline(cloud):
   assert refusal(tpu_vm, argv, commands.Unreachable) == (
     'a: the slice did not come: not within 0.36 s: wait again, or delete it'
   )
-  assert 2 <= len(cloud.calls()) < 8
+  assert 0 < len(cloud.calls()) < 8
 
 
 def test_following_a_run_has_a_deadline(cloud):

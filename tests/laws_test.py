@@ -456,6 +456,17 @@ def test_overfits_one_batch(name):
 
 
 @lacking('gradients')
+def test_the_head_alone_gives_the_logits(name):
+  model = build(name)
+  params = random_params(name)
+  out = applied(model)(params, packed(name), None, None)
+  assert model.head is not None
+  np.testing.assert_array_equal(
+    jax.jit(model.head)(params, out.hidden), out.logits
+  )
+
+
+@lacking('gradients')
 def test_microbatches_of_uneven_weight_equal_one_batch(name):
   state, whole = trainer(name)
   _, parts = trainer(name, microbatches=4)
@@ -635,9 +646,10 @@ def check_near(found, expected) -> None:
     for name in ('loss_nats', 'grad_norm')
   )
   np.testing.assert_allclose(*losses, rtol=1e-5)
-  # Of the same parameters; later Adam has blown the last bits up.
+  # Of the same parameters; then Adam blows the last bits up: on one device a
+  # change of 1e-7 in `gemma` is one of 1e-3 in the norm after ten steps.
   np.testing.assert_allclose(norms[0][0], norms[1][0], rtol=1e-5)
-  np.testing.assert_allclose(norms[0][:5], norms[1][:5], rtol=2e-4)
+  np.testing.assert_allclose(norms[0][:4], norms[1][:4], rtol=1e-4)
 
 
 def check_held(state: types.TrainState, layout: dict[str, int]) -> None:

@@ -1,11 +1,13 @@
-"""Many small experts: 16.4B parameters, in the shape of DeepSeekMoE 16B.
+"""Many small experts: 16.9B parameters, in the shape of DeepSeekMoE 16B.
 
   python -m lm.train --config=configs/gpt/deepseek_moe.py --workdir=runs/moe
 
 A token reads 2.8B of them: 6 of 64 experts, and two more that all tokens share.
-Loads are balanced as in DeepSeek-V3, by a bias that follows them and next to no
-loss. Data and tokenizer are yours to prepare (tools/prepare_data.py), with a
-vocabulary of up to 102,400. Not trained by us; built at full size in the tests.
+Unlike there, the first layer has experts too, so that all layers are alike and
+can be scanned; and loads are balanced as in DeepSeek-V3, by a bias that follows
+them and next to no loss. Data and tokenizer are yours to prepare
+(tools/prepare_data.py), with a vocabulary of up to 102,400. Not trained by us;
+built at full size in the tests.
 
 Reference: Dai et al. 2024, arXiv 2401.06066, section 5.1; DeepSeek-V3, arXiv
 2412.19437, section 2.1.2.
@@ -28,23 +30,22 @@ def get_config():
     width=2048,
     depth=28,
     heads=16,
-    mlp=10_944,
+    mlp=1408,
     experts=base.experts()
     | {
       'experts': 64,
       'top_k': 6,
-      'width': 1408,
       'shared': 2,
       'scoring': 'sigmoid',
       'balance_weight': 1e-4,
       'balance_bias': True,
     },
-    dense_layers=1,
     norm='rmsnorm',
     positions='rope',
     activation='swiglu',
     bias=False,
     tied=False,
+    scan=True,
     remat='full',
     dtype='bfloat16',
     operands='bfloat16',

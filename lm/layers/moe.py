@@ -377,19 +377,29 @@ def apply(
     jnp.broadcast_to(x[None], (parts, *x.shape)) for x in (x_BLD, weights_BLK)
   )
 
+  # Kernels are gathered in there, so that the sum of their gradients is cut as
+  # it is made: XLA would add them up whole.
+  fsdp = None if x_BLD.shape[-1] % sharding.parts('fsdp') else 'fsdp'
+  where = {
+    name: PartitionSpec(
+      'expert', *(('tensor', fsdp) if name == 'down' else (fsdp, 'tensor'))
+    )
+    for name in kernels
+  }
+
   def local(x_1BLD, choices_BLK, weights_1BLK, kernels):
+    if fsdp:
+      kernels = {
+        name: _whole(kernel, fsdp, where[name].index(fsdp))
+        for name, kernel in kernels.items()
+      }
     return run(x_1BLD[0], choices_BLK, weights_1BLK[0], kernels)[None]
 
   place = sharding.spec('batch', 'length', None)
   spread = PartitionSpec('tensor', *place)
-  split = {
-    'up': PartitionSpec('expert', None, 'tensor'),
-    'gate': PartitionSpec('expert', None, 'tensor'),
-    'down': PartitionSpec('expert', 'tensor', None),
-  }
   y_TBLD = jax.shard_map(
     local,
-    in_specs=(spread, place, spread, {name: split[name] for name in kernels}),
+    in_specs=(spread, place, spread, where),
     out_specs=spread,
     # What varies over which axis is not tracked: jax 0.10 to 0.12 lose count of
     # it where a pipeline maps stages.
@@ -592,6 +602,15 @@ def _collect(x, axis, dimension):
   if not _mapped():
     return x
   return jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+
+
+def _whole(x, axis, dimension):
+  """Does what `_collect` does, by way of a dimension in front.
+
+  Of the gradient's sum TPU compilers cut no other one that is not the last.
+  """
+  parts = jnp.moveaxis(jax.lax.all_gather(x, axis), 0, dimension)
+  return parts.reshape(*x.shape[:dimension], -1, *x.shape[dimension + 1 :])
 
 
 def _share(x, axis, dimension):

@@ -67,8 +67,8 @@ def make(
   The defaults are the Transformer of 2017 but for initial values; T5 is
   `configs/t5`. One embedding table serves both sides. A document of the target
   reads the part of the source that has its number, so that examples can be
-  packed. Attention is by whole masks, the 'einsum' of `kernels.choose`: no other
-  kernel here knows a bias of distances, or two texts.
+  packed. Attention is by whole masks, the 'einsum' of `kernels.choose`: no
+  other kernel here knows a bias of distances, or two texts.
 
   Args:
     vocab: V.
