@@ -91,7 +91,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
 def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
-  memory.keep_freed()
+  memory.prepare()
   fit(c, workdir)
 
 

@@ -1,11 +1,38 @@
-"""Memory of a process that computes on CPU."""
+"""Memory and threads of a process that computes on CPU."""
 
 import ctypes
 from importlib import metadata, util
 import os
+import re
 
 # Names and numbers of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def prepare() -> bool:
+  """Readies a process for computing on CPU; a program calls this first.
+
+  Returns:
+    What `keep_freed` does.
+  """
+  give_threads()
+  return keep_freed()
+
+
+def give_threads() -> None:
+  """Gives XLA a thread for all that simulated devices wait for at once.
+
+  A device that waits for its peers blocks a thread, and XLA has one a core: on
+  two cores eight devices wait for ever (a ring of `ppermute`s in jax 0.10.2).
+  """
+  simulated = os.environ.get('JAX_NUM_CPU_DEVICES') or '0'
+  flag = '--xla_force_host_platform_device_count='
+  for word in os.environ.get('XLA_FLAGS', '').split():
+    if word.startswith(flag):
+      simulated = word.removeprefix(flag)
+  if re.fullmatch('[0-9]+', simulated) and int(simulated) > 1:
+    threads = max(4 * int(simulated), os.cpu_count() or 1)
+    os.environ.setdefault('NPROC', str(threads))
 
 
 def keep_freed() -> bool:
@@ -17,7 +44,7 @@ def keep_freed() -> bool:
   The process keeps its peak, so nothing happens where jax may compute on
   anything but the CPU.
 
-  A program calls this first: threads that have started keep their settings.
+  Threads that have started keep their settings.
 
   Returns:
     Whether it is so: not where the C library has no such settings (macOS).

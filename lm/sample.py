@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
     '--nats', action='store_true', help='a line a token: -log p, and the token'
   )
   args = vars(parser.parse_args(argv))
-  memory.keep_freed()
+  memory.prepare()
   nats, terminal = args.pop('nats'), None
   if args['count'] == 1 and not args['beams'] and sys.stdout.isatty():
     terminal = _Terminal(args['stop'])

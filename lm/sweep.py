@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--watch', action='store_true')
   args = parser.parse_args(argv)
-  memory.keep_freed()
+  memory.prepare()
   # On a shared machine the trainer goes first.
   os.nice(10)
   if args.watch:

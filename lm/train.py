@@ -383,7 +383,7 @@ def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
 def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
-  memory.keep_freed()
+  memory.prepare()
   try:
     with processes.start() as group:
       train(c, workdir, group)

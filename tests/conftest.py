@@ -38,6 +38,7 @@ for name, value in SETTINGS.items():
   jax.config.update(name, value)
   os.environ[name.upper()] = str(value)
 jax.config.update('jax_num_cpu_devices', 8)
+os.environ.setdefault('NPROC', '32')  # as memory.give_threads
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 if PLATFORM != 'cpu':
   # tolerances are those of float32, which a GPU rounds to 10 bits by default

@@ -1,7 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
+
+from lm import memory
 
 _PROGRAM = """
 import resource
@@ -36,3 +39,25 @@ def test_freed_memory_is_used_again():
   assert kept == 'True'
   # 16,384 pages of 4 KiB, or 32 of 2 MiB, where the kernel gives them anew.
   assert int(faults) < 8
+
+
+@pytest.mark.parametrize(
+  ('settings', 'threads'),
+  [
+    ({'JAX_NUM_CPU_DEVICES': '64'}, '256'),
+    ({'XLA_FLAGS': '--xla_force_host_platform_device_count=64'}, '256'),
+    ({'JAX_NUM_CPU_DEVICES': '64', 'NPROC': '7'}, '7'),
+    ({'JAX_NUM_CPU_DEVICES': '1'}, None),
+    ({}, None),
+  ],
+)
+def test_simulated_devices_have_threads_to_wait_in(
+  settings, threads, monkeypatch
+):
+  for name in ('JAX_NUM_CPU_DEVICES', 'XLA_FLAGS', 'NPROC'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in settings.items():
+    monkeypatch.setenv(name, value)
+  memory.give_threads()
+  assert os.environ.get('NPROC') == threads
+  monkeypatch.setenv('NPROC', '1')  # so that it is taken back

@@ -278,5 +278,5 @@ WORKLOADS = {
 }
 
 if __name__ == '__main__':
-  memory.keep_freed()  # as the programs do
+  memory.prepare()  # as the programs do
   protocol.serve(WORKLOADS)
