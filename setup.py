@@ -7,8 +7,10 @@ INTEROP = [
   'safetensors>=0.5,<1',
   'tokenizers>=0.22,<0.24',
 ]
+GCS = ['gcsfs>=2025.3']
 QUANT = ['qwix>=0.1.8,<0.2']
 TEST = [
+  *GCS,
   *INTEROP,
   *QUANT,
   'hypothesis>=6.100,<7',
@@ -28,6 +30,7 @@ setuptools.setup(
     'absl-py>=2.1',
     # 0.10.2 is the last jax for Python 3.11; later Pythons get 0.12
     'jax>=0.10.2,<0.13',
+    'etils>=1.10',
     'flax>=0.12.8,<0.13',
     'grain>=0.2.18,<0.3',
     'matplotlib>=3.9,<4',
@@ -40,11 +43,12 @@ setuptools.setup(
   ],
   extras_require={
     'data': ['pyarrow>=17'],
+    'gcs': GCS,
     'interop': INTEROP,
     'quant': QUANT,
     'tensorboard': ['tensorboardX>=2.6,<3'],
     # to run on TPUs, and for lm.plan to compile for them elsewhere
-    'tpu': ['jax[tpu]>=0.10.2,<0.13'],
+    'tpu': [*GCS, 'jax[tpu]>=0.10.2,<0.13'],
     'test': TEST,
     # a new minor version of these may find new faults in old code
     'dev': [

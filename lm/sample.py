@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm import checkpoint, config, generate, memory, saved
+from lm import checkpoint, config, generate, memory, remote, saved
 
 
 class Text(NamedTuple):
@@ -89,6 +89,7 @@ def texts(
     raise config.ConfigError(f'length_penalty={length_penalty}: 0 or more')
   if not all(stop):
     raise config.ConfigError("stop='': ends every text at once; leave it out")
+  workdir = remote.here(workdir, step)
   try:
     sampler = generate.Sampler(
       temperature, top_k, top_p, min_p, repetition_penalty

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterator
 import contextlib
 import fcntl
+from functools import partial
 import os
 from pathlib import Path
 import time
@@ -20,7 +21,17 @@ from typing import Any
 
 import jax
 
-from lm import checkpoint, config, errors, log, memory, saved, sharding
+from lm import (
+  checkpoint,
+  config,
+  errors,
+  log,
+  manifest,
+  memory,
+  remote,
+  saved,
+  sharding,
+)
 
 
 def sweep(
@@ -48,29 +59,30 @@ def sweep(
     errors.Locked: another sweep is at work here.
     errors.Missing: there is no run, or it has no checkpoint.
   """
-  workdir = Path(workdir)
-  checkpoint.steps(workdir)  # refuses an address
-  path = workdir / 'evals.jsonl'
+  place: Any = _Folder(Path(workdir))
+  if remote.is_address(workdir):
+    place, poll_seconds = remote.Reader(workdir), max(poll_seconds, 10.0)
+  path = place.folder / 'evals.jsonl'
   evaluate = None
   refused: set[tuple[int, str]] = set()
   alone_since = time.monotonic()
-  with _alone(workdir):
+  with place.alone():
     while True:
       # Both asked before looking for steps: a trainer saves first and then
       # leaves, and its last step must not be overlooked.
-      finished = not watch or _finished(workdir)
-      if checkpoint.holder(workdir) is not None:
+      finished = not watch or _finished(place)
+      if place.trained():
         alone_since = time.monotonic()
       known = {(r['step'], r['checkpoint']) for r in log.read(path)} | refused
-      for step in checkpoint.steps(workdir):
+      for step in place.steps():
         digest = ''  # of a step that is gone already, or damaged
         try:
-          digest = checkpoint.digest(workdir, step)
+          digest = place.about(step)['checkpoint']
           if (step, digest) in known:
             continue
-          with checkpoint.pin(workdir, step):
-            evaluate = evaluate or _build(workdir, step)
-            params = checkpoint.restore_params(workdir, step)
+          with place.hold(step):
+            evaluate = evaluate or _build(place.folder, step)
+            params = checkpoint.restore_params(place.folder, step)
             metrics = evaluate(params)
         except (errors.Gone, errors.Damaged) as e:
           if (step, digest) not in refused:
@@ -80,6 +92,7 @@ def sweep(
         log.append(
           path, {'step': step, 'checkpoint': digest, 'metrics': metrics}
         )
+        place.publish()
         shown = '  '.join(f'{k} {v:.4g}' for k, v in metrics.items())
         print(f'step {step}  {shown}', flush=True)
       idle = time.monotonic() - alone_since
@@ -129,30 +142,46 @@ def _build(workdir: Path, step: int):
   return evaluate
 
 
-def _finished(workdir: Path) -> bool:
-  steps = checkpoint.steps(workdir)
+def _finished(place: Any) -> bool:
+  steps = place.steps()
   if not steps:
     return False
   try:
-    meta = checkpoint.read_meta(workdir, steps[-1])
+    meta = place.about(steps[-1])['meta']
   except (errors.Gone, errors.Damaged):
     return False  # a trainer will replace it, or our patience ends
   return steps[-1] >= config.from_json(meta['config']).steps
 
 
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-  """Lets one sweep at a time write to evals.jsonl."""
-  if not workdir.is_dir():
-    raise errors.Missing(f'{workdir}: no such folder: check --workdir')
-  with (workdir / 'evals.lock').open('a') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.Locked(
-        f'{workdir}: another sweep is at work here: wait for it'
-      ) from None
-    yield
+class _Folder:
+  """A work directory of this machine, as `remote.Reader` is one in a bucket."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self.steps = partial(checkpoint.steps, folder)
+    self.about = partial(manifest.read, folder)
+    self.hold = partial(checkpoint.pin, folder)
+
+  def trained(self) -> bool:
+    return checkpoint.holder(self.folder) is not None
+
+  def publish(self) -> None:
+    pass  # it lies where it belongs
+
+  @contextlib.contextmanager
+  def alone(self) -> Iterator[None]:
+    """Lets one sweep at a time write to evals.jsonl."""
+    manifest.root(self.folder)  # refuses an address
+    if not self.folder.is_dir():
+      raise errors.Missing(f'{self.folder}: no such folder: check --workdir')
+    with (self.folder / 'evals.lock').open('a') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise errors.Locked(
+          f'{self.folder}: another sweep is at work here: wait for it'
+        ) from None
+      yield
 
 
 def main(argv: list[str]) -> None:
@@ -169,14 +198,13 @@ def main(argv: list[str]) -> None:
   memory.prepare()
   # On a shared machine the trainer goes first.
   os.nice(10)
-  if args.watch:
+  if args.watch and not remote.is_address(args.workdir):
     _wait_for(Path(args.workdir))
   print(table(sweep(args.workdir, watch=args.watch)))
 
 
 def _wait_for(workdir: Path, patience_seconds: float = 60.0) -> None:
   """Waits for a trainer that was started at the same time."""
-  checkpoint.steps(workdir)  # refuses an address
   deadline = time.monotonic() + patience_seconds
   while not workdir.is_dir() and time.monotonic() < deadline:
     time.sleep(0.2)

@@ -29,7 +29,7 @@ _ARGS = (
   config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
 )
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 import contextlib
 import io
 import math
@@ -47,6 +47,7 @@ from lm import (
   memory,
   processes,
   progress,
+  remote,
   saved,
   sharding,
   step,
@@ -91,7 +92,8 @@ def train(
 
   Args:
     c: as `configs/base.py`.
-    workdir: made when missing; a run found there is resumed.
+    workdir: made when missing; a run found there is resumed. gs://BUCKET/FOLDER
+      is kept as in `remote.Mirror`.
     group: the processes that train it together, each by this call; None for
       this one alone.
 
@@ -116,9 +118,30 @@ def train(
     raise config.ConfigError(
       f'init_paths: {c.init_paths} without init_from: say of which run'
     )
-  workdir = Path(workdir)
+  if not remote.is_address(workdir):
+    return _train(c, Path(workdir), group, lambda: None)
+  if group.count > 1:
+    raise config.ConfigError(
+      f'{workdir}: {group.count} processes need a folder that all of them see: '
+      'mount the bucket (gcsfuse) and give its path'
+    )
+  with remote.Mirror(
+    workdir, keep=c.keep, keep_every=c.keep_every or None
+  ) as mirror:
+    return _train(c, mirror.folder, group, mirror.check)
+
+
+def _train(
+  c: config.Config,
+  workdir: Path,
+  group: processes.Group,
+  check: Callable[[], None],
+) -> types.TrainState:
+  """Trains in a folder; `check` raises what went wrong with its copy."""
+  init_from = None
   if c.init_from is not None and not checkpoint.steps(workdir):
-    checkpoint.read_meta(c.init_from)  # a typo is an error, not a fresh start
+    init_from = remote.here(c.init_from)
+    checkpoint.read_meta(init_from)  # a typo is an error, not a fresh start
   with (
     stop.Stop() as signals,
     checkpoint.Checkpointer(
@@ -164,9 +187,9 @@ def train(
       for example in data.examples:  # each has to fit the mesh
         sharding.shapes(example, mesh)
     taken = {}
-    if c.init_from is not None and meta is None:
+    if init_from is not None and meta is None:
       taken = saved.parameters(
-        c.init_from, c.init_paths, run.like.params, tokenizer
+        init_from, c.init_paths, run.like.params, tokenizer
       )
     saver.preflight(run.like)
     with step.compiling(run):
@@ -211,6 +234,7 @@ def train(
     for n, batch in placed:
       with jax.set_mesh(mesh):
         state, metrics = run.update(state, batch)
+      check()
       group.check()  # one that stood still may not even write to its diary
       # The host reads the step before, so that the device never waits for it.
       diary.note(n, before)

@@ -106,7 +106,7 @@ def get_config():
     dict(seed=0, steps=1, batch_size=1, save_every=1, text='')
   )
 """
-WORDS = ['--config=configs/a.py', '--workdir=gs://bucket/a']
+WORDS = ['--config=configs/a.py', '--workdir=/data/a']
 # Each of these breaks a command line that was not quoted with care.
 NASTY = '--config.text=it\'s "2  $HOME `id`; \\ && x" * é %h'
 PLACE = ['--name=a', '--type=v5litepod-8', '--zone=us-east5-a']
@@ -314,7 +314,7 @@ export SRUN_CPUS_PER_TASK=96
 module load cuda
 rm -f /shared/x/a-"$SLURM_JOB_ID".code
 srun --kill-on-bad-exit=0 --wait=120 /p/python -u -m lm.train \
---config=configs/a.py --workdir=gs://bucket/a '--config.text=$HOME'
+--config=configs/a.py --workdir=/data/a '--config.text=$HOME'
 code=$?
 echo "$code" > /shared/x/a-"$SLURM_JOB_ID".code
 # stopped by SIGTERM, after saving
@@ -818,7 +818,7 @@ def test_unsafe_flags_are_refused(cloud, program, flag):
     ([*WORDS, '--config.text=\0'], 'a control character, such as'),
     ([WORDS[0], '--workdir=gs://bucket'], 'a remote workdir is gs://BUCKET/'),
     ([WORDS[0], '--workdir=gs://Bucket/a'], 'a remote workdir is gs://'),
-    ([WORDS[0], '--workdir=runs/a'], 'give gs://BUCKET/FOLDER, or the absol'),
+    ([WORDS[0], '--workdir=runs/a'], 'give the absolute path of a disk'),
     (['--config=../main/a.py', WORDS[1]], 'outside the repository'),
   ],
 )
@@ -829,6 +829,15 @@ def test_arguments_that_cannot_be_sent_are_refused(
   shutil.copy(repository / 'configs/a.py', repository.parent / 'main/a.py')
   assert text in refusal(tpu_vm, [*PLACE, '--spot', 'run', '--', *words])
   assert cloud.calls() == []
+
+
+def test_a_bucket_is_the_workdir_of_one_host(cloud, repository):
+  words = ['run', '--', WORDS[0], '--workdir=gs://bucket/a']
+  several = ['--name=a', '--type=v5litepod-16', '--zone=us-east5-a']
+  said = refusal(tpu_vm, [*several, *words])
+  assert '4 hosts need a folder that all of them see: mount the b' in said
+  assert cloud.calls() == []
+  assert tpu_vm.main([*PLACE, '--spot', '--dry_run', *words]) == 0
 
 
 def test_a_wrong_key_ends_it_before_anything_is_asked(cloud, capsys):
@@ -927,8 +936,8 @@ def test_a_job_without_an_exit_code_is_one_line(cloud, tmp_path):
 
 def made(*argv: str) -> dict:
   flags, _ = gke._flags(['--name=a', '--image=r/lm:1', *argv, 'apply'])
-  words = ('--config=configs/a.py', '--workdir=gs://b/a', '--config.text=$(X)$')
-  training = commands.Training(words, words[0], 'gs://b/a')
+  words = ('--config=configs/a.py', '--workdir=/b/a', '--config.text=$(X)$')
+  training = commands.Training(words, words[0], '/b/a')
   return gke.manifest(flags, slices.find(flags.type), training)
 
 
@@ -970,7 +979,7 @@ def test_kubernetes_replaces_nothing_in_the_arguments():
   (container,) = pod['containers']
   assert container['command'][4:] == [
     '--config=configs/a.py',
-    '--workdir=gs://b/a',
+    '--workdir=/b/a',
     '--config.text=$$(X)$$',
   ]
   assert container['env'] == [{'name': 'A', 'value': '$$(B)'}]

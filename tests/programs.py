@@ -52,7 +52,7 @@ def on_eight(folder: Path, **changes: Any) -> config.Config:
   return make(folder, **{'mesh__fsdp': 2, 'mesh__tensor': 2, **changes})
 
 
-def flags(folder: Path, workdir: Path, **changes: Any) -> list[str]:
+def flags(folder: Path, workdir: Path | str, **changes: Any) -> list[str]:
   """Spells the flags that train the tiny config."""
   return [
     f'--config={ROOT}/tests/tiny_config.py:{folder}',

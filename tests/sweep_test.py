@@ -172,7 +172,7 @@ def test_nothing_to_judge_is_an_error(tmp_path):
 
 
 def test_one_sweep_at_a_time(judged):
-  with sweep._alone(judged), pytest.raises(errors.Locked) as caught:
+  with sweep._Folder(judged).alone(), pytest.raises(errors.Locked) as caught:
     sweep.sweep(judged)
   assert str(caught.value) == (
     f'{judged}: another sweep is at work here: wait for it'

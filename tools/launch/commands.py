@@ -375,16 +375,22 @@ class Training(NamedTuple):
   config: str
   workdir: str
 
-  def shared(self, why: str) -> None:
-    """Refuses a workdir that lies on one machine's own disk.
+  def shared(self, why: str, hosts: int) -> None:
+    """Refuses a workdir that not all machines see, or that goes with one.
 
     Raises:
-      config.ConfigError: it is a relative path.
+      config.ConfigError: it is a relative path, or a bucket of several hosts.
     """
-    if not self.workdir.startswith(('gs://', '/')):
+    if self.workdir.startswith('gs://'):
+      if hosts > 1:
+        raise config.ConfigError(
+          f'--workdir={self.workdir[:60]}: {hosts} hosts need a folder '
+          'that all of them see: mount the bucket (gcsfuse) and give its path'
+        )
+    elif not self.workdir.startswith('/'):
       raise config.ConfigError(
-        f'--workdir={self.workdir[:60]}: {why}: give gs://BUCKET/FOLDER, or '
-        'the absolute path of a disk that all machines share'
+        f'--workdir={self.workdir[:60]}: {why}: give the absolute path of a '
+        'disk that all machines share, or gs://BUCKET/FOLDER to a single host'
       )
 
   def sent(self) -> str:
@@ -411,7 +417,7 @@ def training(words: Sequence[str]) -> Training:
   """
   if not words:
     raise config.ConfigError(
-      'say what to run: ... -- --config=FILE --workdir=gs://BUCKET/FOLDER'
+      'say what to run: ... -- --config=FILE --workdir=FOLDER'
     )
   for word in words:
     if not word.isprintable():

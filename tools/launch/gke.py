@@ -1,7 +1,8 @@
 """Runs lm.train on TPU slices of a GKE cluster, as a JobSet.
 
   python -m tools.launch.gke --name=a --type=v5p-512 --image=REGISTRY/lm:1 \\
-    all -- --config=configs/gpt/llama_1b.py --workdir=gs://bucket/a
+    --mount=bucket:/data all -- --config=configs/gpt/llama_1b.py \\
+    --workdir=/data/a
 
   apply    makes the JobSet: --slices jobs, a pod a host
   wait     until all pods run; at most --queue_hours
@@ -321,7 +322,7 @@ def main(argv: Sequence[str]) -> int:
   if flags.command in ('apply', 'all'):
     training = commands.training(words)
     training.sent()
-    training.shared('a pod leaves nothing behind')
+    training.shared('a pod leaves nothing behind', slice_.hosts * flags.slices)
     if not flags.image:
       raise config.ConfigError(
         '--image is missing: build one with tools/launch/Dockerfile'

@@ -1,7 +1,8 @@
 """Runs lm.train on a TPU VM slice: queued, installed, followed, resumed.
 
   python -m tools.launch.tpu_vm --name=a --type=v5p-512 --zone=us-east5-a \\
-    --spot all -- --config=configs/gpt/llama_1b.py --workdir=gs://bucket/a
+    --spot --setup='sudo install -d -o $USER /mnt/a && gcsfuse bucket /mnt/a' \\
+    all -- --config=configs/gpt/llama_1b.py --workdir=/mnt/a/big
 
   create   asks for the slice, as a queued resource
   wait     until it is there; at most --queue_hours
@@ -511,7 +512,9 @@ def main(argv: Sequence[str]) -> int:
     training = commands.training(words)
     training.sent()
     if slice_.hosts > 1 or flags.spot:
-      training.shared('the run is on several machines, or on one that goes')
+      training.shared(
+        'the run is on several machines, or on one that goes', slice_.hosts
+      )
   elif words:
     raise config.ConfigError(f'{flags.command}: takes nothing after --')
   machine = Machine(flags, slice_, training)
