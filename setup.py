@@ -38,6 +38,7 @@ setuptools.setup(
     'numpy>=2,<3',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12.4,<1',
+    'scipy>=1.14,<2',
     # older ones read past the end of a broken model file
     'sentencepiece>=0.2.1,<0.3',
   ],

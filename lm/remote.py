@@ -625,9 +625,10 @@ class Reader:
     finally:
       self._drop(step)
 
-  def publish(self) -> None:
-    """Copies evals.jsonl up."""
-    self._bucket.up('evals.jsonl', self.folder / 'evals.jsonl')
+  def publish(self, *files: Path) -> None:
+    """Copies what was written below the folder up, and then evals.jsonl."""
+    for file in (*files, self.folder / 'evals.jsonl'):
+      self._bucket.up(file.relative_to(self.folder).as_posix(), file)
 
   def trained(self) -> bool:
     """Tells whether a trainer has shown itself since this was last asked."""

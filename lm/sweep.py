@@ -4,6 +4,7 @@
 
 Evaluates every committed checkpoint exactly once and adds a line to
 evals.jsonl: `{"step", "checkpoint": its content hash, "metrics": {name: n}}`.
+Evaluators that judge item by item also leave items/, which tools.compare reads.
 Killed and started again it goes on where it was. With `--watch` it waits for
 new checkpoints until training has ended: the last step is there, or nobody has
 trained in the folder for a minute.
@@ -32,6 +33,7 @@ from lm import (
   saved,
   sharding,
 )
+from lm.evals import items, results
 
 
 def sweep(
@@ -83,17 +85,24 @@ def sweep(
           with place.hold(step):
             evaluate = evaluate or _build(place.folder, step)
             params = checkpoint.restore_params(place.folder, step)
-            metrics = evaluate(params)
+            found = evaluate(params)
         except (errors.Gone, errors.Damaged) as e:
           if (step, digest) not in refused:
             print(f'step {step}: left out: {e}', flush=True)
           refused.add((step, digest))
           continue
+        # Items first: a step whose line is there has them.
+        written = _write_items(place.folder, step, digest, found)
+        metrics = {
+          f'{name}/{key}': value
+          for name, (_, part) in found.items()
+          for key, value in results.metrics(part).items()
+        }
         log.append(
           path, {'step': step, 'checkpoint': digest, 'metrics': metrics}
         )
-        place.publish()
-        shown = '  '.join(f'{k} {v:.4g}' for k, v in metrics.items())
+        place.publish(*written)
+        shown = '  '.join(f'{k} {v:.4g}' for k, v in _brief(metrics).items())
         print(f'step {step}  {shown}', flush=True)
       idle = time.monotonic() - alone_since
       if finished or idle > patience_seconds:
@@ -108,16 +117,25 @@ def sweep(
 
 
 def table(records: list[dict[str, Any]]) -> str:
-  """Lays records out, a checkpoint a row."""
+  """Lays records out, a checkpoint a row, without single categories."""
   rows = [
-    {'step': r['step'], 'checkpoint': r['checkpoint'][:12], **r['metrics']}
+    {
+      'step': r['step'],
+      'checkpoint': r['checkpoint'][:12],
+      **_brief(r['metrics']),
+    }
     for r in records
   ]
   return log.table(rows, list(dict.fromkeys(k for row in rows for k in row)))
 
 
+def _brief(metrics: dict[str, float]) -> dict[str, float]:
+  """Leaves out what is of single categories."""
+  return {name: x for name, x in metrics.items() if name.count('/') < 2}
+
+
 def _build(workdir: Path, step: int):
-  """Makes `params -> {name: number}` of all evaluators of the run's config."""
+  """Makes `params -> {name: (fn, what it found)}` of the config's evals."""
   c, tokenizer, model = saved.build(workdir, step)
   # Whatever devices this process has; the trainer's mesh is its own affair.
   mesh = sharding.make_mesh()
@@ -134,12 +152,29 @@ def _build(workdir: Path, step: int):
     )
     params = jax.device_put(params, where)
     return {
-      f'{name}/{key}': value
-      for name, part in parts.items()
-      for key, value in part(params).items()
+      name: (c.evals[name].fn, part(params)) for name, part in parts.items()
     }
 
   return evaluate
+
+
+def _write_items(folder, step, digest, found) -> list[Path]:
+  """Writes what evaluators found item by item, for tools.compare."""
+  return [
+    items.write(
+      folder,
+      {
+        'evaluator': name,
+        'step': step,
+        'checkpoint': digest,
+        'task': results.task(function, part),
+        'code': results.code(),
+      },
+      part.items,
+    )
+    for name, (function, part) in found.items()
+    if isinstance(part, results.Result)
+  ]
 
 
 def _finished(place: Any) -> bool:
@@ -165,7 +200,7 @@ class _Folder:
   def trained(self) -> bool:
     return checkpoint.holder(self.folder) is not None
 
-  def publish(self) -> None:
+  def publish(self, *files: Path) -> None:
     pass  # it lies where it belongs
 
   @contextlib.contextmanager

@@ -57,6 +57,7 @@ from lm import (
 )
 from lm import metrics as metrics_lib
 from lm.data import stream
+from lm.evals import results
 
 # What may differ between a checkpoint and the config that resumes it: where and
 # how often, never what is computed. `allow` names more.
@@ -255,7 +256,7 @@ def _train(
         saver.save(done, state, meta)
       if c.eval_every and (done == c.steps or done % c.eval_every == 0):
         for name, evaluate in evals.items():
-          diary.now(done, name, evaluate(state.params))
+          diary.now(done, name, results.metrics(evaluate(state.params)))
       if last:
         break
     saver.wait()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config, errors, log, manifest, sweep, train
+from lm.evals import items
 from tests import programs
+from tools import compare
 
 KEYS = ['loss_nats', 'perplexity', 'bits_per_byte', 'tokens']
 
@@ -190,3 +192,56 @@ def test_a_run_without_evaluators_is_an_error(data, trained, tmp_path):
     shutil.rmtree(manifest.directory(workdir, step))
   with pytest.raises(config.ConfigError, match='its config has no evals: add'):
     sweep.sweep(workdir)
+
+
+def test_items_lie_beside_the_line_and_two_runs_can_be_compared(
+  data, tmp_path, capsys
+):
+  pairs = [
+    {
+      'UID': 'order',
+      'pairID': f'{n}',
+      'field': 'syntax',
+      'term': 'order',
+      'sentence_good': programs.TEXT[n : n + 20],
+      'sentence_bad': 'QZJ%' * 5,
+    }
+    for n in range(0, 90, 3)
+  ]
+  file = tmp_path / 'pairs.jsonl'
+  file.write_text('\n'.join(map(json.dumps, pairs)))
+  for seed in (0, 1):
+    c = programs.on_eight(data, seed=seed, evals__pause__seconds=0)
+    with c.unlocked():
+      c.evals = {
+        'pairs': {
+          'fn': 'lm.evals.choice:pairs',
+          'task': {'fn': 'lm.evals.probes:blimp', 'path': str(file)},
+          'batch_size': 8,
+          'length': 16,
+        }
+      }
+      # One that is read in training, too.
+      c.eval_every = 36
+    workdir = tmp_path / f'run{seed}'
+    train.train(c.lock(), workdir)
+    (_, last) = [
+      r for r in log.read(workdir / 'metrics.jsonl') if r['step'] == 36
+    ]
+    for step in checkpoint.steps(workdir)[:-1]:
+      shutil.rmtree(manifest.directory(workdir, step))
+    (record,) = sweep.sweep(workdir)
+    assert record['metrics']['pairs/accuracy'] > 0.6
+    assert last['pairs/accuracy'] == record['metrics']['pairs/accuracy']
+    assert 'pairs/accuracy/order' not in sweep.table([record])
+    header, rows = items.read(items.find(workdir)['pairs'])
+    assert header['checkpoint'] == record['checkpoint']
+    assert [row['id'] for row in rows] == [
+      f'blimp/order/{n}' for n in range(0, 90, 3)
+    ]
+    mean = np.mean([row['accuracy'] for row in rows])
+    assert mean == record['metrics']['pairs/accuracy']
+  capsys.readouterr()
+  compare.main([f'{tmp_path}/run0', f'{tmp_path}/run1'])
+  said = capsys.readouterr().out
+  assert 'pairs  accuracy  30' in said and 'not distinguishable' in said

@@ -1,0 +1,379 @@
+"""Tells whether one run is better than another, and what would tell.
+
+  python -m tools.compare runs/a runs/b
+  python -m tools.compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3
+
+Pairs the items that `lm.sweep` left in both (lm/evals/items.py), for every
+evaluator and outcome that both have. Lower is better for names that end in
+nats, loss, error or brier, otherwise higher; names that end in stereotype,
+biased, female, difference, confidence, tokens, bytes or words only describe,
+and are shown where `--metric` names them.
+
+One run a side says whether these two checkpoints differ: another seed of the
+same recipe does so, too. Folders joined by commas are seeds of one recipe, and
+then it is the recipes that are compared. Items with one label `group` count as
+one piece of evidence.
+
+An interval is that of its row alone; p, and so the verdict, is corrected for
+the number of rows (Holm). How many more would tell is for a power of 80 %, if
+the difference is as large as it looks.
+
+Exit codes: 0 compared; 2 wrong usage or input, or items that are not the same;
+4 damaged items; 5 storage.
+"""
+
+import argparse
+from collections.abc import Sequence
+import csv
+import json
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm import config, errors, log, manifest
+from lm.evals import items, stats
+
+_LOWER = re.compile('(.*_)?(nats|loss|error|brier)')
+_DESCRIBES = re.compile(
+  '(.*_)?(stereotype|biased|female|difference|confidence|tokens|bytes|words)'
+)
+_COLUMNS = ('task', 'metric', 'n', 'A', 'B', 'B - A', 'interval', 'p')
+_POWER = 0.8
+
+
+class Judged(NamedTuple):
+  """What one evaluator found in one run.
+
+  Attributes:
+    workdir: of the run.
+    header: of its file.
+    rows: an item each, by id.
+  """
+
+  workdir: str
+  header: dict[str, Any]
+  rows: dict[str, dict[str, Any]]
+
+
+def load(
+  workdirs: Sequence[str], step: int | None = None
+) -> dict[str, list[Judged]]:
+  """Reads one side: of every evaluator that all its runs have, a run each.
+
+  Raises:
+    config.ConfigError: two runs are the same, or at different steps.
+    errors.Missing: a run has no items of this step.
+    errors.Failure: a file is damaged, or cannot be read.
+  """
+  runs = []
+  for workdir in workdirs:
+    folder = manifest.root(workdir).parent  # refuses an address
+    if not folder.is_dir():
+      raise errors.Missing(f'{workdir}: no such folder: check the path')
+    found = items.find(folder, step)
+    if not found:
+      which = 'no items' if step is None else f'no items of step {step}'
+      raise errors.Missing(
+        f'{workdir}: {which}: judge it with python -m lm.sweep'
+      )
+    runs.append(found)
+  names = sorted(set.intersection(*map(set, runs)))
+  side = {}
+  for name in names:
+    side[name] = []
+    for workdir, found in zip(workdirs, runs, strict=True):
+      header, rows = items.read(found[name])
+      side[name].append(Judged(workdir, header, {r['id']: r for r in rows}))
+    _check_seeds(name, side[name])
+  return side
+
+
+def compare(
+  a: Sequence[str],
+  b: Sequence[str],
+  *,
+  step: int | None = None,
+  metrics: Sequence[str] = (),
+  level: float = 0.05,
+) -> dict[str, Any]:
+  """Compares two sides, of one run or of several seeds each.
+
+  Args:
+    a, b: work directories.
+    step: of the checkpoints; None: the newest that was judged.
+    metrics: outcomes to compare; none: all that have a better and a worse.
+    level: how often one verdict or more of the table may be wrong.
+
+  Returns:
+    `{'level', 'a', 'b', 'rows', 'notes'}`: the runs of each side with their
+    steps, a row an outcome, and what was left out.
+
+  Raises:
+    config.ConfigError: there is nothing to compare, or items are not the same.
+    errors.Failure: as of `load`.
+  """
+  if not 0 < level < 1:
+    raise config.ConfigError(f'--level: {level} must be between 0 and 1')
+  if min(len(a), len(b)) == 1 != max(len(a), len(b)):
+    raise config.ConfigError(
+      f'{len(a)} against {len(b)} runs: give one a side, or two and more each'
+    )
+  left, right = load(a, step), load(b, step)
+  both = sorted(left.keys() & right.keys())
+  if not both:
+    raise config.ConfigError(
+      f'{",".join(a)} and {",".join(b)}: no evaluator in common: judge both'
+      ' with the same evals'
+    )
+  rows, notes = [], []
+  if alone := sorted(left.keys() ^ right.keys()):
+    notes.append(f'left out, as only one side has them: {", ".join(alone)}')
+  known = set()
+  for name in both:
+    _check_same(name, left[name] + right[name])
+    if len({run.header['code'] for run in left[name] + right[name]}) > 1:
+      notes.append(f'{name}: judged by different versions of its code')
+    outcomes = _outcomes(left[name] + right[name])
+    known.update(outcomes)
+    for metric in outcomes:
+      if metric in metrics or not (metrics or _DESCRIBES.fullmatch(metric)):
+        row = _row(name, metric, left[name], right[name], level)
+        if row is None:
+          notes.append(
+            f'{name}/{metric}: left out: fewer than two items or groups'
+          )
+        else:
+          rows.append(row)
+  if unknown := [metric for metric in metrics if metric not in known]:
+    raise config.ConfigError(
+      f'--metric: no outcome {unknown[0]} in common'
+      f'{config.did_you_mean(unknown[0], sorted(known))}'
+    )
+  if not rows:
+    raise config.ConfigError(
+      f'nothing to compare: name outcomes with --metric'
+      f'{config.did_you_mean("", sorted(known))}'
+    )
+  _decide(rows, level)
+  return {
+    'level': level,
+    'a': _about(left),
+    'b': _about(right),
+    'rows': [{k: v for k, v in row.items() if k != 'found'} for row in rows],
+    'notes': notes,
+  }
+
+
+def table(report: dict[str, Any]) -> str:
+  """Lays a report out for a reader."""
+  lines = []
+  for side in ('a', 'b'):
+    for run in report[side]:
+      steps = ', '.join(map(str, run['steps']))
+      lines.append(f'{side.upper()}: {run["workdir"]}, step {steps}')
+  rows = [
+    {
+      **row,
+      'A': row['mean_a'],
+      'B': row['mean_b'],
+      'B - A': row['difference'],
+      'interval': f'{row["low"]:.3g} to {row["high"]:.3g}',
+    }
+    for row in report['rows']
+  ]
+  return '\n'.join(
+    [*lines, '', log.table(rows, [*_COLUMNS, 'verdict']), *report['notes']]
+  )
+
+
+def _check_seeds(name: str, runs: list[Judged]) -> None:
+  steps = {run.header['step']: run.workdir for run in runs}
+  if len(steps) > 1:
+    (one, here), (two, there) = sorted(steps.items())[:2]
+    raise config.ConfigError(
+      f'{name}: {here} is at step {one}, {there} at {two}: give one --step'
+    )
+  seen: dict[str, str] = {}
+  for run in runs:
+    state = run.header['checkpoint']
+    if state in seen:
+      raise config.ConfigError(
+        f'{name}: {seen[state]} and {run.workdir} are the same checkpoint: give'
+        ' runs of different seeds'
+      )
+    seen[state] = run.workdir
+
+
+def _check_same(name: str, runs: list[Judged]) -> None:
+  first, *others = runs
+  for run in others:
+    tasks = first.header['task'], run.header['task']
+    if tasks[0] != tasks[1]:
+      raise config.ConfigError(
+        f'{name}: another task in {first.workdir} ({tasks[0][:12]}) than in'
+        f' {run.workdir} ({tasks[1][:12]}): judge both with one'
+      )
+    here = len(run.rows.keys() - first.rows.keys())
+    there = len(first.rows.keys() - run.rows.keys())
+    if here or there:
+      raise config.ConfigError(
+        f'{name}: items are missing ({here} and {there}): {first.workdir} and'
+        f' {run.workdir}: judge both with one task'
+      )
+
+
+def _number(value: Any) -> bool:
+  return isinstance(value, int | float)
+
+
+def _outcomes(runs: list[Judged]) -> list[str]:
+  """Names what every run has a number of, in the order of the first."""
+  sets = [
+    {k for row in run.rows.values() for k, v in row.items() if _number(v)}
+    for run in runs
+  ]
+  named = dict.fromkeys(k for row in runs[0].rows.values() for k in row)
+  return [name for name in named if all(name in found for found in sets)]
+
+
+def _row(
+  name: str,
+  metric: str,
+  left: list[Judged],
+  right: list[Judged],
+  level: float,
+) -> dict[str, Any] | None:
+  """Compares one outcome; None if there is too little of it."""
+  runs = left + right
+  ids = [
+    item
+    for item in runs[0].rows
+    if all(_number(run.rows[item].get(metric)) for run in runs)
+  ]
+  labels = [runs[0].rows[item].get('group') for item in ids]
+  groups = None
+  if any(isinstance(label, str) for label in labels):
+    # One without a label was drawn by itself; no label has this character.
+    groups = [
+      label if isinstance(label, str) else f'\0{item}'
+      for label, item in zip(labels, ids, strict=True)
+    ]
+  pieces = len(ids if groups is None else set(groups))
+  if pieces < 2:
+    return None
+  a_KN, b_KN = (
+    np.array([[run.rows[i][metric] for i in ids] for run in side], float)
+    for side in (left, right)
+  )
+  found = stats.difference(a_KN, b_KN, groups=groups, level=level)
+  return {
+    'task': name,
+    'metric': metric,
+    'n': len(ids),
+    'groups': None if groups is None else pieces,
+    'runs': min(len(left), len(right)),
+    'mean_a': float(a_KN.mean()),
+    'mean_b': float(b_KN.mean()),
+    'difference': found.value,
+    'low': found.low,
+    'high': found.high,
+    'found': found,
+  }
+
+
+def _decide(rows: list[dict[str, Any]], level: float) -> None:
+  """Adds corrected p-values, verdicts and what more would tell."""
+  corrected = stats.holm([row['found'].p for row in rows])
+  told = int((corrected <= level).sum())
+  for row, p in zip(rows, corrected.tolist(), strict=True):
+    row['p'], row['more'] = p, {}
+    if p <= level:
+      rises = row['difference'] > 0
+      better = rises != bool(_LOWER.fullmatch(row['metric']))
+      row['verdict'] = (
+        'differs'
+        if _DESCRIBES.fullmatch(row['metric'])
+        else f'B is {"better" if better else "worse"}'
+      )
+      continue
+    row['more'] = stats.more(
+      row['found'],
+      items=row['n'],
+      runs=row['runs'],
+      # What Holm's next step asks of the best of those that are left.
+      level=level / (len(rows) - told),
+      power=_POWER,
+    )
+    what = ' and '.join(
+      f'{_rounded(n):,} more {name if n > 1 else name[:-1]}'
+      for name, n in row['more'].items()
+    )
+    row['verdict'] = 'not distinguishable: ' + (
+      f'about {what} would tell' if what else 'no difference was seen'
+    )
+
+
+def _rounded(n: int) -> int:
+  """Keeps two digits: more would be a promise."""
+  return int(float(f'{n:.1e}'))
+
+
+def _about(side: dict[str, list[Judged]]) -> list[dict[str, Any]]:
+  steps: dict[str, set[int]] = {}
+  for runs in side.values():
+    for run in runs:
+      steps.setdefault(run.workdir, set()).add(run.header['step'])
+  return [{'workdir': k, 'steps': sorted(v)} for k, v in steps.items()]
+
+
+def _store(rows: list[dict[str, Any]], path: Path) -> None:
+  try:
+    with path.open('w', newline='') as file:
+      writer = csv.DictWriter(file, list(rows[0]))
+      writer.writeheader()
+      writer.writerows(
+        {**row, 'more': ' '.join(f'{k}={v}' for k, v in row['more'].items())}
+        for row in rows
+      )
+  except OSError as error:
+    raise errors.Storage(
+      f'--csv: {errors.refusal(error)}: give another file'
+    ) from error
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tools.compare',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('a', help='a work directory, or several of seeds: X,Y,Z')
+  parser.add_argument('b', help='what is compared with it')
+  parser.add_argument(
+    '--step', type=int, help='of the checkpoints, if not the newest'
+  )
+  parser.add_argument(
+    '--metric', nargs='+', action='extend', default=[], metavar='NAME'
+  )
+  parser.add_argument('--level', type=float, default=0.05)
+  parser.add_argument('--json', action='store_true', help='print JSON instead')
+  parser.add_argument('--csv', type=Path, metavar='FILE', help='the rows')
+  flags = parser.parse_args(argv)
+  report = compare(
+    flags.a.split(','),
+    flags.b.split(','),
+    step=flags.step,
+    metrics=flags.metric,
+    level=flags.level,
+  )
+  if flags.csv is not None:
+    _store(report['rows'], flags.csv)
+  print(json.dumps(report, indent=1) if flags.json else table(report))
+
+
+if __name__ == '__main__':
+  config.main(main)
