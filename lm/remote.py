@@ -427,17 +427,19 @@ class Mirror:
       ) from error
     self._lease.take()
     try:
+      for half in self.folder.glob('tmp.*'):
+        pins.delete(half)
       for step in set(self._bucket.candidates()) - set(self._bucket.steps()):
         self._bucket.remove(f'checkpoints/{step:08d}')  # a dead writer's
       here = max(manifest.steps(self.folder), default=-1)
       step = self._bucket.fetch_newest(self.folder)
-      # Where this machine is ahead, its lines are.
-      if step is not None and step >= here:
-        for name in _LINES:
+      if step is not None:
+        self._sent[f'{step}'] = manifest.digest(self.folder, step)
+        # Where this machine is ahead, its lines are.
+        for name in _LINES if step >= here else ():
           with contextlib.suppress(FileNotFoundError):
             self._bucket.down(name, self.folder / f'tmp.{name}')
             os.replace(self.folder / f'tmp.{name}', self.folder / name)
-        self._sent[f'{step}'] = manifest.digest(self.folder, step)
     except BaseException:
       self._lease.write(held=False)
       raise

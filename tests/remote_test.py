@@ -136,9 +136,13 @@ def test_what_this_machine_has_beyond_the_bucket_is_copied(place):
     save(copy.folder, 1)
   save(copy.folder, 2)  # by a process that died before its copy
   (copy.folder / 'metrics.jsonl').write_text('two')
+  (copy.folder / 'tmp.fetch.1').mkdir()
+  before = (manifest.directory(place, 1) / manifest.NAME).stat().st_mtime_ns
   with mirror(place):
-    pass
+    assert not (copy.folder / 'tmp.fetch.1').exists()
   assert steps(place) == [1, 2]
+  after = (manifest.directory(place, 1) / manifest.NAME).stat().st_mtime_ns
+  assert before == after
   assert (place / 'metrics.jsonl').read_text() == 'two'
 
 
