@@ -28,7 +28,7 @@ def report(
 
   Args:
     workdir: a run's folder. Lines of metrics.jsonl need `tokens`, the tokens
-      seen so far. Lines of evals.jsonl hold `step`, `checkpoint` and `metrics`.
+      seen so far. Lines of evals.jsonl hold `step` and `metrics`.
     loss: name of the training loss in metrics.jsonl, in nats per token.
     bits: name of the bits per byte; of an evaluation, the last part of a name
       ('valid/bits_per_byte').

@@ -64,8 +64,9 @@ def test_a_lost_machine_loses_no_finished_step(
     assert sweep.wait() == 0, sweep.text()
   judged = tmp_path / 'evals.jsonl'
   judged.write_bytes(shelf.objects['shelf/runs/a/evals.jsonl'])
-  assert [record['step'] for record in log.read(judged)] == committed(shelf)
-  assert shelf.log.count('PUT shelf/runs/a/evals.jsonl') == 3
+  lines = [(line['step'], line['evaluator']) for line in log.read(judged)]
+  assert lines == [(n, x) for n in committed(shelf) for x in ('pause', 'valid')]
+  assert shelf.log.count('PUT shelf/runs/a/evals.jsonl') == len(lines)
   sample = run('three', f'--workdir={ADDRESS}', '--length=3', program='sample')
   assert sample.wait() == 0, sample.text()
   # And another run begins with its parameters.

@@ -13,6 +13,7 @@ from lm.evals import items
 from tests import programs
 from tools import compare
 
+EVALUATORS = ['pause', 'valid']
 KEYS = ['loss_nats', 'perplexity', 'bits_per_byte', 'tokens']
 
 
@@ -25,14 +26,26 @@ def judged(trained, tmp_path_factory):
   return workdir
 
 
-def test_a_line_a_checkpoint(judged):
+def test_a_line_a_checkpoint_and_evaluator(judged):
   lines = (judged / 'evals.jsonl').read_text().splitlines()
-  records = [json.loads(line) for line in lines]
+  lines = [json.loads(line) for line in lines]
+  assert [(line['step'], line['evaluator']) for line in lines] == [
+    (step, name) for step in (6, 12, 18, 24, 30, 36) for name in EVALUATORS
+  ]
+  for line in lines:
+    assert line.keys() == {
+      'step',
+      'checkpoint',
+      'evaluator',
+      'task',
+      'code',
+      'metrics',
+    }
+    assert line['checkpoint'] == checkpoint.digest(judged, line['step'])
+  assert len({line['task'] for line in lines}) == 2
+  records = sweep.records(judged)
   assert [r['step'] for r in records] == [6, 12, 18, 24, 30, 36]
   for record in records:
-    assert record.keys() == {'step', 'checkpoint', 'metrics'}
-    step = record['step']
-    assert record['checkpoint'] == checkpoint.digest(judged, step)
     names = [f'valid/{key}' for key in KEYS] + ['pause/tables']
     assert sorted(record['metrics']) == sorted(names)
     assert all(type(x) in (int, float) for x in record['metrics'].values())
@@ -69,7 +82,7 @@ def test_training_finds_what_sweeping_finds(data, judged, trained, tmp_path):
     for r in log.read(workdir / 'metrics.jsonl')
     if r.keys() >= {'valid/loss_nats'}
   ]
-  (record,) = [r for r in log.read(judged / 'evals.jsonl') if r['step'] == 36]
+  record = sweep.records(judged)[-1]
   assert found.pop('step') == 36 and found.keys() == {
     f'valid/{key}' for key in KEYS
   }
@@ -83,23 +96,80 @@ def test_killed_and_restarted_records_each_once(data, start, tmp_path):
   train.train(programs.on_eight(data, evals__pause__seconds=0.3), workdir)
   path = workdir / 'evals.jsonl'
   process = start('sweep', [f'--workdir={workdir}'])
-  process.wait_for(lambda: len(log.read(path)) >= 2)
+  process.wait_for(lambda: len(log.read(path)) >= 3)
   process.send(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
   begun = len(log.read(path))
-  assert 2 <= begun < 6
+  assert 3 <= begun < 12
   with path.open('ab') as f:
     f.write(b'{"step": 36, "checkpoint": "')  # what a kill in a write leaves
   process = start('sweep', [f'--workdir={workdir}'])
   assert process.wait() == 0, process.text()
-  records = log.read(path)
-  assert [r['step'] for r in records] == [6, 12, 18, 24, 30, 36]
+  cells = [(line['step'], line['evaluator']) for line in log.read(path)]
+  assert cells == [
+    (step, name) for step in (6, 12, 18, 24, 30, 36) for name in EVALUATORS
+  ]
   # those that were there are not computed again, and the table has all
   lines = process.text().splitlines()
-  assert [x.split()[1] for x in lines if x.startswith('step ')][:-1] == [
-    str(r['step']) for r in records[begun:]
+  told = [x.split()[1:3] for x in lines if x.startswith('step ')][:-1]
+  assert [(int(step), name.split('/')[0]) for step, name in told] == cells[
+    begun:
   ]
-  assert lines[-1].split()[:2] == ['36', records[-1]['checkpoint'][:12]]
+  last = sweep.records(workdir)[-1]['checkpoint']
+  assert lines[-1].split()[:2] == ['36', last[:12]]
+
+
+def test_two_processes_share_the_work(data, start, tmp_path):
+  workdir = tmp_path / 'run'
+  train.train(programs.on_eight(data, evals__pause__seconds=0.5), workdir)
+  both = [start('sweep', [f'--workdir={workdir}']) for _ in range(2)]
+  for process in both:
+    assert process.wait() == 0, process.text()
+  lines = log.read(workdir / 'evals.jsonl')
+  cells = [(line['step'], line['evaluator']) for line in lines]
+  assert len(cells) == len(set(cells)) == 12
+  tables = []
+  for process in both:
+    text = process.text().splitlines()
+    did = [x for x in text if x.startswith('step ') and '/' in x.split()[2]]
+    assert 1 < len(did) < 12  # the head of the table is among them
+    tables.append(text[-7:])
+  assert tables[0] == tables[1]
+
+
+def test_what_is_added_later_judges_what_is_there(judged, tmp_path, capsys):
+  workdir = shutil.copytree(judged, tmp_path / 'run')
+  file = tmp_path / 'more.py'
+  text = """
+from configs import base
+def get_config():
+  c = base.get_config()
+  c.evals = {'more': {'fn': 'tests.tiny_config:pause', 'seconds': 0.0}}
+  return c
+"""
+  file.write_text(text)
+  arguments = [f'--workdir={workdir}', f'--config={file}']
+  sweep.main([*arguments, '--last'])
+  assert len(log.read(workdir / 'evals.jsonl')) == 12 + 1
+  sweep.main([*arguments, f'--csv={tmp_path / "all.csv"}'])
+  assert len(log.read(workdir / 'evals.jsonl')) == 12 + 6
+  found = sweep.records(workdir)
+  assert all('more/tables' in record['metrics'] for record in found)
+  head, *rows = (tmp_path / 'all.csv').read_text().splitlines()
+  assert 'more/tables' in head.split(',') and len(rows) == 6
+  # Other settings are another task: judged again, and the later line counts.
+  file.write_text(text.replace('0.0', '0.001'))
+  sweep.main([*arguments, '--last'])
+  assert len(log.read(workdir / 'evals.jsonl')) == 12 + 6 + 1
+  assert len(sweep.records(workdir)) == 6
+  # Of several runs there is one table.
+  other = shutil.copytree(workdir, tmp_path / 'other')
+  sweep.main([*arguments, f'--workdir={other}'])
+  head, *rows = capsys.readouterr().out.splitlines()[-13:]
+  assert head.split()[:3] == ['run', 'step', 'checkpoint']
+  assert [row.split()[0] for row in rows] == [str(workdir)] * 6 + [
+    str(other)
+  ] * 6
 
 
 def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
@@ -115,7 +185,7 @@ def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
   assert trainer.wait() == 0, trainer.text()
   assert watcher.wait() == 0, watcher.text()
   assert 'Traceback' not in watcher.text()
-  records = log.read(workdir / 'evals.jsonl')
+  records = sweep.records(workdir)
   steps = [r['step'] for r in records]
   assert steps == sorted(set(steps)) and steps[-1] == 36
   assert set(steps) <= set(range(2, 37, 2))
@@ -171,15 +241,6 @@ def test_nothing_to_judge_is_an_error(tmp_path):
   # and watching in vain has an end
   with pytest.raises(errors.Missing, match='no checkpoint to judge: train'):
     sweep.sweep(tmp_path, watch=True, poll_seconds=0.01, patience_seconds=0.05)
-
-
-def test_one_sweep_at_a_time(judged):
-  with sweep._Folder(judged).alone(), pytest.raises(errors.Locked) as caught:
-    sweep.sweep(judged)
-  assert str(caught.value) == (
-    f'{judged}: another sweep is at work here: wait for it'
-  )
-  assert caught.value.exit_code == 3
 
 
 def test_a_run_without_evaluators_is_an_error(data, trained, tmp_path):

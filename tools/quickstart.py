@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from lm import log, report
+from lm import report, sweep
 
 
 def bzip2_bits_per_byte(path: Path) -> float:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   _run('lm.sweep', f'--workdir={workdir}')
   bar = bzip2_bits_per_byte(data / 'valid.jsonl')
-  last = log.read(workdir / 'evals.jsonl')[-1]
+  last = sweep.records(workdir)[-1]
   found = last['metrics']['valid/bits_per_byte']
   picture = report.report(workdir, bzip2_bits_per_byte=bar)
   print(

@@ -18,7 +18,7 @@ import sys
 
 from matplotlib.figure import Figure
 
-from lm import config, saved
+from lm import config, saved, sweep
 from lm.data import shards
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def climb(name: str, corpus: str, workdir: Path) -> None:
 def result(name: str, workdir: Path) -> dict[str, float | str]:
   """Reads what a rung came to."""
   c, tokenizer, _ = saved.build(workdir)
-  found = json.loads((workdir / 'evals.jsonl').read_text().splitlines()[-1])
+  found = sweep.records(workdir)[-1]
   row: dict[str, float | str] = {'name': name, 'steps': c.steps}
   metrics = workdir / 'metrics.jsonl'
   if metrics.exists():

@@ -31,6 +31,7 @@ from lm.config.values import (
   flatten,
   from_json,
   override,
+  plain,
   to_json,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
   'main',
   'override',
   'parse',
+  'plain',
   'refusals',
   'resolve',
   'store',

@@ -34,14 +34,27 @@ def metrics(found: 'Result | Mapping[str, float]') -> dict[str, float]:
   return dict(found.metrics if isinstance(found, Result) else found)
 
 
-def task(function: str, found: Result) -> str:
-  """Hashes what was asked: by whom, the file's name and bytes, which items.
+def task(spec: Mapping[str, Any]) -> str:
+  """Hashes what an evaluator does: its settings, and the bytes of their files.
 
-  Neither where the file lies nor how a model reads it counts.
+  Where a file lies does not count, nor does `batch_size`, which changes nothing
+  but speed. Of a folder all `*.json` count: that of token shards has the
+  shards' hashes.
   """
-  card = {k: (found.card or {}).get(k) for k in ('name', 'split', 'sha256')}
-  asked = [function, card, [item['id'] for item in found.items]]
-  return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+  def content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {k: content(v) for k, v in value.items() if k != 'batch_size'}
+    if isinstance(value, list | tuple):
+      return [content(x) for x in value]
+    if isinstance(value, str) and '/' in value and Path(value).exists():
+      path = Path(value)
+      files = sorted(path.glob('*.json')) if path.is_dir() else [path]
+      return [hashlib.sha256(x.read_bytes()).hexdigest() for x in files]
+    return value
+
+  text = json.dumps(content(spec), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
