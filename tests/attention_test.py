@@ -374,11 +374,30 @@ def test_splash_compiles_for_a_tpu_that_is_not_there(libtpu, uncached):
   assert str(lowered.compile().as_text()).count('tpu_custom_call') == 3
 
 
+@pytest.mark.parametrize('name', ['causal', 'both ways', 'one document'])
+def test_cudnn_is_told_what_the_mask_says(monkeypatch, name):
+  """Here by the call's own reference, which reads what cuDNN would."""
+  attend = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    jax.nn,
+    'dot_product_attention',
+    lambda *a, **b: attend(*a, **{**b, 'implementation': 'xla'}),
+  )
+  sight, given = for_cudnn(name), inputs(16)
+  want = outcome(masked, sight, given)
+  assert_same(outcome(attention.attend_unmasked, sight, given), want)
+
+
+def for_cudnn(name):
+  if name != 'one document':
+    return case(name, 16, kernel='cudnn')[0]
+  return sights.Sight(jnp.ones((B, 16), jnp.int32), kernel='cudnn')
+
+
 @pytest.mark.gpu
 def test_cudnn_equals_the_mask():
-  for name in ('causal', 'both ways'):
-    sight, _ = case(name, 64, kernel='cudnn')
-    given = inputs(64, 64)
+  for name in ('causal', 'both ways', 'one document'):
+    sight, given = for_cudnn(name), inputs(16, 64)
     want = outcome(masked, sight, given)
     got = outcome(attention.attend_unmasked, sight, given, operands='bfloat16')
     assert_same(got, want, 0.03)
