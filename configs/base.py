@@ -74,6 +74,11 @@ def get_config() -> Any:
       # What lm.plan plans for: the smallest machine that this is meant for,
       # and the size of the vocabulary where the tokenizer is not at hand.
       'plan': {'target': 'cpu:1', 'vocab': None},
+      # What lm.sweep judges, beside the folders of its --workdir.
+      'sweep': {
+        'workdirs': (),  # folders of runs, and patterns such as 'runs/base-*'
+        'steps': None,  # None: all; 'last'; or which, such as (500, 1000)
+      },
       'sharding': {
         'layers': 'stage',
         'vocab': 'tensor',

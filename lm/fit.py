@@ -55,7 +55,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
   with checkpoint.Checkpointer(workdir) as saver:
     if checkpoint.steps(workdir):
       meta = checkpoint.read_meta(workdir)
-      saved.check_same(meta, c, workdir, allow=('evals',))
+      saved.check_same(meta, c, workdir, allow=('evals', 'sweep'))
     else:
       config.store(c, workdir / 'config.json')
       sources = [

@@ -74,6 +74,7 @@ FREE = (
   'prefetch',
   'save_every',
   'sharding',
+  'sweep',
   'threads',
 )
 

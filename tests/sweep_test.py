@@ -1,7 +1,9 @@
 """Judging checkpoints: each once, never wrong, whatever happens meanwhile."""
 
+import csv
 import json
 import math
+from pathlib import Path
 import shutil
 import signal
 
@@ -24,6 +26,11 @@ def judged(trained, tmp_path_factory):
   shutil.copytree(trained, workdir)
   sweep.sweep(workdir)
   return workdir
+
+
+def rows_of(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
 
 
 def test_a_line_a_checkpoint_and_evaluator(judged):
@@ -65,7 +72,8 @@ def test_a_table_row_a_checkpoint(judged):
   head = rows[0].split()
   assert head[:2] == ['step', 'checkpoint'] and len(head) == len(set(head)) == 7
   assert [int(row.split()[0]) for row in rows[1:]] == [6, 12, 18, 24, 30, 36]
-  assert rows[1].split()[1] == checkpoint.digest(judged, 6)[:12]
+  assert rows[1].split()[1] == checkpoint.digest(judged, 6)[:8]
+  assert max(map(len, rows)) <= 100
 
 
 def test_judging_again_changes_nothing(judged):
@@ -116,7 +124,7 @@ def test_killed_and_restarted_records_each_once(data, start, tmp_path):
     begun:
   ]
   last = sweep.records(workdir)[-1]['checkpoint']
-  assert lines[-1].split()[:2] == ['36', last[:12]]
+  assert lines[-1].split()[:2] == ['36', last[:8]]
 
 
 def test_two_processes_share_the_work(data, start, tmp_path):
@@ -155,8 +163,13 @@ def get_config():
   assert len(log.read(workdir / 'evals.jsonl')) == 12 + 6
   found = sweep.records(workdir)
   assert all('more/tables' in record['metrics'] for record in found)
-  head, *rows = (tmp_path / 'all.csv').read_text().splitlines()
-  assert 'more/tables' in head.split(',') and len(rows) == 6
+  rows = rows_of(tmp_path / 'all.csv')
+  assert {(r['evaluator'], r['metric']) for r in rows} == {
+    ('pause', 'tables'),
+    ('more', 'tables'),
+    *(('valid', key) for key in KEYS),
+  }
+  assert len(rows) == 6 * 6
   # Other settings are another task: judged again, and the later line counts.
   file.write_text(text.replace('0.0', '0.001'))
   sweep.main([*arguments, '--last'])
@@ -166,10 +179,9 @@ def get_config():
   other = shutil.copytree(workdir, tmp_path / 'other')
   sweep.main([*arguments, f'--workdir={other}'])
   head, *rows = capsys.readouterr().out.splitlines()[-13:]
-  assert head.split()[:3] == ['run', 'step', 'checkpoint']
-  assert [row.split()[0] for row in rows] == [str(workdir)] * 6 + [
-    str(other)
-  ] * 6
+  assert head.split()[:4] == ['run', 'recipe', 'seed', 'step']
+  assert [row.split()[0] for row in rows] == ['run'] * 6 + ['other'] * 6
+  assert len({tuple(row.split()[1:3]) for row in rows}) == 1
 
 
 def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
@@ -295,6 +307,8 @@ def test_items_lie_beside_the_line_and_two_runs_can_be_compared(
     assert record['metrics']['pairs/accuracy'] > 0.6
     assert last['pairs/accuracy'] == record['metrics']['pairs/accuracy']
     assert 'pairs/accuracy/order' not in sweep.table([record])
+    (line,) = log.read(workdir / 'evals.jsonl')
+    assert line['card']['name'] == 'blimp' and len(line['card']['sha256']) == 64
     header, rows = items.read(items.find(workdir)['pairs'])
     assert header['checkpoint'] == record['checkpoint']
     assert [row['id'] for row in rows] == [
@@ -306,3 +320,338 @@ def test_items_lie_beside_the_line_and_two_runs_can_be_compared(
   compare.main([f'{tmp_path}/run0', f'{tmp_path}/run1'])
   said = capsys.readouterr().out
   assert 'pairs  accuracy  30' in said and 'not distinguishable' in said
+
+
+# --- several runs
+
+
+@pytest.fixture(scope='module')
+def ladder(data, trained, tmp_path_factory):
+  """Two seeds of one recipe and a run of another; do not change them."""
+  folder = tmp_path_factory.mktemp('ladder')
+  shutil.copytree(trained, folder / 'base-0')
+  train.train(programs.on_eight(data, seed=1), folder / 'base-1')
+  shutil.copytree(trained, folder / 'early', ignore=_late)
+  train.train(programs.on_eight(data, model__width=8), folder / 'thin')
+  (folder / 'base-soon').mkdir()
+  (folder / 'base-notes.txt').write_text('')
+  return folder
+
+
+def _late(folder, names):
+  """Leaves the steps after the first two out."""
+  late = [f'{step:08d}' for step in (18, 24, 30, 36)]
+  return late if Path(folder).name == 'checkpoints' else []
+
+
+def write_config(path, *lines):
+  """Writes a config that judges by `valid` of the run, and by `extra`."""
+  path.write_text(
+    '\n  '.join(
+      [
+        'from configs import base',
+        '',
+        'def get_config():',
+        'c = base.get_config()',
+        "fn = 'tests.tiny_config:pause'",
+        "c.evals = {'extra': {'fn': fn, 'seconds': 0.2}}",
+        *lines,
+        'return c',
+      ]
+    ).replace('\n  \n  def', '\n\ndef')
+  )
+  return f'--config={path}'
+
+
+def copied(ladder, to, *names):
+  for name in names:
+    shutil.copytree(ladder / name, to / name)
+  return to
+
+
+def test_one_config_names_the_whole_cross_product(ladder, tmp_path, capsys):
+  folder = copied(ladder, tmp_path, 'base-0', 'base-1', 'base-soon', 'thin')
+  file = write_config(
+    tmp_path / 'all.py',
+    f"c.sweep.workdirs = ('{folder}/base-*', '{folder}/thin')",
+    'c.sweep.steps = (30, 36)',
+  )
+  csv_, html = tmp_path / 'all.csv', tmp_path / 'all.html'
+  sweep.main([file, f'--csv={csv_}', f'--html={html}'])
+  out = capsys.readouterr().out
+  assert f'{folder}/base-soon: left out: no checkpoint yet\n' in out
+  for name in ('base-0', 'base-1', 'thin'):
+    lines = log.read(folder / name / 'evals.jsonl')
+    cells = [(line['step'], line['evaluator']) for line in lines]
+    assert sorted(cells) == [
+      (step, x) for step in (30, 36) for x in ('extra', *EVALUATORS)
+    ]
+  # The table: a row a checkpoint, then what the seeds of a recipe say.
+  table = out[out.index('One metric a task') :]
+  assert max(map(len, table.splitlines())) <= 100
+  assert 'valid bits_per_byte' in table
+  head, *rows = (row.split() for row in table.split('\n\n')[1].splitlines())
+  assert head == ['run', 'recipe', 'seed', 'step', 'extra', 'pause', 'valid']
+  base, thin = rows[0][1], rows[-1][1]
+  assert base != thin
+  front = [['base-0', base, '0'], ['base-1', base, '1']]
+  assert [(row[:3], row[3]) for row in rows[:4]] == [
+    (run, step) for run in front for step in ('30', '36')
+  ]
+  assert [' '.join(row[:6]) for row in rows[4:8]] == [
+    f'{what} of 2 {base} - {step}'
+    for step in (30, 36)
+    for what in ('mean', 'SD')
+  ]
+  assert [row[:4] for row in rows[8:]] == [
+    ['thin', thin, '0', step] for step in ('30', '36')
+  ]
+  # The same as CSV, with the whole keys.
+  found = rows_of(csv_)
+  assert len(found) == 3 * 2 * 6
+  last = [
+    row
+    for row in found
+    if (row['step'], row['metric']) == ('36', 'bits_per_byte')
+  ]
+  values = [float(row['value']) for row in last]
+  assert [row['seeds'] for row in last] == ['2', '2', '1']
+  for row in last[:2]:
+    assert float(row['mean']) == pytest.approx(np.mean(values[:2]))
+    assert float(row['sd']) == pytest.approx(np.std(values[:2], ddof=1))
+    assert len(row['checkpoint']) == len(row['task']) == len(row['code']) == 64
+  assert last[2]['sd'] == '' and float(last[2]['mean']) == values[2]
+  # And the page, with the same names.
+  text = html.read_text()
+  assert base in text and 'base-soon: left out' in text
+  # Nothing is left to do, and --workdir adds to the config.
+  other = copied(ladder, tmp_path / 'more', 'early')
+  capsys.readouterr()
+  sweep.main(
+    [
+      file,
+      f'--workdir={other}/early',
+      '--config.sweep.steps=6',
+      f'--config.sweep.workdirs={folder}/base-?',
+      '--config.evals.extra.seconds=0.1',
+    ]
+  )
+  out = capsys.readouterr().out.splitlines()
+  assert sorted(x.split('  ')[:2] for x in out if x.startswith('/')) == [
+    *([f'{folder}/base-{n}', 'step 6'] for n in (0, 1) for _ in range(3)),
+    *([f'{other}/early', 'step 6'] for _ in range(3)),
+  ]
+
+
+def test_steps_are_all_or_the_last_or_those_named(ladder, tmp_path, capsys):
+  folder = copied(ladder, tmp_path, 'base-0', 'base-1')
+  assert [r['step'] for r in sweep.sweep(folder / 'base-0', steps='last')] == [
+    36
+  ]
+  assert [r['step'] for r in sweep.sweep(folder / 'base-0', steps=[6, 18])] == [
+    6,
+    18,
+    36,
+  ]
+  assert capsys.readouterr().out.count('\n') == 3 * 2
+  sweep.sweep(folder / 'base-0', steps=(6, 7))
+  assert capsys.readouterr().out == (
+    'step 7: left out: no such step; there now: 12, 18, 24, 30, 36\n'
+  )
+  with pytest.raises(errors.Damaged, match='no sound checkpoint: see the line'):
+    sweep.sweep(folder / 'base-1', steps=(7,))
+
+
+def test_a_run_that_fails_keeps_no_other_from_being_judged(
+  ladder, start, tmp_path
+):
+  folder = copied(ladder, tmp_path, 'base-0', 'early')
+  for step in (6, 12):
+    programs.damage(folder / 'early', step)
+  html = tmp_path / 'all.html'
+  process = start(
+    'sweep',
+    [
+      f'--workdir={folder}/early',
+      f'--workdir={folder}/none',
+      f'--workdir={folder}/base-0',
+      f'--html={html}',
+    ],
+  )
+  assert process.error(4) == (
+    f'{folder}/early: no sound checkpoint: see the lines above'
+  )
+  assert len(log.read(folder / 'base-0' / 'evals.jsonl')) == 12
+  text = html.read_text()
+  for where in (process.text(), text):
+    assert f'{folder}/early: left out: no sound checkpoint' in where
+    assert f'{folder}/none: left out: no such folder: check' in where
+    assert f'{folder}/early  step 12: left out: ' in where
+    assert 'base-0' in where
+
+
+def test_a_fault_of_ours_in_one_run_is_raised_at_the_end(
+  ladder, tmp_path, monkeypatch, capsys
+):
+  folder = copied(ladder, tmp_path, 'base-0', 'base-1')
+  load = sweep._Judge.load
+
+  def fail(self, place, step):
+    if place.name == 'base-0':
+      raise ZeroDivisionError('a fault')
+    return load(self, place, step)
+
+  monkeypatch.setattr(sweep._Judge, 'load', fail)
+  with pytest.raises(ZeroDivisionError, match='a fault'):
+    sweep.main([f'--workdir={folder}/base-{n}' for n in (0, 1)])
+  assert 'base-0: left out: ZeroDivisionError: a fault' in (
+    capsys.readouterr().out
+  )
+  assert len(log.read(folder / 'base-1' / 'evals.jsonl')) == 12
+
+
+def test_processes_share_a_cross_product_and_survive_one_that_is_killed(
+  ladder, start, tmp_path
+):
+  """Each cell once, by two processes; one is killed, and comes again."""
+  folder = copied(ladder, tmp_path, 'base-0', 'base-1')
+  file = write_config(
+    tmp_path / 'all.py', f"c.sweep.workdirs = ('{folder}/base-*',)"
+  )
+
+  def lines():
+    return [
+      (name, line['step'], line['evaluator'])
+      for name in ('base-0', 'base-1')
+      for line in log.read(folder / name / 'evals.jsonl')
+    ]
+
+  first, second = (start('sweep', [file]) for _ in range(2))
+  first.wait_for(lambda: first.text().count('  step ') >= 2)
+  first.send(signal.SIGKILL)
+  assert first.wait() == -signal.SIGKILL
+  third = start('sweep', [file, f'--html={tmp_path}/all.html'])
+  for process in (second, third):
+    assert process.wait() == 0, process.text()
+  found = lines()
+  assert len(found) == len(set(found)) == 2 * 6 * 3
+  # All have worked, and what is told in the end is the same.
+  assert first.text().count('  step ') >= 2
+  assert second.text().count('  step ') < 36
+  tables = [
+    process.text()[process.text().index('One metric a task') :]
+    for process in (second, third)
+  ]
+  assert tables[0] == tables[1]
+  assert (tmp_path / 'all.html').read_text().endswith('</html>\n')
+  assert not list(tmp_path.glob('*.part'))
+
+
+def test_a_run_that_is_named_twice_is_judged_once(ladder, tmp_path, capsys):
+  folder = copied(ladder, tmp_path, 'base-0')
+  (folder / 'base-link').symlink_to(folder / 'base-0')
+  sweep.main(
+    [f'--workdir={folder}/base-*', f'--workdir={folder}/base-0/', '--last']
+  )
+  out = capsys.readouterr().out.splitlines()
+  assert len(out) == 2 + 2 and out[2].split()[0] == 'step'
+  # A name with marks in it, if it is there, is no pattern.
+  marked = shutil.copytree(folder / 'base-0', folder / 'a[1]')
+  sweep.main([f'--workdir={marked}'])
+  # Copies are not seeds.
+  capsys.readouterr()
+  sweep.main([f'--workdir={folder}/base-0', f'--workdir={marked}', '--last'])
+  assert 'mean' not in capsys.readouterr().out
+
+
+def test_what_a_sweep_cannot_use_is_one_line(ladder, tmp_path, capsys):
+  def refused(*arguments, code=2):
+    with pytest.raises((config.ConfigError, errors.Failure)) as caught:
+      sweep.main(list(arguments))
+    text, found = config.told(caught.value) or ('', 1)
+    assert found == code and len(text) <= 200 and '\n' not in text
+    return text
+
+  file = write_config(tmp_path / 'c.py')
+  run = f'--workdir={ladder}/base-0'
+  assert refused(file, '--config.sweep.workdir=x') == (
+    'unknown key sweep.workdir; did you mean sweep.workdirs?'
+  )
+  assert refused(file, '--config.sweep.workdirs=3,') == (
+    'sweep.workdirs: (3,) must be folders, such as runs/a,runs/b-*'
+  )
+  for steps in ('first', '(1,2.5)', '1.5'):
+    assert refused(file, run, f'--config.sweep.steps={steps}').endswith(
+      "must be None, 'last' or steps, such as 500,1000"
+    )
+  other = write_config(tmp_path / 'd.py', 'c.sweep.step = 3')
+  assert refused(other, run) == ('unknown key sweep.step; did you mean steps?')
+  stored = json.loads((ladder / 'base-0' / 'config.json').read_text())
+  stored['sweep']['workdirs'] = 'runs/a'
+  (tmp_path / 'c.json').write_text(json.dumps(stored))
+  assert refused(f'--config={tmp_path}/c.json').startswith(
+    "sweep.workdirs: 'runs/a' must be folders"
+  )
+  assert refused(f'--workdir={ladder}/x-*').endswith(
+    '/x-*: matches no folder: check the pattern'
+  )
+  assert refused(f'--workdir={ladder}/*-soon').endswith(
+    '/base-soon: no checkpoint to judge: train first'
+  )
+  assert refused('--workdir=gs://bucket/x-*') == (
+    'gs://bucket/x-*: patterns are of folders of this machine: name each run'
+  )
+  for flag in ('--csv', '--html'):
+    assert refused(run, f'{flag}={tmp_path}/none/x').endswith(
+      '/none: no such folder: make it'
+    )
+  for arguments, text in (
+    ([], '--workdir: give one, or sweep.workdirs of --config'),
+    ([file], '--workdir: give one, or sweep.workdirs of --config'),
+    ([run, '--config.steps=3'], '--config.steps: --config is missing'),
+    ([run, f'--workdir={ladder}/thin', '--watch'], '--watch: of one --workdir'),
+  ):
+    with pytest.raises(SystemExit) as caught:
+      sweep.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(text)
+  assert not (ladder / 'base-0' / 'evals.jsonl').exists()
+
+
+def test_a_config_of_before_there_was_a_sweep_is_read(ladder, tmp_path):
+  text = (ladder / 'base-0' / 'config.json').read_text()
+  c = json.loads(text)
+  del c['sweep']
+  (tmp_path / 'config.json').write_text(json.dumps(c))
+  copied(ladder, tmp_path, 'base-0')
+  sweep.main(
+    [
+      f'--config={tmp_path}/config.json',
+      f'--workdir={tmp_path}/base-0',
+      '--last',
+    ]
+  )
+  assert len(log.read(tmp_path / 'base-0' / 'evals.jsonl')) == 2
+
+
+def test_a_table_of_many_tasks_is_cut_at_the_edge():
+  metrics = {
+    f'{name}/{key}': 0.123456
+    for name in ('arc_easy', 'blimp', 'crows_pairs', 'lambada', 'piqa', 'sciq')
+    for key in ('accuracy', 'accuracy_per_byte', 'brier')
+  }
+  front = {'recipe': 'ab' * 4, 'seed': 0, 'step': 120_000}
+  records = [
+    {'run': f'base-{n}', **front, 'metrics': metrics} for n in range(2)
+  ]
+  text = sweep.table(records, {'blimp': 'brier'})
+  assert max(map(len, text.splitlines())) <= 100
+  legend, table = text.split('\n\n')
+  assert 'arc_easy accuracy, blimp brier, crows_pairs acc' in legend
+  assert len(table.splitlines()) == 3
+  wide = [
+    {**r, 'run': f'{r["run"]}-with-a-long-name-of-its-own'} for r in records
+  ]
+  first, second = sweep.table(wide).split('\n\n')[1:]
+  assert second.splitlines()[1].startswith('base-0-with')
+  assert first.split()[4:-1] and max(map(len, first.splitlines())) <= 100
