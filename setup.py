@@ -9,10 +9,12 @@ INTEROP = [
 ]
 GCS = ['gcsfs>=2025.3']
 QUANT = ['qwix>=0.1.8,<0.2']
+TASKS = ['scikit-learn>=1.5,<2', 'seqeval>=1.2.2,<2']
 TEST = [
   *GCS,
   *INTEROP,
   *QUANT,
+  *TASKS,
   'hypothesis>=6.100,<7',
   'pyarrow>=17',
   'pytest>=9,<10',
@@ -47,6 +49,8 @@ setuptools.setup(
     'gcs': GCS,
     'interop': INTEROP,
     'quant': QUANT,
+    # what judges tuned models
+    'tasks': TASKS,
     'tensorboard': ['tensorboardX>=2.6,<3'],
     # to run on TPUs, and for lm.plan to compile for them elsewhere
     'tpu': [*GCS, 'jax[tpu]>=0.10.2,<0.13'],

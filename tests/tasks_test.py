@@ -1,0 +1,438 @@
+"""Fine-tuning: records become rows, rows are learnt, answers are judged."""
+
+import json
+import random
+from typing import Any
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from lm import config, sharding, sweep, train
+from lm.data import records, tasks, tokenizer
+from lm.evals import labels
+
+BYTES = tokenizer.bytes_()
+# A byte is a token, so that words of one letter are learnt in seconds.
+WORDS = 'rbgfhcstua'
+BODIES = {
+  'encoder': {
+    'fn': 'lm.models.encoder:make',
+    'length': 64,
+    'width': 32,
+    'depth': 2,
+    'heads': 2,
+    'norm_order': 'pre',
+  },
+  'decoder': {
+    'fn': 'lm.models.decoder:make',
+    'length': 64,
+    'width': 32,
+    'depth': 2,
+    'heads': 2,
+  },
+  'lstm': {
+    'fn': 'lm.models.recurrent:make',
+    'width': 32,
+    'depth': 1,
+    'both_ways': True,
+  },
+}
+
+
+def write_texts(path, count, seed):
+  """Texts that are 'warm' if they have an r, else 'cold'."""
+  rng = random.Random(seed)
+  with path.open('w') as file:
+    for n in range(count):
+      words = [rng.choice('stua') for _ in range(6)]
+      words[rng.randrange(6)] = 'r' if n % 2 else 'b'
+      row = {'text': ' '.join(words), 'label': 'warm' if n % 2 else 'cold'}
+      file.write(json.dumps(row) + '\n')
+  return str(path)
+
+
+def write_tags(path, count, seed):
+  """The letters f, h and c are entities of one type, r of another."""
+  rng = random.Random(seed)
+  with path.open('w') as file:
+    for _ in range(count):
+      for letter in rng.choices(WORDS, k=7):
+        tag = 'B-ANI' if letter in 'fhc' else 'B-COL' if letter == 'r' else 'O'
+        file.write(f'{letter} {tag}\n')
+      file.write('\n')
+  return str(path)
+
+
+def write_readings(path, count, seed):
+  """The answer is f, h or c, of which a passage has one."""
+  rng = random.Random(seed)
+  paragraphs = []
+  for n in range(count):
+    words = [rng.choice('stub') for _ in range(8)]
+    words[rng.randrange(8)] = letter = rng.choice('fhc')
+    passage = ','.join(words)
+    answer = {'text': letter, 'answer_start': passage.index(letter)}
+    qas = [{'id': str(n), 'question': 'who?', 'answers': [answer]}]
+    paragraphs.append({'context': passage, 'qas': qas})
+  path.write_text(json.dumps({'data': [{'paragraphs': paragraphs}]}))
+  return str(path)
+
+
+def tuned(tmp_path, body, head, records_of, form, evaluator, steps):
+  """Trains on 400 records; gives what a sweep finds on 64 others."""
+  write, reader = records_of
+  spec = {'fn': reader, 'path': write(tmp_path / 'train', 400, 0)}
+  if 'classes' in form:
+    form = {**form, 'labels': spec}
+  c = base.get_config().unlock()
+  c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
+  c.steps, c.batch_size, c.save_every = steps, 32, steps
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': spec,
+    'form': form,
+    'length': 64,
+  }
+  c.model = {**head, 'body': BODIES[body]}
+  c.optim.peak, c.optim.warmup, c.optim.decay = 5e-3, 10, 0.0
+  c.evals = {
+    'test': {
+      'fn': f'lm.evals.labels:{evaluator}',
+      'records': {'fn': reader, 'path': write(tmp_path / 'test', 64, 1)},
+      'form': form,
+      'batch_size': 64,
+      'length': 64,
+    }
+  }
+  train.train(c.lock(), tmp_path / 'run')
+  return sweep.sweep(tmp_path / 'run')[-1]['metrics']
+
+
+@pytest.mark.parametrize(
+  ('body', 'pool'), [('encoder', 'mean'), ('decoder', 'last'), ('lstm', 'mean')]
+)
+def test_a_tuned_classifier_classifies(tmp_path, body, pool):
+  head = {'fn': 'lm.models.heads:classify', 'classes': 2, 'pool': pool}
+  form = {'fn': 'lm.data.tasks:classify', 'classes': 2}
+  source = write_texts, 'lm.data.records:texts'
+  found = tuned(tmp_path, body, head, source, form, 'classes', 80)
+  assert found['test/accuracy'] > 0.95 and found['test/macro_f1'] > 0.95
+
+
+@pytest.mark.parametrize('body', ['encoder', 'lstm'])
+def test_a_tuned_tagger_tags(tmp_path, body):
+  head = {'fn': 'lm.models.heads:tag', 'classes': 3}
+  form = {'fn': 'lm.data.tasks:tag', 'classes': 3, 'join': ''}
+  source = write_tags, 'lm.data.records:conll'
+  found = tuned(tmp_path, body, head, source, form, 'tags', 100)
+  assert found['test/f1'] > 0.95 and found['test/f1/ANI'] > 0.95
+
+
+@pytest.mark.parametrize('body', ['encoder', 'lstm'])
+def test_a_tuned_reader_answers(tmp_path, body):
+  head = {'fn': 'lm.models.heads:span'}
+  form = {'fn': 'lm.data.tasks:span', 'question': 8}
+  source = write_readings, 'lm.data.records:squad'
+  found = tuned(tmp_path, body, head, source, form, 'spans', 100)
+  assert found['test/exact'] > 0.95 and found['test/f1'] > 0.95
+
+
+def read_set(folder, reader, path, **settings):
+  made = getattr(records, reader)(path=str(folder / path), **settings)
+  assert made.card.sha256 and made.card.licence
+  assert len({r.id for r in made.records}) == len(made.records)
+  return made
+
+
+# Sizes of ../shared/data/README.md, and classes.
+@pytest.mark.parametrize(
+  ('reader', 'path', 'settings', 'count', 'classes'),
+  [
+    (
+      'sentence_polarity',
+      'classification/mr_sentence_polarity/train.jsonl',
+      {},
+      8527,
+      2,
+    ),
+    ('subjectivity', 'classification/subjectivity/test.jsonl', {}, 1034, 2),
+    (
+      'movie_reviews',
+      'classification/movie_reviews_v2/all.jsonl.gz',
+      {'folds': (0,)},
+      200,
+      2,
+    ),
+    ('banking77', 'classification/banking77/test.csv', {}, 3080, 77),
+    (
+      'clinc150',
+      'classification/clinc150/data_full.json.gz',
+      {'split': 'train'},
+      15000,
+      150,
+    ),
+    (
+      'clinc150',
+      'classification/clinc150/data_full.json.gz',
+      {'split': 'test', 'scope': 'all'},
+      5500,
+      151,
+    ),
+    ('ocnli', 'classification/ocnli/dev.jsonl.gz', {}, 2950, 3),
+    ('boolq', 'qa/boolq/valid.jsonl.gz', {}, 3270, 2),
+    ('wnut17', 'ner/wnut17/dev.conll', {}, 1009, 13),
+    ('wikigold', 'ner/wikigold/wikigold.conll.txt', {}, 1696, 9),
+    ('uner_zh', 'ner/uner_zh_gsdsimp/train.iob2.gz', {}, 3997, 7),
+    ('squad', 'qa/squad_v1_subset/dev_3articles.json.gz', {}, 700, 0),
+    ('cmrc2018', 'qa/cmrc2018/trial.json.gz', {}, 1002, 0),
+    ('drcd', 'qa/drcd/test.json.gz', {}, 3493, 0),
+  ],
+)
+def test_sets_are_read_whole(
+  shared_data, reader, path, settings, count, classes
+):
+  made = read_set(shared_data, reader, path, **settings)
+  assert (len(made.records), len(made.labels)) == (count, classes)
+
+
+def test_entities_are_counted_as_published(shared_data):
+  made = read_set(shared_data, 'wnut17', 'ner/wnut17/train.conll')
+  begun = [tag for r in made.records for tag in r.tags if tag[0] == 'B']
+  assert len(begun) == 1975
+  assert records.bio(['I-A', 'I-A', 'I-B', 'O', 'I-B', 'B-B']) == (
+    *('B-A', 'I-A', 'B-B', 'O', 'B-B', 'B-B'),
+  )
+
+
+@pytest.mark.parametrize(
+  ('reader', 'path', 'language'),
+  [
+    ('squad', 'qa/squad_v1_subset/dev_3articles.json.gz', 'en'),
+    ('squad', 'qa/xquad/xquad.en.json.gz', 'en'),
+    ('cmrc2018', 'qa/cmrc2018/trial.json.gz', 'zh'),
+  ],
+)
+def test_who_knows_the_places_answers_all(
+  shared_data, reader, path, language, monkeypatch
+):
+  """What cutting passages in pieces and rows costs: almost nothing."""
+  monkeypatch.setattr(
+    labels, '_scorer', lambda *_: lambda params, rows: map(known, rows)
+  )
+
+  def known(row):
+    logits = np.full((2, 512), -9.0)
+    if row.targets != [0, 0]:
+      logits[np.arange(2), row.targets] = 9.0
+    return row, logits
+
+  nothing: Any = None
+  evaluate = labels.spans(
+    model=nothing,
+    tokenizer=BYTES,
+    mesh=nothing,
+    records={
+      'fn': f'lm.data.records:{reader}',
+      'path': str(shared_data / path),
+    },
+    form={'fn': 'lm.data.tasks:span', 'stride': 128},
+    batch_size=1,
+    length=512,
+    language=language,
+  )
+  # Answers of more bytes than a span may have tokens are not found.
+  monkeypatch.setattr(labels, '_LONGEST', 512)
+  found = evaluate(None)
+  assert found.metrics['f1'] > 0.98
+  assert {item['id'] for item in found.items} == {
+    f'{reader}/{r.id.partition("/")[2]}'
+    for r in read_set(shared_data, reader, path).records
+  }
+
+
+@hypothesis.given(
+  st.integers(0, 60), st.integers(1, 20), st.none() | st.integers(1, 25)
+)
+def test_rows_overlap_and_each_token_is_of_one(size, room, stride):
+  rows = list(tasks.overlapping(size, room, stride))
+  assert [n for _, _, mine in rows for n in mine] == list(range(size))
+  around = [
+    max(
+      min(n - first, stop - 1 - n)
+      for first, stop, _ in rows
+      if first <= n < stop
+    )
+    for n in range(size)
+  ]
+  last = rows[-1][1] - 1
+  for first, stop, mine in rows:
+    assert stop - first <= room
+    for n in mine:
+      # Both ends of the text have nothing beyond them to see.
+      here = min(n - first, stop - 1 - n)
+      assert here >= around[n] - 1 or stop - 1 == last or not first
+
+
+def test_a_long_sentence_is_tagged_in_parts_and_each_word_once():
+  words = tuple('abcdefghijklmnop')
+  one = records.Sentence('x', words, ('O', 'B-A') * 8)
+  form = tasks.tag(
+    tokenizer=BYTES, length=8, classes=2, labels=('B-A', 'O'), join=''
+  )
+  rows = form.rows([one])
+  assert len(rows) > 2 and all(len(row.ids) <= 8 for row in rows)
+  scored = [
+    (place, target)
+    for row in rows
+    for place, target, weight in zip(
+      row.places, [*row.targets, 0], [*row.weights, 0.0], strict=True
+    )
+    if weight
+  ]
+  assert scored == [(n, 1 - n % 2) for n in range(16)]
+
+
+def test_a_pair_is_cut_where_it_is_longer():
+  form = tasks.classify(
+    tokenizer=BYTES, length=10, classes=2, labels=('n', 'y'), kinds=True
+  )
+  (row,) = form.rows([records.Text('x', ('abcdefgh', 'ij'), 'y')])
+  assert BYTES.decode(row.ids) == 'abcdeij' and len(row.ids) == 10
+  assert row.kinds == [0] * 7 + [1] * 3 and row.targets == [1]
+  batch = tasks.assemble([row, None], form, 12, BYTES)
+  assert batch.kinds is not None and batch.segments.sum() == 10
+  assert batch.weights.tolist() == [[1.0], [0.0]]
+
+
+def source(tmp_path, count=20, **changes):
+  spec = {
+    'fn': 'lm.data.records:texts',
+    'path': write_texts(tmp_path / 'texts', count, 0),
+  }
+  settings = {
+    'records': spec,
+    'form': {'fn': 'lm.data.tasks:classify', 'classes': 2, 'labels': spec},
+    'tokenizer': BYTES,
+    'seed': 0,
+    'batch_size': 4,
+    'length': 32,
+  }
+  return tasks.make(**{**settings, **changes})
+
+
+def test_an_epoch_has_each_record_once_in_an_order_of_its_own(tmp_path):
+  data = source(tmp_path)
+  epochs = [
+    [BYTES.decode(row.tolist()) for n in steps for row in data.batch(n).tokens]
+    for steps in (range(5), range(5, 10))
+  ]
+  assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+  assert len(set(epochs[0])) == 20
+  parts = [data.batch(7, host, 2).tokens for host in range(2)]
+  assert np.array_equal(np.concatenate(parts), data.batch(7).tokens)
+
+
+def test_folds_part_the_records(tmp_path):
+  def trained_on(held_out):
+    data = source(tmp_path, folds=5, held_out=held_out, batch_size=16)
+    return {BYTES.decode(row.tolist()) for row in data.batch(0).tokens}
+
+  every = {
+    BYTES.decode(x.tolist())
+    for x in source(tmp_path, batch_size=20).batch(0).tokens
+  }
+  held = [every - trained_on(n) for n in range(5)]
+  assert [len(part) for part in held] == [4] * 5
+  assert set.union(*held) == every
+
+
+def test_a_run_goes_on_with_the_same_records_only(tmp_path):
+  state = source(tmp_path).state(3)
+  assert source(tmp_path, position=state).state(3) == state
+  with pytest.raises(ValueError) as caught:
+    source(tmp_path, count=21, position=state)
+  assert 'data: fingerprint is ' in str(caught.value)
+  assert 'tune anew in another --workdir' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'form': {'fn': 'lm.data.tasks:classify', 'classes': 3, 'labels': 'ab'}},
+      'classes=3, and there are 2 labels: a, b; make them equal',
+    ),
+    (
+      {'form': {'fn': 'lm.data.tasks:classify', 'classes': 2, 'labels': 'ab'}},
+      'label cold is none of the 2 labels (a, b): give those of the training',
+    ),
+    (
+      {'records': {'fn': 'lm.data.records:texts', 'path': 'no/where'}},
+      'task no/where: no such file; check the path',
+    ),
+    ({'folds': 2, 'held_out': 2}, 'held_out=2 must be below folds=2'),
+    ({'length': 3}, 'length=3 must be a whole number from 4 on'),
+    (
+      {'form': {'fn': 'lm.data.tasks:span', 'question': 30}},
+      'question=30 leaves no room in length=32',
+    ),
+  ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, changes, message):
+  with pytest.raises(ValueError) as caught:
+    source(tmp_path, **changes)
+  assert message in str(caught.value) and len(str(caught.value)) <= 200
+
+
+def test_files_of_another_form_are_refused(tmp_path):
+  path = tmp_path / 'x'
+  path.write_text('{"text": "a"}\n')
+  for reader, message in (
+    ('texts', "record 1 is none of texts (KeyError: 'label'); give a file of"),
+    ('squad', 'not in the form of SQuAD'),
+    ('conll', 'line 1: "a"} is no tag such as O, B-PER or I-PER: set word'),
+  ):
+    with pytest.raises(ValueError) as caught:
+      getattr(records, reader)(path=str(path))
+    assert str(caught.value).startswith('task ')
+    assert message in str(caught.value)
+
+
+def test_answers_are_compared_as_squad_does():
+  assert labels.exact_match('The Fox.', 'fox', 'en') == 1
+  assert labels.overlap('a red fox', 'red hen', 'en') == pytest.approx(0.5)
+  assert labels.overlap('', 'fox', 'en') == 0.0
+  assert labels.overlap('北京市', '北京', 'zh') == pytest.approx(0.8)
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path):
+  spec = {
+    'fn': 'lm.data.records:texts',
+    'path': write_texts(tmp_path / 'x', 8, 0),
+  }
+  model = config.build(
+    {
+      'fn': 'lm.models.heads:classify',
+      'classes': 3,
+      'body': BODIES['encoder'],
+    },
+    vocab=BYTES.size,
+  )
+  form = {'fn': 'lm.data.tasks:classify', 'classes': 2, 'labels': spec}
+  evaluate = labels.classes(
+    model=model,
+    tokenizer=BYTES,
+    mesh=sharding.make_mesh(),
+    records=spec,
+    form=form,
+    batch_size=8,
+    length=32,
+  )
+  example = source(tmp_path).example
+  with pytest.raises(ValueError) as caught:
+    evaluate(model.init(jax.random.key(0), example))
+  assert 'the model has 3 classes, and form.labels are 2' in str(caught.value)
