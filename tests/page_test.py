@@ -469,5 +469,8 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
       page.write(file, 'new')
   assert file.read_text() == 'old'
   assert [path.name for path in tmp_path.iterdir()] == ['all.html']
+  with file.open() as reader:  # it has the whole of one or of the other
+    page.write(file, 'new')
+    assert reader.read() == 'old' and file.read_text() == 'new'
   with pytest.raises(errors.Storage, match=r'--html: .*No such file.*another'):
     page.write(tmp_path / 'none' / 'all.html', 'new')

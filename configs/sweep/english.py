@@ -3,6 +3,12 @@
   python -m lm.sweep --workdir=runs/a --last \\
     --config=configs/sweep/english.py:../shared/data
 
+and for several runs, seeds and recipes, one page:
+
+  python -m lm.sweep --config=configs/sweep/english.py:../shared/data \\
+    --config.sweep.workdirs='runs/base-*,runs/wide-*' \\
+    --config.sweep.steps=last --csv=english.csv --html=english.html
+
 The argument is the folder of the sets. `length` is the most positions that a
 model is given: raise it for one that reads more. Scores of others: Pythia 160M
 after training has ARC easy 43.5, PIQA 62.7, LAMBADA 32.8, CrowS-Pairs 56.2
@@ -16,7 +22,7 @@ SETTINGS = {'batch_size': 16, 'length': 256}
 
 
 def get_config(folder: str = 'data'):
-  """Returns a config whose `evals` count and nothing else."""
+  """Returns a config whose `evals` and `sweep` count and nothing else."""
 
   def ask(how: str, reader: str, path: str):
     return {

@@ -53,6 +53,7 @@ p { margin: .3rem 0 .8rem; max-width: 46rem; }
 .soft, figcaption span, td small { color: var(--soft); }
 code { font: .86em/1.4 ui-monospace, 'DejaVu Sans Mono', monospace;
   unicode-bidi: isolate; overflow-wrap: anywhere; }
+.hash { white-space: nowrap; }
 .wide { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .88rem;
   font-variant-numeric: tabular-nums; }
@@ -78,6 +79,18 @@ svg text { font-family: inherit !important; }
   tr { break-inside: avoid; } .grid { grid-template-columns: 1fr 1fr; } }
 """ + ''.join(
   f'.c{n} {{ color: var(--c{n}); }}\n' for n in range(len(_MARKERS))
+)
+
+
+_CURVES = (
+  'Lines are means over seeds. Where there are two or more, each is a thin'
+  ' line, and the band is one standard deviation either way. Bars are the 95 %'
+  ' intervals of the table, cut off where they are long: two seeds say little'
+  ' of a mean. A dotted line is chance.'
+)
+_ROWS = (
+  'Means over seeds, with their 95 % intervals. Where there are two or more,'
+  ' each is a pale mark. A dotted line is chance.'
 )
 
 
@@ -175,8 +188,7 @@ def render(
     f'{made:%Y-%m-%d %H:%M} UTC',
     f'{_count(len(runs), "run")}, {_count(len(steps), "step")}',
     *([f'commit <code>{_text(commit)}</code>'] if commit else []),
-    'judged by code '
-    + (' '.join(f'<code>{_text(x[:12])}</code>' for x in sorted(codes)) or '—'),
+    'judged by code ' + (' '.join(map(_hash, sorted(codes))) or '—'),
   ]
   body = [
     f'<h1>Evaluation: {title}</h1>',
@@ -189,12 +201,9 @@ def render(
     ' better than another (<code>tools.compare</code>).</p>',
     '<h2>Recipes</h2>',
     _recipes(shown),
-    '<h2>Curves</h2>',
+    f'<h2>{"Curves" if len(steps) > 1 else "Pictures"}</h2>',
     f'<p>{legend}</p>',
-    '<p class="soft">Lines are means over seeds; where there are two or more,'
-    ' each is a thin line and the band is one standard deviation either way.'
-    ' Bars are the 95 % intervals of the table, cut off where they are long:'
-    ' two seeds say little of a mean. A dotted line is chance.</p>',
+    f'<p class="soft">{_CURVES if len(steps) > 1 else _ROWS}</p>',
     f'<div class="grid">{"".join(pictures[: len(heads)])}</div>',
   ]
   if others:
@@ -231,6 +240,10 @@ def render(
 def _text(value: Any) -> str:
   """Escapes what others have named; controls could turn or hide a line."""
   return html.escape(re.sub(r'[\x00-\x1f\x7f-\x9f]', '\ufffd', str(value)))
+
+
+def _hash(value: str) -> str:
+  return f'<code class="hash">{_text(value[:12])}</code>'
 
 
 def _number(value: float | None) -> str:
@@ -383,7 +396,7 @@ def _recipes(shown: Sequence[_Recipe]) -> str:
     rows.append(
       [
         f'{recipe.sign} <code>{_text(recipe.label)}</code>',
-        f'<code>{_text(recipe.name)}</code>',
+        _hash(recipe.name),
         '<br>'.join(runs),
         '<br>'.join(own)
         or '<span class="soft">its weights alone, under one seed</span>',
@@ -453,12 +466,13 @@ def _missing(
   told = ''.join(f'<li><code>{_text(note)}</code></li>' for note in notes)
   if not rows and not told:
     return '<p>Nothing: every task judged every checkpoint that is there.</p>'
-  return (
-    (_table(['run', 'tasks', 'steps'], rows, 'ttt') if rows else '')
-    + '<p class="soft">A checkpoint that was deleted before a task was added'
+  gone = (
+    '<p class="soft">A checkpoint that was deleted before a task was added'
     ' cannot be judged by it.</p>'
-    + (f'<ul class="list">{told}</ul>' if told else '')
   )
+  table = _table(['run', 'tasks', 'steps'], rows, 'ttt') + gone
+  notes_ = f'<ul class="list">{told}</ul>'
+  return (table if rows else '') + (notes_ if told else '')
 
 
 def _cards(runs: Sequence[recipes.Run], evaluators: Sequence[str]) -> str:
@@ -471,9 +485,7 @@ def _cards(runs: Sequence[recipes.Run], evaluators: Sequence[str]) -> str:
   for evaluator in evaluators:
     seen = list(_cells(runs, evaluator))
     hashes = [
-      '<br>'.join(
-        f'<code>{_text(x[:12])}</code>' for x in sorted(values - {''})
-      )
+      '<br>'.join(_hash(x) for x in sorted(values - {''}))
       for values in ({x.task for x in seen}, {x.code for x in seen})
     ]
     card = cards[evaluator]
