@@ -16,6 +16,8 @@ TEST = [
   *QUANT,
   *TASKS,
   'hypothesis>=6.100,<7',
+  # drives the Chromium of the system, if there is one
+  'playwright>=1.65,<2',
   'pyarrow>=17',
   'pytest>=9,<10',
   'pytest-xdist>=3.6,<4',
@@ -28,6 +30,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['lm', 'lm.*']),
+  package_data={'lm': ['*.html']},
   install_requires=[
     'absl-py>=2.1',
     # 0.10.2 is the last jax for Python 3.11; later Pythons get 0.12

@@ -92,7 +92,7 @@ def draw(
   Args:
     rng: key of this step.
     logits_BV: of the next token.
-    sampler: how to draw.
+    sampler: how to draw; its top_p may be traced.
     seen_BV: bool, what `repetition_penalty` is for; None: nothing.
   """
   if seen_BV is not None:
@@ -108,7 +108,8 @@ def draw(
   if 0 < sampler.top_k < V:
     least_B1 = jax.lax.top_k(logits_BV, sampler.top_k)[0][:, -1:]
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  if sampler.top_p < 1:
+  # what is traced is not known to be 1
+  if isinstance(sampler.top_p, jax.Array) or sampler.top_p < 1:
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     mass_BV = jax.nn.softmax(sorted_BV, axis=-1)
     # The mass before a token, so that the one that crosses top_p is kept.
@@ -202,27 +203,38 @@ def extend(
     return (state.count < until) & ~jnp.all(state.done)
 
   def step(state):
-    n = state.count
-    token_B = draw(
-      jax.random.fold_in(rng, n), state.logits, sampler, state.seen
-    )
-    token_B = jnp.where(state.done, stop, token_B)
-    nats_B = jnp.where(state.done, 0, _nats(state.logits, token_B))
-    seen_BV = state.seen
-    if seen_BV is not None:
-      seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-    out = model.apply(params, _next(token_B, state), cache=state.cache)
-    return state._replace(
-      count=n + 1,
-      cache=out.cache,
-      logits=out.logits[:, 0],
-      tokens=state.tokens.at[:, n].set(token_B),
-      nats=state.nats.at[:, n].set(nats_B),
-      done=state.done | (token_B == stop),
-      seen=seen_BV,
-    )
+    key = jax.random.fold_in(rng, state.count)
+    token_B = draw(key, state.logits, sampler, state.seen)
+    return feed(params, state, token_B, model=model, stop=stop)
 
   return jax.lax.while_loop(unfinished, step, state)
+
+
+def feed(
+  params: types.Params,
+  state: State,
+  token_B: jax.Array,
+  *,
+  model: types.Model,
+  stop: int,
+) -> State:
+  """Adds a token to each row that has not ended, and asks for the next."""
+  n = state.count
+  token_B = jnp.where(state.done, stop, token_B)
+  nats_B = jnp.where(state.done, 0, _nats(state.logits, token_B))
+  seen_BV = state.seen
+  if seen_BV is not None:
+    seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+  out = model.apply(params, _next(token_B, state), cache=state.cache)
+  return state._replace(
+    count=n + 1,
+    cache=out.cache,
+    logits=out.logits[:, 0],
+    tokens=state.tokens.at[:, n].set(token_B),
+    nats=state.nats.at[:, n].set(nats_B),
+    done=state.done | (token_B == stop),
+    seen=seen_BV,
+  )
 
 
 def generate(

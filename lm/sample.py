@@ -13,9 +13,8 @@ import sys
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from lm import checkpoint, config, generate, memory, remote, saved
+from lm import completion, config, generate, memory
 
 
 class Text(NamedTuple):
@@ -89,23 +88,12 @@ def texts(
     raise config.ConfigError(f'length_penalty={length_penalty}: 0 or more')
   if not all(stop):
     raise config.ConfigError("stop='': ends every text at once; leave it out")
-  workdir = remote.here(workdir, step)
-  try:
+  with config.refusals():
     sampler = generate.Sampler(
       temperature, top_k, top_p, min_p, repetition_penalty
     ).check()
-    c, tokenizer, model = saved.build(workdir, step)
-  except (ValueError, checkpoint.Gone) as e:
-    raise config.ConfigError(str(e)) from e
-  objective = config.build(
-    c.data.objective, tokenizer=tokenizer, length=c.data.length
-  )
-  if objective.prompt is None:
-    raise config.ConfigError(
-      f'{workdir}: trained by {c.data.objective.fn}, which goes on from no text'
-    )
-  batch = objective.prompt([tokenizer.encode(prompt)] * (1 if beams else count))
-  params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
+  tokenizer, model, begun, params = completion.restore(workdir, step)
+  batch = begun([tokenizer.encode(prompt)] * (1 if beams else count))
   settings = {'model': model, 'length': length, 'stop': tokenizer.eos}
 
   def read(rows: list[list[int]]) -> list[tuple[str, list[int]]]:
@@ -113,9 +101,7 @@ def texts(
     found = []
     for ids in rows:
       ids = ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids
-      text = tokenizer.decode(ids)
-      cuts = [text.index(word) for word in stop if word in text]
-      found.append((text[: min(cuts, default=len(text))], ids))
+      found.append((completion.before(tokenizer.decode(ids), stop), ids))
     return found
 
   with config.refusals():  # of more than the model has room for
@@ -152,17 +138,15 @@ class _Terminal:
   """Prints a text as it grows."""
 
   def __init__(self, stop: Sequence[str]):
-    # What may become a stop string, or the rest of a character, is kept back.
-    self._back = max(map(len, stop), default=1) - 1
+    self._stop = stop
     self._shown = 0
 
   def show(self, found: list[str]) -> None:
     """Prints what is new and sure."""
-    text = found[0].rstrip('\ufffd')
-    sure = len(text) - self._back
-    if sure > self._shown:
-      print(text[self._shown : sure], end='', flush=True)
-      self._shown = sure
+    known = completion.sure(found[0], self._stop)
+    if known > self._shown:
+      print(found[0][self._shown : known], end='', flush=True)
+      self._shown = known
 
   def end(self, text: str) -> None:
     """Prints the rest."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import config, sharding, sweep, train
+from lm import config, sample, sharding, sweep, train
 from lm.data import records, tasks, tokenizer
 from lm.evals import labels
 
@@ -121,6 +121,11 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   source = write_texts, 'lm.data.records:texts'
   found = tuned(tmp_path, body, head, source, form, 'classes', 80)
   assert found['test/accuracy'] > 0.95 and found['test/macro_f1'] > 0.95
+  with pytest.raises(config.ConfigError) as caught:
+    sample.texts(tmp_path / 'run', 'r')
+  assert str(caught.value).endswith(
+    'trained by lm.data.tasks:make, which goes on from no text'
+  )
 
 
 @pytest.mark.parametrize('body', ['encoder', 'lstm'])
