@@ -3,6 +3,7 @@
 import setuptools
 
 INTEROP = [
+  'flatbuffers>=24',
   'gguf>=0.17,<1',
   'safetensors>=0.5,<1',
   'tokenizers>=0.22,<0.24',

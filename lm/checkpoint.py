@@ -50,6 +50,7 @@ T = TypeVar('T')
 _LAST_SAVE_SECONDS = 15.0
 # How long a network file system may hide a new file from other hosts.
 _UNSEEN_SECONDS = 60.0
+_SCALES = 'extra/scales/'
 
 Locked, Damaged, Storage = errors.Locked, errors.Damaged, errors.Storage
 Missing, Gone, Mismatch = errors.Missing, errors.Gone, errors.Mismatch
@@ -549,6 +550,8 @@ def restore_params(
   """Reads the parameters alone as nested dicts of numpy arrays.
 
   Needs no mesh and no model; the optimizer's state is verified but not read.
+  What is stored in whole numbers, with scales in `extra/scales` below the same
+  paths (`lm.layers.compress`), is multiplied by them.
 
   Raises:
     errors.Missing: there is no checkpoint; errors.Gone: not this step.
@@ -626,7 +629,7 @@ def _load_params(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   records = {
     path: record
     for path, record in manifest.verify(workdir, step)['leaves'].items()
-    if path.startswith('params/')
+    if path.startswith(('params/', _SCALES))
   }
   if not records:
     raise Missing(
@@ -634,6 +637,18 @@ def _load_params(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
     )
   args = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in records}
   found = _read(workdir, step, records, args)
+  for path in [path for path in found if path.startswith(_SCALES)]:
+    name, scale = f'params/{path.removeprefix(_SCALES)}', found[path]
+    whole = found.get(name, np.empty(()))
+    # Nothing grows by a scale that a stranger has written.
+    if whole.ndim != scale.ndim or not all(
+      n in (1, m) for n, m in zip(scale.shape, whole.shape, strict=True)
+    ):
+      raise Damaged(
+        f'{manifest.directory(workdir, step)}: leaf {path}{scale.shape} does'
+        f' not fit {name}{whole.shape}: not written by lm; use another step'
+      )
+    found[name] = whole * scale
   return leaves.nest(found).get('params', {})
 
 

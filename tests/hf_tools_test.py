@@ -8,7 +8,7 @@ import safetensors.numpy
 from lm import checkpoint, config, sample, saved, train
 from lm.data import tokenizer, writer
 from tests import interop_test
-from tools import hf_export, hf_import
+from tools import export, hf_import
 
 PIECES = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'cat', 'sat']
 PIECES += [f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz']
@@ -83,8 +83,19 @@ def test_an_imported_run_is_a_start(workdir, tmp_path):
 
 
 def test_export_of_an_import_is_what_came_in(source, workdir, tmp_path):
-  out = tmp_path / 'out'
-  hf_export.main([f'--workdir={workdir}', f'--output={out}'])
+  out, text = tmp_path / 'out', tmp_path / 'text.txt'
+  text.write_text('the cat sat on the mat. ' * 20)
+  command = ['huggingface', f'--workdir={workdir}', f'--output={out}']
+  with pytest.raises(config.ConfigError) as caught:
+    export.main(command)  # an imported run has no data of its own
+  assert str(caught.value) == (
+    f'{workdir}: its validation data (data/embedded/valid) are not here: give '
+    '--text=FILE'
+  )
+  export.main([*command, f'--text={text}'])
+  report = json.loads((out / 'report.json').read_text())
+  assert report['class'] == 'LlamaForCausalLM'
+  assert abs(report['probe']['rise_nats']) < 1e-6
   before, after = (
     safetensors.numpy.load_file(folder / 'model.safetensors')
     for folder in (source, out)
@@ -104,7 +115,7 @@ def test_export_of_an_import_is_what_came_in(source, workdir, tmp_path):
   assert known.pop('lm_ids') == {'bos': 2, 'eos': 1, 'pad': 0}
   assert words == known
   with pytest.raises(config.ConfigError) as caught:
-    hf_export.main([f'--workdir={workdir}', f'--output={out}'])
+    export.main([*command, f'--text={text}'])
   assert str(caught.value) == f'{out}: is not empty: give another --output'
 
 

@@ -14,6 +14,7 @@ from configs import base
 from lm import config, sample, sharding, sweep, train
 from lm.data import records, tasks, tokenizer
 from lm.evals import labels
+from tools import export
 
 BYTES = tokenizer.bytes_()
 # A byte is a token, so that words of one letter are learnt in seconds.
@@ -126,6 +127,11 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   assert str(caught.value).endswith(
     'trained by lm.data.tasks:make, which goes on from no text'
   )
+  with pytest.raises(config.ConfigError) as caught:
+    export.main(
+      ['int8', f'--workdir={tmp_path / "run"}', f'--output={tmp_path / "out"}']
+    )
+  assert 'lm.data.tasks:make tuned a head on records' in str(caught.value)
 
 
 @pytest.mark.parametrize('body', ['encoder', 'lstm'])

@@ -5,6 +5,7 @@ products of another kind are in bfloat16 where it says less, see `floating`; and
 sums of products, norms, softmax, rotations and losses are always in float32.
 """
 
+from collections.abc import Sequence
 from functools import partial
 import importlib.util
 import math
@@ -152,15 +153,20 @@ def _backward(spec, operands, result, residuals, cotangent):
 _contract.defvjp(_forward, _backward)
 
 
-def _quantized(x, letters, kept, kind):
-  """Rounds with a scale for each entry of the letters that are not summed."""
+def quantized(x: Any, kept: Sequence[int], kind: str) -> Any:
+  """Rounds to a type of few bits, with a scale for each entry along `kept`.
+
+  Returns:
+    An array of qwix: `qvalue`, times `scale` of size 1 along other dimensions.
+  """
   import qwix  # seconds, and few want it
 
-  return qwix.quantize(
-    x.astype(jnp.float32),  # so are the scales
-    kind,
-    channelwise_axes=[i for i, a in enumerate(letters) if a in kept],
-  )
+  # So are the scales.
+  return qwix.quantize(x.astype(jnp.float32), kind, channelwise_axes=kept)
+
+
+def _quantized(x, letters, kept, kind):
+  return quantized(x, [i for i, a in enumerate(letters) if a in kept], kind)
 
 
 def _dot(a, b, dimensions, result):

@@ -1,0 +1,510 @@
+"""Exports a run in another form, and refuses what got worse by that.
+
+  python -m tools.export int8 --workdir=runs/a --output=exports/small
+  python -m tools.export prune --workdir=runs/a --output=exports/thin \\
+    --sparsity=0.3
+  python -m tools.export stablehlo --workdir=runs/a --output=exports/a
+  python -m tools.export huggingface --workdir=runs/a --output=exports/hf
+
+int8 and prune write a run with one checkpoint, which lm.sample, lm.sweep,
+init_from and this program read like any other; training does not go on in it.
+int8 keeps matrices in whole numbers with a scale for each output, which are
+multiplied when it is read; prune puts the smallest weights to zero.
+
+stablehlo writes one function from ids to logits for CPU, CUDA and TPU, its
+parameters, and model.py, which reads them where there is no lm.
+
+huggingface writes what from_pretrained of transformers opens: config.json,
+model.safetensors, tokenizer.json and tokenizer_config.json, if a class that
+lm.interop knows computes what the model computes; otherwise one line says what
+the nearest one has otherwise.
+
+What was written is read again and judged. A probe, 64 texts of the run's
+validation data or of --text, has what each token cost the original; it lies in
+the output as probe.json, and is used again when that is exported in turn: so a
+budget is held against the first original. With --config, a file such as
+configs/sweep/english.py, the first --items of each task are asked of both.
+All is printed, and kept in report.json. Needs 'lm[data,interop]', and int8
+'lm[quant]'.
+
+Exit codes: 0 done; 2 it cannot be exported so, or wrong usage; 4 the checkpoint
+or the probe is damaged; 5 storage; 9 refused: the probe's loss rose by more
+than --budget, and nothing but report.json is left.
+"""
+
+import argparse
+import collections
+from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm import (
+  checkpoint,
+  config,
+  errors,
+  leaves,
+  log,
+  manifest,
+  memory,
+  remote,
+  saved,
+  sharding,
+  types,
+)
+from lm.data import documents, huggingface, writer
+from lm.evals import fidelity, results
+from lm.interop import loader, stablehlo, tensors, transfer
+from lm.layers import compress
+
+REPORT = 'report.json'
+
+
+class Source(NamedTuple):
+  """What is exported.
+
+  Attributes:
+    workdir: of the run.
+    step: of its checkpoint.
+    run: config, tokenizer and model.
+    params: float32.
+    content: the checkpoint's manifest.
+    probe: what the result is asked.
+  """
+
+  workdir: Path
+  step: int
+  run: saved.Saved
+  params: types.Params
+  content: dict[str, Any]
+  probe: fidelity.Probe
+
+
+# A model that was written and read again, its parameters, and what to tell.
+Written = tuple[types.Model, types.Params, dict[str, Any]]
+
+
+def export(
+  write: Callable[[Path, Source], Written],
+  workdir: str | Path,
+  output: Path,
+  *,
+  budget: float,
+  step: int | None = None,
+  text: str | None = None,
+  evals: Mapping[str, Any] | None = None,
+  items: int = 100,
+) -> dict[str, Any]:
+  """Writes a folder, unless what is in it is worse than a budget allows.
+
+  Args:
+    write: fills a folder.
+    workdir: of the run.
+    output: a folder to make; one with files in it is refused, but for the
+      report of a refusal.
+    budget: nats a token, by which the probe's loss may rise.
+    step: of the checkpoint; None: the newest.
+    text: file of texts for the probe; None: the probe in `workdir`, or one of
+      the run's validation data.
+    evals: specs of evaluators by name; those with a `limit` are asked.
+    items: of each.
+
+  Returns:
+    The report.
+
+  Raises:
+    ValueError: a setting is out of range, the output is not empty, there are no
+      texts, or the model cannot be exported so.
+    errors.Failure: there is no sound checkpoint, or storage fails.
+    fidelity.Worse: it is refused; the report lies in the output.
+  """
+  if not 0 <= budget < math.inf:
+    raise ValueError(f'--budget={budget}: must be a number of nats from 0 on')
+  _check_free(output)
+  tasks = {} if evals is None else _subset(evals, items)
+  source = _read(remote.here(workdir, step), step, text)
+  probe = source.probe
+  with tempfile.TemporaryDirectory(
+    prefix=f'.{output.name}.', dir=output.parent
+  ) as held:
+    part = Path(held) / output.name
+    part.mkdir()
+    fidelity.save(probe, part / fidelity.NAME)
+    model, params, told = write(part, source)
+    params = jax.device_put(params)
+    verdict = fidelity.compare(
+      probe, fidelity.nats(model.apply, params, probe.batch)
+    )
+    refusal = fidelity.refusal(verdict, budget, str(output))
+    original, result = (
+      _ask(tasks, source.run.tokenizer, *x)
+      for x in ((source.run.model, source.params), (model, params))
+    )
+    report = {
+      'refused': refusal is not None,
+      'workdir': str(workdir),
+      'step': source.step,
+      'checkpoint': source.content['checkpoint'],
+      **told,
+      'budget_nats': budget,
+      'probe': {**probe.about, **verdict._asdict()},
+      'original': {**original, 'bytes': _bytes(source.workdir, source.step)},
+      'result': {**result, 'bytes': _bytes(part, source.step)},
+    }
+    if refusal is not None:
+      shutil.rmtree(part)
+      part.mkdir()
+    log.append(part / REPORT, report)
+    (output / REPORT).unlink(missing_ok=True)  # of an earlier refusal
+    part.rename(output)
+  print(_table(report), flush=True)
+  if refusal is not None:
+    raise refusal
+  return report
+
+
+def _check_free(output: Path) -> None:
+  """Checks that a folder can be made, and makes what it lies in.
+
+  Raises:
+    ValueError: there is something in its place.
+    errors.Storage: it cannot be made.
+  """
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    taken = output.exists() and {file.name for file in output.iterdir()}
+  except OSError as error:
+    raise errors.Storage(
+      f'{output}: cannot be made: {error.strerror}: give another --output'
+    ) from error
+  if taken and taken != {REPORT}:
+    raise ValueError(f'{output}: is not empty: give another --output')
+
+
+def _read(workdir: Path, step: int | None, text: str | None) -> Source:
+  """Reads a run; its probe is the one that lies there, or is made."""
+  content = manifest.newest(
+    workdir, lambda n: manifest.verify(workdir, n), step
+  )
+  step = int(content['step'])
+  run = c, tokenizer, model = saved.build(workdir, step)
+  if 'objective' not in c.data:
+    raise ValueError(
+      f'{workdir}: {c.data.fn} tuned a head on records, and a probe is of '
+      'texts: export the run that it began with'
+    )
+  params = jax.device_put(checkpoint.restore_params(workdir, step))
+  if text is None and (workdir / fidelity.NAME).exists():
+    probe = fidelity.load(workdir / fidelity.NAME)
+    return Source(workdir, step, run, params, content, probe)
+  with tempfile.TemporaryDirectory() as folder:
+    if text is None:
+      path = _validation(workdir, c)
+    else:
+      path = f'{folder}/text'
+      found = documents.find([text])
+      counts = collections.Counter()
+      texts = documents.read(found, documents.Settings(), counts)
+      writer.write(path, texts, tokenizer)
+    probe = fidelity.make(
+      params,
+      model,
+      tokenizer,
+      path=path,
+      length=c.data.length,
+      objective=c.data.objective,
+      about={
+        'workdir': str(workdir),
+        'step': step,
+        'checkpoint': content['checkpoint'],
+      },
+    )
+  return Source(workdir, step, run, params, content, probe)
+
+
+def _validation(workdir: Path, c: config.Config) -> str:
+  paths = [
+    spec.path
+    for spec in c.evals.values()
+    if spec.fn == 'lm.evals.likelihood:make'
+  ]
+  for path in paths:
+    if Path(path).is_dir():
+      return path
+  raise ValueError(
+    f'{workdir}: its validation data ({", ".join(paths) or "none"}) are '
+    'not here: give --text=FILE'
+  )
+
+
+def _subset(evals: Mapping[str, Any], items: int) -> dict[str, Any]:
+  """Takes the evaluators that can ask a part of their items, set to do so."""
+  if items < 1:
+    raise ValueError(f'--items={items}: must be at least 1')
+  found = {}
+  filled = config.fill({'evals': dict(evals)}).evals
+  for name, spec in config.plain(filled).items():
+    for place in (spec, spec.get('task', {})):
+      if 'limit' in place:
+        place['limit'] = items
+        found[name] = spec
+  if not found:
+    raise ValueError(
+      '--config: none of its evals has a `limit`: give one such as '
+      'configs/sweep/english.py'
+    )
+  return found
+
+
+def _ask(
+  tasks: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+  model: types.Model,
+  params: types.Params,
+) -> dict[str, float]:
+  """Asks a model all tasks, on one device."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  found = {}
+  for name, spec in tasks.items():
+    evaluate = config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
+    for key, value in results.metrics(evaluate(params)).items():
+      found[f'{name}/{key}'] = value
+  return found
+
+
+def _bytes(folder: Path, step: int) -> int:
+  """Counts what the parameters of a run or an export take on disk."""
+  if found := [*folder.glob('*.safetensors')]:
+    return sum(file.stat().st_size for file in found)
+  files = manifest.read(folder, step)['files']
+  return sum(
+    record['bytes']
+    for name, record in files.items()
+    if name.startswith(('state/params.', 'state/extra.scales.'))
+    and not name.endswith('/.zarray')
+  )
+
+
+def _table(report: Mapping[str, Any]) -> str:
+  probe, before, after = report['probe'], report['original'], report['result']
+  rows = [
+    {
+      'measure': 'probe/loss_nats',
+      'original': probe['original_nats'],
+      'result': probe['result_nats'],
+      'change': probe['rise_nats'],
+    },
+    {'measure': 'probe/largest_nats', 'change': probe['largest_nats']},
+  ]
+  rows += [
+    {
+      'measure': name,
+      'original': before[name],
+      'result': after[name],
+      'change': after[name] - before[name],
+    }
+    for name in before
+    if name.count('/') < 2  # not those of single categories
+  ]
+  return log.table(rows, [*rows[0]])
+
+
+def _run(
+  folder: Path,
+  source: Source,
+  params: types.Params,
+  scales: Mapping[str, Any],
+  told: dict[str, Any],
+) -> Written:
+  """Writes a run with one checkpoint, and reads it."""
+  extra = {'scales': leaves.nest(dict(scales))} if scales else {}
+  state = types.TrainState(jnp.int32(source.step), params, (), extra)
+  with checkpoint.Checkpointer(folder) as saver:
+    saver.preflight(state)
+    config.store(source.run.config, folder / 'config.json')
+    saver.save(source.step, state, {**source.content['meta'], 'export': told})
+    saver.wait()
+  model = saved.build(folder, source.step).model
+  return model, checkpoint.restore_params(folder, source.step), told
+
+
+def int8(paths: str) -> Callable[..., Written]:
+  """Writes a run whose matrices are in int8, see `compress.int8`."""
+
+  def write(folder: Path, source: Source) -> Written:
+    params, scales = compress.int8(source.params, paths)
+    told = {'form': 'int8', 'paths': paths, 'matrices': len(scales)}
+    return _run(folder, source, params, scales, told)
+
+  return write
+
+
+def prune(paths: str, sparsity: float, scope: str) -> Callable[..., Written]:
+  """Writes a run with zeros in its matrices, see `compress.prune`."""
+
+  def write(folder: Path, source: Source) -> Written:
+    params = compress.prune(
+      source.params, paths, sparsity=sparsity, scope=scope
+    )
+    told = {
+      'form': 'prune',
+      'paths': paths,
+      'scope': scope,
+      'sparsity': compress.sparsity(params, paths),
+    }
+    return _run(folder, source, params, {}, told)
+
+  return write
+
+
+def portable(weights: str) -> Callable[..., Written]:
+  """Writes a function of StableHLO, see `lm.interop.stablehlo`.
+
+  Args:
+    weights: 'float32', or 'int8', as of `compress.int8`: the function
+      multiplies them by their scales.
+  """
+
+  def write(folder: Path, source: Source) -> Written:
+    c, tokenizer, model = source.run
+    params, scales = source.params, {}
+    if weights == 'int8':
+      params, scales = compress.int8(params)
+    path = Path(c.tokenizer.get('path', 'bytes'))
+    if path.is_file():
+      shutil.copyfile(path, folder / f'tokenizer{path.suffix}')
+    told = stablehlo.save(
+      folder,
+      c.model.to_dict(),
+      tokenizer,
+      params,
+      source.probe.batch,
+      {'checkpoint': source.content['checkpoint']},
+      scales,
+    )
+    run = loader.load(folder)
+
+    def apply(params, batch, **_):
+      logits = run.call(params, stablehlo.inputs_of(batch))
+      return types.Output(logits, None, {})
+
+    told = {
+      key: told[key]
+      for key in ('inputs', 'longest', 'fixed', 'platforms', 'versions')
+    }
+    told = {'form': 'stablehlo', 'weights': weights, **told}
+    return model._replace(apply=apply, head=None), run.params, told
+
+  return write
+
+
+def transformers(dtype: str | None) -> Callable[..., Written]:
+  """Writes what transformers opens, see `lm.interop.transfer`.
+
+  Args:
+    dtype: of the tensors: float32, bfloat16 or float16; None: that of the file
+      that the run was imported from, or float32.
+  """
+
+  def write(folder: Path, source: Source) -> Written:
+    c, tokenizer, _ = source.run
+    kind = str(dtype or source.content['meta'].get('dtype', 'float32'))
+    theirs, found = transfer.save(
+      c.model.to_dict(), tokenizer.size, source.params
+    )
+    words = huggingface.export(
+      c.tokenizer.get('path', 'bytes'), c.tokenizer.reserved
+    )
+    files = huggingface.special_files(tokenizer, words)
+    files['tokenizer.json'] = words
+    files['config.json'] = {
+      **theirs,
+      'dtype': kind,
+      'bos_token_id': tokenizer.bos,
+      'eos_token_id': tokenizer.eos,
+      'pad_token_id': tokenizer.pad,
+    }
+    if theirs.get('is_encoder_decoder'):
+      files['config.json']['decoder_start_token_id'] = tokenizer.bos
+    tensors.save(found, folder, kind)
+    for name, content in files.items():
+      text = json.dumps(content, ensure_ascii=False, indent=2)
+      (folder / name).write_text(f'{text}\n', encoding='utf-8')
+    # safetensors lets nobody else read it.
+    shutil.copymode(folder / 'config.json', folder / tensors.ONE)
+    again = transfer.load(tensors.open_folder(folder))
+    told = {'form': 'huggingface', 'class': again.architecture, 'dtype': kind}
+    model = config.build(again.model, vocab=again.vocab)
+    return model, again.params, told
+
+  return write
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  add = shared.add_argument
+  add('--workdir', required=True, help='of a run')
+  add('--output', required=True, type=Path, help='folder to make')
+  add('--step', type=int, help='of a checkpoint; the newest')
+  add('--budget', type=float, default=0.01, help='nats a token (0.01)')
+  add('--text', help='texts for the probe: a file of prepare_data')
+  add('--config', help='a file whose `evals` are asked too')
+  add('--items', type=int, default=100, help='of each task (100)')
+  parser = argparse.ArgumentParser(
+    prog='python -m tools.export',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  forms = parser.add_subparsers(dest='form', required=True)
+
+  def form(name: str) -> argparse.ArgumentParser:
+    return forms.add_parser(name, parents=[shared], allow_abbrev=False)
+
+  paths = 'regular expression: of which matrices'
+  whole = form('int8')
+  whole.add_argument('--paths', default=compress.ALL, help=f'{paths} (all)')
+  whole.set_defaults(write=lambda f: int8(f.paths))
+  thin = form('prune')
+  thin.add_argument('--sparsity', type=float, default=0.5, help='share of 0')
+  thin.add_argument('--scope', choices=compress.SCOPES, default='global')
+  thin.add_argument(
+    '--paths', default=compress.BLOCKS, help=f"{paths} (blocks')"
+  )
+  thin.set_defaults(write=lambda f: prune(f.paths, f.sparsity, f.scope))
+  free = form('stablehlo')
+  free.add_argument('--weights', choices=('float32', 'int8'), default='float32')
+  free.set_defaults(write=lambda f: portable(f.weights))
+  theirs = form('huggingface')
+  theirs.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'))
+  theirs.set_defaults(write=lambda f: transformers(f.dtype))
+  flags = parser.parse_args(argv)
+  memory.prepare()
+  with config.refusals():
+    report = export(
+      flags.write(flags),
+      flags.workdir,
+      flags.output,
+      budget=flags.budget,
+      step=flags.step,
+      text=flags.text,
+      evals=config.load(flags.config).evals if flags.config else None,
+      items=flags.items,
+    )
+  told = ', '.join(
+    f'{key} {report[key]}'
+    for key in ('class', 'dtype', 'sparsity', 'longest', 'fixed')
+    if report.get(key) is not None
+  )
+  print(f'{flags.output}: {flags.form}{told and f", {told}"}')
+
+
+if __name__ == '__main__':
+  config.main(main)
