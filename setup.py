@@ -10,7 +10,12 @@ INTEROP = [
 ]
 GCS = ['gcsfs>=2025.3']
 QUANT = ['qwix>=0.1.8,<0.2']
-TASKS = ['scikit-learn>=1.5,<2', 'seqeval>=1.2.2,<2']
+TASKS = [
+  'rouge-score>=0.1.2,<0.2',
+  'sacrebleu>=2.4,<3',
+  'scikit-learn>=1.5,<2',
+  'seqeval>=1.2.2,<2',
+]
 TEST = [
   *GCS,
   *INTEROP,

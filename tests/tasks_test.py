@@ -13,7 +13,7 @@ import pytest
 from configs import base
 from lm import config, sample, sharding, sweep, train
 from lm.data import records, tasks, tokenizer
-from lm.evals import labels
+from lm.evals import labels, writing
 from tools import export
 
 BYTES = tokenizer.bytes_()
@@ -314,7 +314,7 @@ def test_a_pair_is_cut_where_it_is_longer():
   (row,) = form.rows([records.Text('x', ('abcdefgh', 'ij'), 'y')])
   assert BYTES.decode(row.ids) == 'abcdeij' and len(row.ids) == 10
   assert row.kinds == [0] * 7 + [1] * 3 and row.targets == [1]
-  batch = tasks.assemble([row, None], form, 12, BYTES)
+  batch = tasks.assemble([[row], []], form, 12, BYTES)
   assert batch.kinds is not None and batch.segments.sum() == 10
   assert batch.weights.tolist() == [[1.0], [0.0]]
 
@@ -447,3 +447,156 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
   with pytest.raises(ValueError) as caught:
     evaluate(model.init(jax.random.key(0), example))
   assert 'the model has 3 classes, and form.labels are 2' in str(caught.value)
+
+
+SHIFT = str.maketrans('rbgf', 'xyzw')
+
+
+def write_pairs(path, count, seed):
+  """Sentences of four letters, and the same in others."""
+  rng = random.Random(seed)
+  with path.open('w') as file:
+    for _ in range(count):
+      text = ''.join(rng.choices('rbgf', k=rng.randrange(2, 5)))
+      row = {'source': text, 'target': text.translate(SHIFT)}
+      file.write(json.dumps(row) + '\n')
+  return str(path)
+
+
+@pytest.mark.parametrize('body', ['encdec', 'decoder'])
+def test_a_tuned_writer_writes(tmp_path, body):
+  def read(name, count, seed):
+    path = write_pairs(tmp_path / name, count, seed)
+    fields = {'source': 'source', 'target': 'target'}
+    return {'fn': 'lm.data.records:pairs', 'path': path, **fields}
+
+  form = {'fn': 'lm.data.tasks:translate', 'source': 8}
+  model = {'fn': 'lm.models.encdec:make', 'width': 32, 'depth': 1, 'heads': 2}
+  if body == 'decoder':
+    form = {'fn': 'lm.data.tasks:reply', 'template': '{source}='}
+    model = BODIES['decoder']
+  c = base.get_config().unlock()
+  c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
+  c.steps, c.batch_size, c.save_every = 300, 32, 300
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': read('train', 400, 0),
+    'form': form,
+    'length': 12,
+  }
+  c.model = model
+  c.optim.peak, c.optim.warmup, c.optim.decay = 1e-2, 20, 0.0
+  c.evals = {
+    name: {
+      'fn': 'lm.evals.writing:make',
+      'records': read('test', 64, 1),
+      'form': form,
+      'batch_size': 32,
+      'length': 12,
+      'new': 6,
+      'beams': beams,
+      'metrics': ('exact', 'f1', 'chrf', 'bleu', 'rouge'),
+    }
+    for name, beams in (('greedy', 1), ('beam', 3))
+  }
+  train.train(c.lock(), tmp_path / 'run')
+  found = sweep.sweep(tmp_path / 'run')[-1]['metrics']
+  for name in c.evals:
+    assert found[f'{name}/exact'] > 0.95 and found[f'{name}/f1'] > 0.95
+    assert found[f'{name}/chrf'] > 95 and found[f'{name}/rougeL'] > 0.95
+
+
+def test_pairs_are_laid_out_for_either_side():
+  pair = records.Pair('x', 'ab', ('cde', 'f'))
+  form = tasks.translate(tokenizer=BYTES, length=8, source=6)
+  (row,) = form.rows([pair])
+  batch = tasks.assemble([[row, row], []], form, 8, BYTES)
+  eos, bos = BYTES.eos, BYTES.bos
+  assert row.ids == [bos, *BYTES.encode('cde')]
+  assert row.targets == [*BYTES.encode('cde'), eos]
+  assert batch.segments[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+  assert batch.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+  assert batch.weights.sum() == 8 and not batch.weights[1].any()
+  form = tasks.reply(tokenizer=BYTES, length=8, template='<{source}>', room=3)
+  (row,) = form.rows([pair])
+  assert row.ids == [bos, *BYTES.encode('<ab>cde')][:8]
+  assert row.targets == [*BYTES.encode('<ab>cde'), eos][:8]
+  assert row.weights == [0, 0, 0, 0, 1, 1, 1, 1]
+  # A long source loses its beginning, a long answer its end.
+  (row,) = form.rows([records.Pair('x', 'abcdefgh', ('ijklmnop',))])
+  assert row.ids == [bos, *BYTES.encode('fgh>ijk')]
+  assert row.targets == BYTES.encode('fgh>ijkl')
+  assert row.weights == [0, 0, 0, 0, 1, 1, 1, 1]
+  assert form.prompt is not None
+  asked = form.prompt([pair])
+  assert BYTES.decode(asked.tokens[0].tolist()) == '<ab>'
+
+
+def test_packing_loses_no_record_and_fills_rows(tmp_path):
+  path = write_pairs(tmp_path / 'x', 300, 0)
+  spec = {'fn': 'lm.data.records:pairs', 'path': path}
+  spec |= {'source': 'source', 'target': 'target'}
+  settings = {
+    'records': spec,
+    'form': {'fn': 'lm.data.tasks:translate', 'source': 32},
+    'batch_size': 10,
+  }
+  data = source(tmp_path, pack=True, **settings)
+  loose = source(tmp_path, **settings)
+  rows = loose.batch(0).weights.sum(1).max()
+  steps = range(-(-300 // 10))
+  total = sum(loose.batch(n).weights.sum() for n in steps)
+  found = tasks.packed(
+    *(lambda made: (made[2], made[1]))(
+      tasks.read(spec, settings['form'], BYTES, 32)
+    ),
+    32,
+  )
+  assert sorted(row.record for group in found for row in group) == [*range(300)]
+  filled = sum(len(row.ids) for group in found for row in group)
+  assert filled == total and filled / (32 * len(found)) > 0.9 and rows <= 5
+  assert data.batch(0).segments.max() >= 6
+  with pytest.raises(ValueError) as caught:
+    source(tmp_path, pack=True)
+  assert 'pack: lm.data.tasks:classify scores a row as a whole' in str(
+    caught.value
+  )
+
+
+@pytest.mark.parametrize(
+  ('reader', 'path', 'settings', 'count'),
+  [
+    (
+      'multi30k',
+      'translation/multi30k/val.en.gz',
+      {'target': 'translation/multi30k/val.de.gz'},
+      1014,
+    ),
+    ('tatoeba', 'translation/tatoeba_en_zh/test.tsv.gz', {}, 1479),
+    ('scitldr', 'summarization/scitldr_A/dev.jsonl.gz', {}, 619),
+    ('alpaca', 'instruct/alpaca_en/alpaca_data.jsonl.gz', {}, 52002),
+    ('alpaca', 'instruct/alpaca_en/alpaca_data.jsonl.gz', {'limit': 9}, 9),
+  ],
+)
+def test_pairs_are_read_whole(shared_data, reader, path, settings, count):
+  if 'target' in settings:
+    settings = {'target': str(shared_data / settings['target'])}
+  assert len(read_set(shared_data, reader, path, **settings).records) == count
+
+
+def test_files_of_other_lengths_are_no_pairs(tmp_path):
+  (tmp_path / 'a').write_text('x\ny\n')
+  (tmp_path / 'b').write_text('x\n')
+  with pytest.raises(ValueError) as caught:
+    records.multi30k(path=str(tmp_path / 'a'), target=str(tmp_path / 'b'))
+  assert '2 lines, and' in str(caught.value)
+  assert str(caught.value).endswith('has 1: give files of one text')
+
+
+def test_variety_is_counted():
+  assert writing.variety(['a b a', 'b'], 'en') == {
+    'distinct_1': 0.5,
+    'distinct_2': 1.0,
+    'length': 2.0,
+  }
+  assert writing.variety(['红红'], 'zh')['distinct_1'] == 0.5

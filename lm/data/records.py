@@ -67,13 +67,21 @@ class Reading(NamedTuple):
   answers: tuple[tuple[int, str], ...]
 
 
+class Pair(NamedTuple):
+  """A text and what it should become: translations, a summary, an answer."""
+
+  id: str
+  source: str
+  targets: tuple[str, ...]
+
+
 class Records(NamedTuple):
   """What a reader finds.
 
   Attributes:
     card: of the set.
     records: of one kind.
-    labels: that occur, sorted; none of readings.
+    labels: that occur, sorted; none of readings and pairs.
   """
 
   card: Card
@@ -96,6 +104,12 @@ _SETS = {
   'squad': ('deepmind/xquad, SQuAD v1.1', 'CC BY-SA 4.0'),
   'cmrc2018': ('ymcui/cmrc2018', 'CC BY-SA 4.0'),
   'drcd': ('DRCKnowledgeTeam/DRCD', 'CC BY-SA 3.0'),
+  # The site asks for research use; the task's page gives the licence.
+  'multi30k': ('multi30k/dataset, task 1', 'CC BY-NC-SA 4.0'),
+  'tatoeba': ('tatoeba.org by manythings.org', 'CC BY 2.0 FR'),
+  'scitldr': ('allenai/scitldr', 'Apache-2.0'),
+  'dialogsum': ('cylnlp/dialogsum', 'CC BY-NC-SA 4.0'),
+  'alpaca': ('tatsu-lab/stanford_alpaca', 'CC BY-NC 4.0'),
 }
 
 
@@ -334,6 +348,104 @@ def drcd(*, path: str) -> Records:
   See `squad`.
   """
   return squad(path=path, name='drcd')
+
+
+def parallel(*, path: str, target: str, name: str = 'parallel') -> Records:
+  """Reads pairs from two files that have the same number of lines.
+
+  Args:
+    path: of the sources, packed by gzip where its name ends in '.gz'.
+    target: of what they become.
+    name: of the set, for the card.
+
+  Raises:
+    ValueError: a file is missing or damaged, or one is longer.
+  """
+  both = [text(file).rstrip('\n').split('\n') for file in (path, target)]
+  if len(both[0]) != len(both[1]):
+    raise ValueError(
+      f'task {names.short(path)}: {len(both[0])} lines, and '
+      f'{names.short(target)} has {len(both[1])}: give files of one text'
+    )
+
+  def record(row, n):
+    return Pair(f'{name}/{n}', row[0].strip(), (row[1].strip(),))
+
+  rows = list(zip(*both, strict=True))
+  found = _records(name, path, 'bleu', rows, record)
+  told = found.card._replace(sha256=digest([path, target]))
+  return found._replace(card=told)
+
+
+def multi30k(*, path: str, target: str) -> Records:
+  """Reads captions in two languages; Elliott et al. 2016, arXiv 1605.00459.
+
+  See `parallel`.
+  """
+  return parallel(path=path, target=target, name='multi30k')
+
+
+def tatoeba(*, path: str) -> Records:
+  """Reads sentences and translations, the first columns of a table.
+
+  Raises:
+    ValueError: the file is missing or damaged, or a line has one column.
+  """
+  rows = [line.split('\t') for line in text(path).split('\n') if line.strip()]
+
+  def record(row, n):
+    return Pair(f'tatoeba/{n}', row[0], (row[1],))
+
+  return _records('tatoeba', path, 'chrf', rows, record)
+
+
+def pairs(
+  *, path: str, source: str, target: str, name: str = 'pairs'
+) -> Records:
+  """Reads pairs from JSON lines, of any set.
+
+  Args:
+    path: as of `texts`.
+    source, target: where they are: strings; of the source a list too, which is
+      joined by spaces, and of the target one, whose strings are all right.
+    name: of the set, for the card.
+
+  Raises:
+    ValueError: the file is missing, damaged or of another form.
+  """
+
+  def record(row, n):
+    asked, found = row[source], row[target]
+    if isinstance(found, str):
+      found = [found]
+    if not found or not all(isinstance(x, str) for x in found):
+      raise ValueError(f'{target} is no text')
+    joined = asked if isinstance(asked, str) else ' '.join(asked)
+    return Pair(f'{name}/{n}', joined, tuple(found))
+
+  return _records(name, path, 'rougeL', lines(path), record)
+
+
+def scitldr(*, path: str) -> Records:
+  """Reads abstracts and their summaries; Cachola et al. 2020.
+
+  Reference: arXiv 2004.15011. See `pairs`.
+  """
+  return pairs(path=path, source='source', target='target', name='scitldr')
+
+
+def alpaca(*, path: str, limit: int | None = None) -> Records:
+  """Reads instructions, their inputs after an empty line, and answers.
+
+  Reference: Taori et al. 2023, Stanford Alpaca. `limit` takes the first so
+  many; below 0, all but the last. See `pairs`.
+  """
+
+  def record(row, n):
+    asked = '\n\n'.join(x for x in (row['instruction'], row['input']) if x)
+    return Pair(f'alpaca/{n}', asked, (row['output'],))
+
+  return _records('alpaca', path, 'rougeL', lines(path)[:limit], record)
 
 
 def bio(tags: Iterable[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from lm import config, types
 from lm.data import names, objectives, stream, windows
 from lm.data import records as record_lib
 
+_OPEN = 64  # groups of rows that may have room; more fill hardly better
 NOT_SCORED = -1  # place of a token that stands for nothing of its record
 # Words, and signs and Chinese characters one by one: where answers can end.
 _PIECES = re.compile(r'[一-鿿㐀-䶿]|[^\W一-鿿㐀-䶿]+|[^\w\s]')
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     ids, kinds: of its tokens; kinds are BERT's sentences.
     targets, weights: of a `types.Batch`, as many as a form scores.
     places: what each token stands for, see the form; `NOT_SCORED`: nothing.
+    source: tokens of the encoder's side.
   """
 
   record: int
@@ -48,6 +50,7 @@ class Row(NamedTuple):
   targets: list[int]
   weights: list[float]
   places: list[int]
+  source: Sequence[int] = ()
 
 
 class Form(NamedTuple):
@@ -58,12 +61,17 @@ class Form(NamedTuple):
     scored: targets a row; None: one a token.
     labels: classes by their number; none where positions are found.
     kinds: whether the model is told of which kind each token is.
+    source: S, positions of the encoder's side; None has none.
+    prompt: `records -> Batch`, what a model goes on from to answer; None:
+      nothing is written.
   """
 
   rows: Callable[[Sequence[Any]], list[Row]]
   scored: int | None
   labels: tuple[str, ...] = ()
   kinds: bool = False
+  source: int | None = None
+  prompt: Callable[[Sequence[Any]], types.Batch] | None = None
 
 
 def make(
@@ -76,6 +84,7 @@ def make(
   length: int,
   folds: int = 1,
   held_out: int | None = None,
+  pack: bool = False,
   position: Mapping[str, Any] | None = None,
 ) -> stream.Data:
   """Opens records for training: shuffled anew in each epoch, without end.
@@ -90,6 +99,8 @@ def make(
     folds: into how many parts records are dealt for cross-validation; their
       number modulo `folds` says which one is in.
     held_out: the part that is not trained on; None: all are.
+    pack: puts several records in a row, the same ones in every epoch, where
+      each token is scored: less padding.
     position: what `state` gave; it has to be of the same rows in the same
       order.
 
@@ -106,10 +117,15 @@ def make(
     lambda n: held_out is None or n % folds != held_out,
   )
   check_folds(folds, held_out)
+  if pack and made.scored is not None:
+    raise ValueError(
+      f'pack: {form["fn"]} scores a row as a whole: leave it out'
+    )
+  groups = packed(rows, made, length) if pack else [[row] for row in rows]
   settings = {k: v for k, v in form.items() if k != 'labels'}
   described = [
     *(found.card.sha256, settings, made.labels),
-    *(length, folds, held_out),
+    *(length, folds, held_out, pack),
   ]
   fingerprint = hashlib.sha256(
     json.dumps([described, tokenizer.sha256], sort_keys=True).encode()
@@ -132,10 +148,10 @@ def make(
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     first, stop = stream.host_rows(batch_size, host, hosts)
     sample = step * batch_size + np.arange(first, stop, dtype=np.int64)
-    epoch, place = np.divmod(sample, len(rows))
+    epoch, place = np.divmod(sample, len(groups))
     keys = windows.hashed(key, epoch.astype(np.uint64))
-    place = windows.permuted(place.astype(np.uint64), len(rows), keys)
-    return assemble([rows[int(n)] for n in place], made, length, tokenizer)
+    place = windows.permuted(place.astype(np.uint64), len(groups), keys)
+    return assemble([groups[int(n)] for n in place], made, length, tokenizer)
 
   def state(step: int) -> dict[str, Any]:
     tokens = step * batch_size * length
@@ -144,7 +160,7 @@ def make(
   return stream.Data(
     batch=batch,
     state=state,
-    examples=(assemble([None] * batch_size, made, length, tokenizer),),
+    examples=(assemble([[]] * batch_size, made, length, tokenizer),),
     fingerprint=fingerprint,
     steps=None,
     text_bytes=None,
@@ -188,29 +204,61 @@ def check_folds(folds: int, held_out: int | None) -> None:
 
 
 def assemble(
-  rows: Sequence[Row | None],
+  rows: Sequence[Sequence[Row]],
   form: Form,
   length: int,
   tokenizer: types.Tokenizer,
 ) -> types.Batch:
-  """Pads rows to a batch [B, L]; None is a row of padding."""
+  """Pads rows to a batch [B, L], each of none, one or several records."""
   batch = objectives.padding(len(rows), length, tokenizer)
   width = length if form.scored is None else form.scored
   targets = np.zeros((len(rows), width), np.int32)
   weights = np.zeros((len(rows), width), np.float32)
   kinds = np.zeros((len(rows), length), np.int32)
-  for b, row in enumerate(rows):
-    if row is None:
-      continue
-    size = len(row.ids)
-    batch.tokens[b, :size] = row.ids
-    batch.segments[b, :size] = 1
-    batch.positions[b, :size] = np.arange(size)
-    kinds[b, :size] = row.kinds
-    targets[b, : len(row.targets)] = row.targets
-    weights[b, : len(row.weights)] = row.weights
+  source = np.full((len(rows), form.source or 0), tokenizer.pad, np.int32)
+  source_segments = np.zeros_like(source)
+  for b, group in enumerate(rows):
+    at = read = 0
+    for number, row in enumerate(group, 1):
+      here = slice(at, at + len(row.ids))
+      batch.tokens[b, here] = row.ids
+      batch.segments[b, here] = number
+      batch.positions[b, here] = np.arange(len(row.ids))
+      kinds[b, here] = row.kinds
+      targets[b, at : at + len(row.targets)] = row.targets
+      weights[b, at : at + len(row.weights)] = row.weights
+      there = slice(read, read + len(row.source))
+      source[b, there] = row.source
+      source_segments[b, there] = number
+      at, read = here.stop, there.stop
   batch = batch._replace(targets=targets, weights=weights)
-  return batch._replace(kinds=kinds) if form.kinds else batch
+  if form.kinds:
+    batch = batch._replace(kinds=kinds)
+  if form.source is not None:
+    batch = batch._replace(source=source, source_segments=source_segments)
+  return batch
+
+
+def packed(rows: Sequence[Row], form: Form, length: int) -> list[list[Row]]:
+  """Puts each row into the first of the last `_OPEN` groups that has room."""
+  groups: list[list[Row]] = []
+  room: list[list[int]] = []
+  for row in rows:
+    size = [len(row.ids), len(row.source)]
+    n = next(
+      (
+        n
+        for n in range(max(0, len(groups) - _OPEN), len(groups))
+        if all(a <= b for a, b in zip(size, room[n], strict=True))
+      ),
+      len(groups),
+    )
+    if n == len(groups):
+      groups.append([])
+      room.append([length, form.source or 0])
+    groups[n].append(row)
+    room[n] = [b - a for a, b in zip(size, room[n], strict=True)]
+  return groups
 
 
 def classify(
@@ -388,6 +436,114 @@ def span(
     return made
 
   return Form(rows, 2, kinds=kinds)
+
+
+def translate(
+  *, tokenizer: types.Tokenizer, length: int, source: int, prefix: str = ''
+) -> Form:
+  """Makes rows of pairs for an encoder and a decoder: text to text.
+
+  The source is `prefix text eos`; the decoder reads bos and its targets, which
+  end with eos. What is too long is cut at its end. A pair of several targets
+  is trained on with its first.
+
+  Args:
+    tokenizer, length: of `make`; L is of the decoder.
+    source: S, positions of the encoder.
+    prefix: names the task, such as 'summarize: '.
+
+  Raises:
+    ValueError: a length is too short.
+
+  Reference: Raffel et al. 2020, arXiv 1910.10683, section 2.4.
+  """
+  objectives.check_whole('source', source, 2)
+
+  def read(records):
+    found = tokenizer.encode_batch([prefix + r.source for r in records])
+    return [[*ids[: source - 1], tokenizer.eos] for ids in found]
+
+  def rows(records):
+    wanted = tokenizer.encode_batch([r.targets[0] for r in records])
+    made = []
+    for n, (ids, asked) in enumerate(zip(wanted, read(records), strict=True)):
+      ids = ids[: length - 1]
+      size = len(ids) + 1
+      made.append(
+        Row(
+          n,
+          [tokenizer.bos, *ids],
+          [0] * size,
+          [*ids, tokenizer.eos],
+          [1.0] * size,
+          [NOT_SCORED] * size,
+          asked,
+        )
+      )
+    return made
+
+  def prompt(records):
+    begun = [
+      [Row(n, [tokenizer.bos], [0], [0], [0.0], [NOT_SCORED], asked)]
+      for n, asked in enumerate(read(records))
+    ]
+    return assemble(begun, form, 1, tokenizer)
+
+  form = Form(rows, None, source=source, prompt=prompt)
+  return form
+
+
+def reply(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  template: str = '{source}\n',
+  room: int | None = None,
+) -> Form:
+  """Makes rows of pairs for a decoder, whose answers alone are scored.
+
+  A row is `bos template target eos`. A source that is too long loses its
+  beginning, so that the end of the template stays; a target its end.
+
+  Args:
+    tokenizer, length: of `make`.
+    template: has '{source}' where the source goes.
+    room: tokens that are kept for the target; None is half of the row.
+
+  Raises:
+    ValueError: the template has no place for the source, or room is no part of
+      the row.
+  """
+  if '{source}' not in template:
+    raise ValueError(f"template={template[:60]!r} has no '{{source}}' in it")
+  kept = length // 2 if room is None else room
+  if not 0 < kept < length:
+    raise ValueError(f'room={room} must be above 0 and below length={length}')
+
+  def read(records):
+    texts = [template.replace('{source}', r.source) for r in records]
+    return [
+      [tokenizer.bos, *ids[-(length - kept - 1) :]]
+      for ids in tokenizer.encode_batch(texts)
+    ]
+
+  def rows(records):
+    wanted = tokenizer.encode_batch([r.targets[0] for r in records])
+    made = []
+    for n, (ids, asked) in enumerate(zip(wanted, read(records), strict=True)):
+      every = [*asked, *ids][:length]
+      # Position p predicts token p + 1: the last of the source, the first.
+      scored = [float(p + 1 >= len(asked)) for p in range(len(every))]
+      targets = [*every[1:], ([*asked, *ids, tokenizer.eos])[len(every)]]
+      size = len(every)
+      places = [NOT_SCORED] * size
+      made.append(Row(n, every, [0] * size, targets, scored, places))
+    return made
+
+  def prompt(records):
+    return objectives.padded(read(records), tokenizer.pad)
+
+  return Form(rows, None, prompt=prompt)
 
 
 @functools.lru_cache(4096)

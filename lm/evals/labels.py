@@ -17,6 +17,7 @@ import numpy as np
 
 from lm import sharding, types
 from lm.data import objectives, tasks
+from lm.data import records as records_lib
 from lm.evals import choice, results
 
 Evaluator = Callable[[types.Params], results.Result]
@@ -52,8 +53,8 @@ def classes(
     ValueError: see `tasks.make`; the model has no such classes; scikit-learn is
       missing.
   """
-  metrics = _package('sklearn.metrics', 'scikit-learn')
-  found, made, rows = _rows(records, form, tokenizer, length, folds, fold)
+  metrics = package('sklearn.metrics', 'scikit-learn')
+  found, made, rows = read(records, form, tokenizer, length, folds, fold)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:
@@ -109,8 +110,8 @@ def tags(
 
   Reference: Tjong Kim Sang and De Meulder 2003, section 4.
   """
-  metrics = _package('seqeval.metrics', 'seqeval')
-  found, made, rows = _rows(records, form, tokenizer, length, folds, fold)
+  metrics = package('seqeval.metrics', 'seqeval')
+  found, made, rows = read(records, form, tokenizer, length, folds, fold)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:
@@ -186,7 +187,7 @@ def spans(
   """
   if language not in ('en', 'zh'):
     raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
-  found, made, rows = _rows(records, form, tokenizer, length, folds, fold)
+  found, made, rows = read(records, form, tokenizer, length, folds, fold)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:
@@ -245,7 +246,15 @@ def _span(row: tasks.Row, logits_2L: np.ndarray) -> tuple[float, int, int]:
   return float(total_LL[first, last]), int(first), int(last)
 
 
-def _rows(records, form, tokenizer, length, folds, fold):
+def read(
+  records: Mapping[str, Any],
+  form: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+  length: int,
+  folds: int,
+  fold: int | None,
+) -> tuple[records_lib.Records, tasks.Form, list[tasks.Row]]:
+  """Reads what is judged; arguments and errors are those of `classes`."""
   tasks.check_folds(folds, fold)
   return tasks.read(
     records,
@@ -276,7 +285,7 @@ def _scorer(model, form, tokenizer, mesh, batch_size, length):
   ) -> Iterator[tuple[tasks.Row, np.ndarray]]:
     for n in range(0, len(rows), batch_size):
       part = rows[n : n + batch_size]
-      filled = [*part, *[None] * (batch_size - len(part))]
+      filled = [[row] for row in part] + [[]] * (batch_size - len(part))
       batch = tasks.assemble(filled, form, length, tokenizer)
       with jax.set_mesh(mesh):
         found = run(params, sharding.put(batch, mesh, host, hosts))
@@ -291,7 +300,12 @@ def _scorer(model, form, tokenizer, mesh, batch_size, length):
   return score
 
 
-def _package(module: str, name: str) -> Any:
+def package(module: str, name: str) -> Any:
+  """Imports a package of metrics, or says how to have it.
+
+  Raises:
+    ValueError: it is missing.
+  """
   try:
     return importlib.import_module(module)
   except ImportError as error:

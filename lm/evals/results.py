@@ -64,7 +64,8 @@ def code() -> str:
   # These judge nothing.
   apart = ('fidelity.py', 'items.py', 'page.py', 'recipes.py', 'stats.py')
   files = [x for x in sorted(here.glob('*.py')) if x.name not in apart]
-  files += [here.parent / 'loss.py', here.parent / 'data' / 'records.py']
+  others = ('loss.py', 'generate.py', 'data/records.py', 'data/tasks.py')
+  files += [here.parent / name for name in others]
   found = hashlib.sha256()
   for file in files:
     found.update(file.name.encode() + file.read_bytes())

@@ -1,0 +1,69 @@
+"""Translates captions from English to German, from nothing, on two CPU cores.
+
+  python -m tools.train_tokenizer --input 'data/multi30k/train.*.txt' \\
+    --unit line --vocab 8000 --kind bpe --output data/multi30k/ende.model
+  python -m lm.train --config=configs/finetune/multi30k.py:FOLDER \\
+    --workdir=runs/ende
+
+The argument is the folder of Multi30k's task 1 (train.en.gz and so on); the
+tokenizer is trained on its unpacked training lines.
+
+Reference: Elliott et al. 2016, arXiv 1605.00459; the size is that of
+Transformer-Tiny, Wu et al. 2021, arXiv 2105.14462, section 4.1.
+"""
+
+from configs import base
+
+
+def get_config(folder: str = 'data/multi30k'):
+  """Returns the config for a folder of the set."""
+
+  def read(split):
+    return {
+      'fn': 'lm.data.records:multi30k',
+      'path': f'{folder}/{split}.en.gz',
+      'target': f'{folder}/{split}.de.gz',
+    }
+
+  def judge(split):
+    return {
+      'fn': 'lm.evals.writing:make',
+      'records': read(split),
+      'form': form,
+      'batch_size': 50,
+      'length': 64,
+      'new': 64,
+      'beams': 5,
+      'metrics': ('bleu', 'chrf'),
+    }
+
+  form = {'fn': 'lm.data.tasks:translate', 'source': 128}
+  c = base.get_config()
+  c.steps = 4_000
+  c.batch_size = 16  # rows of about six pairs
+  c.save_every = 500
+  c.log_every = 50
+  c.tokenizer.path = 'data/multi30k/ende.model'
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': read('train'),
+    'form': form,
+    'length': 128,
+    'pack': True,
+  }
+  c.model = base.transformer() | {
+    'width': 128,
+    'depth': 4,
+    'heads': 4,
+    'mlp': 256,
+    'norm_order': 'pre',
+    'dropout': 0.3,
+  }
+  c.loss.smoothing = 0.1
+  c.optim.peak = 4e-3
+  c.optim.warmup = 500
+  c.optim.schedule = 'cosine'
+  c.optim.final = 0.02
+  c.optim.b2 = 0.98
+  c.evals = {'test_2016': judge('test_2016_flickr')}
+  return c.lock()

@@ -1,0 +1,243 @@
+"""Evaluators of what a model writes: translations, summaries, answers.
+
+{'fn': 'lm.evals.writing:make', 'batch_size': 64, 'length': 64, 'new': 48,
+ 'records': {'fn': 'lm.data.records:multi30k', 'path': ..., 'target': ...},
+ 'form': the form that the model was trained with, 'metrics': ('bleu', 'chrf')}
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import generate, sharding, types
+from lm.data import objectives
+from lm.evals import labels, results
+
+METRICS = ('bleu', 'chrf', 'rouge', 'exact', 'f1')
+_NGRAMS = (1, 2)  # of distinct-n, Li et al. 2016
+
+
+def make(
+  *,
+  model: types.Model,
+  tokenizer: types.Tokenizer,
+  mesh: jax.sharding.Mesh,
+  records: Mapping[str, Any],
+  form: Mapping[str, Any],
+  batch_size: int,
+  length: int,
+  new: int,
+  metrics: Sequence[str] = ('bleu', 'chrf'),
+  beams: int = 1,
+  penalty: float = 1.0,
+  language: str = 'en',
+  folds: int = 1,
+  fold: int | None = None,
+  limit: int | None = None,
+) -> Callable[[types.Params], results.Result]:
+  """Makes an evaluator of texts that a model writes, the likeliest ones.
+
+  Args:
+    model, tokenizer, mesh: of the run.
+    records, form, length, folds: as of `tasks.make`; records are pairs.
+    batch_size: texts at a time; changes nothing but speed.
+    new: the most tokens of an answer.
+    metrics: of `METRICS`: BLEU and chrF of sacrebleu, over the whole set;
+      ROUGE-1, -2 and -L of rouge-score, with stems, the best of a record's
+      targets each; exact match and F1 of words as `labels.spans` has them.
+    beams, penalty: of `generate.beam`; 1 is greedy.
+    language: of the answers; 'zh' counts characters.
+    fold: judges this part of the records alone; None: all.
+    limit: judges the first so many; None: all.
+
+  Returns:
+    `params -> Result`: the metrics; `distinct_1` and `distinct_2`, the share of
+    words and pairs of words that are not said again, over the whole set (Li et
+    al. 2016, arXiv 1510.03055, section 5.1); and `length`, words an answer. An
+    item has the answer and what is counted text by text: chrF, ROUGE, exact and
+    F1.
+
+  Raises:
+    ValueError: a setting is out of range, the form writes nothing, or a package
+      is missing.
+  """
+  for name in metrics:
+    if name not in METRICS:
+      raise ValueError(f'metrics: {name!r} is not one of {", ".join(METRICS)}')
+  for key, value in (
+    ('batch_size', batch_size),
+    ('new', new),
+    ('beams', beams),
+  ):
+    objectives.check_whole(key, value, 1)
+  if language not in ('en', 'zh'):
+    raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
+  found, made, _ = labels.read(records, form, tokenizer, length, folds, fold)
+  prompt = made.prompt
+  if prompt is None:
+    raise ValueError(f'{form["fn"]}: writes nothing: use lm.evals.labels')
+  asked = found.records[:limit]
+  judges = [_JUDGES[name](asked, language) for name in metrics]
+  if beams == 1:
+    write = partial(
+      generate.generate,
+      model=model,
+      sampler=generate.Sampler(temperature=0),
+      length=new,
+      stop=tokenizer.eos,
+      rng=jax.random.key(0),
+    )
+  else:
+    write = partial(
+      generate.beam,
+      model=model,
+      beams=beams,
+      length=new,
+      stop=tokenizer.eos,
+      penalty=penalty,
+    )
+
+  def answer(params, part) -> list[str]:
+    # Filled up, so that one program serves all parts.
+    filled = [*part, *[part[-1]] * (batch_size - len(part))]
+    batch = _widened(prompt(filled), length)
+    with jax.set_mesh(mesh):
+      done = write(params, sharding.put(batch, mesh))
+    tokens_BL = np.asarray(done.tokens if beams == 1 else done[0][:, 0])
+    texts = []
+    for ids in tokens_BL[: len(part)].tolist():
+      stop = ids.index(tokenizer.eos) if tokenizer.eos in ids else len(ids)
+      texts.append(tokenizer.decode(ids[:stop]).strip())
+    return texts
+
+  def evaluate(params: types.Params) -> results.Result:
+    # Alike in length, so that few wait for one.
+    order = sorted(range(len(asked)), key=lambda n: len(asked[n].source))
+    texts = [''] * len(asked)
+    for n in range(0, len(order), batch_size):
+      part = order[n : n + batch_size]
+      for place, text in zip(
+        part, answer(params, [asked[i] for i in part]), strict=True
+      ):
+        texts[place] = text
+    items: list[results.Item] = [
+      {'id': record.id, 'answer': text}
+      for record, text in zip(asked, texts, strict=True)
+    ]
+    metric: dict[str, float] = {}
+    for judge in judges:
+      metric |= judge(texts, items)
+    return results.Result(
+      {**metric, **variety(texts, language)}, items, found.card._asdict()
+    )
+
+  return evaluate
+
+
+def variety(texts: Sequence[str], language: str) -> dict[str, float]:
+  """Counts distinct-1, distinct-2 and words a text; see `make`."""
+  words = [list(x) if language == 'zh' else x.split() for x in texts]
+  found = {}
+  for n in _NGRAMS:
+    grams = [tuple(x[i : i + n]) for x in words for i in range(len(x) - n + 1)]
+    found[f'distinct_{n}'] = len(set(grams)) / max(len(grams), 1)
+  found['length'] = sum(map(len, words)) / max(len(words), 1)
+  return found
+
+
+def _widened(batch: types.Batch, length: int) -> types.Batch:
+  """Pads prompts of a decoder to one of few widths, so that few compile."""
+  size = batch.tokens.shape[1]
+  if batch.source is not None:
+    return batch
+  width = min(max(16, 1 << (size - 1).bit_length()), max(length, size))
+  return batch._replace(
+    **{
+      name: np.pad(x, ((0, 0), (0, width - size)))
+      for name, x in batch._asdict().items()
+      if x is not None
+    }
+  )
+
+
+# Each `(records, language) -> (texts, items) -> metrics`; adds to the items.
+def _bleu(records, language):
+  package = labels.package('sacrebleu', 'sacrebleu')
+  metric = package.BLEU(tokenize='zh' if language == 'zh' else '13a')
+
+  def judge(texts, items):
+    del items  # of the whole set alone
+    return {'bleu': metric.corpus_score(texts, _references(records)).score}
+
+  return judge
+
+
+def _chrf(records, language):
+  del language
+  metric = labels.package('sacrebleu', 'sacrebleu').CHRF()
+
+  def judge(texts, items):
+    for record, text, item in zip(records, texts, items, strict=True):
+      item['chrf'] = metric.sentence_score(text, record.targets).score
+    return {'chrf': metric.corpus_score(texts, _references(records)).score}
+
+  return judge
+
+
+def _rouge(records, language):
+  package = labels.package('rouge_score.rouge_scorer', 'rouge-score')
+  kinds = ['rouge1', 'rouge2', 'rougeL']
+  words = _Characters() if language == 'zh' else None
+  scorer = package.RougeScorer(kinds, use_stemmer=True, tokenizer=words)
+
+  def judge(texts, items):
+    for record, text, item in zip(records, texts, items, strict=True):
+      scores = [scorer.score(target, text) for target in record.targets]
+      for kind in kinds:
+        item[kind] = max(score[kind].fmeasure for score in scores)
+    return results.means(items, *kinds)
+
+  return judge
+
+
+def _answers(name, compare):
+  def prepare(records, language):
+    def judge(texts, items):
+      for record, text, item in zip(records, texts, items, strict=True):
+        item[name] = max(compare(text, x, language) for x in record.targets)
+      return results.means(items, name)
+
+    return judge
+
+  return prepare
+
+
+class _Characters:
+  """What rouge-score asks for words: the characters of a text."""
+
+  def tokenize(self, text: str) -> list[str]:
+    return [x for x in text if not x.isspace()]
+
+
+def _references(records) -> list[list[str | None]]:
+  """Turns targets into as many lists as a record has at the most."""
+  most = max(len(record.targets) for record in records)
+  return [
+    [
+      record.targets[n] if n < len(record.targets) else None
+      for record in records
+    ]
+    for n in range(most)
+  ]
+
+
+_JUDGES = {
+  'bleu': _bleu,
+  'chrf': _chrf,
+  'rouge': _rouge,
+  'exact': _answers('exact', labels.exact_match),
+  'f1': _answers('f1', labels.overlap),
+}
