@@ -53,40 +53,55 @@ def classes(
     ValueError: see `tasks.make`; the model has no such classes; scikit-learn is
       missing.
   """
-  metrics = package('sklearn.metrics', 'scikit-learn')
   found, made, rows = read(records, form, tokenizer, length, folds, fold)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
+  package('sklearn.metrics', 'scikit-learn')  # or it is missed after the work
 
   def evaluate(params: types.Params) -> results.Result:
-    items = []
-    for row, logits_1C in score(params, rows):
-      record = found.records[row.record]
-      log_C = logits_1C[0] - np.logaddexp.reduce(logits_1C[0])
-      guess = made.labels[int(log_C.argmax())]
-      items.append(
-        {
-          'id': record.id,
-          'accuracy': int(guess == record.label),
-          'loss_nats': float(-log_C[row.targets[0]]),
-          'confidence': float(np.exp(log_C.max())),
-          'gold': record.label,
-          'guess': guess,
-        }
-      )
-    gold, guesses = ([item[key] for item in items] for key in ('gold', 'guess'))
-    metric = {
-      **results.means(items, 'accuracy', 'loss_nats', 'confidence'),
-      'macro_f1': float(
-        metrics.f1_score(gold, guesses, average='macro', zero_division=0)
-      ),
-      'calibration_error': choice.calibration_error(
-        [item['confidence'] for item in items],
-        [item['accuracy'] for item in items],
-      ),
-    }
-    return results.Result(metric, items, found.card._asdict())
+    logits_NC = np.stack([logits_1C[0] for _, logits_1C in score(params, rows)])
+    return classified(found, made.labels, logits_NC)
 
   return evaluate
+
+
+def classified(
+  found: records_lib.Records, order: Sequence[str], logits_NC: np.ndarray
+) -> results.Result:
+  """Judges the logits of texts: what `classes` gives.
+
+  Args:
+    found: N texts.
+    order: labels by their class.
+    logits_NC: float64; log p will do.
+  """
+  metrics = package('sklearn.metrics', 'scikit-learn')
+  number = {label: n for n, label in enumerate(order)}
+  items = []
+  for record, logits_C in zip(found.records, logits_NC, strict=True):
+    log_C = logits_C - np.logaddexp.reduce(logits_C)
+    guess = order[int(log_C.argmax())]
+    items.append(
+      {
+        'id': record.id,
+        'accuracy': int(guess == record.label),
+        'loss_nats': float(-log_C[number[record.label]]),
+        'confidence': float(np.exp(log_C.max())),
+        'gold': record.label,
+        'guess': guess,
+      }
+    )
+  gold, guesses = ([item[key] for item in items] for key in ('gold', 'guess'))
+  metric = {
+    **results.means(items, 'accuracy', 'loss_nats', 'confidence'),
+    'macro_f1': float(
+      metrics.f1_score(gold, guesses, average='macro', zero_division=0)
+    ),
+    'calibration_error': choice.calibration_error(
+      [item['confidence'] for item in items],
+      [item['accuracy'] for item in items],
+    ),
+  }
+  return results.Result(metric, items, found.card._asdict())
 
 
 def tags(
