@@ -16,7 +16,7 @@ import pytest
 from lm import checkpoint, generate, loss, optim, sharding, step, tree, types
 from lm.data import objectives
 from lm.layers import stack
-from lm.models import decoder, encdec, encoder, ngram, recurrent
+from lm.models import decoder, encdec, encoder, lora, ngram, recurrent
 
 V, L, B = 64, 16, 8
 WIDTH = {'vocab': V, 'width': 32, 'depth': 2}
@@ -47,6 +47,12 @@ def counted() -> types.Params:
   return ngram.fit(
     np.concatenate([texts, ends], axis=1), vocab=V, order=3, bos=0
   )
+
+
+def adapted(*, vocab, rank, paths, **body) -> types.Model:
+  """Puts LoRA around a decoder."""
+  spec = {'fn': 'lm.models.decoder:make', **body}
+  return lora.make(vocab=vocab, body=spec, rank=rank, paths=paths)
 
 
 LLAMA = {
@@ -113,6 +119,12 @@ MODELS = {
         'z_weight': 1e-3,
       },
     },
+  ),
+  'lora': Family(
+    adapted,
+    TINY | LLAMA | {'rank': 4, 'paths': ''},
+    # Most of it is frozen: a batch is not overfitted.
+    lacks=('gradients',),
   ),
   'ngram': Family(
     ngram.make,

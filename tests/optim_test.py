@@ -141,6 +141,7 @@ def test_schedule_at_key_points(settings, want):
     ),
     ({'decay_mask': '('}, "optim.decay_mask='(': not a regex:"),
     ({'freeze': '('}, "optim.freeze='(': not a regex:"),
+    ({'layer_decay': 1.1}, 'optim.layer_decay=1.1: give a number from 0 to 1'),
   ],
 )
 def test_refuses_bad_settings(settings, message):
@@ -350,6 +351,46 @@ def test_scanned_layers_update_as_unrolled_ones(name):
     _close(_stack(a), b, 2e-4)
 
 
+@pytest.mark.parametrize('freeze', ['', 'layers_1/'])
+def test_layer_decay_slows_what_is_below(freeze):
+  params, gradient = _params(), _params(1)
+  for block in (params['layers_0'], gradient['layers_0']):
+    block['router_bias'] = jnp.ones(4)  # follows loads, at a rate of its own
+  tx = _make('adamw', freeze=freeze, layer_decay=0.5)
+  (got,) = _updates(tx, params, [gradient])
+  (whole,) = _updates(_make('adamw', freeze=freeze), params, [gradient])
+  rates = {'layers_0': 0.25, 'layers_1': 0.5, 'embed': 0.125}
+  want = {
+    name: jax.tree.map(lambda x, name=name: x * rates.get(name, 1.0), part)
+    for name, part in whole.items()
+  }
+  want['layers_0']['router_bias'] = whole['layers_0']['router_bias']
+  _close(got, want)
+
+
+def test_layer_decay_slows_stacks_and_changes_alike():
+  params, gradient = _params(), _params(1)
+  tx = _make('adamw', layer_decay=0.5)
+  (got,) = _updates(tx, params, [gradient])
+  (scanned,) = _updates(tx, _stack(params), [_stack(gradient)])
+  _close(_stack(got), scanned)
+  # Without `clip`, whose norm is that of both.
+  tx = _make('adamw', layer_decay=0.5, clip=0.0)
+  (got,) = _updates(tx, params, [gradient])
+  both = [{'body': x, 'lora': x} for x in (params, gradient)]
+  (twice,) = _updates(tx, both[0], both[1:])
+  _close(twice, {'body': got, 'lora': got})
+
+
+def test_layer_decay_refuses_what_has_no_layers():
+  params = {'embed': _params()['embed']}
+  with pytest.raises(ValueError) as caught:
+    _make('adamw', layer_decay=0.9).init(params)
+  assert str(caught.value) == (
+    'optim.layer_decay=0.9: no parameter is in a layer: set it to 1'
+  )
+
+
 @pytest.mark.parametrize('name', SETTINGS)
 def test_reduces_a_quadratic(name):
   def keep(p):
@@ -441,7 +482,7 @@ def test_frozen_leaves_stay_and_hold_no_state(name):
 
 def test_state_paths_do_not_depend_on_settings():
   params = _params()
-  full = _make('adamw', l1=0.1, l2=0.1)
+  full = _make('adamw', l1=0.1, l2=0.1, layer_decay=0.9)
   bare = _make('adamw', clip=0.0, decay=0.0, schedule='wsd')
   have, want = (jax.eval_shape(tx.init, params) for tx in (full, bare))
   assert tree.diff(have, want) == []

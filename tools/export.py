@@ -5,11 +5,14 @@
     --sparsity=0.3
   python -m tools.export stablehlo --workdir=runs/a --output=exports/a
   python -m tools.export huggingface --workdir=runs/a --output=exports/hf
+  python -m tools.export merge --workdir=runs/lora --output=exports/merged
 
 int8 and prune write a run with one checkpoint, which lm.sample, lm.sweep,
 init_from and this program read like any other; training does not go on in it.
 int8 keeps matrices in whole numbers with a scale for each output, which are
-multiplied when it is read; prune puts the smallest weights to zero.
+multiplied when it is read; prune puts the smallest weights to zero. merge makes
+the changes of lm.models.lora part of the model around which they are; the other
+forms do that first. No logit may move by more than --budget.
 
 stablehlo writes one function from ids to logits for CPU, CUDA and TPU, its
 parameters, and model.py, which reads them where there is no lm.
@@ -23,7 +26,8 @@ What was written is read again and judged. A probe, 64 texts of the run's
 validation data or of --text, has what each token cost the original; it lies in
 the output as probe.json, and is used again when that is exported in turn: so a
 budget is held against the first original. With --config, a file such as
-configs/sweep/english.py, the first --items of each task are asked of both.
+configs/sweep/english.py, the first --items of each task are asked of both. To
+merge a head tuned on records, its probe is of 64 of them.
 All is printed, and kept in report.json. Needs 'lm[data,interop]', and int8
 'lm[quant]'.
 
@@ -62,6 +66,7 @@ from lm.data import documents, huggingface, writer
 from lm.evals import fidelity, results
 from lm.interop import loader, stablehlo, tensors, transfer
 from lm.layers import compress
+from lm.models import lora
 
 REPORT = 'report.json'
 
@@ -72,10 +77,11 @@ class Source(NamedTuple):
   Attributes:
     workdir: of the run.
     step: of its checkpoint.
-    run: config, tokenizer and model.
-    params: float32.
-    content: the checkpoint's manifest.
+    run: config, tokenizer and model, LoRA merged.
+    params: float32, merged.
+    content: the checkpoint's manifest, with the config of `run`.
     probe: what the result is asked.
+    moved: how far merging moved a logit of the probe; None: it had no LoRA.
   """
 
   workdir: Path
@@ -84,6 +90,7 @@ class Source(NamedTuple):
   params: types.Params
   content: dict[str, Any]
   probe: fidelity.Probe
+  moved: float | None
 
 
 # A model that was written and read again, its parameters, and what to tell.
@@ -100,6 +107,7 @@ def export(
   text: str | None = None,
   evals: Mapping[str, Any] | None = None,
   items: int = 100,
+  records: bool = False,
 ) -> dict[str, Any]:
   """Writes a folder, unless what is in it is worse than a budget allows.
 
@@ -114,6 +122,8 @@ def export(
       the run's validation data.
     evals: specs of evaluators by name; those with a `limit` are asked.
     items: of each.
+    records: whether a head tuned on records is exported too, with a probe of
+      these.
 
   Returns:
     The report.
@@ -128,7 +138,7 @@ def export(
     raise ValueError(f'--budget={budget}: must be a number of nats from 0 on')
   _check_free(output)
   tasks = {} if evals is None else _subset(evals, items)
-  source = _read(remote.here(workdir, step), step, text)
+  source = _read(remote.here(workdir, step), step, text, records)
   probe = source.probe
   with tempfile.TemporaryDirectory(
     prefix=f'.{output.name}.', dir=output.parent
@@ -142,6 +152,11 @@ def export(
       probe, fidelity.nats(model.apply, params, probe.batch)
     )
     refusal = fidelity.refusal(verdict, budget, str(output))
+    if source.moved is not None and not source.moved <= budget:
+      refusal = fidelity.Worse(
+        f'{output}: refused: merged, a logit moves by {source.moved:.4g}, over '
+        f'--budget={budget:g}: allow more'
+      )
     original, result = (
       _ask(tasks, source.run.tokenizer, *x)
       for x in ((source.run.model, source.params), (model, params))
@@ -187,45 +202,89 @@ def _check_free(output: Path) -> None:
     raise ValueError(f'{output}: is not empty: give another --output')
 
 
-def _read(workdir: Path, step: int | None, text: str | None) -> Source:
-  """Reads a run; its probe is the one that lies there, or is made."""
+def _read(
+  workdir: Path, step: int | None, text: str | None, records: bool
+) -> Source:
+  """Reads a run, merged; its probe is the one that lies there, or is made."""
   content = manifest.newest(
     workdir, lambda n: manifest.verify(workdir, n), step
   )
   step = int(content['step'])
   run = c, tokenizer, model = saved.build(workdir, step)
-  if 'objective' not in c.data:
+  tuned = 'objective' not in c.data
+  if tuned and (text is not None or not records):
     raise ValueError(
       f'{workdir}: {c.data.fn} tuned a head on records, and a probe is of '
       'texts: export the run that it began with'
     )
   params = jax.device_put(checkpoint.restore_params(workdir, step))
-  if text is None and (workdir / fidelity.NAME).exists():
-    probe = fidelity.load(workdir / fidelity.NAME)
-    return Source(workdir, step, run, params, content, probe)
-  with tempfile.TemporaryDirectory() as folder:
-    if text is None:
-      path = _validation(workdir, c)
-    else:
-      path = f'{folder}/text'
-      found = documents.find([text])
-      counts = collections.Counter()
-      texts = documents.read(found, documents.Settings(), counts)
-      writer.write(path, texts, tokenizer)
-    probe = fidelity.make(
-      params,
-      model,
-      tokenizer,
-      path=path,
-      length=c.data.length,
-      objective=c.data.objective,
-      about={
-        'workdir': str(workdir),
-        'step': step,
-        'checkpoint': content['checkpoint'],
-      },
+  about = {
+    'workdir': str(workdir),
+    'step': step,
+    'checkpoint': content['checkpoint'],
+  }
+  if tuned:
+    data = config.build(
+      c.data, tokenizer=tokenizer, seed=c.seed, batch_size=fidelity.ROWS
     )
-  return Source(workdir, step, run, params, content, probe)
+    batch = data.batch(0)
+    about |= {'data': data.fingerprint, 'rows': fidelity.ROWS}
+    nats = fidelity.nats(model.apply, params, batch)
+    probe = fidelity.Probe(batch, nats, about)
+  elif text is None and (workdir / fidelity.NAME).exists():
+    probe = fidelity.load(workdir / fidelity.NAME)
+  else:
+    with tempfile.TemporaryDirectory() as folder:
+      if text is None:
+        path = _validation(workdir, c)
+      else:
+        path = f'{folder}/text'
+        found = documents.find([text])
+        counts = collections.Counter()
+        texts = documents.read(found, documents.Settings(), counts)
+        writer.write(path, texts, tokenizer)
+      probe = fidelity.make(
+        params,
+        model,
+        tokenizer,
+        path=path,
+        length=c.data.length,
+        objective=c.data.objective,
+        about=about,
+      )
+  return _merged(Source(workdir, step, run, params, content, probe, None))
+
+
+def _merged(source: Source) -> Source:
+  """Makes LoRA part of a run: its model, its config and its parameters."""
+  c, tokenizer, model = source.run
+  plain = config.plain(c)
+  spec, params = lora.merged(plain['model'], source.params)
+  if spec == plain['model']:
+    return source
+  # These name parameters by paths that there are no longer.
+  gone = {'init_from': None, 'init_paths': ()}
+  optim = {k: '' if k == 'freeze' else v for k, v in plain['optim'].items()}
+  text = config.to_json({**plain, 'model': spec, 'optim': optim, **gone})
+  whole = config.build(spec, vocab=tokenizer.size)
+
+  @jax.jit
+  def apart(changed, params, part):
+    before = model.apply(changed, part).logits
+    return jnp.abs(before - whole.apply(params, part).logits).max()
+
+  rows = range(0, len(source.probe.batch.tokens), 4)
+  parts = [
+    jax.tree.map(lambda x, n=n: x[n : n + 4], source.probe.batch) for n in rows
+  ]
+  moved = jnp.stack([apart(source.params, params, part) for part in parts])
+  meta = {**source.content['meta'], 'config': text}
+  return source._replace(
+    run=saved.Saved(config.from_json(text), tokenizer, whole),
+    params=params,
+    content={**source.content, 'meta': meta},
+    moved=float(moved.max()),
+  )
 
 
 def _validation(workdir: Path, c: config.Config) -> str:
@@ -332,6 +391,21 @@ def _run(
     saver.wait()
   model = saved.build(folder, source.step).model
   return model, checkpoint.restore_params(folder, source.step), told
+
+
+def merge(folder: Path, source: Source) -> Written:
+  """Writes a run whose changes are part of its model, see `lora.merged`.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if source.moved is None:
+    raise ValueError(
+      f'{source.workdir}: its model is not around {lora.NAME}, so there is '
+      'nothing to merge: take it as it is'
+    )
+  told = {'form': 'merge', 'moved_logit': source.moved}
+  return _run(folder, source, source.params, {}, told)
 
 
 def int8(paths: str) -> Callable[..., Written]:
@@ -485,6 +559,7 @@ def main(argv: Sequence[str]) -> None:
   theirs = form('huggingface')
   theirs.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'))
   theirs.set_defaults(write=lambda f: transformers(f.dtype))
+  form('merge').set_defaults(write=lambda f: merge)
   flags = parser.parse_args(argv)
   memory.prepare()
   with config.refusals():
@@ -497,6 +572,7 @@ def main(argv: Sequence[str]) -> None:
       text=flags.text,
       evals=config.load(flags.config).evals if flags.config else None,
       items=flags.items,
+      records=flags.form == 'merge',
     )
   told = ', '.join(
     f'{key} {report[key]}'

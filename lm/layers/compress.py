@@ -6,6 +6,7 @@ one by one.
 """
 
 from collections.abc import Sequence
+import math
 import re
 
 import numpy as np
@@ -119,6 +120,19 @@ def sparsity(params: types.Params, paths: str = BLOCKS) -> float:
   leaves = [x for path, x in tree.paths(params) if path in found]
   zeros = sum(x.size - np.count_nonzero(x) for x in leaves)
   return zeros / sum(x.size for x in leaves)
+
+
+def flat(shape: Sequence[int], summed: Sequence[int]) -> tuple[int, ...]:
+  """Gives the shape of a matrix, or of many, with one dimension a side.
+
+  Args:
+    shape: of a leaf.
+    summed: what a product sums over of it, see `matrices`.
+  """
+  right = -1 - max(summed) or 1  # of a word's row, which is summed over itself
+  left = len(summed) + right
+  sides = shape[-left:-right], shape[-right:]
+  return (*shape[:-left], *map(math.prod, sides))
 
 
 def matrices(params: types.Params, paths: str) -> dict[str, tuple[int, ...]]:

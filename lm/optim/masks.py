@@ -1,6 +1,6 @@
 """Which parameters an optimizer treats how, decided by their paths."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import re
 from typing import Any
 
@@ -81,3 +81,18 @@ def is_balancing(path: str) -> bool:
 def is_stacked(path: str) -> bool:
   """Tells whether a leaf leads with the depth dimension of scanned layers."""
   return 'layers' in path.split('/')
+
+
+def blocks(path: str, shape: Sequence[int]) -> range:
+  """Numbers the blocks that a leaf is of: one, all of a stack, or none."""
+  found = re.search(r'(^|/)layers(_(\d+))?/', path)
+  if found is None:
+    return range(0)
+  if found[3] is None:
+    return range(shape[0])
+  return range(int(found[3]), int(found[3]) + 1)
+
+
+def is_embedding(path: str) -> bool:
+  """Tells whether a leaf is of what feeds the first block, or all alike."""
+  return bool(re.search(r'(^|/)(embed|embed_norm|relative)/', path))

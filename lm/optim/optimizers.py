@@ -67,6 +67,7 @@ def _chain(
   decay_mask: str = masks.DECAYED,
   freeze: str = '',
   balance_rate: float = 1e-3,
+  layer_decay: float = 1.0,
 ) -> Optimizer:
   """Builds what all optimizers share.
 
@@ -88,6 +89,8 @@ def _chain(
       '' freezes nothing. Their gradients do not count for `clip`.
     balance_rate: how far a step moves the biases that balance the loads of
       experts; the schedule does not change it. See `_balancing`.
+    layer_decay: what the learning rate of a block is multiplied by for each
+      block above it, and once more; 1 changes nothing. See `_layered`.
 
   Raises:
     ValueError: a value out of range or a bad regex; when the transformation is
@@ -101,6 +104,7 @@ def _chain(
     ('balance_rate', balance_rate),
   ):
     schedules.check(key, value)
+  schedules.check('layer_decay', layer_decay, high=1.0)
   rate = schedules.make(
     steps=steps,
     peak=peak,
@@ -133,7 +137,7 @@ def _chain(
         lambda x: 'freeze' if x else 'train', frozen(params)
       ),
     )
-  return tx, rate
+  return (tx if layer_decay == 1 else _layered(tx, layer_decay)), rate
 
 
 def _balancing(
@@ -159,6 +163,48 @@ def _balancing(
     return tree.map_paths(show, new, updates), state
 
   return optax.GradientTransformation(tx.init, update)
+
+
+def _layered(
+  tx: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+  """Multiplies the rates of what is far below the output.
+
+  Of N blocks that with number n (from 0) by `decay ** (N - n)`, of a stack by a
+  vector; embeddings by `decay ** (N + 1)`; what is above the blocks by 1. Where
+  there are several stacks, N is that of the deepest. It stands around `tx`, and
+  sees frozen blocks too; the state's paths are those of `tx`.
+
+  Reference: Howard and Ruder 2018, arXiv 1801.06146, section 3.2; Clark et al.
+    2020, arXiv 2003.10555, appendix B, whose code multiplies once more.
+  """
+
+  def depth(params: types.Params) -> int:
+    return max(masks.blocks(p, x.shape).stop for p, x in tree.paths(params))
+
+  def init(params: Any) -> Any:
+    if not depth(params):
+      raise ValueError(
+        f'optim.layer_decay={decay}: no parameter is in a layer: set it to 1'
+      )
+    return tx.init(params)
+
+  def update(updates: Any, state: Any, params: Any = None) -> Any:
+    top = depth(updates)
+
+    def slower(path: str, update: jax.Array) -> jax.Array:
+      numbers = masks.blocks(path, update.shape) or (
+        [-1] if masks.is_embedding(path) else [top]
+      )
+      if masks.is_balancing(path):
+        return update
+      rates = jnp.asarray([decay ** (top - n) for n in numbers], update.dtype)
+      return update * rates.reshape(-1, *(1 for _ in update.shape[1:]))
+
+    new, state = tx.update(updates, state, params)
+    return tree.map_paths(slower, new), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def _optimizer(parts: Callable[..., _Parts]) -> Callable[..., Optimizer]:
