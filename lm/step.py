@@ -101,12 +101,33 @@ def start(run: Program) -> types.TrainState:
   # It runs once, so that compiling is what it costs: half the time this way.
   fast = {'xla_backend_optimization_level': 1}
   on_cpu = jax.default_backend() == 'cpu'
-  with jax.set_mesh(_mesh(run)):
+  with jax.set_mesh(_mesh(run)), _kernels_draw(_is_one_gpu(run)):
     return jax.jit(
       run.init,
       out_shardings=run.where,
       compiler_options=fast if on_cpu else None,
     )()
+
+
+def _is_one_gpu(run: Program) -> bool:
+  mesh = _mesh(run)
+  return mesh.size == 1 and mesh.devices.flat[0].platform == 'gpu'
+
+
+@contextlib.contextmanager
+def _kernels_draw(wanted: bool) -> Iterator[None]:
+  """Lets a kernel draw random numbers, the same ones: quicker to compile.
+
+  GPT-2 of 124M for one H200, ahead of time: 7.5 s instead of 32. Over a mesh
+  the compiler could not cut what a kernel does, and dropout is quicker without.
+  """
+  name = 'jax_threefry_gpu_kernel_lowering'
+  before = jax.config.values[name]
+  jax.config.update(name, wanted or before)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def lower(run: Program) -> Any:
@@ -123,7 +144,10 @@ def compiling(run: Program) -> Iterator[None]:
   The call that comes next finds what was compiled.
   """
   with futures.ThreadPoolExecutor(1) as pool:
-    compiled = pool.submit(lambda: lower(run).compile())
+    lowered = pool.submit(lower, run)
+    compiled = pool.submit(lambda: lowered.result().compile())
+    if _is_one_gpu(run):
+      lowered.result()  # or it would see what `start` sets meanwhile
     yield
     compiled.result()
 

@@ -1,3 +1,4 @@
+import contextlib
 from functools import partial
 
 import jax
@@ -89,3 +90,24 @@ def test_metrics_of_one_step_are_golden(state):
 
 
 GOLDEN = {'loss_nats': 2.763411, 'grad_norm': 1.247018, 'skipped': 0.0}
+
+
+@pytest.mark.gpu
+def test_a_kernel_draws_the_same_numbers():
+  def draw():
+    return jax.jit(lambda key: jax.random.normal(key, (1000, 7)))
+
+  key = jax.random.key(3)
+  want = draw()(key)
+  with step._kernels_draw(True):
+    got = draw()(key)
+  assert (got == want).all()
+
+
+def test_how_numbers_are_drawn_is_put_back():
+  name = 'jax_threefry_gpu_kernel_lowering'
+  before = jax.config.values[name]
+  with contextlib.suppress(KeyError), step._kernels_draw(True):
+    assert jax.config.values[name]
+    raise KeyError
+  assert jax.config.values[name] == before
