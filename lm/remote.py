@@ -112,9 +112,14 @@ class Bucket:
     path = self._root / name
 
     def call():
-      if not is_address(self.address):
-        path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(data)
+      if is_address(self.address):
+        path.write_bytes(data)
+        return
+      # A file can be read while it is being written; an object cannot.
+      path.parent.mkdir(parents=True, exist_ok=True)
+      part = path.with_name(f'{path.name}.{os.getpid()}.part')
+      part.write_bytes(data)
+      part.replace(path)
 
     self._ask(name, call)
 

@@ -114,6 +114,25 @@ def test_a_copy_has_the_steps_that_are_kept(place):
   assert json.loads((place / 'lease.json').read_text())['held'] is False
 
 
+def test_what_is_read_is_whole_while_it_is_written(place):
+  bucket, ending = remote.Bucket(place), threading.Event()
+  sizes = {1: b'a' * (1 << 20), 2: b'b' * (1 << 20)}
+  bucket.write('x', sizes[1])
+
+  def write():
+    while not ending.is_set():
+      for data in sizes.values():
+        bucket.write('x', data)
+
+  thread = threading.Thread(target=write)
+  thread.start()
+  try:
+    assert all(bucket.read('x') in sizes.values() for _ in range(300))
+  finally:
+    ending.set()
+    thread.join()
+
+
 def test_a_damaged_step_is_not_where_a_run_goes_on(place, capsys, monkeypatch):
   with mirror(place) as copy:
     for step in (1, 2):
