@@ -9,6 +9,7 @@ INTEROP = [
   'tokenizers>=0.22,<0.24',
 ]
 GCS = ['gcsfs>=2025.3']
+LMEVAL = ['lm-eval==0.4.13']
 QUANT = ['qwix>=0.1.8,<0.2']
 TASKS = [
   'rouge-score>=0.1.2,<0.2',
@@ -19,6 +20,7 @@ TASKS = [
 TEST = [
   *GCS,
   *INTEROP,
+  *LMEVAL,
   *QUANT,
   *TASKS,
   'hypothesis>=6.100,<7',
@@ -57,6 +59,7 @@ setuptools.setup(
     'data': ['pyarrow>=17'],
     'gcs': GCS,
     'interop': INTEROP,
+    'lmeval': LMEVAL,
     'quant': QUANT,
     # what judges tuned models
     'tasks': TASKS,

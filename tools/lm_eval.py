@@ -1,0 +1,299 @@
+"""Judges a run by lm-evaluation-harness, without torch and without the hub.
+
+  python -m tools.lm_eval --workdir=runs/a --data=../shared/data/evals \\
+    --tasks=blimp,arc_easy,lambada_openai --limit=200
+
+Tasks are those of TASKS, whose files lie below --data, or configs of lm_eval
+itself: --tasks=mine.yaml. In a program of its own,
+
+  lm_eval.simple_evaluate(model=tools.lm_eval.make('runs/a'), tasks=...)
+
+Needs pip install 'lm[lmeval]'. A sentence of BLiMP is scored as it is, without
+the space that lm_eval's own config puts before it, so that scores are those of
+`lm.evals.choice`. But equal likelihoods count as right here, not there, and
+acc_norm counts characters, not bytes.
+
+Exit codes: 0 done; 2 wrong usage or input; 4 damaged checkpoint.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import importlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import (
+  checkpoint,
+  completion,
+  config,
+  log,
+  memory,
+  saved,
+  sharding,
+  types,
+)
+from lm.data import objectives, records
+from lm.evals import scoring
+
+# By name: the file, and what lm_eval makes of its rows.
+TASKS = {
+  'arc_easy': (
+    'arc_easy/test.jsonl',
+    {
+      'output_type': 'multiple_choice',
+      'doc_to_text': 'Question: {{question}}\nAnswer:',
+      'doc_to_choice': '{{choices}}',
+      'doc_to_target': '{{gold}}',
+      'metric_list': [{'metric': 'acc'}, {'metric': 'acc_norm'}],
+    },
+  ),
+  'blimp': (
+    'blimp/blimp.jsonl.gz',
+    {
+      'output_type': 'multiple_choice',
+      'doc_to_text': '',
+      'doc_to_choice': '{{[sentence_good, sentence_bad]}}',
+      'doc_to_target': 0,
+      'target_delimiter': '',
+      'metric_list': [{'metric': 'acc'}],
+    },
+  ),
+  'lambada_openai': (
+    'lambada_openai/lambada_test.jsonl.gz',
+    {
+      'output_type': 'loglikelihood',
+      'doc_to_text': "{{text.split(' ')[:-1]|join(' ')}}",
+      'doc_to_target': "{{' '+text.split(' ')[-1]}}",
+      'metric_list': [{'metric': 'perplexity'}, {'metric': 'acc'}],
+    },
+  ),
+}
+
+
+def make(
+  workdir: str | Path,
+  *,
+  step: int | None = None,
+  batch_size: int = 16,
+  length: int | None = None,
+  bos: bool = True,
+) -> Any:
+  """Makes an `lm_eval.api.model.LM` of a checkpoint.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None is the newest.
+    batch_size: rows at a time; changes nothing but speed.
+    length: the most positions that the model reads; None: those that it has, or
+      that it was trained on.
+    bos: whether bos stands before every text, as `scoring.make` has it; False
+      leaves it to empty contexts, as lm_eval does with models of transformers
+      whose tokenizer adds none.
+
+  Raises:
+    config.ConfigError: lm_eval is not installed, a setting is out of range, the
+      run's objective scores no text, or its tokenizer's file has changed.
+    errors.Failure: there is no sound checkpoint.
+  """
+  api = _lm_eval('api.model')
+  c, tokenizer, model = saved.build(workdir, step)
+  objective = config.plain(
+    c.data.objective if 'objective' in c.data else objectives.CAUSAL
+  )
+  if not bos:
+    if objective['fn'] != objectives.CAUSAL['fn']:
+      raise config.ConfigError(
+        f'{workdir}: trained by {objective["fn"]}, which needs its bos: leave '
+        '--no_bos out'
+      )
+    objective = {'fn': 'tools.lm_eval:bare'}
+  room = length or c.model.get('length') or c.data.length
+  mesh = sharding.make_mesh()
+  with config.refusals():
+    score = scoring.make(
+      model=model,
+      tokenizer=tokenizer,
+      mesh=mesh,
+      batch_size=batch_size,
+      length=room,
+      objective=objective,
+    )
+  made = config.build(objective, tokenizer=tokenizer, length=room)
+  params = checkpoint.restore_params(workdir, step)
+  where = sharding.shardings(
+    params, mesh=mesh, axes=model.axes, rules=c.sharding
+  )
+  params = jax.device_put(params, where)
+
+  class Model(api.LM):
+    """A run, asked by lm_eval."""
+
+    def loglikelihood(self, requests):
+      return [
+        (-found.nats, found.greedy)
+        for found in score(params, [request.args for request in requests])
+      ]
+
+    def loglikelihood_rolling(self, requests):
+      pairs = [('', *request.args) for request in requests]
+      return [-found.nats for found in score(params, pairs)]
+
+    def generate_until(self, requests):
+      if made.prompt is None:
+        raise config.ConfigError(
+          f'{workdir}: trained by {objective["fn"]}, which goes on from no '
+          'text: leave tasks that generate out'
+        )
+      run = completion.Run(tokenizer, model, made.prompt, params)
+      return _generate(run, [x.args for x in requests], batch_size, room)
+
+  return Model()
+
+
+def bare(*, tokenizer: types.Tokenizer, length: int) -> objectives.Objective:
+  """Is `objectives.causal`, but that only an empty prompt begins with bos."""
+
+  def prompt(texts):
+    rows = [[*ids] or [tokenizer.bos] for ids in texts]
+    return objectives.padded(rows, tokenizer.pad)
+
+  made = objectives.causal(tokenizer=tokenizer, length=length)
+  return made._replace(prompt=prompt)
+
+
+def task(name: str, folder: str | Path) -> dict[str, Any]:
+  """Gives lm_eval the config of a task, with the rows of its file.
+
+  Raises:
+    ValueError: the file is missing or damaged.
+  """
+  file, spec = TASKS[name]
+  rows = records.lines(str(Path(folder) / file))
+  data = importlib.import_module('datasets').Dataset.from_list(rows)
+  return {
+    'task': name,
+    'test_split': 'test',
+    'custom_dataset': lambda **_: {'test': data},
+    **spec,
+  }
+
+
+def _lm_eval(module: str) -> Any:
+  """Imports a module of lm_eval, which need not be installed."""
+  try:
+    return importlib.import_module(f'lm_eval.{module}')
+  except ImportError as error:
+    raise config.ConfigError(
+      f"tools.lm_eval needs {error.name}: pip install 'lm[lmeval]'"
+    ) from error
+
+
+def _generate(
+  run: completion.Run,
+  asked: Sequence[tuple[str, Mapping[str, Any]]],
+  batch_size: int,
+  length: int,
+) -> list[str]:
+  """Goes on from texts, the likeliest token each time.
+
+  What is longer than `length` together with its new tokens is cut from the
+  left.
+  """
+  most = completion.room(run, length)
+  alike: dict[completion.Settings, list[int]] = {}
+  for n, (_, how) in enumerate(asked):
+    alike.setdefault(_settings(how, most), []).append(n)
+  found = [''] * len(asked)
+  for settings, places in alike.items():
+    for start in range(0, len(places), batch_size):
+      part = places[start : start + batch_size]
+      room = most - settings.length - 1  # and bos
+      rows = [run.tokenizer.encode(asked[n][0]) for n in part]
+      rows = [ids[max(len(ids) - room, 0) :] for ids in rows]
+      for ready in completion.parts(run, rows, settings, most=most):
+        for row, tokens, _ in ready:
+          found[part[row]] += ''.join(token.text for token in tokens)
+  return found
+
+
+def _settings(how: Mapping[str, Any], most: int) -> completion.Settings:
+  """Reads what lm_eval calls generation_kwargs."""
+  until = how.get('until') or ()
+  until = (until,) if isinstance(until, str) else until
+  new = how.get('max_gen_toks', 256)  # its own default
+  if how.get('do_sample') and how.get('temperature', 1):
+    raise config.ConfigError('do_sample: texts are the likeliest: leave it out')
+  if not 0 < new < most:
+    raise config.ConfigError(
+      f'max_gen_toks={new} must be 1 to {most - 1}: the model has room for '
+      f'{most}'
+    )
+  return completion.Settings(new, 0.0, stop=tuple(x for x in until if x))
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the program; `config.main` turns errors into exit codes."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tools.lm_eval',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add('--workdir', required=True)
+  add('--tasks', required=True, help=f'{", ".join(TASKS)}, or files .yaml')
+  add('--data', help='folder of the files of tasks')
+  add('--step', type=int, help='of the checkpoint; the newest if left out')
+  add('--limit', type=int, help='the first so many items of each task')
+  add('--batch_size', type=int, default=16)
+  add('--length', type=int, help='positions that the model reads')
+  add('--no_bos', action='store_true', help='as lm_eval asks transformers')
+  add('--output', type=Path, metavar='FILE', help='all of it as JSON')
+  flags = parser.parse_args(argv)
+  names = flags.tasks.split(',')
+  for name in names:
+    if name not in TASKS and not Path(name).is_file():
+      known = config.did_you_mean(name, TASKS)
+      raise config.ConfigError(f'--tasks: {name}: no such task or file{known}')
+    if name in TASKS and flags.data is None:
+      parser.error(f'--data: give the folder that has {TASKS[name][0]}')
+  # Before it is imported: what is not on this machine is an error, and soon.
+  os.environ['HF_HUB_OFFLINE'] = os.environ['HF_DATASETS_OFFLINE'] = '1'
+  memory.prepare()
+  harness, tasks = _lm_eval('evaluator'), _lm_eval('tasks')
+  logging.getLogger('lm_eval').setLevel(logging.ERROR)
+  with config.refusals():
+    asked = [task(x, flags.data) if x in TASKS else x for x in names]
+    model = make(
+      flags.workdir,
+      step=flags.step,
+      batch_size=flags.batch_size,
+      length=flags.length,
+      bos=not flags.no_bos,
+    )
+  found = harness.simple_evaluate(
+    model=model,
+    tasks=asked,
+    task_manager=tasks.TaskManager(include_defaults=False),
+    limit=flags.limit,
+    bootstrap_iters=0,  # its processes fork, which jax does not survive
+  )
+  rows = [
+    {'task': name, 'metric': key.partition(',')[0], 'value': value}
+    for name, values in found['results'].items()
+    for key, value in values.items()
+    if isinstance(value, float) and '_stderr' not in key
+  ]
+  print(log.table(rows, ['task', 'metric', 'value']))
+  if flags.output is not None:
+    told = {key: found[key] for key in ('results', 'n-samples', 'samples')}
+    flags.output.write_text(json.dumps(told, default=str) + '\n')
+
+
+if __name__ == '__main__':
+  config.main(main)
