@@ -600,3 +600,68 @@ def test_variety_is_counted():
     'length': 2.0,
   }
   assert writing.variety(['红红'], 'zh')['distinct_1'] == 0.5
+
+
+def test_only_the_assistant_is_scored_in_a_talk():
+  talk = records.Chat(
+    'x',
+    (
+      ('system', 'S'),
+      ('user', 'a'),
+      ('assistant', 'bc'),
+      ('user', 'd'),
+      ('assistant', 'e'),
+    ),
+  )
+  form = tasks.chat(
+    tokenizer=BYTES,
+    length=32,
+    template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
+  )
+  (row,) = form.rows([talk])
+  eos = BYTES.eos
+  every = [*BYTES.encode('S;<a>=bc'), eos, *BYTES.encode('<d>=e'), eos]
+  assert row.targets == every and row.ids == [BYTES.bos, *every[:-1]]
+  scored = [x for x, weight in zip(every, row.weights, strict=True) if weight]
+  assert scored == [*BYTES.encode('bc'), eos, *BYTES.encode('e'), eos]
+  assert form.prompt is not None
+  asked = form.prompt([talk]).tokens[0].tolist()
+  assert asked == [
+    BYTES.bos,
+    *every[: every.index(eos) + 1],
+    *BYTES.encode('<d>='),
+  ]
+  assert (talk.targets, talk.source) == (('e',), 'S\na\nbc\nd')
+  # The oldest turns go first, the system's stays.
+  short = tasks.chat(
+    tokenizer=BYTES,
+    length=9,
+    template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
+  )
+  (row,) = short.rows([talk])
+  assert row.targets == [*BYTES.encode('S;<d>=e'), eos]
+
+
+@pytest.mark.parametrize(
+  ('template', 'message'),
+  [
+    ({'system': '{}', 'user': '{}'}, 'template: assistant needs one {}'),
+    (
+      {'system': '{}', 'user': '', 'assistant': '{}'},
+      'template: user needs one {} for the text',
+    ),
+  ],
+)
+def test_a_template_has_a_place_for_each_text(template, message):
+  with pytest.raises(ValueError) as caught:
+    tasks.chat(tokenizer=BYTES, length=9, template=template)
+  assert message in str(caught.value)
+
+
+def test_talks_are_read_whole(shared_data):
+  made = read_set(shared_data, 'kdconv', 'dialogue/kdconv_zh/film.dev.json.gz')
+  assert len(made.records) == 150
+  made = read_set(shared_data, 'crosswoz', 'dialogue/crosswoz_zh/val.jsonl.gz')
+  assert len(made.records) == 500
+  for talk in made.records:
+    assert [role for role, _ in talk.turns[-2:]] == ['user', 'assistant']

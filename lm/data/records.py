@@ -75,6 +75,23 @@ class Pair(NamedTuple):
   targets: tuple[str, ...]
 
 
+class Chat(NamedTuple):
+  """A talk: (role, text) each turn; roles are system, user and assistant."""
+
+  id: str
+  turns: tuple[tuple[str, str], ...]
+
+  @property
+  def source(self) -> str:
+    """What the last answer goes on from, for its length."""
+    return '\n'.join(text for _, text in self.turns[:-1])
+
+  @property
+  def targets(self) -> tuple[str, ...]:
+    """The last answer."""
+    return (self.turns[-1][1],)
+
+
 class Records(NamedTuple):
   """What a reader finds.
 
@@ -110,6 +127,8 @@ _SETS = {
   'scitldr': ('allenai/scitldr', 'Apache-2.0'),
   'dialogsum': ('cylnlp/dialogsum', 'CC BY-NC-SA 4.0'),
   'alpaca': ('tatsu-lab/stanford_alpaca', 'CC BY-NC 4.0'),
+  'kdconv': ('thu-coai/KdConv', 'Apache-2.0'),
+  'crosswoz': ('thu-coai/CrossWOZ', 'Apache-2.0'),
 }
 
 
@@ -446,6 +465,41 @@ def alpaca(*, path: str, limit: int | None = None) -> Records:
     return Pair(f'alpaca/{n}', asked, (row['output'],))
 
   return _records('alpaca', path, 'rougeL', lines(path)[:limit], record)
+
+
+def kdconv(*, path: str) -> Records:
+  """Reads Chinese talks about films, music and travel; Zhou et al. 2020.
+
+  Reference: arXiv 2004.04100. Speakers take turns; the second one is the
+  assistant. See `texts`.
+  """
+
+  def record(row, n):
+    return _chat(f'kdconv/{n}', [x['message'] for x in row['messages']])
+
+  return _records('kdconv', path, 'chrf', _json('kdconv', path), record)
+
+
+def crosswoz(*, path: str) -> Records:
+  """Reads Chinese talks that book a trip; Zhu et al. 2020.
+
+  Reference: arXiv 2002.11893. See `kdconv`.
+  """
+
+  def record(row, n):
+    said = [x['content'] for x in row['messages']]
+    return _chat(f'crosswoz/{row["id"]}', said)
+
+  return _records('crosswoz', path, 'chrf', lines(path), record)
+
+
+def _chat(name: str, said: Sequence[str]) -> Chat:
+  """Gives turns to user and assistant, up to the assistant's last."""
+  said = said[: len(said) // 2 * 2]
+  if not said:
+    raise ValueError('there is no answer')
+  roles = ('user', 'assistant') * (len(said) // 2)
+  return Chat(name, tuple(zip(roles, said, strict=True)))
 
 
 def bio(tags: Iterable[str]) -> tuple[str, ...]:

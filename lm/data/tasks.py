@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import re
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,10 @@ from lm.data import names, objectives, stream, windows
 from lm.data import records as record_lib
 
 _OPEN = 64  # groups of rows that may have room; more fill hardly better
+# Of a talk; what stands before and after a turn's text.
+TURNS = MappingProxyType(
+  {'system': '{}\n', 'user': 'User: {}\n', 'assistant': 'Assistant: {}\n'}
+)
 NOT_SCORED = -1  # place of a token that stands for nothing of its record
 # Words, and signs and Chinese characters one by one: where answers can end.
 _PIECES = re.compile(r'[一-鿿㐀-䶿]|[^\W一-鿿㐀-䶿]+|[^\w\s]')
@@ -542,6 +547,79 @@ def reply(
 
   def prompt(records):
     return objectives.padded(read(records), tokenizer.pad)
+
+  return Form(rows, None, prompt=prompt)
+
+
+def chat(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  template: Mapping[str, str] = TURNS,
+) -> Form:
+  """Makes rows of talks for a decoder, where the assistant alone is scored.
+
+  A row is bos and the turns in their templates; the assistant's ends with eos
+  instead of what its template has after the text. Its text and eos are scored,
+  in every turn. A talk that is too long loses its first turns, but for a
+  system's; a single turn that is too long loses its end.
+
+  Args:
+    tokenizer, length: of `make`.
+    template: by role, with '{}' for the text.
+
+  Raises:
+    ValueError: a role has no template, or one has no place for the text.
+  """
+  for role in TURNS:
+    if template.get(role, '').count('{}') != 1:
+      raise ValueError(f'template: {role} needs one {{}} for the text')
+  around = {role: template[role].split('{}') for role in TURNS}
+
+  def turns(record) -> list[tuple[str, list[int], list[bool]]]:
+    """Encodes turns: role, ids, and whether each is scored."""
+    found = []
+    for role, text in record.turns:
+      if role not in around:
+        raise ValueError(
+          f'{record.id}: role {names.short(role)} is none of {", ".join(TURNS)}'
+        )
+      before, after = around[role]
+      answers = role == 'assistant'
+      parts = [
+        (tokenizer.encode(before), False),
+        (tokenizer.encode(text), answers),
+        ([tokenizer.eos] if answers else tokenizer.encode(after), answers),
+      ]
+      ids = [i for part, _ in parts for i in part]
+      found.append((role, ids, [x for part, x in parts for _ in part]))
+    return found
+
+  def fit(made, room):
+    """Leaves first turns out until the rest has room."""
+    while len(made) > 1 and sum(len(ids) for _, ids, _ in made) > room:
+      made.pop(1 if made[0][0] == 'system' and len(made) > 2 else 0)
+    return made
+
+  def rows(records):
+    made = []
+    for n, record in enumerate(records):
+      kept = fit(turns(record), length)
+      ids = [i for _, part, _ in kept for i in part][:length]
+      scored = [float(x) for _, _, part in kept for x in part][:length]
+      inputs = [tokenizer.bos, *ids[:-1]]
+      places = [NOT_SCORED] * len(inputs)
+      made.append(Row(n, inputs, [0] * len(inputs), ids, scored, places))
+    return made
+
+  def prompt(records):
+    asked = tokenizer.encode(around['assistant'][0])
+    begun = []
+    for record in records:
+      kept = fit(turns(record)[:-1], length - 1 - len(asked))
+      ids = [i for _, part, _ in kept for i in part]
+      begun.append([tokenizer.bos, *ids, *asked][-length:])
+    return objectives.padded(begun, tokenizer.pad)
 
   return Form(rows, None, prompt=prompt)
 
