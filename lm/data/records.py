@@ -92,6 +92,20 @@ class Chat(NamedTuple):
     return (self.turns[-1][1],)
 
 
+class Preference(NamedTuple):
+  """A question and two answers, of which the first is the better one."""
+
+  id: str
+  source: str
+  chosen: str
+  rejected: str
+
+  @property
+  def label(self) -> str:
+    """The class of what is better."""
+    return 'chosen'
+
+
 class Records(NamedTuple):
   """What a reader finds.
 
@@ -127,6 +141,7 @@ _SETS = {
   'scitldr': ('allenai/scitldr', 'Apache-2.0'),
   'dialogsum': ('cylnlp/dialogsum', 'CC BY-NC-SA 4.0'),
   'alpaca': ('tatsu-lab/stanford_alpaca', 'CC BY-NC 4.0'),
+  'preferences': ('hiyouga/LLaMA-Factory, data', 'Apache-2.0'),
   'kdconv': ('thu-coai/KdConv', 'Apache-2.0'),
   'crosswoz': ('thu-coai/CrossWOZ', 'Apache-2.0'),
 }
@@ -465,6 +480,22 @@ def alpaca(*, path: str, limit: int | None = None) -> Records:
     return Pair(f'alpaca/{n}', asked, (row['output'],))
 
   return _records('alpaca', path, 'rougeL', lines(path)[:limit], record)
+
+
+def preferences(*, path: str) -> Records:
+  """Reads questions with a better and a worse answer, as LLaMA-Factory's demo.
+
+  Of a talk the turns before are joined by empty lines. See `texts`.
+  """
+
+  def record(row, n):
+    asked = '\n\n'.join(x['value'] for x in row['conversations'])
+    both = row['chosen']['value'], row['rejected']['value']
+    return Preference(f'preferences/{n}', asked, *both)
+
+  return _records(
+    'preferences', path, 'accuracy', _json('preferences', path), record
+  )
 
 
 def kdconv(*, path: str) -> Records:

@@ -47,6 +47,7 @@ class Row(NamedTuple):
     targets, weights: of a `types.Batch`, as many as a form scores.
     places: what each token stands for, see the form; `NOT_SCORED`: nothing.
     source: tokens of the encoder's side.
+    documents: number of the document that each token is of, from 0; (): one.
   """
 
   record: int
@@ -56,6 +57,7 @@ class Row(NamedTuple):
   weights: list[float]
   places: list[int]
   source: Sequence[int] = ()
+  documents: Sequence[int] = ()
 
 
 class Form(NamedTuple):
@@ -227,8 +229,10 @@ def assemble(
     for number, row in enumerate(group, 1):
       here = slice(at, at + len(row.ids))
       batch.tokens[b, here] = row.ids
-      batch.segments[b, here] = number
-      batch.positions[b, here] = np.arange(len(row.ids))
+      inside = np.asarray(row.documents or [0] * len(row.ids), np.int32)
+      batch.segments[b, here] = number + inside
+      starts = np.searchsorted(inside, inside)
+      batch.positions[b, here] = np.arange(len(row.ids)) - starts
       kinds[b, here] = row.kinds
       targets[b, at : at + len(row.targets)] = row.targets
       weights[b, at : at + len(row.weights)] = row.weights
@@ -622,6 +626,49 @@ def chat(
     return objectives.padded(begun, tokenizer.pad)
 
   return Form(rows, None, prompt=prompt)
+
+
+def prefer(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  template: str = '{source}\n',
+) -> Form:
+  """Makes rows of two answers to a question, for `models.preference`.
+
+  Document 1 is `bos template answer eos` of the better answer, document 2 of
+  the worse; answers and their eos are of kind 1. Each has half of the row, and
+  an answer at least half of that: a question loses its beginning, an answer its
+  end.
+
+  Args:
+    tokenizer, length: of `make`.
+    template: has '{source}' where the question goes.
+
+  Raises:
+    ValueError: the template has no place for the question.
+  """
+  if '{source}' not in template:
+    raise ValueError(f"template={template[:60]!r} has no '{{source}}' in it")
+  half = length // 2
+
+  def rows(records):
+    made = []
+    for n, record in enumerate(records):
+      asked = tokenizer.encode(template.replace('{source}', record.source))
+      asked = [tokenizer.bos, *asked[-(half - half // 2 - 1) :]]
+      ids, kinds, documents = [], [], []
+      for number, text in enumerate((record.chosen, record.rejected)):
+        answer = [*tokenizer.encode(text), tokenizer.eos][: half - len(asked)]
+        ids += asked + answer
+        kinds += [0] * len(asked) + [1] * len(answer)
+        documents += [number] * (len(asked) + len(answer))
+      places = [NOT_SCORED] * len(ids)
+      row = Row(n, ids, kinds, [0], [1.0], places, documents=documents)
+      made.append(row)
+    return made
+
+  return Form(rows, 1, ('chosen', 'rejected'), kinds=True)
 
 
 @functools.lru_cache(4096)

@@ -1,0 +1,85 @@
+"""DPO: a model that learns which of two answers is better.
+
+  c.data.form = {'fn': 'lm.data.tasks:prefer'}
+  c.model = {'fn': 'lm.models.preference:make', 'body': ..., 'beta': 0.1}
+  c.optim.freeze = '^reference/'
+  c.init_from, c.init_paths = 'runs/tuned', ('=body', '=reference')
+
+What was learnt is under `body`: `init_paths` 'body=' of another run takes it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm import config, types
+
+
+def make(
+  *, vocab: int, body: Mapping[str, Any], beta: float = 0.1
+) -> types.Model:
+  """Makes a classifier of rows that hold two answers, the better one first.
+
+  Of a row's documents 1 and 2 the answers' tokens are of kind 1. Logits
+  [B, 1, 2] are beta times by how much more the body prefers the first one than
+  the reference does, and 0: with class 0 for a target, the cross-entropy is
+  DPO's loss, and accuracy is how often the body moved the right way.
+
+  Args:
+    vocab: V of the body.
+    body: spec of a decoder; the reference is another one like it, to which no
+      gradient goes, and which `optim.freeze` has to name.
+    beta: how dear it is to move away from the reference.
+
+  Raises:
+    ValueError: beta is not above 0.
+
+  Reference: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
+  """
+  if not beta > 0:
+    raise ValueError(f'beta={beta} must be above 0')
+  model = config.build(body, vocab=vocab)
+
+  def init(rng, batch):
+    body_rng, reference_rng = jax.random.split(rng)
+    return {
+      'body': model.init(body_rng, batch),
+      'reference': model.init(reference_rng, batch),
+    }
+
+  def likelihoods(params, batch, rng=None):
+    """Sums log p of both answers: [B, 2]."""
+    logits_BLV = model.apply(params, batch, rng=rng).logits[:, :-1]
+    following = batch.tokens[:, 1:]
+    log_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32), axis=-1)
+    log_BL = jnp.take_along_axis(log_BLV, following[..., None], -1)[..., 0]
+    answer_BL = (batch.kinds[:, 1:] == 1) & (
+      batch.segments[:, 1:] == batch.segments[:, :-1]
+    )
+    return jnp.stack(
+      [
+        jnp.sum(
+          jnp.where(answer_BL & (batch.segments[:, 1:] == n), log_BL, 0), 1
+        )
+        for n in (1, 2)
+      ],
+      axis=1,
+    )
+
+  def apply(params, batch, *, cache=None, rng=None):
+    assert cache is None, 'a preference has no cache'
+    fixed = jax.lax.stop_gradient(params['reference'])
+    # No dropout in the reference, which is to stand still.
+    gain_B2 = likelihoods(params['body'], batch, rng) - likelihoods(
+      fixed, batch
+    )
+    margin_B = beta * (gain_B2[:, 0] - gain_B2[:, 1])
+    logits_B2 = jnp.stack([margin_B, jnp.zeros_like(margin_B)], axis=1)
+    return types.Output(logits_B2[:, None], None, {})
+
+  def start(params, batch, room):
+    raise ValueError('a preference scores answers and writes none')
+
+  return types.Model(init, apply, start, model.axes)
