@@ -4,12 +4,18 @@
     --config=configs/finetune/texts.py:../shared/data,banking77
 
 The argument is the folder of the sets and one of `SETS`. It trains the encoder
-of configs/base.py from nothing, on bytes. To tune a run of yours, or one that
-tools/hf_import made of a published BERT, give `--config.init_from=WORKDIR
---config.init_paths==body` with that run's `tokenizer` and `model.body`.
+of configs/base.py from nothing, on bytes. With a third word, the folder of a
+run of yours or of one that tools/hf_import made, it tunes that run's model:
+
+  python -m tools.hf_import --source=MiniLM --workdir=runs/minilm
+  python -m lm.train --workdir=runs/tuned \\
+    --config=configs/finetune/texts.py:../shared/data,polarity,runs/minilm
 """
 
+from pathlib import Path
+
 from configs import base
+from lm import config
 
 SETS = {  # reader, train, test, classes
   'polarity': (
@@ -31,7 +37,7 @@ SETS = {  # reader, train, test, classes
 
 def get_config(argument: str = 'data,banking77'):
   """Returns the config of one set."""
-  folder, _, name = argument.rpartition(',')
+  folder, name, *start = argument.split(',')
   reader, train, test, classes = SETS[name]
 
   def read(path):
@@ -67,13 +73,24 @@ def get_config(argument: str = 'data,banking77'):
     'body': base.encoder() | {'norm_order': 'pre'},
   }
   c.optim.peak = 1e-3
+  if start:
+    run = config.from_json(Path(start[0], 'config.json').read_text())
+    is_head = 'body' in run.model
+    c.tokenizer = run.tokenizer
+    c.model.body = run.model.body if is_head else run.model
+    c.init_from = start[0]
+    c.init_paths = ('body',) if is_head else ('=body',)
+    c.data.length = 64
+    c.optim.peak = 1e-4
+    c.optim.final = 0.0
+    c.optim.decay = 0.01
   c.evals = {
     'test': {
       'fn': 'lm.evals.labels:classes',
       'records': read(test),
       'form': form,
       'batch_size': 64,
-      'length': 128,
+      'length': c.data.length,
     }
   }
   return c.lock()
