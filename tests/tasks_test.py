@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import config, sample, sharding, sweep, train
+from lm import config, log, sample, sharding, sweep, train
 from lm.data import records, tasks, tokenizer
 from lm.evals import labels, writing
 from tools import export
@@ -504,6 +504,8 @@ def test_a_tuned_writer_writes(tmp_path, body):
   for name in c.evals:
     assert found[f'{name}/exact'] > 0.95 and found[f'{name}/f1'] > 0.95
     assert found[f'{name}/chrf'] > 95 and found[f'{name}/rougeL'] > 0.95
+  told = log.read(tmp_path / 'run' / 'evals.jsonl')[0]['card']
+  assert 'tok:13a' in told['bleu'] and 'nc:6' in told['chrf']
 
 
 def test_pairs_are_laid_out_for_either_side():

@@ -8,6 +8,10 @@
 The argument is the folder of Multi30k's task 1 (train.en.gz and so on); the
 tokenizer is trained on its unpacked training lines.
 
+27 minutes on two shared cores (commit 3f54f5f, one seed, 8.2M tokens in 4,000
+steps) gave 34.4 BLEU and 58.5 chrF on test_2016_flickr, with five beams:
+nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0.
+
 Reference: Elliott et al. 2016, arXiv 1605.00459; the size is that of
 Transformer-Tiny, Wu et al. 2021, arXiv 2105.14462, section 4.1.
 """

@@ -58,7 +58,7 @@ def make(
     words and pairs of words that are not said again, over the whole set (Li et
     al. 2016, arXiv 1510.03055, section 5.1); and `length`, words an answer. An
     item has the answer and what is counted text by text: chrF, ROUGE, exact and
-    F1.
+    F1. The card has sacrebleu's signatures.
 
   Raises:
     ValueError: a setting is out of range, the form writes nothing, or a package
@@ -128,11 +128,12 @@ def make(
       for record, text in zip(asked, texts, strict=True)
     ]
     metric: dict[str, float] = {}
-    for judge in judges:
+    card = found.card._asdict()
+    for name, (judge, package) in zip(metrics, judges, strict=True):
       metric |= judge(texts, items)
-    return results.Result(
-      {**metric, **variety(texts, language)}, items, found.card._asdict()
-    )
+      if package is not None:  # how sacrebleu counted, and which one
+        card[name] = package.get_signature().format()
+    return results.Result({**metric, **variety(texts, language)}, items, card)
 
   return evaluate
 
@@ -163,7 +164,8 @@ def _widened(batch: types.Batch, length: int) -> types.Batch:
   )
 
 
-# Each `(records, language) -> (texts, items) -> metrics`; adds to the items.
+# Each `(records, language) -> (judge, metric of sacrebleu or None)`; judge is
+# `(texts, items) -> metrics`, and adds to the items.
 def _bleu(records, language):
   package = labels.package('sacrebleu', 'sacrebleu')
   metric = package.BLEU(tokenize='zh' if language == 'zh' else '13a')
@@ -172,7 +174,7 @@ def _bleu(records, language):
     del items  # of the whole set alone
     return {'bleu': metric.corpus_score(texts, _references(records)).score}
 
-  return judge
+  return judge, metric
 
 
 def _chrf(records, language):
@@ -184,7 +186,7 @@ def _chrf(records, language):
       item['chrf'] = metric.sentence_score(text, record.targets).score
     return {'chrf': metric.corpus_score(texts, _references(records)).score}
 
-  return judge
+  return judge, metric
 
 
 def _rouge(records, language):
@@ -200,7 +202,7 @@ def _rouge(records, language):
         item[kind] = max(score[kind].fmeasure for score in scores)
     return results.means(items, *kinds)
 
-  return judge
+  return judge, None
 
 
 def _answers(name, compare):
@@ -210,7 +212,7 @@ def _answers(name, compare):
         item[name] = max(compare(text, x, language) for x in record.targets)
       return results.means(items, name)
 
-    return judge
+    return judge, None
 
   return prepare
 
