@@ -77,10 +77,10 @@ def get_config(argument: str = 'data,banking77'):
     run = config.from_json(Path(start[0], 'config.json').read_text())
     is_head = 'body' in run.model
     c.tokenizer = run.tokenizer
-    c.model.body = run.model.body if is_head else run.model
+    c.model['body'] = run.model.body if is_head else run.model
     c.init_from = start[0]
     c.init_paths = ('body',) if is_head else ('=body',)
-    c.data.length = 64
+    c.data['length'] = 64
     c.optim.peak = 1e-4
     c.optim.final = 0.0
     c.optim.decay = 0.01
@@ -90,7 +90,7 @@ def get_config(argument: str = 'data,banking77'):
       'records': read(test),
       'form': form,
       'batch_size': 64,
-      'length': c.data.length,
+      'length': c.data['length'],
     }
   }
   return c.lock()
