@@ -69,7 +69,7 @@ test: .venv/.ready
 	@echo '== ruff check'; $(BIN)/ruff check --quiet .
 	@echo '== basedpyright'; $(BIN)/basedpyright
 	@echo '== lint-imports'; $(BIN)/lint-imports --no-logo
-	@echo '== pytest'; $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	@echo '== pytest'; $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 peers: .venv/.ready
 	@$(BIN)/python -m tools.bench.peers
@@ -86,7 +86,7 @@ test-all:
 	  fi; \
 	  echo "== Python $$version"; \
 	  $(MAKE) .venv-$$version/.ready PYTHON="$$python"; \
-	  .venv-$$version/bin/python -m pytest -q -n 2 --dist loadgroup; \
+	  .venv-$$version/bin/python -m pytest -q -n 2 --dist worksteal; \
 	done
 
 .venv-%/.ready: setup.py

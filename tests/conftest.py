@@ -20,6 +20,8 @@ pytest_plugins = ['tests.programs']  # fixtures of whole programs
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = os.environ.get('LM_TEST_PLATFORM', 'cpu')
 DATA = ROOT / os.environ.get('LM_DATA', '../shared/data')
+MAPPINGS = Path('/proc/self/maps')
+MOST_MAPPINGS = 20_000  # Linux gives a process 65,530 unless told otherwise
 
 # compiling is most of what tests wait for: this takes a third off it
 os.environ['XLA_FLAGS'] = (
@@ -46,6 +48,30 @@ if PLATFORM != 'cpu':
 # a slow machine is no failure, and a failure must come again
 hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('lm')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Puts a module's tests of one model in a row: they share its programs."""
+  modules = {x.path: n for n, x in enumerate(reversed(items))}
+  items.sort(key=lambda x: (-modules[x.path], _model(x)))
+
+
+def pytest_runtest_teardown(
+  item: pytest.Item, nextitem: pytest.Item | None
+) -> None:
+  """Frees programs: jax dies in a process that has spent its mappings."""
+  if (
+    nextitem is not None
+    and (item.path, _model(item)) != (nextitem.path, _model(nextitem))
+    and MAPPINGS.exists()
+    and MAPPINGS.read_bytes().count(b'\n') > MOST_MAPPINGS
+  ):
+    jax.clear_caches()
+
+
+def _model(item: pytest.Item) -> str:
+  called = getattr(item, 'callspec', None)
+  return str(called and called.params.get('name', ''))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -230,24 +230,13 @@ def lacking(*laws: str):
 def over(names, *others: str):
   """Parametrizes over names, or tuples of a name and others.
 
-  All tests of a model run in one process, which compiles it once.
+  Tests of a model run in a row, see conftest.py, and share what is compiled.
   """
   values = [x if others else (x,) for x in names]
-  return pytest.mark.parametrize(
-    ('name', *others),
-    [pytest.param(*x, marks=pytest.mark.xdist_group(x[0])) for x in values],
-    ids=str,
-  )
+  return pytest.mark.parametrize(('name', *others), values, ids=str)
 
 
 laws = lacking()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def forget_compiled():
-  """Frees what this module compiled; eight devices hold a lot of code."""
-  yield
-  jax.clear_caches()
 
 
 @functools.cache

@@ -16,13 +16,6 @@ V, BOS, EOS = 40, 0, 1
 ORDERS = (1, 2, 3, 5)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def forget_compiled():
-  """Frees what this module compiled; eight devices hold a lot of code."""
-  yield
-  jax.clear_caches()
-
-
 def corpus(seed: int, documents: int, vocab: int = V) -> list[np.ndarray]:
   """Documents with frequent and rare words, and pairs that come again."""
   rng = np.random.default_rng(seed)
