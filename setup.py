@@ -10,6 +10,7 @@ INTEROP = [
 ]
 GCS = ['gcsfs>=2025.3']
 LMEVAL = ['lm-eval==0.4.13']
+PRIVACY = ['jax-privacy>=2,<3']
 QUANT = ['qwix>=0.1.8,<0.2']
 TASKS = [
   'rouge-score>=0.1.2,<0.2',
@@ -21,6 +22,7 @@ TEST = [
   *GCS,
   *INTEROP,
   *LMEVAL,
+  *PRIVACY,
   *QUANT,
   *TASKS,
   'hypothesis>=6.100,<7',
@@ -60,6 +62,7 @@ setuptools.setup(
     'gcs': GCS,
     'interop': INTEROP,
     'lmeval': LMEVAL,
+    'privacy': PRIVACY,
     'quant': QUANT,
     # what judges tuned models
     'tasks': TASKS,

@@ -24,6 +24,12 @@ def get_config() -> Any:
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
       'log_every': 10,  # steps that one line of metrics.jsonl sums up
       'eval_every': 0,  # steps; 0 leaves judging to lm.sweep
+      # A run that is judged while it trains can end with its best checkpoint.
+      'early': {
+        'metric': None,  # such as 'valid/loss_nats'; None: ends with the last
+        'higher': False,  # whether higher is better
+        'patience': 3,  # evaluations without a better one that end the run
+      },
       'max_skipped': 20,  # updates in a row that may be non-finite
       'threads': 2,  # that read batches ahead
       'prefetch': 4,  # batches held ready
@@ -52,6 +58,7 @@ def get_config() -> Any:
         'chunks': 1,
       },
       'optim': adamw(),
+      'privacy': None,  # spec of how gradients are made private, lm.privacy
       'evals': {
         'valid': {
           'fn': 'lm.evals.likelihood:make',

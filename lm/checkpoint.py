@@ -19,6 +19,7 @@ they write is what one process would, cut: the same hash for the same bits.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -65,7 +66,13 @@ logging.getLogger('absl').addFilter(
 
 
 class Checkpointer:
-  """The one writer of a work directory; use it in `with`."""
+  """The one writer of a work directory; use it in `with`.
+
+  Attributes:
+    best: a step that is kept beside the newest; None for none.
+  """
+
+  best: int | None = None
 
   def __init__(
     self,
@@ -478,11 +485,36 @@ class Checkpointer:
     for step in reversed(manifest.steps(self._workdir)):
       if sound < self._keep:
         sound += self._is_sound(step)
-      elif not (self._keep_every and step % self._keep_every == 0):
-        self._lease.check()
-        trash = self._root / f'tmp.delete.{step:08d}.{self._lease.token}'
-        if pins.remove(self._workdir, step, trash):
-          pins.delete(trash, step)
+      elif step != self.best and not (
+        self._keep_every and step % self._keep_every == 0
+      ):
+        self._delete(step)
+
+  def _delete(self, step: int) -> bool:
+    """Deletes a step, unless it is pinned: then it is still there."""
+    self._lease.check()
+    trash = self._root / f'tmp.delete.{step:08d}.{self._lease.token}'
+    removed = pins.remove(self._workdir, step, trash)
+    if removed:
+      pins.delete(trash, step)
+    return removed
+
+  def end_at(self, step: int) -> None:
+    """Deletes what is newer than a step, which is to be the run's last.
+
+    Raises:
+      errors.Storage: a reader holds one for too long.
+    """
+    self.wait()
+    if self._group.leads:
+      # The newest goes first: whenever this is cut short, the same is to do.
+      for newer in reversed(manifest.steps(self._workdir)):
+        if newer > step and not _soon(functools.partial(self._delete, newer)):
+          raise Storage(
+            f'{self._root}: step {newer} is being read, and goes since step '
+            f'{step} is better: start the same command again'
+          )
+    self._group.share('ended', step, self._deadline_seconds)
 
   def _is_sound(self, step: int) -> bool:
     if step not in self._sound:

@@ -9,6 +9,26 @@ import numpy as np
 
 from lm import checkpoint, config, tree, types
 
+# What may differ between a checkpoint and the config that resumes it: where and
+# how often, never what is computed. `allow` names more.
+FREE = (
+  'allow',
+  'early',
+  'eval_every',
+  'evals',
+  'keep',
+  'keep_every',
+  'log_every',
+  'max_skipped',
+  'mesh',
+  'plan',
+  'prefetch',
+  'save_every',
+  'sharding',
+  'sweep',
+  'threads',
+)
+
 
 class Saved(NamedTuple):
   """A run's config, and what it builds."""

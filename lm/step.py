@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import faults, loss, optim, ordered, sharding, types
+from lm import faults, loss, optim, ordered, privacy, sharding, types
 from lm import metrics as metrics_lib
 
 Loss = Callable[..., types.Metric]
@@ -47,6 +47,8 @@ def program(
   microbatches: int = 1,
   numerics: str = 'fast',
   logical_shards: int = 8,
+  private: privacy.Privacy | None = None,
+  expected: int | None = None,
 ) -> Program:
   """Puts a run together; nothing is allocated.
 
@@ -58,9 +60,10 @@ def program(
     numerics: 'ordered' gives the same bits on any number of devices and for any
       number of microbatches, see `lm.ordered`; 'fast' does not.
     logical_shards: into which a batch is cut when ordered.
+    private, expected: as of `private_step`; None is not private.
 
   Raises:
-    ValueError: what does not fit the mesh.
+    ValueError: what does not fit the mesh, or `private`.
   """
   if numerics not in ('fast', 'ordered'):
     raise ValueError(f"numerics={numerics!r} is neither 'fast' nor 'ordered'")
@@ -71,7 +74,21 @@ def program(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
   settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
-  if numerics == 'ordered':
+  if private is not None:
+    if numerics == 'ordered':
+      raise ValueError("privacy: not with numerics='ordered': use 'fast'")
+    if expected is None:
+      raise ValueError(
+        'privacy: each record has to be drawn by itself: set data.expected'
+      )
+    one = partial(
+      private_step,
+      private=private,
+      expected=expected,
+      microbatches=microbatches,
+      **settings,
+    )
+  elif numerics == 'ordered':
     ordered.check(mesh, len(example.tokens), logical_shards)
     one = partial(ordered_step, shards=logical_shards, mesh=mesh, **settings)
   else:
@@ -248,22 +265,63 @@ def ordered_step(
   return ordered.whole(partial(_updated, tx=tx), state, grads, found, mesh=mesh)
 
 
+def private_step(
+  state: types.TrainState,
+  batch: types.Batch,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  loss: Loss = DEFAULT,
+  private: privacy.Privacy,
+  expected: int,
+  microbatches: int = 1,
+) -> tuple[types.TrainState, dict[str, types.Metric]]:
+  """Does what `train_step` does, with a gradient that is private.
+
+  It is the mean of the rows' own mean losses, so that long rows count as much
+  as short ones.
+
+  Args:
+    state, batch, model, tx, rng, loss, microbatches: as of `train_step`.
+    private, expected: see `privacy.gradients`.
+  """
+
+  def total(params, row, key):
+    weight, tokens = _weights(row)
+    whole = jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
+    return _total(model, loss, *whole, params, row, key)
+
+  grads, found = privacy.gradients(
+    total,
+    state.params,
+    batch,
+    jax.random.fold_in(rng, state.step),
+    privacy=private,
+    expected=expected,
+    microbatches=microbatches,
+  )
+  return _updated(state, grads, found, tx=tx)
+
+
 def _weights(batch):
   """What the losses of a batch are divided by: scored weight, and tokens."""
   return jnp.sum(batch.weights), jnp.sum(batch.segments > 0)
 
 
-def _gradients(model, loss, weight, tokens, params, part, key):
-  def total(params):
-    out = model.apply(params, part, rng=key)
-    head = model.head and jax.tree_util.Partial(model.head, params)
-    metric = loss(out, part, head)
-    extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
-    # An empty batch has gradient 0, not 0 / 0.
-    value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
-    return value, {'loss_nats': metric, **out.aux}
+def _total(model, loss, weight, tokens, params, part, key):
+  out = model.apply(params, part, rng=key)
+  head = model.head and jax.tree_util.Partial(model.head, params)
+  metric = loss(out, part, head)
+  extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
+  # An empty batch has gradient 0, not 0 / 0.
+  value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
+  return value, {'loss_nats': metric, **out.aux}
 
-  (_, found), grads = jax.value_and_grad(total, has_aux=True)(params)
+
+def _gradients(model, loss, weight, tokens, params, part, key):
+  total = partial(_total, model, loss, weight, tokens)
+  (_, found), grads = jax.value_and_grad(total, has_aux=True)(params, part, key)
   return grads, found
 
 

@@ -42,9 +42,11 @@ import jax
 
 from lm import (
   checkpoint,
+  early,
   errors,
   log,
   memory,
+  privacy,
   processes,
   progress,
   remote,
@@ -59,24 +61,7 @@ from lm import metrics as metrics_lib
 from lm.data import stream
 from lm.evals import results
 
-# What may differ between a checkpoint and the config that resumes it: where and
-# how often, never what is computed. `allow` names more.
-FREE = (
-  'allow',
-  'eval_every',
-  'evals',
-  'keep',
-  'keep_every',
-  'log_every',
-  'max_skipped',
-  'mesh',
-  'plan',
-  'prefetch',
-  'save_every',
-  'sharding',
-  'sweep',
-  'threads',
-)
+FREE = saved.FREE  # that may differ between a run and what resumes it
 
 
 class NotFinite(errors.Failure):
@@ -91,6 +76,8 @@ def train(
   group: processes.Group | None = None,
 ) -> types.TrainState:
   """Trains, or goes on training, until `c.steps` updates are saved.
+
+  With `c.early.metric` the run ends earlier, and with its best checkpoint.
 
   Args:
     c: as `configs/base.py`.
@@ -120,11 +107,17 @@ def train(
     raise config.ConfigError(
       f'init_paths: {c.init_paths} without init_from: say of which run'
     )
+  early.check(c)
   if not remote.is_address(workdir):
     return _train(c, Path(workdir), group, lambda: None)
   if group.count > 1:
     raise config.ConfigError(
       f'{workdir}: {group.count} processes need a folder that all of them see: '
+      'mount the bucket (gcsfuse) and give its path'
+    )
+  if c.early.metric is not None:
+    raise config.ConfigError(
+      f'early.metric: {workdir} keeps the newest steps alone, not the best: '
       'mount the bucket (gcsfuse) and give its path'
     )
   with remote.Mirror(
@@ -173,6 +166,7 @@ def _train(
       name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
       for name, spec in (c.evals.items() if c.eval_every else ())
     }
+    private = None if c.privacy is None else config.build(c.privacy)
     with config.refusals():
       run = step.program(  # shapes only, nothing is allocated
         model=model,
@@ -185,6 +179,8 @@ def _train(
         microbatches=c.microbatches,
         numerics=c.numerics,
         logical_shards=c.logical_shards,
+        private=private,
+        expected=data.drawn and data.drawn[1],
       )
       for example in data.examples:  # each has to fit the mesh
         sharding.shapes(example, mesh)
@@ -193,6 +189,11 @@ def _train(
       taken = saved.parameters(
         init_from, c.init_paths, run.like.params, tokenizer
       )
+    judged = early.history(c, workdir)
+    ended = early.end(c, judged, checkpoint.steps(workdir))
+    judged, ended = group.share('early', (judged, ended), 300.0)
+    if ended is not None:
+      saver.end_at(ended)
     saver.preflight(run.like)
     with step.compiling(run):
       restored = saver.restore(run.like, run.where)
@@ -210,8 +211,12 @@ def _train(
         state = state._replace(params=params)
 
     start = int(state.step)
+    # What led to the end of a run that is over is kept.
+    told = start if ended is None else judged[-1][0]
+    judged = [(n, x) for n, x in judged if n <= told]
+    saver.best = early.verdict(c, judged).best
     diary = _Diary(
-      c, workdir, start, data, lr, meta and meta['diary'], group.leads
+      c, workdir, told, data, lr, meta and meta['diary'], group.leads
     )
     closing.callback(diary.close)
     diary.say(
@@ -219,12 +224,45 @@ def _train(
       f'parameters, mesh {dict(mesh.shape)}'
     )
     before = None
+
+    def save(done: int) -> None:
+      nonlocal before
+      # Before its checkpoint, or a kill between the two would leave a hole in
+      # metrics.jsonl.
+      diary.note(done, before)
+      before = None
+      if private is not None:
+        diary.now(done, 'privacy', _spent(private, done, data, c.batch_size))
+      meta = {
+        'config': config.to_json(c),
+        'data': data.state(done),
+        'diary': diary.state(),
+        'tokenizer': tokenizer.sha256,
+      }
+      saver.save(done, state, meta)
+
+    def judge(done: int, known: Iterable[str] = ()) -> early.Verdict:
+      for name, evaluate in evals.items():
+        if name not in known:
+          found = results.metrics(evaluate(state.params))
+          diary.now(done, name, found)
+          judged.extend(early.pick(c, done, name, found))
+      verdict = early.verdict(c, judged)
+      saver.best = verdict.best
+      return verdict
+
+    def due(done: int) -> bool:
+      return bool(evals) and (done == c.steps or done % c.eval_every == 0)
+
+    if start and ended is None and due(start):
+      # It was killed after this checkpoint and before all evaluators were done.
+      judge(start, group.share('known', diary.known(start), 300.0))
     with config.refusals():
       host, hosts = sharding.host(mesh, c.batch_size)
     batches = stream.stream(
       data,
       start,
-      c.steps,
+      c.steps if ended is None else start,
       threads=c.threads,
       prefetch=c.prefetch,
       host=host,
@@ -243,21 +281,14 @@ def _train(
       before = metrics
       done = n + 1
       last = group.stop(signals.requested) or done == c.steps
-      if last or done % c.save_every == 0:
-        # Before its checkpoint, or a kill between the two would leave a hole
-        # in metrics.jsonl.
-        diary.note(done, before)
-        before = None
-        meta = {
-          'config': config.to_json(c),
-          'data': data.state(done),
-          'diary': diary.state(),
-          'tokenizer': tokenizer.sha256,
-        }
-        saver.save(done, state, meta)
-      if c.eval_every and (done == c.steps or done % c.eval_every == 0):
-        for name, evaluate in evals.items():
-          diary.now(done, name, results.metrics(evaluate(state.params)))
+      saves = last or done % c.save_every == 0
+      if saves:
+        save(done)
+      if due(done):
+        verdict = judge(done)
+        if verdict.best == done and not saves:
+          save(done)
+        last |= verdict.over
       if last:
         break
     saver.wait()
@@ -266,9 +297,28 @@ def _train(
         f'{workdir}: stopped by a signal at step {int(state.step)}, which is '
         'saved; the same command goes on from there'
       )
+    best = early.verdict(c, judged).best
+    if best is not None:
+      diary.say(f'{workdir}: ends with step {best}, best by {c.early.metric}')
+      if best != int(state.step):
+        saver.end_at(best)
+        restored = saver.restore(run.like, run.where)
+        assert restored is not None
+        state = restored[0]
     if group.leads:
-      checkpoint.verify(workdir, c.steps)
+      checkpoint.verify(workdir, int(state.step))
   return state
+
+
+def _spent(
+  private: privacy.Privacy, step: int, data: stream.Data, rows: int
+) -> dict[str, float]:
+  assert data.drawn is not None
+  records, expected = data.drawn
+  spent = privacy.epsilon(
+    private, step, records=records, expected=expected, rows=rows
+  )
+  return {'epsilon': spent, 'delta': private.delta}
 
 
 class _Diary:
@@ -280,6 +330,7 @@ class _Diary:
 
   def __init__(self, c, workdir, start, data, lr, saved, leads):
     self._c, self._lr, self._data = c, lr, data
+    self._workdir = workdir
     self._log = log.Log(workdir, start) if leads else None
     self._tokens = data.step_tokens
     self._bytes_per_token = data.bytes_per_token
@@ -350,6 +401,12 @@ class _Diary:
     if self._bytes_per_token is None:
       return None
     return nats / math.log(2) / self._bytes_per_token
+
+  def known(self, step: int) -> list[str]:
+    """Lists the evaluators whose finding at a step is written down."""
+    lines = log.read(self._workdir / 'metrics.jsonl')
+    at = [key for line in lines if line['step'] == step for key in line]
+    return [key.partition('/')[0] for key in at if '/' in key]
 
   def now(self, step: int, name: str, values: dict[str, float]) -> None:
     """Writes what an evaluator found."""

@@ -12,85 +12,73 @@ run of yours or of one that tools/hf_import made, it tunes that run's model:
     --config=configs/finetune/texts.py:../shared/data,polarity,runs/minilm
 """
 
-from pathlib import Path
+from configs.finetune import start
 
-from configs import base
-from lm import config
-
-SETS = {  # reader, train, test, classes
+# Reader, files of training and of test, classes, epochs, and the tokens of
+# nearly all texts (of BoolQ's passages the end is cut).
+SETS = {
   'polarity': (
     'sentence_polarity',
-    'mr_sentence_polarity/train.jsonl',
-    'mr_sentence_polarity/valid.jsonl',
-    2,
+    'classification/mr_sentence_polarity/train.jsonl',
+    'classification/mr_sentence_polarity/valid.jsonl',
+    *(2, 2, 48),
   ),
   'subjectivity': (
     'subjectivity',
-    'subjectivity/train.jsonl',
-    'subjectivity/valid.jsonl',
-    2,
+    'classification/subjectivity/train.jsonl',
+    'classification/subjectivity/valid.jsonl',
+    *(2, 2, 64),
   ),
-  'banking77': ('banking77', 'banking77/train.csv', 'banking77/test.csv', 77),
-  'ocnli': ('ocnli', 'ocnli/train.10k.jsonl.gz', 'ocnli/dev.jsonl.gz', 3),
+  'banking77': (
+    'banking77',
+    'classification/banking77/train.csv',
+    'classification/banking77/test.csv',
+    *(77, 4, 40),
+  ),
+  'ocnli': (
+    'ocnli',
+    'classification/ocnli/train.10k.jsonl.gz',
+    'classification/ocnli/dev.jsonl.gz',
+    *(3, 3, 64),
+  ),
+  'boolq': (
+    'boolq',
+    'qa/boolq/train.jsonl.gz',
+    'qa/boolq/valid.jsonl.gz',
+    *(2, 2, 128),
+  ),
 }
 
 
 def get_config(argument: str = 'data,banking77'):
   """Returns the config of one set."""
-  folder, name, *start = argument.split(',')
-  reader, train, test, classes = SETS[name]
+  folder, name, *run = argument.split(',')
+  reader, train, test, classes, epochs, length = SETS[name]
 
   def read(path):
-    return {
-      'fn': f'lm.data.records:{reader}',
-      'path': f'{folder}/classification/{path}',
-    }
+    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/{path}'}
 
-  form = {
-    'fn': 'lm.data.tasks:classify',
-    'classes': classes,
-    'labels': read(train),
-    'kinds': True,
-  }
-  c = base.get_config()
-  c.steps = 600
-  c.batch_size = 32
-  c.save_every = 200
-  c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
-  c.data = {
-    'fn': 'lm.data.tasks:make',
-    'records': read(train),
-    'form': form,
-    'length': 128,
-    'folds': 1,
-    'held_out': None,
-  }
-  c.model = {
+  head = {
     'fn': 'lm.models.heads:classify',
     'classes': classes,
     'pool': 'mean',
     'hidden': False,
-    'body': base.encoder() | {'norm_order': 'pre'},
   }
-  c.optim.peak = 1e-3
-  if start:
-    run = config.from_json(Path(start[0], 'config.json').read_text())
-    is_head = 'body' in run.model
-    c.tokenizer = run.tokenizer
-    c.model['body'] = run.model.body if is_head else run.model
-    c.init_from = start[0]
-    c.init_paths = ('body',) if is_head else ('=body',)
-    c.data['length'] = 64
-    c.optim.peak = 1e-4
-    c.optim.final = 0.0
-    c.optim.decay = 0.01
-  c.evals = {
-    'test': {
-      'fn': 'lm.evals.labels:classes',
-      'records': read(test),
-      'form': form,
-      'batch_size': 64,
-      'length': c.data['length'],
-    }
+  c = start.classifier(head, run[0] if run else None)
+  c.steps = 300 * epochs  # of about 10,000 texts
+  c.save_every = 300
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': read(train),
+    'form': {
+      'fn': 'lm.data.tasks:classify',
+      'classes': classes,
+      'labels': read(train),
+      'kinds': True,
+    },
+    'length': length if run else 128,  # of bytes
+    'folds': 1,
+    'held_out': None,
   }
+  start.judge(c, 'classes', read(test))
   return c.lock()

@@ -38,6 +38,8 @@ class Data(NamedTuple):
       None where the objective's losses are not the text's, see
       `objectives.Objective`.
     reading: `() -> list[str]`, the shards that are being read now.
+    drawn: `(records, expected)` where a step draws each record by itself, and
+      so many of them on average.
   """
 
   batch: Callable[..., types.Batch]
@@ -49,6 +51,7 @@ class Data(NamedTuple):
   step_tokens: int
   bytes_per_token: float | None
   reading: Callable[[], list[str]]
+  drawn: tuple[int, int] | None = None
 
   @property
   def example(self) -> types.Batch:

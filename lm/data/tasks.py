@@ -92,6 +92,7 @@ def make(
   folds: int = 1,
   held_out: int | None = None,
   pack: bool = False,
+  expected: int | None = None,
   position: Mapping[str, Any] | None = None,
 ) -> stream.Data:
   """Opens records for training: shuffled anew in each epoch, without end.
@@ -108,6 +109,9 @@ def make(
     held_out: the part that is not trained on; None: all are.
     pack: puts several records in a row, the same ones in every epoch, where
       each token is scored: less padding.
+    expected: records that a step draws on average, each by itself, as
+      `lm.privacy` wants: of more than `batch_size` a random part is left, and
+      empty rows fill it up. None: epochs.
     position: what `state` gave; it has to be of the same rows in the same
       order.
 
@@ -128,11 +132,13 @@ def make(
     raise ValueError(
       f'pack: {form["fn"]} scores a row as a whole: leave it out'
     )
+  if expected is not None:
+    _check_drawn(expected, batch_size, found, rows, pack)
   groups = packed(rows, made, length) if pack else [[row] for row in rows]
   settings = {k: v for k, v in form.items() if k != 'labels'}
   described = [
     *(found.card.sha256, settings, made.labels),
-    *(length, folds, held_out, pack),
+    *(length, folds, held_out, pack, *([expected] if expected else [])),
   ]
   fingerprint = hashlib.sha256(
     json.dumps([described, tokenizer.sha256], sort_keys=True).encode()
@@ -154,11 +160,21 @@ def make(
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     first, stop = stream.host_rows(batch_size, host, hosts)
+    if expected is not None:
+      chosen = [groups[n] for n in drawn(key, step)] + [[]] * batch_size
+      return assemble(chosen[first:stop], made, length, tokenizer)
     sample = step * batch_size + np.arange(first, stop, dtype=np.int64)
     epoch, place = np.divmod(sample, len(groups))
     keys = windows.hashed(key, epoch.astype(np.uint64))
     place = windows.permuted(place.astype(np.uint64), len(groups), keys)
     return assemble([groups[int(n)] for n in place], made, length, tokenizer)
+
+  def drawn(key: np.uint64, step: int) -> np.ndarray:
+    dice = np.random.Generator(np.random.Philox(key=[key, np.uint64(step)]))
+    assert expected is not None
+    share = expected / len(groups)
+    chosen = np.flatnonzero(dice.random(len(groups)) < share)
+    return dice.permutation(chosen)[:batch_size]
 
   def state(step: int) -> dict[str, Any]:
     tokens = step * batch_size * length
@@ -174,7 +190,22 @@ def make(
     step_tokens=batch_size * length,
     bytes_per_token=None,
     reading=list,
+    drawn=None if expected is None else (len(groups), expected),
   )
+
+
+def _check_drawn(expected, batch_size, found, rows, pack):
+  objectives.check_whole('expected', expected, 1)
+  if pack or len(rows) != len(found.records):
+    raise ValueError(
+      f'expected: a row has to be one record, and {len(found.records)} records '
+      f'are {len(rows)} rows: set pack=False and a length that fits all'
+    )
+  if expected > min(batch_size, len(rows)):
+    raise ValueError(
+      f'expected={expected} is above batch_size={batch_size} or the '
+      f'{len(rows)} records: lower it'
+    )
 
 
 def read(

@@ -1,0 +1,54 @@
+"""Answers questions by a part of a passage, with a tuned model.
+
+  python -m lm.train --workdir=runs/squad \\
+    --config=configs/finetune/spans.py:../shared/data,squad,runs/minilm
+
+The argument is as of texts.py, with these `SETS`; from nothing a model learns
+little here. Passages longer than a row are read in parts that overlap.
+"""
+
+from configs.finetune import start
+
+# Reader, files of training and of test, language.
+SETS = {
+  'squad': (
+    'squad',
+    'squad_v1_subset/train_17articles.json.gz',
+    'squad_v1_subset/dev_3articles.json.gz',
+    'en',
+  ),
+  'cmrc2018': (
+    'cmrc2018',
+    'cmrc2018/train.json.gz',
+    'cmrc2018/dev.json.gz',
+    'zh',
+  ),
+}
+
+
+def get_config(argument: str = 'data,squad'):
+  """Returns the config of one set."""
+  folder, name, *run = argument.split(',')
+  reader, train, test, language = SETS[name]
+
+  def read(path):
+    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/qa/{path}'}
+
+  c = start.classifier({'fn': 'lm.models.heads:span'}, run[0] if run else None)
+  c.steps = 600
+  c.batch_size = 16
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': read(train),
+    'form': {
+      'fn': 'lm.data.tasks:span',
+      'question': 32,
+      'stride': None,
+      'kinds': True,
+    },
+    'length': 256,
+    'folds': 1,
+    'held_out': None,
+  }
+  start.judge(c, 'spans', read(test), language=language)
+  return c.lock()

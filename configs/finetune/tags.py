@@ -1,0 +1,66 @@
+"""Finds entities with a tuned model, or one from nothing.
+
+  python -m lm.train --workdir=runs/wikigold \\
+    --config=configs/finetune/tags.py:../shared/data,wikigold,runs/minilm
+
+The argument is as of texts.py, with these `SETS`. Wikigold has no split: a
+fifth of its sentences is held out, `--config.data.held_out=N` and
+`--config.evals.test.fold=N` choose which, so that five runs judge all of them.
+"""
+
+from configs.finetune import start
+
+# Reader, files of training and of test, classes, epochs, and folds if it is one
+# file; what stands between words.
+SETS = {
+  'wikigold': (
+    'wikigold',
+    'wikigold/wikigold.conll.txt',
+    'wikigold/wikigold.conll.txt',
+    *(9, 8, 5, ' '),
+  ),
+  'wnut17': (
+    'wnut17',
+    'wnut17/train.conll',
+    'wnut17/test.conll',
+    *(13, 4, 1, ' '),
+  ),
+  'uner_zh': (
+    'uner_zh',
+    'uner_zh_gsdsimp/train.iob2.gz',
+    'uner_zh_gsdsimp/test.iob2',
+    *(7, 4, 1, ''),
+  ),
+}
+SENTENCES = {'wikigold': 1_357, 'wnut17': 3_394, 'uner_zh': 3_997}
+
+
+def get_config(argument: str = 'data,wikigold'):
+  """Returns the config of one set."""
+  folder, name, *run = argument.split(',')
+  reader, train, test, classes, epochs, folds, join = SETS[name]
+
+  def read(path):
+    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
+
+  head = {'fn': 'lm.models.heads:tag', 'classes': classes}
+  c = start.classifier(head, run[0] if run else None)
+  c.steps = SENTENCES[name] * epochs // c.batch_size
+  c.save_every = c.steps
+  c.optim.warmup = c.steps // 10
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': read(train),
+    'form': {
+      'fn': 'lm.data.tasks:tag',
+      'classes': classes,
+      'labels': read(train),
+      'join': join,
+      'stride': None,
+    },
+    'length': 64 if run else 256,  # of bytes
+    'folds': folds,
+    'held_out': 0 if folds > 1 else None,
+  }
+  start.judge(c, 'tags', read(test), folds=folds, fold=0 if folds > 1 else None)
+  return c.lock()
