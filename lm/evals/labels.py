@@ -125,9 +125,9 @@ def tags(
 
   Reference: Tjong Kim Sang and De Meulder 2003, section 4.
   """
-  metrics = package('seqeval.metrics', 'seqeval')
   found, made, rows = read(records, form, tokenizer, length, folds, fold)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
+  package('seqeval.metrics', 'seqeval')  # or it is missed after the work
 
   def evaluate(params: types.Params) -> results.Result:
     guesses = [['O'] * len(record.words) for record in found.records]
@@ -135,36 +135,44 @@ def tags(
       for place, best in zip(row.places, logits_LC.argmax(-1), strict=False):
         if place != tasks.NOT_SCORED:
           guesses[row.record][place] = made.labels[int(best)]
-    gold = [list(record.tags) for record in found.records]
-    items = [
-      {
-        'id': record.id,
-        'exact': int(want == got),
-        'accuracy': float(
-          np.mean([a == b for a, b in zip(want, got, strict=True)])
-        ),
-      }
-      for record, want, got in zip(found.records, gold, guesses, strict=True)
-    ]
-    report = metrics.classification_report(
-      gold, guesses, output_dict=True, zero_division=0
-    )
-    total = report.pop('micro avg')
-    metric = {
-      'f1': float(total['f1-score']),
-      'precision': float(total['precision']),
-      'recall': float(total['recall']),
-      'accuracy': float(metrics.accuracy_score(gold, guesses)),
-      **results.means(items, 'exact'),
-      **{
-        f'f1/{name}': float(part['f1-score'])
-        for name, part in sorted(report.items())
-        if not name.endswith(' avg')
-      },
-    }
-    return results.Result(metric, items, found.card._asdict())
+    return tagged(found, guesses)
 
   return evaluate
+
+
+def tagged(
+  found: records_lib.Records, guesses: Sequence[list[str]]
+) -> results.Result:
+  """Judges a tag a word of sentences: what `tags` gives."""
+  metrics = package('seqeval.metrics', 'seqeval')
+  gold = [list(record.tags) for record in found.records]
+  items = [
+    {
+      'id': record.id,
+      'exact': int(want == got),
+      'accuracy': float(
+        np.mean([a == b for a, b in zip(want, got, strict=True)])
+      ),
+    }
+    for record, want, got in zip(found.records, gold, guesses, strict=True)
+  ]
+  report = metrics.classification_report(
+    gold, guesses, output_dict=True, zero_division=0
+  )
+  total = report.pop('micro avg')
+  metric = {
+    'f1': float(total['f1-score']),
+    'precision': float(total['precision']),
+    'recall': float(total['recall']),
+    'accuracy': float(metrics.accuracy_score(gold, guesses)),
+    **results.means(items, 'exact'),
+    **{
+      f'f1/{name}': float(part['f1-score'])
+      for name, part in sorted(report.items())
+      if not name.endswith(' avg')
+    },
+  }
+  return results.Result(metric, items, found.card._asdict())
 
 
 def spans(
@@ -200,8 +208,7 @@ def spans(
 
   Reference: Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
   """
-  if language not in ('en', 'zh'):
-    raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
+  check_language(language)
   found, made, rows = read(records, form, tokenizer, length, folds, fold)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
 
@@ -214,18 +221,35 @@ def spans(
         cut = tasks.pieces(passage)
         text = passage[cut[row.places[first]][0] : cut[row.places[last]][1]]
         best[row.record] = guess, text
-    items = []
-    for record, (_, text) in zip(found.records, best, strict=True):
-      golds = [answer for _, answer in record.answers]
-      exact, f1 = (
-        max(compare(text, gold, language) for gold in golds)
-        for compare in (exact_match, overlap)
-      )
-      items.append({'id': record.id, 'exact': exact, 'f1': f1, 'answer': text})
-    metric = results.means(items, 'exact', 'f1')
-    return results.Result(metric, items, found.card._asdict())
+    return answered(found, [text for _, text in best], language)
 
   return evaluate
+
+
+def answered(
+  found: records_lib.Records, texts: Sequence[str], language: str
+) -> results.Result:
+  """Judges an answer a question: what `spans` gives."""
+  items = []
+  for record, text in zip(found.records, texts, strict=True):
+    golds = [answer for _, answer in record.answers]
+    exact, f1 = (
+      max(compare(text, gold, language) for gold in golds)
+      for compare in (exact_match, overlap)
+    )
+    items.append({'id': record.id, 'exact': exact, 'f1': f1, 'answer': text})
+  metric = results.means(items, 'exact', 'f1')
+  return results.Result(metric, items, found.card._asdict())
+
+
+def check_language(language: str) -> None:
+  """Checks how answers are compared; see `spans`.
+
+  Raises:
+    ValueError: it is another language.
+  """
+  if language not in ('en', 'zh'):
+    raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
 
 
 def exact_match(answer: str, gold: str, language: str) -> int:
