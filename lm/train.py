@@ -286,7 +286,7 @@ def _train(
         save(done)
       if due(done):
         verdict = judge(done)
-        if verdict.best == done and not saves:
+        if not saves and (verdict.best == done or verdict.over):
           save(done)
         last |= verdict.over
       if last:
@@ -297,7 +297,8 @@ def _train(
         f'{workdir}: stopped by a signal at step {int(state.step)}, which is '
         'saved; the same command goes on from there'
       )
-    best = early.verdict(c, judged).best
+    best = early.end(c, judged, checkpoint.steps(workdir))
+    best = group.share('best', best, 300.0)
     if best is not None:
       diary.say(f'{workdir}: ends with step {best}, best by {c.early.metric}')
       if best != int(state.step):
