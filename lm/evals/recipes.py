@@ -5,7 +5,7 @@ says only where and how often, and hashes of its data and tokenizer in place of
 their paths. One seed is one draw: what is said of a recipe is a mean over its
 seeds, with their standard deviation, and an interval for that mean.
 
-Letters here: N items, K seeds.
+Letters here: N items, G groups of items, K seeds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,31 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import config, errors
+from lm import config, errors, saved
 from lm.evals import items, stats
 
-# What makes no other recipe: the seed, and what lm.train lets differ in a run.
-APART = (
-  'allow',
-  'eval_every',
-  'evals',
-  'keep',
-  'keep_every',
-  'log_every',
-  'max_skipped',
-  'mesh',
-  'plan',
-  'prefetch',
-  'save_every',
-  'seed',
-  'sharding',
-  'sweep',
-  'threads',
-)
+_APART = tuple(f'{key}.' for key in ('seed', *saved.FREE))
 
 
 class Cell(NamedTuple):
-  """What one evaluator found in one checkpoint; lines of evals.jsonl.
+  """What one evaluator found in one checkpoint.
 
   Attributes:
     checkpoint, task, code: hashes; '' where an older form has none.
@@ -123,34 +106,31 @@ def run(
     settings = {
       key: value
       for key, value in c.items()
-      if key.partition('.')[0] not in APART and not f'.{key}'.endswith('.path')
+      if not f'{key}.'.startswith(_APART) and key.split('.')[-1] != 'path'
     }
-    prints = meta['data'].get('datasets') or {
-      'all': meta['data'].get('fingerprint')
-    }
+    data = meta['data']
+    prints = data.get('datasets', {'all': data.get('fingerprint')})
     settings['tokenizer.sha256'] = meta['tokenizer']
     settings |= {f'data.sources.{k}.sha256': v for k, v in prints.items()}
   text = json.dumps(settings, sort_keys=True)
   recipe = hashlib.sha256(text.encode()).hexdigest()[:8]
   cells, states = {}, {}
   for line in lines:
-    states[line['step']] = line['checkpoint']
-    found: dict[str, dict[str, float]] = {}
+    step = line['step']
+    states[step] = line['checkpoint']
+    task, code = line.get('task', ''), line.get('code', '')
+    metrics: dict[str, dict[str, float]] = {}  # older lines have several
     for key, value in line['metrics'].items():
       evaluator, _, metric = key.partition('/')
-      found.setdefault(evaluator, {})[metric] = value
-    for evaluator, metrics in found.items():
-      cells[line['step'], evaluator] = Cell(
-        line['checkpoint'],
-        line.get('task', ''),
-        line.get('code', ''),
-        line.get('card', {}),
-        metrics,
+      metrics.setdefault(evaluator, {})[metric] = value
+    for evaluator, found in metrics.items():
+      cells[step, evaluator] = Cell(
+        line['checkpoint'], task, code, line.get('card', {}), found
       )
   cells = {
-    key: cell
-    for key, cell in sorted(cells.items())
-    if cell.checkpoint == states[key[0]]
+    (step, evaluator): cell
+    for (step, evaluator), cell in sorted(cells.items())
+    if cell.checkpoint == states[step]
   }
   return Run(name, folder, recipe, seed, settings, steps, cells)
 
@@ -200,18 +180,21 @@ def seeds(
 ) -> dict[int, list[float]]:
   """Lists a metric of a recipe by step: a value a seed, copies left out."""
   found: dict[int, list[float]] = {}
-  for step, chosen in sorted(_each_once(runs, evaluator).items()):
-    cells = [run.cells[step, evaluator] for run in chosen]
-    values = [c.metrics[metric] for c in cells if metric in c.metrics]
-    if values:
-      found[step] = values
+  for step, chosen in sorted(_by_step(runs, evaluator).items()):
+    for run in chosen:
+      metrics = run.cells[step, evaluator].metrics
+      if metric in metrics:
+        found.setdefault(step, []).append(metrics[metric])
   return found
 
 
 def deviation(values: Sequence[float]) -> float | None:
   """Estimates the standard deviation over seeds; None of one."""
+  if len(values) < 2:
+    return None
+  size = max(map(abs, values)) or 1.0  # the squares of some overflow
   with np.errstate(invalid='ignore'):  # of infinite ones it is nan
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.std(np.array(values) / size, ddof=1) * size)
 
 
 def estimates(
@@ -220,69 +203,62 @@ def estimates(
   """Estimates an evaluator's metrics for a recipe, from its runs.
 
   Returns:
-    Estimates by metric, {} if none of the runs has them; and what is wrong with
-    stored items, a line each.
+    Estimates by metric, without single categories, {} if none of the runs has
+    them; and what is wrong with stored items, a line each.
   """
-  by_step = _each_once(runs, evaluator)
+  by_step = _by_step(runs, evaluator)
   if not by_step:
     return {}, []
   step = max(by_step, key=lambda step: (len(by_step[step]), step))
-  chosen = by_step[step]
-  cells = [run.cells[step, evaluator] for run in chosen]
-  asked, wrong = [], []
-  for one, cell in zip(chosen, cells, strict=True):
+  cells, asked, wrong = [], [], []
+  for run in by_step[step]:
+    cells.append(run.cells[step, evaluator])
     try:
-      asked.append(_items(one, step, evaluator, cell))
+      asked.append(_items(run, step, evaluator))
     except errors.Failure as error:
       asked.append({})
-      wrong.append(f'{one.name}: {error}')
+      wrong.append(f'{run.name}: {error}')
   found = {}
   for metric in cells[0].metrics:
-    if all(metric in cell.metrics for cell in cells):
-      x_K = np.array([cell.metrics[metric] for cell in cells], float)
-      outcomes_KN, groups = _outcomes(asked, metric, x_K)
-      interval, basis = _interval(x_K, outcomes_KN, groups)
-      found[metric] = Estimate(
-        step,
-        float(x_K.mean()),
-        deviation(x_K.tolist()),
-        len(x_K),
-        0 if outcomes_KN is None else outcomes_KN.shape[1],
-        interval,
-        basis,
-      )
+    if '/' in metric or not all(metric in cell.metrics for cell in cells):
+      continue
+    values = [cell.metrics[metric] for cell in cells]
+    x_K = np.array(values, float)
+    x_KN, groups = _outcomes(asked, metric, x_K)
+    interval, basis = _interval(x_K, x_KN, groups)
+    K, N = x_KN.shape
+    found[metric] = Estimate(
+      step, float(x_K.mean()), deviation(values), K, N, interval, basis
+    )
   return found, wrong
 
 
-def _each_once(runs: Iterable[Run], evaluator: str) -> dict[int, list[Run]]:
+def _by_step(runs: Iterable[Run], evaluator: str) -> dict[int, list[Run]]:
   """Lists the runs that have an evaluator by step, one of each seed."""
   found: dict[int, dict[int | None, Run]] = {}
-  for one in runs:
-    for step, name in one.cells:
+  for run in runs:
+    for step, name in run.cells:
       if name == evaluator:
-        found.setdefault(step, {}).setdefault(one.seed, one)
-  return {step: list(by.values()) for step, by in found.items()}
+        found.setdefault(step, {}).setdefault(run.seed, run)
+  return {step: list(by_seed.values()) for step, by_seed in found.items()}
 
 
-def _items(
-  one: Run, step: int, evaluator: str, cell: Cell
-) -> dict[str, dict[str, Any]]:
+def _items(run: Run, step: int, evaluator: str) -> dict[str, dict[str, Any]]:
   """Reads the items behind a cell by id; {} if they are not there."""
-  path = items.find(one.folder, step).get(evaluator)
-  if path is None:
-    return {}
-  header, rows = items.read(path)
-  if any(header[key] != getattr(cell, key) for key in ('checkpoint', 'task')):
+  cell = run.cells[step, evaluator]
+  path = items.find(run.folder, step).get(evaluator)
+  header, rows = items.read(path) if path else ({}, [])
+  if any(header.get(x) != getattr(cell, x) for x in ('checkpoint', 'task')):
     return {}
   return {row['id']: row for row in rows}
 
 
 def _outcomes(
   asked: Sequence[Mapping[str, Mapping[str, Any]]], metric: str, x_K: np.ndarray
-) -> tuple[np.ndarray | None, list[str] | None]:
-  """Lists a metric's outcome of each item and run, and the items' groups.
+) -> tuple[np.ndarray, list[str]]:
+  """Lists a metric's outcome of each run and item, and the items' groups.
 
-  None if runs were not asked the same, or the metric is not their mean.
+  No items, if runs were not asked the same or the metric is not their mean.
   """
   ids = [
     name
@@ -293,44 +269,39 @@ def _outcomes(
   ]
   x_KN = np.array([[rows[i][metric] for i in ids] for rows in asked], float)
   if not ids or not np.allclose(x_KN.mean(axis=1), x_K, rtol=1e-9, atol=1e-12):
-    return None, None
-  labels = [asked[0][name].get('group') for name in ids]
-  if all(label is None for label in labels):
-    return x_KN, None
+    return x_KN[:, :0], []
   # One without a label was drawn by itself; no label has this character.
-  pairs = zip(labels, ids, strict=True)
-  return x_KN, [label or f'\0{name}' for label, name in pairs]
+  return x_KN, [asked[0][i].get('group') or f'\0{i}' for i in ids]
 
 
 def _interval(
-  x_K: np.ndarray, outcomes_KN: np.ndarray | None, groups: list[str] | None
+  x_K: np.ndarray, x_KN: np.ndarray, groups: Sequence[str]
 ) -> tuple[tuple[float, float] | None, str]:
   """Gives the interval of a mean and what it is over; see `Estimate`.
 
   Wilson's for the answers of one seed; otherwise Student's, by the variance
   over items plus that over seeds, as in `stats.difference`, from nothing.
   """
-  K, x_KN = len(x_K), outcomes_KN
-  if not np.isfinite(x_K).all():
+  K, N, G = *x_KN.shape, len(set(groups))
+  # Seeds that all agree are of what none changes, such as a count.
+  if not np.isfinite(x_K).all() or (G < 2 and len(set(x_K)) < 2):
     return None, ''
-  G = 0 if x_KN is None else len(set(groups) if groups else x_KN[0])
-  if x_KN is None or G < 2:
-    # Two equal items have no variance, which leaves that over seeds.
-    x_KN, groups = np.repeat(x_K[:, None], 2, axis=1), None
-    # Seeds that all agree are of what none changes, such as a count.
-    basis, binary = ('seeds' if len(set(x_K)) > 1 else ''), False
-  else:
-    basis = 'items and seeds' if K > 1 else 'items'
-    binary = bool(np.isin(x_KN, (0, 1)).all())
-  if not basis:
-    return None, ''
-  if binary and K == 1 and groups is None:
-    return stats.proportion(int(x_KN.sum()), x_KN.size), basis
-  # Two equal seeds have no variance, which leaves that over items.
-  x_KN = np.repeat(x_KN, 2, axis=0) if K == 1 else x_KN
-  found = stats.difference(np.zeros_like(x_KN), x_KN, groups=groups)
+  basis = 'seeds' if G < 2 else 'items' if K < 2 else 'items and seeds'
+  binary = G > 1 and np.isin(x_KN, (0, 1)).all()
+  if binary and K == 1 and G == N:
+    return stats.proportion(int(x_KN.sum()), N), basis
+  # Two equal items, or seeds, have no variance, which leaves the others'.
+  if G < 2:
+    x_KN = np.stack([x_K, x_K], axis=1)
+  elif K < 2:
+    x_KN = np.repeat(x_KN, 2, axis=0)
+  size = float(np.abs(x_KN).max()) or 1.0  # the squares of some overflow
+  found = stats.difference(
+    np.zeros_like(x_KN), x_KN / size, groups=groups if 1 < G < N else None
+  )
+  low, high = found.low * size, found.high * size
   if not binary:
-    return (found.low, found.high), basis
-  if found.low == found.high:  # all are right, or all are wrong
-    return stats.proportion(round(found.value * G), G), basis
-  return (max(found.low, 0.0), min(found.high, 1.0)), basis
+    return (low, high), basis
+  if low == high:  # all are right, or all are wrong
+    return stats.proportion(round(low * G), G), basis
+  return (max(low, 0.0), min(high, 1.0)), basis
