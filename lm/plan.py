@@ -15,7 +15,8 @@ no data is read. Targets:
 
 Seconds are bounds from data sheets (lm/chips.py): `roofline` is the longest of
 products, memory and links, all at their peak and at once; `expected` adds what
-links take to the longer of the other two. Memory is the compiler's; its parts
+links take to the longer of the other two, at the share of its peak that was
+measured on an H200, or at its peak. Memory is the compiler's; its parts
 `gradients` and `activations` are estimates, and `temp` is what is left.
 
 Exit codes: 0 it fits, 3 it does not, 2 for what cannot be planned.
@@ -416,7 +417,7 @@ def _times(report, chip, mesh, slices) -> dict[str, Any]:
     links += item['seconds']
   products = report['hardware_flops'] / count / chip.flops
   memory = report['memory_traffic_bytes'] / chip.memory_speed
-  expected = max(products, memory) + links
+  expected = max(products, memory) / chip.reached + links
   seconds = {
     'products': products,
     'memory': memory,

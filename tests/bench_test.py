@@ -66,8 +66,13 @@ def test_specs_are_those_of_the_published_tables():
   assert specs.SPECS['S'][1:] == (8192, 256, 4, 4, 1024, 256, 16)
   assert specs.SPECS['M'][1:] == (16384, 512, 8, 8, 2048, 512, 8)
   assert 'width 256' in str(specs.SPECS['S'])
-  for name in specs.LARGE:
-    assert name in specs.SPECS
+  # As OpenAI's, but for a vocabulary of 50,304 in place of 50,257.
+  published = (124_439_808, 354_823_168, 774_030_080, 1_557_611_200)
+  for name, parameters in zip(specs.LARGE, published, strict=True):
+    _, V, D, depth, heads, F, L, _ = specs.SPECS[name]
+    block = 4 * (D + 1) * D + 4 * D + (D + 1) * F + (F + 1) * D
+    assert (V - 47 + L + 2) * D + depth * block == parameters
+    assert D == 64 * heads
 
 
 @pytest.mark.parametrize('precision', specs.PRECISIONS)
@@ -228,6 +233,7 @@ def _training_rows() -> list[table.Row]:
     'mfu': 0.5,
     'first_step_seconds': 2.0,
     'start_seconds': 4.0,
+    'memory_bytes': 24.7e9,
   }
   peer = {'ratio': 1.5, 'least_ratio': 1.2, 'greatest_ratio': 2.0}
   return [
@@ -245,7 +251,7 @@ def test_tables_are_markdown(accelerator):
   assert len({len(line) for line in lines}) == 1
   assert set(lines[1]) == {'|', ' ', '-'}
   assert '12.3k' in lines[2] and '43 %' in lines[2]
-  assert ('50 %' in lines[2]) == accelerator
+  assert ('50 %' in lines[2]) == ('24.7G' in lines[2]) == accelerator
   assert '1.50 (1.20-2.00) | 1.40' in ' '.join(lines[3].split())
   assert 'failed: no a/b' in lines[4]
   times = {
@@ -294,7 +300,7 @@ def test_specs_are_chosen_by_machine():
     return [s.name for s in bench.choose_specs(text, accelerator)]
 
   assert names(None, False) == ['S', 'M']
-  assert names(None, True) == ['S', 'M', 'gpt2']
+  assert names(None, True) == list(specs.SPECS)
   assert names('M,S', False) == ['M', 'S']
   with pytest.raises(ValueError, match='--spec=gpt2 needs an accelerator'):
     names('gpt2', False)
@@ -302,7 +308,9 @@ def test_specs_are_chosen_by_machine():
     names('S,X', False)
 
 
-@pytest.mark.parametrize('flag', ['--only=speed', '--rounds=0', '--rounds=x'])
+@pytest.mark.parametrize(
+  'flag', ['--only=speed', '--rounds=0', '--rounds=x', '--torch=no/python']
+)
 def test_wrong_flags_end_with_2(flag, capsys):
   with pytest.raises(SystemExit) as ended:
     bench.main([flag])
@@ -322,6 +330,7 @@ def test_the_whole_program_prints_and_writes(monkeypatch, tmp_path, capsys):
         'bytes': 5e6,
         'first_step_seconds': 1.0,
         'start_seconds': 2.0,
+        'memory_bytes': None,
       }
       for name in ('blocking_seconds', 'save_seconds', 'restore_seconds'):
         blocks[0][name] = [0.5, 1.0]

@@ -89,6 +89,9 @@ def test_a_price_and_a_chip_make_a_bill():
     'roofline': 1.0,
     'expected': 1.5,
   }
+  slow = chip._replace(reached=0.4)
+  times = plan._times(report, slow, mesh, slices=2)['seconds']
+  assert times == {**report['seconds'], 'expected': 3.0}
   assert report['mfu'] == pytest.approx(1 / 3)
   assert report['mfu_roofline'] == pytest.approx(0.5)
   assert report['tokens_per_day'] == pytest.approx(1000 * 86_400 / 1.5)

@@ -18,6 +18,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -103,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     accelerator = facts['platform'] != 'cpu'
     chosen = choose_specs(flags.spec, accelerator)
     peak = chip_peak(facts, not flags.no_mfu)
-    torch = peers.environment() if flags.peers else None
+    torch = flags.torch or (peers.environment() if flags.peers else None)
   except (ValueError, workers.Failed) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -188,12 +189,24 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     'into .cache/bench-peers',
   )
   parser.add_argument(
+    '--torch',
+    type=_program,
+    metavar='PYTHON',
+    help='compare with the torch of this interpreter, and install none',
+  )
+  parser.add_argument(
     '--no-mfu',
     action='store_true',
     help='measure a chip whose peak is unknown',
   )
   parser.add_argument('--json', help='file for all numbers')
   return parser.parse_args(argv)
+
+
+def _program(text: str) -> str:
+  if shutil.which(text) is None:
+    raise argparse.ArgumentTypeError(f'{text} is no program that can be run')
+  return text
 
 
 def _measurements(text: str) -> list[str]:

@@ -73,6 +73,7 @@ def training(run: Run, spec: specs.Spec, precision: str) -> list[table.Row]:
       mfu=mfu,
       first_step_seconds=row['facts']['first_step_seconds'],
       start_seconds=row['facts']['start_seconds'],
+      memory_bytes=row['facts']['memory_bytes'],
     )
   return rows
 

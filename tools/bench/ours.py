@@ -85,7 +85,14 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
       parameters, s.depth, s.length, s.width
     ),
   }
-  return protocol.Workload(advance, s.batch * s.length, facts, matmul_peaks())
+  return protocol.Workload(
+    advance, s.batch * s.length, facts, matmul_peaks(), _memory
+  )
+
+
+def _memory() -> int | None:
+  known = [x.memory_stats() or {} for x in jax.local_devices()]
+  return max(x.get('peak_bytes_in_use', 0) for x in known) or None
 
 
 def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:

@@ -27,6 +27,7 @@ class Workload(NamedTuple):
     tokens: that a step processes.
     facts: JSON that the worker tells about itself.
     peak: measures the FLOP/s of matrix products, by precision.
+    memory: tells the most bytes that a device held; None where none counts.
     close: gives back what lies outside this process's memory.
   """
 
@@ -34,6 +35,7 @@ class Workload(NamedTuple):
   tokens: int
   facts: dict[str, Any]
   peak: Callable[[], Mapping[str, float]] | None = None
+  memory: Callable[[], int | None] = lambda: None
   close: Callable[[], None] = lambda: None
 
 
@@ -66,6 +68,7 @@ def serve(makers: Mapping[str, Callable[..., Workload]]) -> None:
         {
           'tokens': workload.tokens,
           'first_step_seconds': time.perf_counter() - start,
+          'memory_bytes': workload.memory(),
           **workload.facts,
         }
       )

@@ -95,7 +95,7 @@ def training(rows: Sequence[Row], accelerator: bool) -> str:
     'median',
     'GEMM peak',
     'best, of GEMM peak',
-    *(['best, MFU'] if accelerator else []),
+    *(['best, MFU', 'memory'] if accelerator else []),
     'first step, s',
     'from start, s',
     *_RATIO_HEADS,
@@ -113,7 +113,11 @@ def training(rows: Sequence[Row], accelerator: bool) -> str:
         quantity(row['median_tokens_per_second']),
         quantity(row['gemm_flops']),
         percent(row['gemm_share']),
-        *([percent(row['mfu'])] if accelerator else []),
+        *(
+          [percent(row['mfu']), quantity(row['memory_bytes'])]
+          if accelerator
+          else []
+        ),
         f'{row["first_step_seconds"]:.1f}',
         f'{row["start_seconds"]:.1f}',
         *_ratios(row),

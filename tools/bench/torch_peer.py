@@ -104,7 +104,13 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
 
   parameters = sum(p.numel() for p in model.parameters())
   facts = {'parameters': parameters, 'versions': _versions('torch')}
-  return protocol.Workload(advance, s.batch * s.length, facts)
+  on_gpu = _DEVICE == 'cuda'
+  return protocol.Workload(
+    advance,
+    s.batch * s.length,
+    facts,
+    memory=torch.cuda.max_memory_allocated if on_gpu else lambda: None,
+  )
 
 
 def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
