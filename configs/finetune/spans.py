@@ -28,13 +28,13 @@ SETS = {
 
 def get_config(argument: str = 'data,squad'):
   """Returns the config of one set."""
-  folder, name, *run = argument.split(',')
+  folder, name, run = start.words(argument, SETS)
   reader, train, test, language = SETS[name]
 
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/qa/{path}'}
 
-  c = start.classifier({'fn': 'lm.models.heads:span'}, run[0] if run else None)
+  c = start.classifier({'fn': 'lm.models.heads:span'}, *run)
   c.steps = 600
   c.batch_size = 16
   c.data = {

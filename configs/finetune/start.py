@@ -1,5 +1,6 @@
 """What configs of fine-tuning share."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,34 @@ from configs import base
 from lm import config
 
 
-def classifier(head: dict[str, Any], run: str | None) -> Any:
+def words(argument: str, sets: Collection[str]) -> tuple[str, str, list[str]]:
+  """Reads 'FOLDER,SET[,RUN[,lora]]'.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  folder, name, *run = [*argument.split(','), '']
+  if name not in sets or len(run) > 3:
+    raise ValueError(
+      f'give FOLDER,SET,RUN or FOLDER,SET, with one of {", ".join(sets)}'
+    )
+  return folder, name, run[:-1]
+
+
+def classifier(head: dict[str, Any], run: str = '', method: str = '') -> Any:
   """Returns a config of a head, without its data and evaluators.
 
   Args:
     head: spec of the head, without its body.
     run: folder of the run whose model is tuned, and whose tokenizer is taken;
-      None: the encoder of configs/base.py from nothing, on bytes.
+      '': the encoder of configs/base.py from nothing, on bytes.
+    method: '' trains all of it, 'lora' the head and small changes of q and v.
   """
+  if method not in ('', 'lora'):
+    raise ValueError(f"the fourth word is {method!r}: give 'lora' or none")
   c = base.get_config()
   c.batch_size = 32
-  if run is None:
+  if not run:
     c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
     c.model = head | {'body': base.encoder() | {'norm_order': 'pre'}}
     return c
@@ -29,8 +47,19 @@ def classifier(head: dict[str, Any], run: str | None) -> Any:
   if 'pool' in head and body.fn == 'lm.models.decoder:make':
     c.model['pool'] = 'last'  # alone it has seen the whole text
   c.init_from = run
-  c.init_paths = ('body',) if is_head else ('=body',)
+  ours = 'body/body' if method == 'lora' else 'body'
+  c.init_paths = (f'{"body" if is_head else ""}={ours}',)
   c.optim.peak = 1e-4
+  if method == 'lora':
+    c.model = {
+      'fn': 'lm.models.lora:make',
+      'rank': 8,
+      'alpha': 16.0,
+      'paths': r'attention/[qv]$',
+      'body': c.model,
+    }
+    c.optim.freeze = r'^body/(?!task/)'
+    c.optim.peak = 1e-3
   c.optim.final = 0.0
   c.optim.decay = 0.01
   return c

@@ -37,14 +37,14 @@ SENTENCES = {'wikigold': 1_357, 'wnut17': 3_394, 'uner_zh': 3_997}
 
 def get_config(argument: str = 'data,wikigold'):
   """Returns the config of one set."""
-  folder, name, *run = argument.split(',')
+  folder, name, run = start.words(argument, SETS)
   reader, train, test, classes, epochs, folds, join = SETS[name]
 
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
 
   head = {'fn': 'lm.models.heads:tag', 'classes': classes}
-  c = start.classifier(head, run[0] if run else None)
+  c = start.classifier(head, *run)
   c.steps = SENTENCES[name] * epochs // c.batch_size
   c.save_every = c.steps
   c.optim.warmup = c.steps // 10

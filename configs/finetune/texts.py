@@ -10,6 +10,8 @@ run of yours or of one that tools/hf_import made, it tunes that run's model:
   python -m tools.hf_import --source=MiniLM --workdir=runs/minilm
   python -m lm.train --workdir=runs/tuned \\
     --config=configs/finetune/texts.py:../shared/data,polarity,runs/minilm
+
+A fourth word, `lora`, keeps the model and trains the head and small changes.
 """
 
 from configs.finetune import start
@@ -52,7 +54,7 @@ SETS = {
 
 def get_config(argument: str = 'data,banking77'):
   """Returns the config of one set."""
-  folder, name, *run = argument.split(',')
+  folder, name, run = start.words(argument, SETS)
   reader, train, test, classes, epochs, length = SETS[name]
 
   def read(path):
@@ -64,7 +66,7 @@ def get_config(argument: str = 'data,banking77'):
     'pool': 'mean',
     'hidden': False,
   }
-  c = start.classifier(head, run[0] if run else None)
+  c = start.classifier(head, *run)
   c.steps = 300 * epochs  # of about 10,000 texts
   c.save_every = 300
   c.data = {
