@@ -31,7 +31,6 @@ import fcntl
 from functools import partial
 import glob
 import hashlib
-import math
 import os
 from pathlib import Path
 import re
@@ -454,7 +453,7 @@ def _over_seeds(
   }
   return {
     name: {
-      step: (math.fsum(x) / len(x), recipes.deviation(x), len(x))
+      step: (recipes.mean(x), recipes.deviation(x), len(x))
       for step, x in recipes.seeds(part, *name).items()
     }
     for name in sorted(names)

@@ -72,7 +72,7 @@ def test_specs_are_those_of_the_published_tables():
     _, V, D, depth, heads, F, L, _ = specs.SPECS[name]
     block = 4 * (D + 1) * D + 4 * D + (D + 1) * F + (F + 1) * D
     assert (V - 47 + L + 2) * D + depth * block == parameters
-    assert D == 64 * heads
+    assert 64 * heads == D
 
 
 @pytest.mark.parametrize('precision', specs.PRECISIONS)

@@ -616,6 +616,12 @@ def test_packing_loses_no_record_and_fills_rows(tmp_path):
     ),
     ('tatoeba', 'translation/tatoeba_en_zh/test.tsv.gz', {}, 1479),
     ('scitldr', 'summarization/scitldr_A/dev.jsonl.gz', {}, 619),
+    (
+      'dialogsum',
+      'summarization/dialogsum/dialogsum.test.jsonl.gz',
+      {},
+      500,
+    ),
     ('alpaca', 'instruct/alpaca_en/alpaca_data.jsonl.gz', {}, 52002),
     ('alpaca', 'instruct/alpaca_en/alpaca_data.jsonl.gz', {'limit': 9}, 9),
   ],

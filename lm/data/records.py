@@ -468,6 +468,19 @@ def scitldr(*, path: str) -> Records:
   return pairs(path=path, source='source', target='target', name='scitldr')
 
 
+def dialogsum(*, path: str) -> Records:
+  """Reads talks, and their summaries: three in the test part; Chen et al. 2021.
+
+  Reference: arXiv 2105.06762. See `texts`.
+  """
+
+  def record(row, n):
+    found = [row[key] for key in sorted(row) if key.startswith('summary')]
+    return Pair(f'dialogsum/{row["fname"]}', row['dialogue'], tuple(found))
+
+  return _records('dialogsum', path, 'rougeL', lines(path), record)
+
+
 def alpaca(*, path: str, limit: int | None = None) -> Records:
   """Reads instructions, their inputs after an empty line, and answers.
 

@@ -188,6 +188,12 @@ def seeds(
   return found
 
 
+def mean(values: Sequence[float]) -> float:
+  """Averages over seeds."""
+  with np.errstate(invalid='ignore', over='ignore'):  # nan, inf
+    return float(np.mean(values))
+
+
 def deviation(values: Sequence[float]) -> float | None:
   """Estimates the standard deviation over seeds; None of one."""
   if len(values) < 2:
@@ -228,7 +234,7 @@ def estimates(
     interval, basis = _interval(x_K, x_KN, groups)
     K, N = x_KN.shape
     found[metric] = Estimate(
-      step, float(x_K.mean()), deviation(values), K, N, interval, basis
+      step, mean(values), deviation(values), K, N, interval, basis
     )
   return found, wrong
 
