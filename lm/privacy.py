@@ -9,9 +9,12 @@ Clipping and accounting are those of jax-privacy (`pip install 'lm[privacy]'`).
 
 Parameters are private, and nothing else is: neither the losses that
 metrics.jsonl has of training, nor anything to whoever knows the seed, from
-which draws and noise come. So give away what tools.export makes, never
-config.json or a checkpoint. What `init_from` has seen is not counted, and noise
-of floating point is open to Mironov's attack (2012), as elsewhere.
+which draws and noise come. So give away `lm.checkpoint.restore_params` alone,
+never config.json or a checkpoint. What `init_from` has seen is not counted, and
+noise of floating point is open to Mironov's attack (2012), as elsewhere.
+
+Parameters that `optim.freeze` holds count towards `clip` all the same; the body
+of `lm.models.lora` has no gradients.
 
 Reference: Abadi et al. 2016, arXiv 1607.00133, algorithm 1.
 """
