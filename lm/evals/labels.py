@@ -275,14 +275,14 @@ def _words(text: str, language: str) -> list[str]:
 def _span(row: tasks.Row, logits_2L: np.ndarray) -> tuple[float, int, int]:
   """Finds the likeliest span of a passage: score, first and last token."""
   live = np.array(row.places) != tasks.NOT_SCORED
-  if not live.any():
-    return -np.inf, 0, 0
   start_L, stop_L = np.where(live, logits_2L[:, : len(live)], -np.inf)
-  total_LL = start_L[:, None] + stop_L
-  near_LL = np.triu(np.tril(np.ones_like(total_LL, bool), _LONGEST - 1))
-  total_LL = np.where(near_LL, total_LL, -np.inf)
-  first, last = np.unravel_index(total_LL.argmax(), total_LL.shape)
-  return float(total_LL[first, last]), int(first), int(last)
+  best = -np.inf, 0, 0
+  for more in range(min(_LONGEST, len(live))):
+    total = start_L[: len(live) - more] + stop_L[more:]
+    first = int(total.argmax())
+    if total[first] > best[0]:
+      best = float(total[first]), first, first + more
+  return best
 
 
 def read(
