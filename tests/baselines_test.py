@@ -5,7 +5,7 @@ import pytest
 from configs import base
 from lm import config, log
 from lm.data import records
-from lm.evals import items
+from lm.evals import items, results
 from tests import tasks_test
 from tools import baselines, compare
 
@@ -43,7 +43,8 @@ def planted(
 
 
 def test_baselines_find_words_that_decide(tmp_path):
-  found = baselines.judge(planted(tmp_path), tmp_path / 'classic')
+  c = planted(tmp_path)
+  found = baselines.judge(c, tmp_path / 'classic')
   accuracy = {row['baseline']: row['test/accuracy'] for row in found}
   # Words of one letter are words to both.
   assert accuracy['majority'] == 0.5
@@ -53,7 +54,9 @@ def test_baselines_find_words_that_decide(tmp_path):
     for name in accuracy
   ]
   assert len({line['checkpoint'] for line in lines}) == 3
-  assert len({line['task'] for line in lines}) == 1
+  # A run stores its config with defaults: that task is what it judges.
+  stored = config.plain(config.fill(c, given={'data': ('position',)}).evals)
+  assert {line['task'] for line in lines} == {results.task(stored['test'])}
   for row, line in zip(found, lines, strict=True):
     assert line['metrics']['test/macro_f1'] == row['test/macro_f1']
     folder = tmp_path / 'classic' / row['baseline']

@@ -248,6 +248,8 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
       evaluators of several kinds.
     errors.Storage: the folder cannot be written.
   """
+  # With its defaults, as a run stores it, or the task would have another hash.
+  c = config.fill(c, given={'data': ('position',)})
   evals = {k: v for k, v in c.evals.items() if v.fn in _KINDS}
   kinds = {spec.fn for spec in evals.values()}
   if 'records' not in c.data or len(kinds) != 1:
