@@ -6,6 +6,8 @@
 The argument is as of texts.py, with these `SETS`. Wikigold has no split: a
 fifth of its sentences is held out, `--config.data.held_out=N` and
 `--config.evals.test.fold=N` choose which, so that five runs judge all of them.
+Logistic regression on words and their neighbours (tools.baselines) has F1 0.592
+over the five folds, a dictionary 0.445.
 """
 
 from configs.finetune import start
