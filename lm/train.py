@@ -254,15 +254,18 @@ def _train(
     def due(done: int) -> bool:
       return bool(evals) and (done == c.steps or done % c.eval_every == 0)
 
+    until = c.steps if ended is None else start
     if start and ended is None and due(start):
-      # It was killed after this checkpoint and before all evaluators were done.
-      judge(start, group.share('known', diary.known(start), 300.0))
+      # It was ended after this checkpoint and before all evaluators were done.
+      known = group.share('known', diary.known(start), 300.0)
+      if judge(start, known).over:
+        until = start
     with config.refusals():
       host, hosts = sharding.host(mesh, c.batch_size)
     batches = stream.stream(
       data,
       start,
-      c.steps if ended is None else start,
+      until,
       threads=c.threads,
       prefetch=c.prefetch,
       host=host,
@@ -280,11 +283,12 @@ def _train(
       diary.note(n, before)
       before = metrics
       done = n + 1
-      last = group.stop(signals.requested) or done == c.steps
+      stopping = group.stop(signals.requested)
+      last = stopping or done == c.steps
       saves = last or done % c.save_every == 0
       if saves:
         save(done)
-      if due(done):
+      if due(done) and not stopping:  # what resumes it does that, if it stops
         verdict = judge(done)
         if not saves and (verdict.best == done or verdict.over):
           save(done)

@@ -1,6 +1,7 @@
 """A run ends with its best checkpoint, also when it was killed on the way."""
 
 import math
+import signal
 
 import pytest
 
@@ -84,6 +85,24 @@ def test_a_kill_changes_nothing(data, start, tmp_path, ended, at):
   assert [value for _, value in judged(workdir)] == pytest.approx(
     [value for _, value in judged(ended)], rel=1e-5
   )
+
+
+def test_a_stop_leaves_its_evaluations_to_what_resumes(data, start, tmp_path):
+  settings = {'eval_every': 1, 'steps': 12, 'evals.pause.seconds': 0.2}
+  workdir = tmp_path / 'run'
+
+  def judged_steps():
+    lines = log.read(workdir / 'metrics.jsonl')
+    return [line['step'] for line in lines if 'pause/tables' in line]
+
+  process = start('train', programs.flags(data, workdir, **settings))
+  process.wait_for(lambda: len(judged_steps()) > 1)
+  process.send(signal.SIGTERM)
+  assert process.wait() == 143, process.text()
+  (last,) = checkpoint.steps(workdir)[-1:]
+  assert judged_steps() == [*range(1, last)]
+  assert start('train', programs.flags(data, workdir, **settings)).wait() == 0
+  assert judged_steps() == [*range(1, 13)]
 
 
 def test_what_was_found_is_judged():
