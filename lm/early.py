@@ -91,7 +91,7 @@ def verdict(c: config.Config, found: Found) -> Verdict:
 
 
 def end(c: config.Config, found: Found, steps: Sequence[int]) -> int | None:
-  """Says with which step a run has ended that was stopped again; None: not yet.
+  """Says with which step a run ends; None: it goes on, or that is not saved.
 
   Args:
     c, found: as of `verdict`.

@@ -20,7 +20,6 @@ Reference: Abadi et al. 2016, arXiv 1607.00133, algorithm 1.
 """
 
 from collections.abc import Callable
-import functools
 import importlib
 from typing import Any, NamedTuple
 
@@ -110,7 +109,6 @@ def _sum(rows: types.Metric, live_B: jax.Array) -> types.Metric:
   )
 
 
-@functools.lru_cache
 def epsilon(
   privacy: Privacy, steps: int, *, records: int, expected: int, rows: int
 ) -> float:

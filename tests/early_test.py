@@ -1,11 +1,12 @@
 """A run ends with its best checkpoint, also when it was killed on the way."""
 
 import math
+import shutil
 import signal
 
 import pytest
 
-from lm import checkpoint, config, early, log, train
+from lm import checkpoint, config, early, log, manifest, train
 from tests import programs
 
 # Its loss falls all the time, so that by `higher` the first one is best.
@@ -51,6 +52,22 @@ def test_more_patience_goes_on(data, ended, tmp_path):
   found = judged(workdir)
   assert [step for step, _ in found] == [4, 8, 12, 16, 20, 24]
   assert found[:4] == judged(ended)
+
+
+def test_an_evaluation_that_was_cut_off_can_be_the_last(data, tmp_path):
+  long = SETTINGS | {'save_every': 4, 'keep': 20, 'early.metric': None}
+  train.train(programs.on_eight(data, **long, steps=20), tmp_path / 'long')
+  workdir = tmp_path / 'run'
+  shutil.copytree(tmp_path / 'long', workdir)
+  shutil.rmtree(manifest.directory(workdir, 20))
+  lines = log.read(workdir / 'metrics.jsonl')
+  (workdir / 'metrics.jsonl').unlink()
+  for line in lines:
+    if line['step'] < 16 or not any('/' in key for key in line):
+      log.append(workdir / 'metrics.jsonl', line)
+  short = programs.on_eight(data, **SETTINGS, steps=20)
+  assert int(train.train(short, workdir).step) == 4
+  assert [step for step, _ in judged(workdir)] == [4, 8, 12, 16]
 
 
 def test_a_loss_that_falls_ends_with_the_last_step(data, tmp_path):

@@ -10,7 +10,17 @@ import pytest
 from scipy import optimize, stats
 
 from configs import base
-from lm import checkpoint, config, log, privacy, sharding, step, train, tree
+from lm import (
+  checkpoint,
+  config,
+  log,
+  privacy,
+  sharding,
+  step,
+  train,
+  tree,
+  types,
+)
 from lm.data import tasks, tokenizer
 from tests import laws_test as laws
 from tests import programs, tasks_test
@@ -109,7 +119,7 @@ def test_noise_is_of_its_size_and_comes_again():
 def test_a_row_without_a_number_is_left_out():
   def total(params, row, key):
     value = jnp.sum(params) / row.weights[0, 0]
-    return value, {'loss_nats': step.types.Metric(value, jnp.sum(row.weights))}
+    return value, {'loss_nats': types.Metric(value, jnp.sum(row.weights))}
 
   batch = laws.packed('gru')._replace(
     tokens=jnp.ones((2, 1)), weights=jnp.array([[1e-39], [1.0]])
@@ -120,6 +130,17 @@ def test_a_row_without_a_number_is_left_out():
   )
   assert np.isfinite(grads).all()
   assert found['loss_nats'].total == pytest.approx(3.0)
+
+
+def test_a_row_without_weight_has_no_gradient_whatever_its_loss():
+  def total(params, row, key):
+    return jnp.sum(params), {}
+
+  batch = types.Batch(*(jnp.array([[0.0], [1.0]]) for _ in range(5)))
+  grads, _ = privacy.gradients(
+    total, jnp.ones(3), batch, jax.random.key(0), privacy=SILENT, expected=1
+  )
+  np.testing.assert_allclose(grads, 1.0, rtol=1e-5)
 
 
 def test_epsilon_is_that_of_the_gaussian_mechanism():

@@ -37,18 +37,12 @@ def get_config(argument: str = 'data,squad'):
   c = start.classifier({'fn': 'lm.models.heads:span'}, *run)
   c.steps = 600
   c.batch_size = 16
-  c.data = {
-    'fn': 'lm.data.tasks:make',
-    'records': read(train),
-    'form': {
-      'fn': 'lm.data.tasks:span',
-      'question': 32,
-      'stride': None,
-      'kinds': True,
-    },
-    'length': 256,
-    'folds': 1,
-    'held_out': None,
+  form = {
+    'fn': 'lm.data.tasks:span',
+    'question': 32,
+    'stride': None,
+    'kinds': True,
   }
-  start.judge(c, 'spans', read(test), language=language)
+  readers = read(train), read(test)
+  start.task(c, 'spans', form, *readers, length=256, language=language)
   return c.lock()

@@ -65,15 +65,45 @@ def classifier(head: dict[str, Any], run: str = '', method: str = '') -> Any:
   return c
 
 
-def judge(c: Any, evaluator: str, read: dict[str, Any], **how: Any) -> None:
-  """Adds an evaluator `test` of the records that a reader reads."""
+def task(
+  c: Any,
+  evaluator: str,
+  form: dict[str, Any],
+  train: dict[str, Any],
+  test: dict[str, Any],
+  *,
+  length: int,
+  folds: int = 1,
+  **how: Any,
+) -> None:
+  """Adds the data, and the evaluator `test` of the same form.
+
+  Args:
+    c: of `classifier`.
+    evaluator: of lm.evals.labels.
+    form, length: as of `lm.data.tasks.make`.
+    train, test: specs of readers; of one file that has no split, both.
+    folds: into which that file is dealt; the first is held out.
+    how: more settings of the evaluator.
+  """
+  fold = 0 if folds > 1 else None
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': train,
+    'form': form,
+    'length': length,
+    'folds': folds,
+    'held_out': fold,
+  }
   c.evals = {
     'test': {
       'fn': f'lm.evals.labels:{evaluator}',
-      'records': read,
-      'form': c.data.form,
+      'records': test,
+      'form': form,
       'batch_size': 64,
-      'length': c.data.length,
+      'length': length,
+      'folds': folds,
+      'fold': fold,
       **how,
     }
   }

@@ -12,57 +12,50 @@ over the five folds, a dictionary 0.445.
 
 from configs.finetune import start
 
-# Reader, files of training and of test, classes, epochs, and folds if it is one
-# file; what stands between words.
+# Reader, files of training and of test, classes, steps (of 32), and folds
+# if it is one file; what stands between words.
 SETS = {
   'wikigold': (
     'wikigold',
     'wikigold/wikigold.conll.txt',
     'wikigold/wikigold.conll.txt',
-    *(9, 8, 5, ' '),
+    *(9, 339, 5, ' '),
   ),
   'wnut17': (
     'wnut17',
     'wnut17/train.conll',
     'wnut17/test.conll',
-    *(13, 4, 1, ' '),
+    *(13, 424, 1, ' '),
   ),
   'uner_zh': (
     'uner_zh',
     'uner_zh_gsdsimp/train.iob2.gz',
     'uner_zh_gsdsimp/test.iob2',
-    *(7, 4, 1, ''),
+    *(7, 499, 1, ''),
   ),
 }
-SENTENCES = {'wikigold': 1_357, 'wnut17': 3_394, 'uner_zh': 3_997}
 
 
 def get_config(argument: str = 'data,wikigold'):
   """Returns the config of one set."""
   folder, name, run = start.words(argument, SETS)
-  reader, train, test, classes, epochs, folds, join = SETS[name]
+  reader, train, test, classes, steps, folds, join = SETS[name]
 
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
 
   head = {'fn': 'lm.models.heads:tag', 'classes': classes}
   c = start.classifier(head, *run)
-  c.steps = SENTENCES[name] * epochs // c.batch_size
-  c.save_every = c.steps
-  c.optim.warmup = c.steps // 10
-  c.data = {
-    'fn': 'lm.data.tasks:make',
-    'records': read(train),
-    'form': {
-      'fn': 'lm.data.tasks:tag',
-      'classes': classes,
-      'labels': read(train),
-      'join': join,
-      'stride': None,
-    },
-    'length': 64 if run else 256,  # of bytes
-    'folds': folds,
-    'held_out': 0 if folds > 1 else None,
+  c.steps = c.save_every = steps
+  c.optim.warmup = steps // 10
+  form = {
+    'fn': 'lm.data.tasks:tag',
+    'classes': classes,
+    'labels': read(train),
+    'join': join,
+    'stride': None,
   }
-  start.judge(c, 'tags', read(test), folds=folds, fold=0 if folds > 1 else None)
+  length = 64 if run else 256  # of bytes
+  readers = read(train), read(test)
+  start.task(c, 'tags', form, *readers, length=length, folds=folds)
   return c.lock()

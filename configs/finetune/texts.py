@@ -16,38 +16,38 @@ A fourth word, `lora`, keeps the model and trains the head and small changes.
 
 from configs.finetune import start
 
-# Reader, files of training and of test, classes, epochs, and the tokens of
-# nearly all texts (of BoolQ's passages the end is cut).
+# Reader, files of training and of test, classes, steps (of 32), and the
+# tokens of nearly all texts (of BoolQ's passages the end is cut).
 SETS = {
   'polarity': (
     'sentence_polarity',
     'classification/mr_sentence_polarity/train.jsonl',
     'classification/mr_sentence_polarity/valid.jsonl',
-    *(2, 2, 48),
+    *(2, 300, 48),
   ),
   'subjectivity': (
     'subjectivity',
     'classification/subjectivity/train.jsonl',
     'classification/subjectivity/valid.jsonl',
-    *(2, 2, 64),
+    *(2, 300, 64),
   ),
   'banking77': (
     'banking77',
     'classification/banking77/train.csv',
     'classification/banking77/test.csv',
-    *(77, 4, 40),
+    *(77, 600, 40),
   ),
   'ocnli': (
     'ocnli',
     'classification/ocnli/train.10k.jsonl.gz',
     'classification/ocnli/dev.jsonl.gz',
-    *(3, 3, 64),
+    *(3, 900, 64),
   ),
   'boolq': (
     'boolq',
     'qa/boolq/train.jsonl.gz',
     'qa/boolq/valid.jsonl.gz',
-    *(2, 2, 128),
+    *(2, 600, 128),
   ),
 }
 
@@ -55,7 +55,7 @@ SETS = {
 def get_config(argument: str = 'data,banking77'):
   """Returns the config of one set."""
   folder, name, run = start.words(argument, SETS)
-  reader, train, test, classes, epochs, length = SETS[name]
+  reader, train, test, classes, steps, length = SETS[name]
 
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/{path}'}
@@ -67,20 +67,14 @@ def get_config(argument: str = 'data,banking77'):
     'hidden': False,
   }
   c = start.classifier(head, *run)
-  c.steps = 300 * epochs  # of about 10,000 texts
+  c.steps = steps
   c.save_every = 300
-  c.data = {
-    'fn': 'lm.data.tasks:make',
-    'records': read(train),
-    'form': {
-      'fn': 'lm.data.tasks:classify',
-      'classes': classes,
-      'labels': read(train),
-      'kinds': True,
-    },
-    'length': length if run else 128,  # of bytes
-    'folds': 1,
-    'held_out': None,
+  form = {
+    'fn': 'lm.data.tasks:classify',
+    'classes': classes,
+    'labels': read(train),
+    'kinds': True,
   }
-  start.judge(c, 'classes', read(test))
+  length = length if run else 128  # of bytes
+  start.task(c, 'classes', form, read(train), read(test), length=length)
   return c.lock()
