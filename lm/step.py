@@ -93,9 +93,22 @@ def program(
     one = partial(ordered_step, shards=logical_shards, mesh=mesh, **settings)
   else:
     one = partial(train_step, microbatches=microbatches, **settings)
-  update = jax.jit(one, donate_argnums=0, out_shardings=(where, None))
+  update = jax.jit(
+    one,
+    donate_argnums=0,
+    out_shardings=(where, None),
+    compiler_options=_options(mesh),
+  )
   batch = sharding.shapes(example, mesh)
   return Program(init, like, where, batch, update)
+
+
+def _options(mesh):
+  """Says how the update is compiled for a mesh."""
+  if mesh.devices.flat[0].platform not in ('gpu', 'cuda'):
+    return None
+  # Products by cuBLAS, which adds biases and residuals as it writes them.
+  return {'xla_gpu_enable_triton_gemm': False}
 
 
 def init_state(

@@ -113,10 +113,11 @@ def attend_unmasked(
 ) -> jax.Array:
   """Does what `attend` does, with no mask and no array of all scores."""
   out_BKGLH = kernels.attend(
-    _queries(q_BLNH, k_BKSH.shape[1], scale),
+    _queries(q_BLNH, k_BKSH.shape[1], 1.0),
     k_BKSH,
     v_BKSH,
     sight,
+    scale=q_BLNH.shape[-1] ** -0.5 if scale is None else scale,
     softcap=softcap,
     operands=operands,
   )
@@ -414,7 +415,11 @@ def _write(cache, k_BKLH, v_BKLH):
 
 
 def _project(x_BLD, kernel_DNH, bias_NH, operands, dtype):
-  y_BLNH = linear.contract('BLD,DNH->BLNH', x_BLD, kernel_DNH, operands, dtype)
+  # As one matrix: a GPU adds the bias while it writes the product.
+  D, N, H = kernel_DNH.shape
+  y_BLF = linear.contract(
+    'BLD,DF->BLF', x_BLD, kernel_DNH.reshape(D, N * H), operands, dtype
+  )
   if bias_NH is not None:
-    y_BLNH += bias_NH.astype(dtype)[None, None]
-  return y_BLNH
+    y_BLF += bias_NH.astype(dtype).reshape(1, 1, N * H)
+  return y_BLF.reshape(*y_BLF.shape[:2], N, H)

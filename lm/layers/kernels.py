@@ -121,24 +121,26 @@ def attend(
   v_BKSH: jax.Array,
   sight: sights.Sight,
   *,
+  scale: float,
   softcap: float | None,
   operands: str,
 ) -> jax.Array:
-  """Mixes values by the softmax of dot products: [B, K, G, L, H].
+  """Mixes values by the softmax of scaled dot products: [B, K, G, L, H].
 
   Args:
-    q_BKGLH: queries, scaled.
-    k_BKSH, v_BKSH: keys and values of the same text.
+    q_BKGLH, k_BKSH, v_BKSH: queries, keys and values of one text.
     sight: with the kernel that `choose` found.
-    softcap, operands: as of `attention.attend`.
+    scale, softcap, operands: as of `attention.attend`.
   """
   settings = blockwise.Settings(softcap, operands, _BLOCK)
   kernel = {
     'blockwise': blockwise.attend,
     'ring': ring.attend,
     'splash': splash,
-    'cudnn': cudnn,
+    'cudnn': partial(cudnn, scale=scale),
   }[sight.kernel]
+  if sight.kernel != 'cudnn':  # which does it on its way
+    q_BKGLH *= scale
   kernel = partial(kernel, settings=settings)
   mesh = jax.sharding.get_abstract_mesh()
   free = sharding.free(*mesh.axis_names)
@@ -276,6 +278,8 @@ def cudnn(
   v_BKSH: jax.Array,
   sight: sights.Sight,
   settings: blockwise.Settings,
+  *,
+  scale: float = 1.0,
 ) -> jax.Array:
   """Mixes values as `blockwise.attend` does, on GPU, in the operands' type."""
   B, K, G, L, H = q_BKGLH.shape
@@ -286,7 +290,7 @@ def cudnn(
   )
   mix = partial(
     jax.nn.dot_product_attention,
-    scale=1.0,
+    scale=scale,
     # Said beside a mask too, so that blocks above the diagonal are left out.
     is_causal=sight.causal and sight.prefix is None,
     implementation='cudnn',
@@ -300,7 +304,12 @@ def cudnn(
     out_BLNH = jax.lax.cond(
       jnp.all(sight.segments == sight.segments[:, :1]),
       lambda heads, _: mix(*heads),
-      lambda heads, sight: mix(*heads, mask=sight.mask()),
+      # Its mask is made again for the gradient: to keep it, the branch without
+      # one would write as many zeros.
+      jax.checkpoint(
+        lambda heads, sight: mix(*heads, mask=sight.mask()),
+        policy=lambda op, *_, **__: op.name.startswith('dot_product_attention'),
+      ),
       heads,
       sight,
     )

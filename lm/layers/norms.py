@@ -27,11 +27,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.constant(1 - self.offset)
     scale = self.param('scale', init, x.shape[-1:]) + self.offset
-    # Float32: the mean of 4,096 bfloat16 squares loses its last 6 bits.
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    wide *= jax.lax.rsqrt(mean + self.epsilon)
-    return (wide * _broadcast(scale, x)).astype(x.dtype)
+    return _normalized(x, scale, None, self.epsilon, False)
 
 
 class LayerNorm(nn.Module):
@@ -50,17 +46,63 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
-    # Float32 for the same reason as above; the two-pass variance because
-    # mean(x^2) - mean(x)^2 cancels when the mean is large.
-    wide = x.astype(jnp.float32)
-    wide -= jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    wide *= jax.lax.rsqrt(variance + self.epsilon)
-    wide *= _broadcast(scale, x)
+    bias = None
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
-      wide += _broadcast(bias, x)
-    return wide.astype(x.dtype)
+    return _normalized(x, scale, bias, self.epsilon, True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalized(x, scale, bias, epsilon, centered):
+  """Normalizes rows; the gradient keeps two numbers of each beside `x`.
+
+  Autodiff keeps more, and on a GPU has the factor of the scale's gradient
+  written in float32: 2 % of a step of GPT-2 on an H200.
+  """
+  return _forward(x, scale, bias, epsilon, centered)[0]
+
+
+def _forward(x, scale, bias, epsilon, centered):
+  # Float32: the mean of 4,096 bfloat16 squares loses its last 6 bits; and the
+  # two-pass variance because mean(x^2) - mean(x)^2 cancels when the mean is
+  # large.
+  wide = x.astype(jnp.float32)
+  mean = jnp.zeros((*x.shape[:-1], 1))
+  if centered:
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    wide -= mean
+  square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+  factor = jax.lax.rsqrt(square + epsilon)
+  wide *= factor
+  wide *= _broadcast(scale, x)
+  if bias is not None:
+    wide += _broadcast(bias, x)
+  return wide.astype(x.dtype), (x, scale, bias, mean, factor)
+
+
+def _backward(epsilon, centered, residuals, cotangent):
+  del epsilon
+  x, scale, bias, mean, factor = residuals
+  # Or a GPU's compiler finds the means of a row once more, and with them writes
+  # the factor of the scale's gradient.
+  x, mean, factor = jax.lax.optimization_barrier((x, mean, factor))
+  wide = (x.astype(jnp.float32) - mean) * factor
+  cotangent = cotangent.astype(jnp.float32)
+
+  def summed(gradient, like):
+    rows = tuple(range(x.ndim - 1))
+    return jnp.sum(gradient, axis=rows).astype(like.dtype)
+
+  dscale = summed(cotangent * wide, scale)
+  dbias = None if bias is None else summed(cotangent, bias)
+  cotangent *= _broadcast(scale, x)
+  dx = cotangent - wide * jnp.mean(cotangent * wide, axis=-1, keepdims=True)
+  if centered:
+    dx -= jnp.mean(cotangent, axis=-1, keepdims=True)
+  return (dx * factor).astype(x.dtype), dscale, dbias
+
+
+_normalized.defvjp(_forward, _backward)
 
 
 def _broadcast(vector, x):
