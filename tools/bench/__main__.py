@@ -5,7 +5,8 @@
 
 Prints markdown for BENCHMARKS.md. Everything that is compared takes turns in
 short blocks (A B A B), each in a process of its own that is idle meanwhile;
-steps are synchronised; nothing compiled earlier is used again. FLOPs per token
+steps are synchronised, on an accelerator eight at once, as a training loop runs
+ahead of it; nothing compiled earlier is used again. FLOPs per token
 are 6 N + 12 layers length width. On CPU the yardstick is the rate of matrix
 products in the same process, on an accelerator also the chip's data sheet.
 """

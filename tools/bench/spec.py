@@ -38,12 +38,15 @@ SPECS = {
   for spec in (
     Spec('S', 8192, 256, 4, 4, 1024, 256, 16),
     Spec('M', 16384, 512, 8, 8, 2048, 512, 8),
-    Spec('gpt2', 50304, 768, 12, 12, 3072, 1024, 32),  # 124M
-    Spec('gpt2_medium', 50304, 1024, 24, 16, 4096, 1024, 16),  # 355M
-    Spec('gpt2_large', 50304, 1280, 36, 20, 5120, 1024, 8),  # 774M
-    Spec('gpt2_xl', 50304, 1600, 48, 25, 6400, 1024, 8),  # 1.56B
+    Spec('gpt2', 50304, 768, 12, 12, 3072, 1024, 64),  # 124M
+    Spec('gpt2_medium', 50304, 1024, 24, 16, 4096, 1024, 32),  # 355M
+    Spec('gpt2_large', 50304, 1280, 36, 20, 5120, 1024, 16),  # 774M
+    Spec('gpt2_xl', 50304, 1600, 48, 25, 6400, 1024, 16),  # 1.56B
   )
 }
+# Steps that an accelerator is given before their end is waited for: a training
+# loop runs ahead of it as well.
+AHEAD = 8
 # Hours on a CPU, and float32 would not fit in 40 GB: these run only on
 # accelerators, in bf16.
 LARGE = ('gpt2', 'gpt2_medium', 'gpt2_large', 'gpt2_xl')
