@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from lm.layers import (
   attention,
+  blocks,
   linear,
   norms,
   positions,
@@ -237,6 +240,53 @@ def test_rope_scores_depend_on_distance_alone():
   np.testing.assert_allclose(
     part[..., :4], rotated(q[..., :4], 3, width=4), atol=1e-6
   )
+
+
+@pytest.mark.parametrize(
+  'module',
+  [
+    norms.LayerNorm(),
+    norms.LayerNorm(bias=False),
+    norms.RMSNorm(),
+    norms.RMSNorm(offset=1.0),
+  ],
+)
+def test_gradients_of_norms_are_those_of_autodiff(module):
+  offset = getattr(module, 'offset', 0.0)
+
+  def plain(params, x):
+    params = params['params']
+    if isinstance(module, norms.LayerNorm):
+      x -= jnp.mean(x, -1, keepdims=True)
+    x /= jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + module.epsilon)
+    x *= (params['scale'] + offset)[None, None]
+    return x + params['bias'][None, None] if 'bias' in params else x
+
+  x, weights = 5 + 3 * normal(0, 2, 3, 8), normal(1, 2, 3, 8)
+  params = jax.tree.map(
+    lambda p: p + 0.5 * normal(2, *p.shape), module.init(jax.random.key(0), x)
+  )
+  got, want = (
+    jax.value_and_grad(lambda *a, fn=fn: jnp.sum(fn(*a) * weights), (0, 1))(
+      params, x
+    )
+    for fn in (module.apply, plain)
+  )
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want
+  )
+
+
+def test_gelu_and_its_gradient_are_those_of_jax():
+  x = jnp.concatenate([jnp.linspace(-12, 12, 97), jnp.asarray([-1e4, 1e4])])
+  plain = partial(jax.nn.gelu, approximate=True)
+  for got, want in (
+    (blocks.gelu(x), plain(x)),
+    (jax.vmap(jax.grad(blocks.gelu))(x), jax.vmap(jax.grad(plain))(x)),
+  ):
+    # Theirs is a difference of near numbers in the tail.
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  assert blocks.gelu(x.astype('bfloat16')).dtype == 'bfloat16'
 
 
 def test_norms_in_float64():

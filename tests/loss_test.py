@@ -23,6 +23,20 @@ def example(V=11, B=2, L=5, seed=0):
   return logits, batch
 
 
+def test_one_pass_finds_the_same_normalizer():
+  logits, _ = example(V=1000)
+  logits[0, 0] *= 1e4
+  logits[0, 1, 3:] = -np.inf
+  logits[1] -= 1e30
+  np.testing.assert_allclose(
+    loss._log_sum_exp(jnp.asarray(logits)),
+    jax.nn.logsumexp(jnp.asarray(logits), axis=-1),
+    rtol=1e-6,
+  )
+  logits[0, 0, 5] = np.nan
+  assert not np.isfinite(loss._log_sum_exp(jnp.asarray(logits))[0, 0])
+
+
 @pytest.mark.parametrize('z_weight', [0.0, 0.1])
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])
 def test_loss_and_gradient_equal_optax(z_weight, smoothing):
