@@ -90,7 +90,7 @@ def attend(
   """
   K = k_BKSH.shape[1]
   out_BKGLH = _mix(
-    _queries(q_BLNH, K, scale),
+    _queries(q_BLNH, K) * _scale(q_BLNH, scale),
     k_BKSH,
     v_BKSH,
     mask_B1LS[:, :, None],
@@ -113,11 +113,11 @@ def attend_unmasked(
 ) -> jax.Array:
   """Does what `attend` does, with no mask and no array of all scores."""
   out_BKGLH = kernels.attend(
-    _queries(q_BLNH, k_BKSH.shape[1], 1.0),
+    _queries(q_BLNH, k_BKSH.shape[1]),
     k_BKSH,
     v_BKSH,
     sight,
-    scale=q_BLNH.shape[-1] ** -0.5 if scale is None else scale,
+    scale=_scale(q_BLNH, scale),
     softcap=softcap,
     operands=operands,
   )
@@ -144,7 +144,7 @@ def attend_cache(
   B, L, N, _ = q_BLNH.shape
   X, H, S = k_XHS.shape
   K = X // B
-  q_BKGLH = _queries(q_BLNH, K, scale)
+  q_BKGLH = _queries(q_BLNH, K) * _scale(q_BLNH, scale)
   scores_XMS = linear.multiply(
     'XMH,XHS->XMS',
     q_BKGLH.reshape(X, -1, H).astype(operands),
@@ -165,11 +165,14 @@ def attend_cache(
   return _heads_last(out_XMH.reshape(B, K, N // K, L, H), q_BLNH)
 
 
-def _queries(q_BLNH, K, scale):
+def _scale(q_BLNH, scale):
+  # Of q rather than of the scores: L * H numbers instead of L * S.
+  return q_BLNH.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _queries(q_BLNH, K):
   B, L, N, H = q_BLNH.shape
-  # Scale q rather than the scores: L * H numbers instead of L * S.
-  factor = H**-0.5 if scale is None else scale
-  q_BLKGH = (q_BLNH * factor).reshape(B, L, K, N // K, H)
+  q_BLKGH = q_BLNH.reshape(B, L, K, N // K, H)
   # Heads before positions: what batched products want, and small next to S.
   return jnp.einsum('BLKGH->BKGLH', q_BLKGH)
 

@@ -279,7 +279,7 @@ def cudnn(
   sight: sights.Sight,
   settings: blockwise.Settings,
   *,
-  scale: float = 1.0,
+  scale: float,
 ) -> jax.Array:
   """Mixes values as `blockwise.attend` does, on GPU, in the operands' type."""
   B, K, G, L, H = q_BKGLH.shape
@@ -305,7 +305,7 @@ def cudnn(
       jnp.all(sight.segments == sight.segments[:, :1]),
       lambda heads, _: mix(*heads),
       # Its mask is made again for the gradient: to keep it, the branch without
-      # one would write as many zeros.
+      # one would write as many zeros. All but cuDNN's call is.
       jax.checkpoint(
         lambda heads, sight: mix(*heads, mask=sight.mask()),
         policy=lambda op, *_, **__: op.name.startswith('dot_product_attention'),
