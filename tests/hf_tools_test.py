@@ -82,7 +82,10 @@ def test_an_imported_run_is_a_start(workdir, tmp_path):
   assert 0 < max(jax.tree.leaves(moved)) < 0.1
 
 
-def test_export_of_an_import_is_what_came_in(source, workdir, tmp_path):
+def test_export_of_an_import_is_what_came_in(
+  source, workdir, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)  # a quickstart writes the data that lack here
   out, text = tmp_path / 'out', tmp_path / 'text.txt'
   text.write_text('the cat sat on the mat. ' * 20)
   command = ['huggingface', f'--workdir={workdir}', f'--output={out}']

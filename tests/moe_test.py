@@ -338,7 +338,11 @@ def batch(seed, rows):
 def trained(settings, steps=200):
   """Trains a layer: imbalance before and after, on a held-out batch."""
   model = build(settings, vocab=1024, length=64, depth=1, kernel_std=0.5)
-  tx, _ = optimizers.adamw(steps=steps, peak=3e-3, warmup=10, balance_rate=5e-3)
+  # Loads swing by the size of a bias's step: of six seeds the worst ends at
+  # 0.07, and at 0.10 with steps twice as large.
+  tx, _ = optimizers.adamw(
+    steps=steps, peak=3e-3, warmup=10, balance_rate=2.5e-3
+  )
   state = step.init_state(jax.random.key(0), batch(0, 32), model=model, tx=tx)
   update = jax.jit(
     partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1)),
