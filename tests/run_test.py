@@ -55,7 +55,7 @@ def test_a_run_compiles_its_step_once(data, tmp_path, caplog, request):
 def test_ten_kills_leave_the_same_bits(data, alone, start, tmp_path):
   workdir = tmp_path / 'run'
   # Batches come slowly, so that kills land between saves as well as in them.
-  arguments = programs.flags(data, workdir, save_every=2, data__seconds=0.05)
+  arguments = programs.flags(data, workdir, save_every=2, data__seconds=0.1)
   dice = random.Random(7)
   ways = ['line'] * 5 + ['save'] * 3 + ['clock'] * 2  # when to kill
   dice.shuffle(ways)
@@ -65,16 +65,21 @@ def test_ten_kills_leave_the_same_bits(data, alone, start, tmp_path):
     begins.append(begin)
     if begin > STEPS - 12:
       way = 'save'  # or the run would end before it has been killed ten times
+    # Far enough for one save: that of step 4 waited for that of step 2.
+    want = begin + dice.randint(5, 7)
     process = start('train', arguments)
-    if way == 'clock':
-      time.sleep(dice.uniform(0, 4))
+    if way == 'clock':  # a quick machine would be near the end by then
+      moment = time.monotonic() + dice.uniform(0, 4)
+      process.wait_for(
+        lambda t=moment, n=want: (
+          time.monotonic() > t or len(programs.losses(workdir)) >= n
+        )
+      )
     else:
       # By now it has cleared away what the one before it left.
       ready = f'step {begin} of'
       process.wait_for(lambda p=process, text=ready: text in p.text())
     if way == 'line':
-      # Far enough for one save: that of step 4 waited for that of step 2.
-      want = begin + dice.randint(5, 7)
       process.wait_for(lambda n=want: len(programs.losses(workdir)) >= n)
       time.sleep(dice.uniform(0, 0.05))
     elif way == 'save':
