@@ -404,7 +404,7 @@ def rows(runs: Sequence[recipes.Run]) -> list[dict[str, Any]]:
   """Lists what is known of runs, as `table` takes it: a checkpoint a row.
 
   Below the runs of a recipe are, for each step, the means and the standard
-  deviations over its seeds.
+  deviations over its seeds, or the mean over the folds of one.
   """
   if len(runs) == 1:
     return records(runs[0].folder)
@@ -422,6 +422,7 @@ def rows(runs: Sequence[recipes.Run]) -> list[dict[str, Any]]:
           'run': short[run.name],
           'recipe': recipe,
           'seed': run.seed,
+          **({} if run.fold is None else {'fold': run.fold}),
           'step': step,
           'metrics': metrics,
         }
@@ -430,12 +431,18 @@ def rows(runs: Sequence[recipes.Run]) -> list[dict[str, Any]]:
     told: dict[tuple[int, int, str], dict[str, float]] = {}
     for (evaluator, metric), by in _over_seeds(part).items():
       for step, (mean, deviation, n) in by.items():
-        if deviation is not None:
-          name = f'{evaluator}/{metric}'
+        name = f'{evaluator}/{metric}'
+        if deviation is not None or len({run.fold for run in part}) > 1:
           told.setdefault((step, n, 'mean'), {})[name] = mean
+        if deviation is not None:
           told.setdefault((step, n, 'SD'), {})[name] = deviation
     found += [
-      {'run': f'{what} of {n}', 'recipe': recipe, 'step': step, 'metrics': x}
+      {
+        'run': f'{what} of {n if n > 1 else "folds"}',
+        'recipe': recipe,
+        'step': step,
+        'metrics': x,
+      }
       for (step, n, what), x in sorted(told.items(), key=lambda t: t[0][:2])
     ]
   return found
@@ -684,6 +691,7 @@ def _store(runs: Sequence[recipes.Run], path: Path) -> None:
               'run': run.name,
               'recipe': recipe,
               'seed': run.seed,
+              'fold': run.fold,
               'step': step,
               'checkpoint': cell.checkpoint,
               'evaluator': evaluator,

@@ -376,6 +376,45 @@ def test_a_better_recipe_is_told_by_five_seeds(tmp_path, capsys):
   assert sum(line.endswith('B is better') for line in out) == 3
 
 
+def fold(workdir, n, outcomes, checkpoint='0'):
+  """Judges a run by the n-th fold of the items."""
+  items.write(
+    workdir,
+    header(task=f'{n}' * 64, checkpoint=checkpoint),
+    [{'id': f'{n}-{i}', 'accuracy': x} for i, x in enumerate(outcomes)],
+  )
+  return str(workdir)
+
+
+def test_folds_are_one_run(tmp_path):
+  def side(name, *folds, begin=0):
+    return [
+      fold(tmp_path / f'{name}{n}', n, x, checkpoint=f'{begin + n}')
+      for n, x in enumerate(folds)
+    ]
+
+  a = side('a', [0, 1, 1, 0], [0, 0, 1])
+  b = side('b', [1, 1, 1, 0], [1, 1, 1], begin=2)
+  whole = [tmp_path / 'wa', tmp_path / 'wb']
+  judge(whole[0], {'accuracy': [0, 1, 1, 0, 0, 0, 1]})
+  judge(whole[1], {'accuracy': [1, 1, 1, 0, 1, 1, 1]})
+  want = compare.compare([str(whole[0])], [str(whole[1])])['rows']
+  # In any order: each fold finds its own.
+  for folds in (b, b[::-1]):
+    assert compare.compare(a, folds)['rows'] == want
+  again = side('c', [1, 1, 1, 0], [1, 0, 0], begin=4)
+  found = compare.compare(
+    [*a, *again], [*b, *side('d', *[[1] * 4, [1] * 3], begin=6)]
+  )
+  assert found['rows'][0]['runs'] == 2 and found['rows'][0]['n'] == 7
+  text = refused(2, ','.join([*a, again[0]]), ','.join(b))
+  assert text == 'blimp: 1 to 2 runs a fold: give each as many'
+  text = refused(2, ','.join(a), b[0])
+  assert text.startswith('blimp: another task in ')
+  text = refused(2, ','.join([*a, *again]), ','.join(b))
+  assert text == '2 against 1 runs: give one a side, or two and more each'
+
+
 # --- refusals
 
 
@@ -393,6 +432,14 @@ def test_items_that_are_not_the_same_are_refused(tmp_path):
   text = refused(2, a, b)
   assert text.startswith('blimp: items are missing (1 and 2): ')
   assert text.endswith('b: judge both with one task')
+  # Two tasks a side that share items are no folds.
+  both = [f'{tmp_path / x}1,{tmp_path / x}2' for x in 'cd']
+  for n, name in enumerate(['c1', 'c2', 'd1', 'd2']):
+    task = (TASK, OTHER)[n % 2]
+    judge(tmp_path / name, {'accuracy': [0, 1]}, task=task, checkpoint=f'{n}')
+  text = refused(2, *both)
+  assert text.startswith('blimp: another task in ')
+  assert text.endswith('with blimp/0 in both: judge both with one')
   items.write(b, header(), [{'id': 'blimp/2', 'accuracy': 1}])
   assert 'items are missing (0 and 3): ' in refused(2, a, b)
   assert 'items are missing (3 and 0): ' in refused(2, b, a)
@@ -416,7 +463,9 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, pair):
   assert (
     refused(2, a, b, '--level', 1) == '--level: 1.0 must be between 0 and 1'
   )
-  assert refused(2, a, f'{a},{b}') == (
+  three = [judge(tmp_path / n, {'x': [1, 2]}, checkpoint=n) for n in '012']
+  one, two, other = (path.parents[2] for path in three)
+  assert refused(2, one, f'{two},{other}') == (
     '1 against 2 runs: give one a side, or two and more each'
   )
   judge(tmp_path / 'c', {'x': [1, 2]}, evaluator='other')

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from configs import base
-from lm import config, errors
+from lm import config, errors, sweep
 from lm.evals import items, page, recipes, stats
 from tests import programs
 
@@ -37,18 +37,33 @@ def line(step, metrics, *, state='0', evaluator='blimp', task=TASK, **card):
   return {**about, 'evaluator': evaluator, 'task': task, 'metrics': metrics}
 
 
-def ask(folder, name, outcomes, *, seed=0, group=None, **metrics):
+def ask(folder, name, outcomes, *, seed=0, fold=None, group=None, **metrics):
   """Makes a run with items on disk; further metrics are no means of theirs."""
   rows = []
   for n, row in enumerate(zip(*outcomes.values(), strict=True)):
     label = {} if group is None else {'group': f'g{n // group}'}
     found = zip(outcomes, row, strict=True)
-    rows.append({'id': f'blimp/{n}', **dict(found), **label})
+    rows.append({'id': f'blimp/{fold or 0}-{n}', **dict(found), **label})
   means = {k: float(np.mean(v)) for k, v in outcomes.items()}
-  about = line(9, {**means, **metrics}, state=f'{seed}')
+  if fold is None:
+    about = line(9, {**means, **metrics}, state=f'{seed}')
+    run = make(folder, name, [about], seed=seed)
+  else:
+    task = f'{fold}' * 64  # as a fold has one of its own
+    about = line(9, {**means, **metrics}, state=f'{seed}{fold}', task=task)
+    run = cut(folder, name, [about], seed, fold)
   header = {key: about[key] for key in about if key != 'metrics'}
   items.write(folder / name, header, rows)
-  return make(folder, name, [about], seed=seed)
+  return run
+
+
+def cut(folder, name, lines, seed, fold):
+  """Describes a run that did not train on a fold."""
+  c = base.get_config()
+  c.seed = seed
+  c.data = {'fn': 'lm.data.tasks:make', 'folds': 5, 'held_out': fold}
+  meta = {'config': config.to_json(c.lock()), 'tokenizer': '', 'data': {}}
+  return recipes.run(name, folder / name, meta, (), lines)
 
 
 # --- recipes
@@ -208,6 +223,67 @@ def test_the_step_is_the_newest_that_most_seeds_have(tmp_path):
   found = estimate(runs)
   assert (found.step, found.seeds, found.value) == (3, 3, 3.125)
   assert estimate(runs[:2]).step == 6
+
+
+# --- folds
+
+
+def test_folds_of_a_seed_are_one_draw(tmp_path):
+  def asked(seed, fold, right):
+    x = [1.0] * right + [0.0] * (4 - right)
+    name, f1 = f'{seed}{fold}', 0.5 + seed / 8 + fold / 16
+    return ask(tmp_path, name, {'accuracy': x}, seed=seed, fold=fold, f1=f1)
+
+  one = [asked(0, 0, 4), asked(0, 1, 2)]
+  assert len({run.recipe for run in one}) == 1
+  assert cut(tmp_path, 'x', [], 0, None).recipe != one[0].recipe
+  assert estimate(one) == (9, 0.75, None, 1, 8, stats.proportion(6, 8), 'items')
+  assert estimate(one, 'f1')[:5] == (9, 0.53125, None, 1, 0)
+  assert recipes.seeds(one, 'blimp', 'f1') == {9: [0.53125]}
+  # A seed that lacks a fold would be asked something else, and waits.
+  assert estimate([*one, asked(1, 1, 0)]) == estimate(one)
+  two = [*one, asked(1, 1, 0), asked(1, 0, 2)]
+  found = estimate(two)
+  assert (found.value, found.seeds, found.items) == (0.5, 2, 8)
+  assert found.deviation == pytest.approx(0.5 / 2**0.5)
+  assert found.basis == 'items and seeds'
+  # Items of one fold pair with those of the same fold.
+  whole = np.array([[1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]])
+  low = stats.difference(np.zeros((2, 8)), whole).low
+  assert found.interval == pytest.approx((max(low, 0), 1 - max(low, 0)))
+
+
+def test_folds_that_share_items_have_none(tmp_path):
+  runs = [
+    ask(tmp_path, f'{fold}', {'accuracy': [1.0, 0.0]}, fold=fold)
+    for fold in (0, 1)
+  ]
+  rows = [{'id': 'blimp/0-0', 'accuracy': 1.0}, {'id': 'x', 'accuracy': 0.0}]
+  ((step, name),) = runs[1].cells
+  header = {'evaluator': name, 'step': step, 'task': '1' * 64, 'code': CODE}
+  header['checkpoint'] = runs[1].cells[step, name].checkpoint
+  items.write(tmp_path / '1', header, rows)
+  assert estimate(runs) == (9, 0.5, None, 1, 0, None, '')
+
+
+def test_folds_asked_the_same_are_draws(tmp_path):
+  lines = [[line(9, {'x': x}, state=f'{int(x)}')] for x in (1.0, 3.0)]
+  runs = [cut(tmp_path, f'{k}', lines[k], 0, k) for k in (0, 1)]
+  assert estimate(runs, 'x')[:5] == pytest.approx((9, 2.0, 2**0.5, 2, 0))
+
+
+def test_folds_are_told_together(tmp_path):
+  runs = [
+    ask(tmp_path, f'{fold}', {'accuracy': [1.0, fold]}, fold=fold)
+    for fold in (0, 1)
+  ]
+  text = seen(runs).text
+  assert '1 task, 1 recipe' in text and 'seed 0, fold 1' in text
+  assert '0.75 0.3006 – 0.9544' in text and '†' not in text
+  table = sweep.rows(runs)
+  assert [row.get('fold') for row in table] == [0, 1, None]
+  assert table[-1]['run'] == 'mean of folds'
+  assert table[-1]['metrics'] == {'blimp/accuracy': 0.75}
 
 
 # --- the page

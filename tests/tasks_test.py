@@ -14,6 +14,7 @@ from configs import base
 from lm import config, log, sample, sharding, sweep, train
 from lm.data import records, tasks, tokenizer
 from lm.evals import labels, writing
+from tests import programs
 from tools import export
 
 BYTES = tokenizer.bytes_()
@@ -359,6 +360,23 @@ def test_folds_part_the_records(tmp_path):
   held = [every - trained_on(n) for n in range(5)]
   assert [len(part) for part in held] == [4] * 5
   assert set.union(*held) == every
+  # They are folds of the same data, but no run goes on with another.
+  first, second = (source(tmp_path, folds=5, held_out=n) for n in (0, 1))
+  assert first.fingerprint == second.fingerprint
+  with pytest.raises(
+    ValueError, match='data: held_out is 1, and the run began'
+  ):
+    source(tmp_path, folds=5, held_out=1, position=first.state(3))
+
+
+def test_one_flag_holds_out_and_judges(shared_data):
+  tags = programs.ROOT / 'configs/finetune/tags.py'
+  c = config.load(f'{tags}:{shared_data},wikigold', [('data.held_out', '3')])
+  assert c.data.held_out == c.evals.test.fold == 3
+  again = config.from_json(config.to_json(c))
+  assert again.evals.test.fold == 3
+  c = config.load(f'{tags}:{shared_data},wnut17')
+  assert c.data.held_out is c.evals.test.fold is None
 
 
 def test_a_run_goes_on_with_the_same_records_only(tmp_path):

@@ -11,8 +11,9 @@ and are shown where `--metric` names them.
 
 One run a side says whether these two checkpoints differ: another seed of the
 same recipe does so, too. Folders joined by commas are seeds of one recipe, and
-then it is the recipes that are compared. Items with one label `group` count as
-one piece of evidence.
+then it is the recipes that are compared. Folds of a cross-validation are joined
+by commas, too: of those that were each asked other items, one of each kind is
+one run. Items with one label `group` count as one piece of evidence.
 
 An interval is that of its row alone; p, and so the verdict, is corrected for
 the number of rows (Holm). How many more would tell is for a power of 80 %, if
@@ -116,10 +117,6 @@ def compare(
   """
   if not 0 < level < 1:
     raise config.ConfigError(f'--level: {level} must be between 0 and 1')
-  if min(len(a), len(b)) == 1 != max(len(a), len(b)):
-    raise config.ConfigError(
-      f'{len(a)} against {len(b)} runs: give one a side, or two and more each'
-    )
   left, right = load(a, step), load(b, step)
   both = sorted(left.keys() & right.keys())
   if not both:
@@ -132,14 +129,14 @@ def compare(
     notes.append(f'left out, as only one side has them: {", ".join(alone)}')
   known = set()
   for name in both:
-    _check_same(name, left[name] + right[name])
     if len({run.header['code'] for run in left[name] + right[name]}) > 1:
       notes.append(f'{name}: judged by different versions of its code')
-    outcomes = _outcomes(left[name] + right[name])
+    sides = _paired(name, left[name], right[name])
+    outcomes = _outcomes([*sides[0], *sides[1]])
     known.update(outcomes)
     for metric in outcomes:
       if metric in metrics or not (metrics or _DESCRIBES.fullmatch(metric)):
-        row = _row(name, metric, left[name], right[name], level)
+        row = _row(name, metric, *sides, level)
         if row is None:
           notes.append(
             f'{name}/{metric}: left out: fewer than two items or groups'
@@ -206,15 +203,56 @@ def _check_seeds(name: str, runs: list[Judged]) -> None:
     seen[state] = run.workdir
 
 
+def _paired(
+  name: str, left: list[Judged], right: list[Judged]
+) -> tuple[list[Judged], list[Judged]]:
+  """Checks that two sides were asked the same; joins the folds of each."""
+  by_task: dict[str, tuple[list[Judged], list[Judged]]] = {}
+  for side, runs in enumerate((left, right)):
+    for run in runs:
+      by_task.setdefault(run.header['task'], ([], []))[side].append(run)
+  for ours, theirs in by_task.values():
+    if not (ours and theirs):
+      one, other = (ours or left)[0], (theirs or right)[0]
+      hashes = [run.header['task'][:12] for run in (one, other)]
+      raise config.ConfigError(
+        f'{name}: another task in {one.workdir} ({hashes[0]}) than in'
+        f' {other.workdir} ({hashes[1]}): judge both with one'
+      )
+    _check_same(name, ours + theirs)
+  a, b = (_joined(name, runs) for runs in zip(*by_task.values(), strict=True))
+  if min(len(a), len(b)) == 1 != max(len(a), len(b)):
+    raise config.ConfigError(
+      f'{len(a)} against {len(b)} runs: give one a side, or two and more each'
+    )
+  return a, b
+
+
+def _joined(name: str, folds: Sequence[list[Judged]]) -> list[Judged]:
+  """Makes a run of one of each fold, which have no item in common."""
+  (first, *_), *others = folds
+  rows = dict(first.rows)
+  for run, *_ in others:
+    if both := rows.keys() & run.rows.keys():
+      raise config.ConfigError(
+        f'{name}: another task in {first.workdir} than in {run.workdir}, with'
+        f' {min(both)} in both: judge both with one'
+      )
+    rows |= run.rows
+  counts = [len(runs) for runs in folds]
+  if min(counts) < max(counts):
+    raise config.ConfigError(
+      f'{name}: {min(counts)} to {max(counts)} runs a fold: give each as many'
+    )
+  return [
+    runs[0]._replace(rows={k: v for run in runs for k, v in run.rows.items()})
+    for runs in zip(*folds, strict=True)
+  ]
+
+
 def _check_same(name: str, runs: list[Judged]) -> None:
   first, *others = runs
   for run in others:
-    tasks = first.header['task'], run.header['task']
-    if tasks[0] != tasks[1]:
-      raise config.ConfigError(
-        f'{name}: another task in {first.workdir} ({tasks[0][:12]}) than in'
-        f' {run.workdir} ({tasks[1][:12]}): judge both with one'
-      )
     here = len(run.rows.keys() - first.rows.keys())
     there = len(first.rows.keys() - run.rows.keys())
     if here or there:

@@ -4,6 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ml_collections import config_dict
+
 from configs import base
 from lm import config
 
@@ -86,14 +88,15 @@ def task(
     folds: into which that file is dealt; the first is held out.
     how: more settings of the evaluator.
   """
-  fold = 0 if folds > 1 else None
+  # --config.data.held_out changes both
+  held_out = config_dict.FieldReference(0 if folds > 1 else None, int)
   c.data = {
     'fn': 'lm.data.tasks:make',
     'records': train,
     'form': form,
     'length': length,
     'folds': folds,
-    'held_out': fold,
+    'held_out': held_out,
   }
   c.evals = {
     'test': {
@@ -103,7 +106,7 @@ def task(
       'batch_size': 64,
       'length': length,
       'folds': folds,
-      'fold': fold,
+      'fold': held_out,
       **how,
     }
   }

@@ -4,10 +4,11 @@
     --config=configs/finetune/tags.py:../shared/data,wikigold,runs/minilm
 
 The argument is as of texts.py, with these `SETS`. Wikigold has no split: a
-fifth of its sentences is held out, `--config.data.held_out=N` and
-`--config.evals.test.fold=N` choose which, so that five runs judge all of them.
-Logistic regression on words and their neighbours (tools.baselines) has F1 0.592
-over the five folds, a dictionary 0.445.
+fifth of its sentences is held out, and `--config.data.held_out=N` says which,
+to the data and to what judges: five runs, each in a folder of its own, judge
+all of them, and are one recipe to `lm.sweep`. Logistic regression on words and
+their neighbours (tools.baselines) has F1 0.592 over the five folds, a
+dictionary 0.445.
 """
 
 from configs.finetune import start

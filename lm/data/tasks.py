@@ -138,13 +138,14 @@ def make(
   settings = {k: v for k, v in form.items() if k != 'labels'}
   described = [
     *(found.card.sha256, settings, made.labels),
-    *(length, folds, held_out, pack, *([expected] if expected else [])),
+    *(length, folds, pack, *([expected] if expected else [])),
   ]
   fingerprint = hashlib.sha256(
     json.dumps([described, tokenizer.sha256], sort_keys=True).encode()
   ).hexdigest()
   identity = {
-    'fingerprint': fingerprint,
+    'fingerprint': fingerprint,  # that of all folds
+    'held_out': held_out,
     'batch_size': batch_size,
     'seed': seed,
   }

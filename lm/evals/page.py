@@ -183,14 +183,15 @@ content="default-src 'none'; style-src 'unsafe-inline'">
 <h1>Evaluation: {title}</h1>
 <p class="soft">{' · '.join(facts)}</p>
 <h2>Results</h2>
-{_summary(shown, heads, cells)}
+{_summary(shown, heads)}
 <p class="soft">Each cell: the mean over seeds and its 95 % interval, at the
 newest step that most seeds of the recipe have. An interval is that of its cell
 alone; it takes a paired test to say that one recipe is better than another
 (<code>tools.compare</code>).</p>
 <h2>Recipes</h2>
-<p class="soft">Runs whose configs are the same but for the seed are one
-recipe.</p>
+<p class="soft">Runs whose configs are the same but for the seed, or the fold
+that is held out, are one recipe. The folds of a seed are told together, as soon
+as no seed has more of them.</p>
 {_recipes(shown)}
 <h2>Pictures</h2>
 <p class="soft">Lines are means over seeds. Where there are two or more, each is
@@ -266,12 +267,12 @@ def _table(
   )
 
 
-def _summary(
-  shown: Sequence[_Recipe],
-  heads: Mapping[str, str],
-  cells: Mapping[str, Sequence[recipes.Cell]],
-) -> str:
-  mixed = [x for x in heads if len({cell.task for cell in cells[x]}) > 1]
+def _summary(shown: Sequence[_Recipe], heads: Mapping[str, str]) -> str:
+  asked: dict[tuple[str, int | None], set[str]] = {}
+  for run in (run for recipe in shown for run in recipe.runs):
+    for (_, x), cell in run.cells.items():
+      asked.setdefault((x, run.fold), set()).add(cell.task)
+  mixed = [x for (x, _), tasks in asked.items() if len(tasks) > 1]
   head, rows = ['recipe', 'seeds', 'step'], []
   for x, metric in heads.items():
     sign = '†' if x in mixed else ''
@@ -320,7 +321,8 @@ def _recipes(shown: Sequence[_Recipe]) -> str:
       told.append('its weights, under one seed')
     runs = [
       f'{_code(run.name)} <span class="soft">seed '
-      f'{"—" if run.seed is None else run.seed}</span>'
+      f'{"—" if run.seed is None else run.seed}'
+      f'{"" if run.fold is None else f", fold {run.fold}"}</span>'
       for run in recipe.runs
     ]
     each = '<br>'.join(runs), '<br>'.join(told) or '—'

@@ -1,9 +1,12 @@
 """Runs that were judged, the recipes that they are seeds of, and what these do.
 
-A recipe is what a run computes: its config without the seed and without what
-says only where and how often, and hashes of its data and tokenizer in place of
-their paths. One seed is one draw: what is said of a recipe is a mean over its
-seeds, with their standard deviation, and an interval for that mean.
+A recipe is what a run computes: its config without the seed, the fold that it
+does not train on and what says only where and how often, and hashes of its data
+and tokenizer in place of their paths. One seed is one draw: what is said of a
+recipe is a mean over its seeds, with their standard deviation, and an interval
+for that mean. Where runs were each asked their own fold of the records, all
+folds of one seed are one draw: its metric is the mean of theirs, and its items
+are those of all.
 
 Letters here: N items, G groups of items, K seeds.
 """
@@ -19,6 +22,7 @@ import numpy as np
 from lm import config, errors, saved
 from lm.evals import items, stats
 
+_FOLD = 'data.held_out'
 _APART = tuple(f'{key}.' for key in ('seed', *saved.FREE))
 
 
@@ -46,6 +50,7 @@ class Run(NamedTuple):
     folder: where its items lie.
     recipe: a short hash of `settings`; see `part`.
     seed: None if no checkpoint says.
+    fold: of the records, that it did not train on; None: none.
     settings: by dotted key, what its recipe is.
     steps: that were to be judged.
     cells: by (step, evaluator).
@@ -55,6 +60,7 @@ class Run(NamedTuple):
   folder: Path
   recipe: str
   seed: int | None
+  fold: int | None
   settings: Mapping[str, Any]
   steps: Sequence[int]
   cells: Mapping[tuple[int, str], Cell]
@@ -99,7 +105,7 @@ def run(
       counts, and of two checkpoints of one step, as a run that was rewound
       leaves them, the one that was judged last.
   """
-  seed, settings = None, {'workdir': name}
+  seed, fold, settings = None, None, {'workdir': name}
   if meta is not None:
     c = config.flatten(config.from_json(meta['config']))
     seed = c['seed']
@@ -108,6 +114,9 @@ def run(
       for key, value in c.items()
       if not f'{key}.'.startswith(_APART) and key.split('.')[-1] != 'path'
     }
+    fold = settings.get(_FOLD)
+    if fold is not None:
+      settings[_FOLD] = 'each'
     data = meta['data']
     prints = data.get('datasets', {'all': data.get('fingerprint')})
     settings['tokenizer.sha256'] = meta['tokenizer']
@@ -132,11 +141,11 @@ def run(
     for (step, evaluator), cell in sorted(cells.items())
     if cell.checkpoint == states[step]
   }
-  return Run(name, folder, recipe, seed, settings, steps, cells)
+  return Run(name, folder, recipe, seed, fold, settings, steps, cells)
 
 
 def part(runs: Iterable[Run]) -> list[Run]:
-  """Gives runs of one config and seed, but other weights, recipes of their own.
+  """Gives runs of one config, but other weights, recipes of their own.
 
   Such as imported models, of which a config does not say where they come from.
   Their recipes end in .2 and so on.
@@ -148,7 +157,7 @@ def part(runs: Iterable[Run]) -> list[Run]:
     while any(
       states.get(step, cell.checkpoint) != cell.checkpoint
       for other in parted
-      if (other.recipe, other.seed) == (name, run.seed)
+      if (other.recipe, other.seed, other.fold) == (name, run.seed, run.fold)
       for (step, _), cell in other.cells.items()
     ):
       n += 1
@@ -180,11 +189,11 @@ def seeds(
 ) -> dict[int, list[float]]:
   """Lists a metric of a recipe by step: a value a seed, copies left out."""
   found: dict[int, list[float]] = {}
-  for step, chosen in sorted(_by_step(runs, evaluator).items()):
-    for run in chosen:
-      metrics = run.cells[step, evaluator].metrics
-      if metric in metrics:
-        found.setdefault(step, []).append(metrics[metric])
+  for step, drawn in sorted(_by_step(runs, evaluator).items()):
+    for folds in drawn:
+      metrics = [run.cells[step, evaluator].metrics for run in folds]
+      if all(metric in x for x in metrics):
+        found.setdefault(step, []).append(mean([x[metric] for x in metrics]))
   return found
 
 
@@ -215,23 +224,26 @@ def estimates(
   by_step = _by_step(runs, evaluator)
   if not by_step:
     return {}, []
-  step = max(by_step, key=lambda step: (len(by_step[step]), step))
-  cells, asked, wrong = [], [], []
-  for run in by_step[step]:
-    cells.append(run.cells[step, evaluator])
-    try:
-      asked.append(_items(run, step, evaluator))
-    except errors.Failure as error:
-      asked.append({})
-      wrong.append(f'{run.name}: {error}')
+  step = max(by_step, key=lambda step: (sum(map(len, by_step[step])), step))
+  drawn, wrong = by_step[step], []
+  asked: list[list[dict[str, dict[str, Any]]]] = []  # by draw, fold by fold
+  for folds in drawn:
+    asked.append([])
+    for run in folds:
+      try:
+        asked[-1].append(_items(run, step, evaluator))
+      except errors.Failure as error:
+        asked[-1].append({})
+        wrong.append(f'{run.name}: {error}')
+  cells = [[run.cells[step, evaluator] for run in folds] for folds in drawn]
   found = {}
-  for metric in cells[0].metrics:
-    if '/' in metric or not all(metric in cell.metrics for cell in cells):
+  for metric in cells[0][0].metrics:
+    if '/' in metric or not all(metric in x.metrics for c in cells for x in c):
       continue
-    values = [cell.metrics[metric] for cell in cells]
-    x_K = np.array(values, float)
-    x_KN, groups = _outcomes(asked, metric, x_K)
-    interval, basis = _interval(x_K, x_KN, groups)
+    x_KF = [[cell.metrics[metric] for cell in folds] for folds in cells]
+    values = [mean(x_F) for x_F in x_KF]
+    x_KN, groups = _outcomes(asked, metric, x_KF)
+    interval, basis = _interval(np.array(values, float), x_KN, groups)
     K, N = x_KN.shape
     found[metric] = Estimate(
       step, mean(values), deviation(values), K, N, interval, basis
@@ -239,14 +251,32 @@ def estimates(
   return found, wrong
 
 
-def _by_step(runs: Iterable[Run], evaluator: str) -> dict[int, list[Run]]:
-  """Lists the runs that have an evaluator by step, one of each seed."""
-  found: dict[int, dict[int | None, Run]] = {}
+def _by_step(runs: Iterable[Run], evaluator: str) -> dict[int, list[list[Run]]]:
+  """Lists the draws that have an evaluator by step, each as its folds."""
+  found: dict[int, dict[tuple[int | None, int | None], Run]] = {}
   for run in runs:
     for step, name in run.cells:
       if name == evaluator:
-        found.setdefault(step, {}).setdefault(run.seed, run)
-  return {step: list(by_seed.values()) for step, by_seed in found.items()}
+        found.setdefault(step, {}).setdefault((run.seed, run.fold), run)
+  return {
+    step: _draws(list(chosen.values()), step, evaluator)
+    for step, chosen in found.items()
+  }
+
+
+def _draws(runs: list[Run], step: int, evaluator: str) -> list[list[Run]]:
+  """Joins the folds of a seed; of seeds with fewer folds, none counts."""
+  if len({run.cells[step, evaluator].task for run in runs}) < 2:
+    return [[run] for run in runs]  # all were asked the same
+  by_seed: dict[int | None, dict[int | None, Run]] = {}
+  for run in runs:
+    by_seed.setdefault(run.seed, {})[run.fold] = run
+  most = max(by_seed.values(), key=len)
+  return [
+    [folds[fold] for fold in most]
+    for folds in by_seed.values()
+    if folds.keys() == most.keys()
+  ]
 
 
 def _items(run: Run, step: int, evaluator: str) -> dict[str, dict[str, Any]]:
@@ -260,24 +290,37 @@ def _items(run: Run, step: int, evaluator: str) -> dict[str, dict[str, Any]]:
 
 
 def _outcomes(
-  asked: Sequence[Mapping[str, Mapping[str, Any]]], metric: str, x_K: np.ndarray
+  asked: Sequence[Sequence[Mapping[str, Mapping[str, Any]]]],
+  metric: str,
+  x_KF: Sequence[Sequence[float]],
 ) -> tuple[np.ndarray, list[str]]:
-  """Lists a metric's outcome of each run and item, and the items' groups.
+  """Lists a metric's outcome of each draw and item, and the items' groups.
 
-  No items, if runs were not asked the same or the metric is not their mean.
+  No items, if draws were not asked the same, a fold has items of another or the
+  metric is not their mean.
   """
-  ids = [
-    name
-    for name in asked[0]
-    if all(
-      isinstance(rows.get(name, {}).get(metric), int | float) for rows in asked
-    )
-  ]
-  x_KN = np.array([[rows[i][metric] for i in ids] for rows in asked], float)
-  if not ids or not np.allclose(x_KN.mean(axis=1), x_K, rtol=1e-9, atol=1e-12):
-    return x_KN[:, :0], []
+  none = np.empty((len(asked), 0)), []
+  rows_K: list[dict[str, Mapping[str, Any]]] = []
+  for rows_F, x_F in zip(asked, x_KF, strict=True):
+    rows_K.append({})
+    for rows, x in zip(rows_F, x_F, strict=True):
+      has = {
+        k: v for k, v in rows.items() if isinstance(v.get(metric), int | float)
+      }
+      values = [row[metric] for row in has.values()]
+      if not values or not np.isclose(
+        np.mean(values), x, rtol=1e-9, atol=1e-12
+      ):
+        return none
+      if rows_K[-1].keys() & has.keys():
+        return none
+      rows_K[-1] |= has
+  first, *others = rows_K
+  if any(rows.keys() != first.keys() for rows in others):
+    return none
+  x_KN = np.array([[rows[i][metric] for i in first] for rows in rows_K], float)
   # One without a label was drawn by itself; no label has this character.
-  return x_KN, [asked[0][i].get('group') or f'\0{i}' for i in ids]
+  return x_KN, [row.get('group') or f'\0{i}' for i, row in first.items()]
 
 
 def _interval(
