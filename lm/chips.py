@@ -26,9 +26,9 @@ class Chip(NamedTuple):
     network_speed: bytes/s a device, to other slices or other hosts.
     host: devices of one host.
     reached: how much of the peak of what bounds a step, products or memory, a
-      training step comes to. Of an H200 it is 39, 41 and 42 % for dense
-      decoders of 124M, 355M and 1.5B in bf16 (BENCHMARKS.md, 2026-11-27); 1
-      where nobody has measured.
+      training step comes to. Of an H200 it is 47, 50, 49 and 52 % for dense
+      decoders of 124M, 355M, 774M and 1.5B in bf16 (BENCHMARKS.md, 2026-11-27);
+      1 where nobody has measured.
   """
 
   name: str
@@ -74,7 +74,7 @@ CHIPS = (
     50e9,
     8,
   ),
-  Chip('h200', r'NVIDIA H200', 989e12, 141 * _GB, 4800e9, 450e9, 50e9, 8, 0.4),
+  Chip('h200', r'NVIDIA H200', 989e12, 141 * _GB, 4800e9, 450e9, 50e9, 8, 0.49),
   Chip('v4', r'TPU v4', 275e12, 32 * _GiB, 1228e9, 90e9, 6.25e9, 4),
   Chip('v5e', r'TPU v5 ?(lite|e)', 197e12, 16 * _GiB, 819e9, 90e9, 6.25e9, 8),
   Chip('v5p', r'TPU v5p?', 459e12, 95 * _GiB, 2765e9, 180e9, 6.25e9, 4),

@@ -97,10 +97,12 @@ def products(fn: Callable[..., Any], *args: Any) -> int:
   dense attention count too.
 
   Args:
-    fn: traced, not run.
+    fn: traced, not run; one of `jax.jit` as it is, for inside another it may
+      have no compiler options.
     *args: arrays or shapes.
   """
-  return _products(jax.make_jaxpr(fn)(*args).jaxpr)
+  traced = fn if isinstance(fn, jax.stages.Wrapped) else jax.jit(fn)
+  return _products(traced.trace(*args).jaxpr.jaxpr)
 
 
 def _products(jaxpr: Any) -> int:

@@ -44,6 +44,7 @@ import numpy as np
 from lm import chips, config, flops, hlo, leaves, sharding, step, tree, types
 from lm.data import objectives, tokenizer
 
+_CUDA = "pip install 'jax[cuda13-local]' nvidia-cuda-nvcc nvidia-cudnn-cu13"
 _FULL = 3  # exit code of a run that does not fit
 
 
@@ -134,7 +135,7 @@ def _gpu(name, chip, shape, slices):
   """
   return _topology(
     name,
-    "pip install 'jax[cuda13-local]' nvidia-cuda-nvcc",
+    _CUDA,
     platform='cuda',
     target_config=card,
     topology=f'1x{max(count // chip.host, 1)}x{min(count, chip.host)}',
@@ -284,7 +285,11 @@ def plan(
   try:
     with _uncached(machine):
       compiled = step.lower(run).compile()
-  except jax.errors.JaxRuntimeError as error:
+  except RuntimeError as error:
+    if 'cuDNN' in str(error):  # jax looks for it when it lowers attention
+      raise config.ConfigError(
+        f'target {machine.name}: {error} {_CUDA}'
+      ) from error
     # XLA says what a whole program used, or what its temporaries alone ask.
     used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT]?)', str(error))
     if 'RESOURCE_EXHAUSTED' not in str(error) or used is None:

@@ -64,6 +64,16 @@ def test_flops_bound_what_xla_counts():
   assert cost['flops'] == want
 
 
+def test_products_of_a_function_that_is_compiled_in_its_own_way():
+  def fn(x, y):
+    return jax.nn.relu(x @ y).sum()
+
+  options = {'xla_llvm_disable_expensive_passes': True}
+  shapes = _shape(L, D), _shape(D, F)
+  for compiled in (fn, jax.jit(fn, compiler_options=options)):
+    assert flops.products(compiled, *shapes) == 2 * L * D * F
+
+
 @pytest.mark.parametrize(
   ('kind', 'want'),
   [

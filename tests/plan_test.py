@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from lm import chips, config, plan
+from lm import chips, config, plan, step
 from tests import programs
 
 CPU = plan.target('cpu:8') if jax.device_count() >= 8 else None
@@ -129,6 +129,18 @@ def test_what_cannot_be_planned_is_one_line():
     plan.plan(load(f'{programs.ROOT}/configs/ngram/wikitext2.py'), CPU)
   with pytest.raises(config.ConfigError, match='no table of speeds to search'):
     plan.search(load(), CPU, vocab=512)
+
+
+@needs_eight
+def test_a_library_that_is_missing_here_is_one_line(monkeypatch):
+  def lower(run):
+    raise RuntimeError('cuDNN not found.')
+
+  monkeypatch.setattr(step, 'lower', lower)
+  assert CPU is not None
+  message = 'target cpu:8: cuDNN not found. pip install '
+  with pytest.raises(config.ConfigError, match=message):
+    plan.plan(load(), CPU, vocab=512)
 
 
 def run(*words):
