@@ -4,6 +4,7 @@ A config file imports this, changes what it is about, and returns it locked:
 a misspelt key is an error there as it is on the command line.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
@@ -216,6 +217,17 @@ def recurrent() -> dict[str, Any]:
     'dtype': 'float32',
     'operands': 'float32',
   }
+
+
+def size(word: str, sizes: Mapping[str, Any]) -> Any:
+  """Looks the size up that a config's argument names.
+
+  Raises:
+    ValueError: it is none of them.
+  """
+  if word not in sizes:
+    raise ValueError(f'{word!r} is no size: give one of {", ".join(sizes)}')
+  return sizes[word]
 
 
 def encoder() -> dict[str, Any]:

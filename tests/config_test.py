@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -408,6 +409,7 @@ def test_load_lets_references_follow_an_override(tmp_path, toys):
     ('c.x = 1 / 0', 'c.py:4: ZeroDivisionError'),
     ('c.x = = 1', 'c.py:4: SyntaxError'),
     ('import no_such_package_x', 'c.py:4: ModuleNotFoundError'),
+    ('raise ValueError("give A or B")', 'c.py:4: give A or B'),
     ('c = 3', 'get_config() must return a ConfigDict'),
     ('c.x = config_dict.required_placeholder(int)', 'declare a default'),
     ('c.optim.fn = "lm.data.tokenzer:make"',
@@ -416,6 +418,22 @@ def test_load_lets_references_follow_an_override(tmp_path, toys):
 )  # fmt: skip
 def test_load_refuses(tmp_path, toys, body, say):
   assert say in refused(config.load, write(tmp_path / 'c.py', body))
+
+
+def test_words_that_a_config_cannot_read_are_refused(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert refused(config.load, 'configs/gpt/tiny.py:small') == (
+    'configs/gpt/tiny.py: takes no word: leave out :small'
+  )
+  for name, sizes in (
+    ('gpt/gpt2', 'small, medium, large, xl'),
+    ('bert/bert', 'base, large'),
+    ('t5/t5', 'small, base, large, v1_1_small, v1_1_base, v1_1_large'),
+  ):
+    said = refused(config.load, f'configs/{name}.py:124M')
+    where, _, said = said.partition(': ')
+    assert re.fullmatch(rf'configs/{name}\.py:\d+', where)
+    assert said == f"'124M' is no size: give one of {sizes}"
 
 
 def test_load_names_the_nearest_file(tmp_path):

@@ -16,7 +16,7 @@ SIZES = {'base': (12, 768, 12), 'large': (24, 1024, 16)}
 def get_config(size='base'):
   """Returns the config of a size."""
   c = base.get_config()
-  depth, width, heads = SIZES[size]
+  depth, width, heads = base.size(size, SIZES)
   c.steps = 1_000_000
   c.batch_size = 256
   c.save_every = 10_000

@@ -31,7 +31,7 @@ def get_config(size: str = 'small'):
   c.data.sources.train.path = 'data/gpt2/train'
   c.data.length = 1024
   c.model.length = 1024
-  c.model.width, c.model.depth, c.model.heads = SIZES[size]
+  c.model.width, c.model.depth, c.model.heads = base.size(size, SIZES)
   c.model.dropout = 0.1
   # Two dozen layers and more compile for minutes when unrolled.
   c.model.scan = size != 'small'

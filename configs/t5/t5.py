@@ -24,7 +24,7 @@ SIZES = {
 def get_config(size='small'):
   """Returns the config of a size."""
   c = base.get_config()
-  depth, width, heads, mlp = SIZES[size]
+  depth, width, heads, mlp = base.size(size, SIZES)
   c.steps = 524_288
   c.batch_size = 128
   c.save_every = 5_000

@@ -5,6 +5,7 @@ Python with `get_config()`, or the config.json that a run keeps.
 
 from collections.abc import Iterable
 import importlib.util
+import inspect
 from pathlib import Path
 import traceback
 from typing import Any
@@ -26,16 +27,21 @@ def _run(path: Path, argument: str | None) -> Any:
     spec.loader.exec_module(module)
     if not callable(getattr(module, 'get_config', None)):
       raise ConfigError(f'{path}: defines no function get_config()')
-    return module.get_config(*([] if argument is None else [argument]))
+    words = [] if argument is None else [argument]
+    if words and not inspect.signature(module.get_config).parameters:
+      raise ConfigError(f'{path}: takes no word: leave out :{argument}')
+    return module.get_config(*words)
   except ConfigError:
     raise
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [x.lineno for x in frames if Path(x.filename) == path]
+    lines = [x.lineno for x in frames if Path(x.filename) == path.absolute()]
     if isinstance(error, SyntaxError) and error.filename == str(path):
       lines = [error.lineno]
     where = f'{path}:{lines[-1]}' if lines else str(path)
-    raise ConfigError(f'{where}: {type(error).__name__}: {error}') from error
+    # What a config refuses, it says itself.
+    kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
+    raise ConfigError(f'{where}: {kind}{error}') from error
 
 
 def _read(path: Path) -> Config:
