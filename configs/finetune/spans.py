@@ -34,7 +34,7 @@ def get_config(argument: str = 'data,squad'):
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/qa/{path}'}
 
-  c = start.classifier({'fn': 'lm.models.heads:span'}, *run)
+  c = start.tuned({'fn': 'lm.models.heads:span'}, *run)
   c.steps = 600
   c.batch_size = 16
   form = {
@@ -44,5 +44,5 @@ def get_config(argument: str = 'data,squad'):
     'kinds': True,
   }
   readers = read(train), read(test)
-  start.task(c, 'spans', form, *readers, length=256, language=language)
+  start.task(c, 'labels:spans', form, *readers, length=256, language=language)
   return c.lock()

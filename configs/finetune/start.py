@@ -24,14 +24,17 @@ def words(argument: str, sets: Collection[str]) -> tuple[str, str, list[str]]:
   return folder, name, run[:-1]
 
 
-def classifier(head: dict[str, Any], run: str = '', method: str = '') -> Any:
-  """Returns a config of a head, without its data and evaluators.
+def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
+  """Returns a config of a model to tune, without its data and evaluators.
 
   Args:
-    head: spec of the head, without its body.
+    head: spec of the head, without its body; None: a decoder, which writes.
     run: folder of the run whose model is tuned, and whose tokenizer is taken;
-      '': the encoder of configs/base.py from nothing, on bytes.
+      '': the encoder or decoder of configs/base.py from nothing, on bytes.
     method: '' trains all of it, 'lora' the head and small changes of q and v.
+
+  Raises:
+    ValueError: the method is no other, or without a head the run no decoder.
   """
   if method not in ('', 'lora'):
     raise ValueError(f"the fourth word is {method!r}: give 'lora' or none")
@@ -39,18 +42,22 @@ def classifier(head: dict[str, Any], run: str = '', method: str = '') -> Any:
   c.batch_size = 32
   if not run:
     c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
-    c.model = head | {'body': base.encoder() | {'norm_order': 'pre'}}
+    if head is not None:
+      c.model = head | {'body': base.encoder() | {'norm_order': 'pre'}}
     return c
   theirs = config.from_json(Path(run, 'config.json').read_text())
   is_head = 'body' in theirs.model
   body = theirs.model.body if is_head else theirs.model
   c.tokenizer = theirs.tokenizer
-  c.model = head | {'body': body}
-  if 'pool' in head and body.fn == 'lm.models.decoder:make':
+  is_decoder = body.fn == 'lm.models.decoder:make'
+  if head is None and not is_decoder:
+    raise ValueError(f'{run}: {body.fn} is no decoder: it cannot write')
+  c.model = body if head is None else head | {'body': body}
+  if 'pool' in c.model and is_decoder:
     c.model['pool'] = 'last'  # alone it has seen the whole text
   c.init_from = run
-  ours = 'body/body' if method == 'lora' else 'body'
-  c.init_paths = (f'{"body" if is_head else ""}={ours}',)
+  ours = ['body'] * ((method == 'lora') + (head is not None))
+  c.init_paths = (f'{"body" if is_head else ""}={"/".join(ours)}',)
   c.optim.peak = 1e-4
   if method == 'lora':
     c.model = {
@@ -81,8 +88,8 @@ def task(
   """Adds the data, and the evaluator `test` of the same form.
 
   Args:
-    c: of `classifier`.
-    evaluator: of lm.evals.labels.
+    c: of `tuned`.
+    evaluator: of lm.evals, such as 'labels:classes'.
     form, length: as of `lm.data.tasks.make`.
     train, test: specs of readers; of one file that has no split, both.
     folds: into which that file is dealt; the first is held out.
@@ -100,7 +107,7 @@ def task(
   }
   c.evals = {
     'test': {
-      'fn': f'lm.evals.labels:{evaluator}',
+      'fn': f'lm.evals.{evaluator}',
       'records': test,
       'form': form,
       'batch_size': 64,

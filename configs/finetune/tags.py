@@ -46,7 +46,7 @@ def get_config(argument: str = 'data,wikigold'):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
 
   head = {'fn': 'lm.models.heads:tag', 'classes': classes}
-  c = start.classifier(head, *run)
+  c = start.tuned(head, *run)
   c.steps = c.save_every = steps
   c.optim.warmup = steps // 10
   form = {
@@ -58,5 +58,5 @@ def get_config(argument: str = 'data,wikigold'):
   }
   length = 64 if run else 256  # of bytes
   readers = read(train), read(test)
-  start.task(c, 'tags', form, *readers, length=length, folds=folds)
+  start.task(c, 'labels:tags', form, *readers, length=length, folds=folds)
   return c.lock()

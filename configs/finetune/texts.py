@@ -37,6 +37,12 @@ SETS = {
     'classification/banking77/test.csv',
     *(77, 600, 40),
   ),
+  'clinc150': (
+    'clinc150',
+    {'path': 'classification/clinc150/data_full.json.gz', 'split': 'train'},
+    {'path': 'classification/clinc150/data_full.json.gz', 'split': 'test'},
+    *(150, 900, 40),
+  ),
   'ocnli': (
     'ocnli',
     'classification/ocnli/train.10k.jsonl.gz',
@@ -57,8 +63,10 @@ def get_config(argument: str = 'data,banking77'):
   folder, name, run = start.words(argument, SETS)
   reader, train, test, classes, steps, length = SETS[name]
 
-  def read(path):
-    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/{path}'}
+  def read(what):
+    how = {'path': what} if isinstance(what, str) else what
+    path = f'{folder}/{how["path"]}'
+    return {'fn': f'lm.data.records:{reader}', **how, 'path': path}
 
   head = {
     'fn': 'lm.models.heads:classify',
@@ -66,7 +74,7 @@ def get_config(argument: str = 'data,banking77'):
     'pool': 'mean',
     'hidden': False,
   }
-  c = start.classifier(head, *run)
+  c = start.tuned(head, *run)
   c.steps = steps
   c.save_every = 300
   form = {
@@ -76,5 +84,5 @@ def get_config(argument: str = 'data,banking77'):
     'kinds': True,
   }
   length = length if run else 128  # of bytes
-  start.task(c, 'classes', form, read(train), read(test), length=length)
+  start.task(c, 'labels:classes', form, read(train), read(test), length=length)
   return c.lock()

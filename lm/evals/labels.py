@@ -292,16 +292,17 @@ def read(
   length: int,
   folds: int,
   fold: int | None,
+  limit: int | None = None,
 ) -> tuple[records_lib.Records, tasks.Form, list[tasks.Row]]:
-  """Reads what is judged; arguments and errors are those of `classes`."""
+  """Reads what is judged, the first `limit` records; see `classes`."""
   tasks.check_folds(folds, fold)
-  return tasks.read(
-    records,
-    form,
-    tokenizer,
-    length,
-    lambda n: fold is None or n % folds == fold,
-  )
+
+  def keep(n):
+    place, part = divmod(n, folds)
+    first = n if fold is None else place
+    return (fold is None or part == fold) and (limit is None or first < limit)
+
+  return tasks.read(records, form, tokenizer, length, keep)
 
 
 def _scorer(model, form, tokenizer, mesh, batch_size, length):

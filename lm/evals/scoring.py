@@ -112,7 +112,7 @@ def make(
   host, hosts = sharding.host(mesh, batch_size)
   own = slice(host * (batch_size // hosts), (host + 1) * (batch_size // hosts))
   widths = _widths(length, mesh)
-  run = _compiled(model.apply, mesh)
+  run = compiled(model.apply, mesh)
 
   def lay(text: int, context: list[int], ids: list[int]) -> Iterator[_Row]:
     """Cuts a text in rows."""
@@ -304,7 +304,7 @@ def _batch(
 
 
 @functools.lru_cache(maxsize=4)  # all evaluators of a run share its programs
-def _compiled(apply: Callable[..., types.Output], mesh: jax.sharding.Mesh):
+def compiled(apply: Callable[..., types.Output], mesh: jax.sharding.Mesh):
   """Compiles `(params, batch) -> (nats [B, L], is likeliest [B, L])`."""
 
   def run(params, batch):

@@ -3,18 +3,21 @@
 {'fn': 'lm.evals.writing:make', 'batch_size': 64, 'length': 64, 'new': 48,
  'records': {'fn': 'lm.data.records:multi30k', 'path': ..., 'target': ...},
  'form': the form that the model was trained with, 'metrics': ('bleu', 'chrf')}
+
+`answers` tells how likely it finds the answers that the records have.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
 from lm import generate, sharding, types
-from lm.data import objectives
-from lm.evals import labels, results
+from lm.data import objectives, tasks
+from lm.evals import labels, results, scoring
 
 METRICS = ('bleu', 'chrf', 'rouge', 'exact', 'f1')
 _NGRAMS = (1, 2)  # of distinct-n, Li et al. 2016
@@ -75,11 +78,13 @@ def make(
     objectives.check_whole(key, value, 1)
   if language not in ('en', 'zh'):
     raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
-  found, made, _ = labels.read(records, form, tokenizer, length, folds, fold)
+  found, made, _ = labels.read(
+    records, form, tokenizer, length, folds, fold, limit
+  )
   prompt = made.prompt
   if prompt is None:
     raise ValueError(f'{form["fn"]}: writes nothing: use lm.evals.labels')
-  asked = found.records[:limit]
+  asked = found.records
   judges = [_JUDGES[name](asked, language) for name in metrics]
   if beams == 1:
     write = partial(
@@ -103,15 +108,11 @@ def make(
   def answer(params, part) -> list[str]:
     # Filled up, so that one program serves all parts.
     filled = [*part, *[part[-1]] * (batch_size - len(part))]
-    batch = _widened(prompt(filled), length)
+    batch = widened(prompt(filled), length)
     with jax.set_mesh(mesh):
       done = write(params, sharding.put(batch, mesh))
-    tokens_BL = np.asarray(done.tokens if beams == 1 else done[0][:, 0])
-    texts = []
-    for ids in tokens_BL[: len(part)].tolist():
-      stop = ids.index(tokenizer.eos) if tokenizer.eos in ids else len(ids)
-      texts.append(tokenizer.decode(ids[:stop]).strip())
-    return texts
+    tokens_BL = done.tokens if beams == 1 else done[0][:, 0]
+    return ended(tokens_BL[: len(part)], tokenizer)
 
   def evaluate(params: types.Params) -> results.Result:
     # Alike in length, so that few wait for one.
@@ -138,6 +139,73 @@ def make(
   return evaluate
 
 
+def answers(
+  *,
+  model: types.Model,
+  tokenizer: types.Tokenizer,
+  mesh: jax.sharding.Mesh,
+  records: Mapping[str, Any],
+  form: Mapping[str, Any],
+  batch_size: int,
+  length: int,
+  folds: int = 1,
+  fold: int | None = None,
+  limit: int | None = None,
+) -> Callable[[types.Params], results.Result]:
+  """Makes an evaluator of what the answers of records cost a model.
+
+  This is the loss of training on records that are held out: of what the form
+  scores, so of answers and their ends alone. Arguments are those of `make`.
+
+  Returns:
+    `params -> Result`: `loss_nats` and `perplexity` a token, `tokens`, and
+    `answer_nats`, the mean over records of all that one costs. An item has its
+    `answer_nats` and `tokens`.
+
+  Raises:
+    ValueError: as of `make`; the form scores no tokens.
+  """
+  objectives.check_whole('batch_size', batch_size, 1)
+  found, made, rows = labels.read(
+    records, form, tokenizer, length, folds, fold, limit
+  )
+  if made.prompt is None:
+    raise ValueError(f'{form["fn"]}: writes nothing: use lm.evals.labels')
+  host, hosts = sharding.host(mesh, batch_size)
+  costs = scoring.compiled(model.apply, mesh)
+
+  def evaluate(params: types.Params) -> results.Result:
+    nats, tokens = np.zeros((2, len(found.records)))
+    for n in range(0, len(rows), batch_size):
+      part = rows[n : n + batch_size]
+      filled = [[row] for row in part] + [[]] * (batch_size - len(part))
+      batch = tasks.assemble(filled, made, length, tokenizer)
+      with jax.set_mesh(mesh):
+        nats_BL, _ = costs(params, sharding.put(batch, mesh, host, hosts))
+      cost_BL = np.asarray(nats_BL, np.float64) * batch.weights
+      for row, cost, counted in zip(
+        part, cost_BL.sum(1), batch.weights.sum(1), strict=False
+      ):
+        nats[row.record] += cost
+        tokens[row.record] += counted
+    items: list[results.Item] = [
+      {'id': record.id, 'answer_nats': cost, 'tokens': int(count)}
+      for record, cost, count in zip(
+        found.records, nats.tolist(), tokens.tolist(), strict=True
+      )
+    ]
+    loss_nats = float(nats.sum() / tokens.sum())
+    metric = {
+      'loss_nats': loss_nats,
+      'perplexity': math.exp(min(loss_nats, 700)),
+      **results.means(items, 'answer_nats'),
+      'tokens': int(tokens.sum()),
+    }
+    return results.Result(metric, items, found.card._asdict())
+
+  return evaluate
+
+
 def variety(texts: Sequence[str], language: str) -> dict[str, float]:
   """Counts distinct-1, distinct-2 and words a text; see `make`."""
   words = [list(x) if language == 'zh' else x.split() for x in texts]
@@ -149,7 +217,16 @@ def variety(texts: Sequence[str], language: str) -> dict[str, float]:
   return found
 
 
-def _widened(batch: types.Batch, length: int) -> types.Batch:
+def ended(tokens_BL: types.Array, tokenizer: types.Tokenizer) -> list[str]:
+  """Decodes what stands before the eos of each row."""
+  texts = []
+  for ids in np.asarray(tokens_BL).tolist():
+    stop = ids.index(tokenizer.eos) if tokenizer.eos in ids else len(ids)
+    texts.append(tokenizer.decode(ids[:stop]).strip())
+  return texts
+
+
+def widened(batch: types.Batch, length: int) -> types.Batch:
   """Pads prompts of a decoder to one of few widths, so that few compile."""
   size = batch.tokens.shape[1]
   if batch.source is not None:
