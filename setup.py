@@ -17,6 +17,7 @@ TASKS = [
   'sacrebleu>=2.4,<3',
   'scikit-learn>=1.5,<2',
   'seqeval>=1.2.2,<2',
+  'vaderSentiment>=3.3.2,<4',
 ]
 TEST = [
   *GCS,

@@ -90,7 +90,7 @@ def draw(
   """Draws one token a row: int32 [B]. Rows draw independently of each other.
 
   Args:
-    rng: key of this step.
+    rng: key of this step, or one a row [B].
     logits_BV: of the next token.
     sampler: how to draw; its top_p may be traced.
     seen_BV: bool, what `repetition_penalty` is for; None: nothing.
@@ -122,9 +122,10 @@ def draw(
     least_B1 = best_B1 + math.log(sampler.min_p)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   # A key a row: what a row draws does not depend on how many others there are.
-  keys_B = jax.vmap(partial(jax.random.fold_in, rng))(
-    jnp.arange(len(logits_BV))
-  )
+  keys_B = rng
+  if not rng.ndim:
+    rows_B = jnp.arange(len(logits_BV))
+    keys_B = jax.vmap(partial(jax.random.fold_in, rng))(rows_B)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
@@ -194,7 +195,7 @@ def extend(
   Args:
     params: the model's parameters.
     state: of `begin` or of this; donated.
-    rng: of the whole text: the same at each call.
+    rng: of the whole text, or one of each row [B]: the same at each call.
     until: at most the length that `begin` made room for.
     model, sampler, stop: compiled in.
   """
@@ -203,7 +204,12 @@ def extend(
     return (state.count < until) & ~jnp.all(state.done)
 
   def step(state):
-    key = jax.random.fold_in(rng, state.count)
+    fold = (
+      jax.vmap(jax.random.fold_in, (0, None))
+      if rng.ndim
+      else jax.random.fold_in
+    )
+    key = fold(rng, state.count)
     token_B = draw(key, state.logits, sampler, state.seen)
     return feed(params, state, token_B, model=model, stop=stop)
 
@@ -254,7 +260,8 @@ def generate(
     sampler: how to draw.
     length: tokens to generate at the most.
     stop: the id after which a row ends.
-    rng: same key, same text.
+    rng: same key, same text; or a key a row [B], whose text then depends on
+      nothing else of the batch.
 
   Returns:
     The last state: its `tokens` and `nats` are the result.

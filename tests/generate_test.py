@@ -168,6 +168,27 @@ def test_nats_are_those_of_a_forward_pass(small):
     assert not nats[size:].any()
 
 
+def test_a_row_with_a_key_draws_alike_in_any_company(small):
+  model, params = small
+  prompts = [[1, 2, 3], [4, 5, 1], [2, 2, 2]]
+  keys = jax.random.split(jax.random.key(3), 3)
+
+  def drawn(rows):
+    return generate.generate(
+      params,
+      objectives.padded([prompts[n] for n in rows], 0),
+      model=model,
+      sampler=generate.Sampler(),
+      length=8,
+      stop=0,
+      rng=keys[np.array(rows)],
+    ).tokens.tolist()
+
+  whole = drawn([0, 1, 2])
+  assert len({tuple(row) for row in whole}) == 3
+  assert drawn([2, 0]) == [whole[2], whole[0]]
+
+
 def test_a_text_streams_as_it_is_generated(small):
   model, params = small
   settings = {

@@ -5,9 +5,9 @@
 
 Pairs the items that `lm.sweep` left in both (lm/evals/items.py), for every
 evaluator and outcome that both have. Lower is better for names that end in
-nats, loss, error or brier, otherwise higher; names that end in stereotype,
-biased, female, difference, confidence, tokens, bytes or words only describe,
-and are shown where `--metric` names them.
+nats, loss, error, brier, negative or empty, otherwise higher; names that end in
+stereotype, biased, male, female, difference, confidence, tokens, bytes, words,
+positive or sentiment only describe, and are shown where `--metric` names them.
 
 One run a side says whether these two checkpoints differ: another seed of the
 same recipe does so, too. Folders joined by commas are seeds of one recipe, and
@@ -36,9 +36,10 @@ import numpy as np
 from lm import config, errors, log, manifest
 from lm.evals import items, stats
 
-_LOWER = re.compile('(.*_)?(nats|loss|error|brier)')
+_LOWER = re.compile('(.*_)?(nats|loss|error|brier|negative|empty)')
 _DESCRIBES = re.compile(
-  '(.*_)?(stereotype|biased|female|difference|confidence|tokens|bytes|words)'
+  '(.*_)?(stereotype|biased|male|female|difference|confidence|tokens|bytes|words'
+  '|positive|sentiment)'
 )
 _COLUMNS = ('task', 'metric', 'n', 'A', 'B', 'B - A', 'interval', 'p')
 _POWER = 0.8
