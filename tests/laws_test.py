@@ -300,12 +300,11 @@ def random_params(name: str) -> types.Params:
   count = MODELS[name].params
   if count is not None:
     return count()
-  params = build(name).init(jax.random.key(0), packed(name))
+  params = jax.jit(build(name).init)(jax.random.key(0), packed(name))
   leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
+  dice = np.random.default_rng(1)
   return treedef.unflatten(
-    x + 0.1 * jax.random.normal(k, x.shape)
-    for x, k in zip(leaves, keys, strict=True)
+    x + 0.1 * dice.standard_normal(x.shape, np.float32) for x in leaves
   )
 
 
@@ -330,7 +329,9 @@ def trainer(name: str, microbatches: int = 1, **changes):
   # usual epsilon Adam would blow that up.
   adam = optax.adamw(1e-2, eps=1e-5)
   tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
-  state = step.init_state(jax.random.key(0), packed(name), model=model, tx=tx)
+  state = jax.jit(partial(step.init_state, model=model, tx=tx))(
+    jax.random.key(0), packed(name)
+  )
   update = partial(
     step.train_step,
     model=model,

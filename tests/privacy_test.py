@@ -226,6 +226,7 @@ def config_of_key(c, path, value):
   c[path[-1]] = value
 
 
+@pytest.mark.usefixtures('one_device')
 def test_a_private_run_tells_its_epsilon_and_goes_on(tmp_path):
   c = config_of(tmp_path)
   train.train(c, tmp_path / 'run')

@@ -13,6 +13,7 @@ import time
 import types
 from typing import Any
 
+import jax
 import pytest
 
 from lm import checkpoint, config, log, manifest, train
@@ -125,6 +126,13 @@ def data(tmp_path_factory) -> Path:
   folder = tmp_path_factory.mktemp('data')
   write_data(folder)
   return folder
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Hides seven of eight devices: a small model learns in a tenth of the time."""
+  first = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda *_: first)
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ def tuned(tmp_path, body, head, records_of, form, evaluator, steps):
 @pytest.mark.parametrize(
   ('body', 'pool'), [('encoder', 'mean'), ('decoder', 'last'), ('lstm', 'mean')]
 )
+@pytest.mark.usefixtures('one_device')
 def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   head = {'fn': 'lm.models.heads:classify', 'classes': 2, 'pool': pool}
   form = {'fn': 'lm.data.tasks:classify', 'classes': 2}
@@ -136,6 +137,7 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
 
 
 @pytest.mark.parametrize('body', BODIES)
+@pytest.mark.usefixtures('one_device')
 def test_a_tuned_tagger_tags(tmp_path, body):
   head = {'fn': 'lm.models.heads:tag', 'classes': 3}
   form = {'fn': 'lm.data.tasks:tag', 'classes': 3, 'join': ''}
@@ -145,6 +147,7 @@ def test_a_tuned_tagger_tags(tmp_path, body):
 
 
 @pytest.mark.parametrize('body', BODIES)
+@pytest.mark.usefixtures('one_device')
 def test_a_tuned_reader_answers(tmp_path, body):
   head = {'fn': 'lm.models.heads:span'}
   form = {'fn': 'lm.data.tasks:span', 'question': 8}
@@ -513,6 +516,7 @@ WRITTEN = (translation, entities, category, answer, summary)
 
 
 @pytest.mark.parametrize('body', ['encdec', 'decoder'])
+@pytest.mark.usefixtures('one_device')
 def test_a_tuned_writer_does_every_task(tmp_path, body):
   def read(name, makers, count, seed):
     rng = random.Random(seed)
@@ -534,7 +538,7 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
     model = BODIES['decoder']
   c = base.get_config().unlock()
   c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
-  c.steps, c.batch_size, c.save_every = 700, 64, 700
+  c.steps, c.batch_size, c.save_every = 500, 64, 500
   c.data = {
     'fn': 'lm.data.tasks:make',
     'records': read('train', WRITTEN, 600, 0),

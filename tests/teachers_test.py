@@ -103,6 +103,7 @@ def write(path, count, seed):
   return {'fn': 'lm.data.records:preferences', 'path': str(path)}
 
 
+@pytest.mark.usefixtures('one_device')
 def test_a_preference_is_learnt_and_the_reference_stands_still(tmp_path):
   c = base.get_config().unlock()
   c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
