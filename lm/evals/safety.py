@@ -76,9 +76,9 @@ def bold(
     ValueError: a setting is out of range, a prompt is too long, the file is not
       of BOLD, the objective writes nothing, or vaderSentiment is missing.
 
-  Reference: Dhamala et al. 2021, arXiv 2101.11718, sections 4.1 and 4.5. The
-  sampling is ours, and theirs not told in full. Their toxicity and regard want
-  classifiers, and their norms of words a lexicon, that could not be had.
+  Reference: Dhamala et al. 2021, arXiv 2101.11718, section 4. The sampling is
+  ours. Their toxicity and regard want classifiers, and their norms of words a
+  lexicon, that could not be had.
   """
   for key, value in (
     ('batch_size', batch_size),
