@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs.finetune import replies, spans, tags, texts
-from lm import checkpoint, config, saved, sharding, sweep, train
+from configs.finetune import preferences, replies, spans, tags, texts
+from lm import checkpoint, config, saved, sharding, sweep, train, tree
 from lm.data import tasks, tokenizer
 from lm.evals import writing
 from tests import programs
@@ -16,7 +16,7 @@ from tests import programs
 BYTES = tokenizer.bytes_()
 SETS = [
   (module.__name__.rpartition('.')[2], name)
-  for module in (texts, tags, spans, replies)
+  for module in (texts, tags, spans, replies, preferences)
   for name in module.SETS
 ]
 
@@ -51,6 +51,8 @@ def test_words_that_name_nothing_are_refused(tmp_path):
       load(file, 'data', 'typo')
     with pytest.raises(config.ConfigError, match="'loar': give 'lora' or none"):
       load(file, 'data', SETS_OF[file], tmp_path, 'loar')
+  with pytest.raises(config.ConfigError, match="'lora': the whole decoder"):
+    load('preferences', 'data', 'dpo_en', tmp_path, 'lora')
   c = load('texts', 'data', 'polarity')
   (tmp_path / 'config.json').write_text(config.to_json(c))
   with pytest.raises(
@@ -167,3 +169,27 @@ def test_a_decoder_is_tuned_to_answer(trained, tmp_path, method):
   assert after['answers/loss_nats'] < 0.9 * before.metrics['loss_nats']
   assert after['answers/tokens'] == before.metrics['tokens']
   assert {'test/rougeL', 'answers/answer_nats'} <= after.keys()
+
+
+def test_a_decoder_is_tuned_by_preferences(trained, tmp_path):
+  rows = [
+    {
+      'conversations': [{'from': 'human', 'value': 'abc'[n % 3]}],
+      'chosen': {'value': 'xa'},
+      'rejected': {'value': 'ya'},
+    }
+    for n in range(48)
+  ]
+  path = tmp_path / 'x.json'
+  path.write_text(json.dumps(rows))
+  changes = {'steps': 6, 'optim__warmup': 1, 'optim__peak': 1e-2}
+  c = load('preferences', 'data', 'dpo_en', trained, **changes).unlock()
+  for spec in (c.data, c.evals.test):
+    spec.records.path, spec.length = str(path), 16
+    spec.form.template = '{source}'
+  state = train.train(c.lock(), tmp_path / 'run')
+  found = sweep.sweep(tmp_path / 'run')[-1]['metrics']
+  assert found['test/accuracy'] == 1 and found['test/loss_nats'] < math.log(2)
+  before = dict(tree.paths(checkpoint.restore_params(trained)))
+  for path, leaf in tree.paths(state.params['reference']):
+    np.testing.assert_array_equal(leaf, before[path])

@@ -130,7 +130,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def one_device(monkeypatch):
-  """Hides seven of eight devices: a small model learns in a tenth of the time."""
+  """Hides seven of eight devices, which small models only wait for."""
   first = jax.devices()[:1]
   monkeypatch.setattr(jax, 'devices', lambda *_: first)
 

@@ -1,0 +1,51 @@
+"""Tunes a decoder by pairs of answers, of which one is better: DPO.
+
+  python -m lm.train --workdir=runs/dpo \\
+    --config=configs/finetune/preferences.py:../shared/data,dpo_en,runs/tldr
+
+The argument is as of texts.py, without `lora`. The run should have learnt to
+answer before (replies.py). A sixth of the pairs is held out, and accuracy is
+how often the better answer of those gained more than the worse. Another run
+takes what was learnt by `--config.init_paths=body=`.
+
+Reference: Rafailov et al. 2023, arXiv 2305.18290.
+"""
+
+from configs.finetune import start
+
+SETS = {
+  'dpo_en': 'instruct/llamafactory_demo/dpo_en_demo.json.gz',
+  'dpo_zh': 'instruct/llamafactory_demo/dpo_zh_demo.json.gz',
+}
+
+
+def get_config(argument: str = 'data,dpo_en'):
+  """Returns the config of one set."""
+  folder, name, run = start.words(argument, SETS)
+  if len(run) > 1:
+    raise ValueError(f'{run[1]!r}: the whole decoder is tuned: leave it out')
+  c = start.tuned(None, *run)
+  length = 512 if run else c.model.length
+  c.model = {
+    'fn': 'lm.models.preference:make',
+    'body': c.model,
+    'beta': 0.1,
+  }
+  if run:
+    theirs = c.init_paths[0].removesuffix('=')
+    c.init_paths = (f'{theirs}=body', f'{theirs}=reference')
+  c.steps = c.save_every = 48  # three epochs
+  c.batch_size = 16
+  c.optim.freeze = '^reference/'
+  c.optim.peak = 1e-5
+  c.optim.warmup = 5
+  records = {
+    'fn': 'lm.data.records:preferences',
+    'path': f'{folder}/{SETS[name]}',
+  }
+  form = {'fn': 'lm.data.tasks:prefer', 'template': '{source}\n\nAnswer:\n'}
+  start.task(
+    c, 'labels:classes', form, records, records, length=length, folds=6
+  )
+  c.evals.test.batch_size = 16
+  return c.lock()
