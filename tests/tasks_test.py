@@ -667,8 +667,12 @@ def test_variety_is_counted():
   assert writing.variety(['a b a', 'b'], 'en') == {
     'distinct_1': 0.5,
     'distinct_2': 1.0,
+    'repetition': 0.0,  # too short for any
     'length': 2.0,
   }
+  # Two of five runs of four words are new; one has one, and one none.
+  found = writing.variety(['a b a b a b a b', 'a b a c', 'a'], 'en')
+  assert found['repetition'] == pytest.approx((1 - 2 / 5) / 2)
   assert writing.variety(['红红'], 'zh')['distinct_1'] == 0.5
 
 

@@ -21,6 +21,7 @@ from lm.evals import labels, results, scoring
 
 METRICS = ('bleu', 'chrf', 'rouge', 'exact', 'f1')
 _NGRAMS = (1, 2)  # of distinct-n, Li et al. 2016
+_REPEATED = 4  # words, of seq-rep-n, Welleck et al. 2020
 
 
 def make(
@@ -59,9 +60,12 @@ def make(
   Returns:
     `params -> Result`: the metrics; `distinct_1` and `distinct_2`, the share of
     words and pairs of words that are not said again, over the whole set (Li et
-    al. 2016, arXiv 1510.03055, section 5.1); and `length`, words an answer. An
-    item has the answer and what is counted text by text: chrF, ROUGE, exact and
-    F1. The card has sacrebleu's signatures.
+    al. 2016, arXiv 1510.03055, section 5.1); `repetition`, the share of an
+    answer's runs of four words that it has said before, its mean over those
+    that have one (seq-rep-4, Welleck et al. 2020, arXiv 1908.04319, section 6);
+    and `length`, words an answer. An item has the answer and what is counted
+    text by text: chrF, ROUGE, exact and F1. The card has the signatures of
+    sacrebleu.
 
   Raises:
     ValueError: a setting is out of range, the form writes nothing, or a package
@@ -207,12 +211,22 @@ def answers(
 
 
 def variety(texts: Sequence[str], language: str) -> dict[str, float]:
-  """Counts distinct-1, distinct-2 and words a text; see `make`."""
+  """Counts distinct-1, distinct-2, repetition and words a text; see `make`."""
   words = [list(x) if language == 'zh' else x.split() for x in texts]
+
+  def grams(text, n):
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
   found = {}
   for n in _NGRAMS:
-    grams = [tuple(x[i : i + n]) for x in words for i in range(len(x) - n + 1)]
-    found[f'distinct_{n}'] = len(set(grams)) / max(len(grams), 1)
+    every = [gram for text in words for gram in grams(text, n)]
+    found[f'distinct_{n}'] = len(set(every)) / max(len(every), 1)
+  again = [
+    1 - len(set(every)) / len(every)
+    for every in (grams(text, _REPEATED) for text in words)
+    if every
+  ]
+  found['repetition'] = sum(again) / max(len(again), 1)
   found['length'] = sum(map(len, words)) / max(len(words), 1)
   return found
 
