@@ -49,11 +49,12 @@ def test_baselines_find_words_that_decide(tmp_path):
   # Words of one letter are words to both.
   assert accuracy['majority'] == 0.5
   assert accuracy['naive_bayes'] == 1.0 and accuracy['logistic'] > 0.9
+  assert accuracy['ngrams'] > 0.9
   lines = [
     log.read(tmp_path / 'classic' / name / 'evals.jsonl')[0]
     for name in accuracy
   ]
-  assert len({line['checkpoint'] for line in lines}) == 3
+  assert len({line['checkpoint'] for line in lines}) == 4
   # A run stores its config with defaults: that task is what it judges.
   stored = config.plain(config.fill(c, given={'data': ('position',)}).evals)
   assert {line['task'] for line in lines} == {results.task(stored['test'])}

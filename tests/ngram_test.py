@@ -268,6 +268,22 @@ def test_padding_after_a_prompt_is_no_history():
     np.testing.assert_array_equal(np.exp(found), after(5, params, *row))
 
 
+@pytest.mark.parametrize('method', ['kneser_ney', 'add_k', None])
+@pytest.mark.parametrize('order', ORDERS)
+def test_documents_cost_on_the_host_what_the_model_says(order, method):
+  model = ngram.make(vocab=V, order=order)
+  params = fitted(order, method) if method else model.init(None, None)
+  texts = [text for text in corpus(1, 20) if len(text) > 1]
+  batch = objectives.padded([[BOS, *text] for text in texts], EOS)
+  log_BLV = np.asarray(model.apply(params, batch).logits)
+  want = [
+    -log[np.arange(len(text)), text].sum()
+    for log, text in zip(log_BLV, texts, strict=True)
+  ]
+  found = ngram.nats(params, texts, bos=BOS)
+  np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize('order', [1, 3])
 def test_initial_parameters_are_uniform_and_of_the_same_structure(order):
   model, batch = ngram.make(vocab=V, order=order), packed()

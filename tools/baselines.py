@@ -13,6 +13,8 @@ Of classes of texts; of a pair words are counted together:
   naive_bayes     multinomial, on counts of words and pairs of words
   logistic        regression on tf-idf of words, pairs of words, and 2 to 5
                   characters inside words; its C is chosen by three folds
+  ngrams          a language model a class, of n-grams of up to 6 bytes: the
+                  class whose model finds a text likeliest, and its share
 Of tags of words:
   majority        the commonest tag
   dictionary      the tag that the word had most often, or had in lower case,
@@ -32,9 +34,10 @@ import hashlib
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from scipy import special
 from sklearn import (
   dummy,
   feature_extraction,
@@ -46,8 +49,9 @@ from sklearn import (
 from sklearn.feature_extraction import text
 
 from lm import config, errors, log
-from lm.data import records, tasks
+from lm.data import records, tasks, tokenizer
 from lm.evals import items, labels, results
+from lm.models import ngram
 
 # From records and the spec of their evaluator to what it would find.
 Baseline = Callable[[records.Records, Mapping[str, Any]], results.Result]
@@ -84,6 +88,7 @@ def classes(train: records.Records) -> dict[str, Baseline]:
       {'logisticregression__C': _CHOICES},
       cv=3,
     ),
+    'ngrams': _LanguageModels(),
   }
   gold = [record.label for record in train.records]
 
@@ -102,6 +107,47 @@ def classes(train: records.Records) -> dict[str, Baseline]:
     name: functools.partial(classify, model.fit(_texts(train), gold))
     for name, model in models.items()
   }
+
+
+class _LanguageModels:
+  """Tells classes apart by an n-gram model of each, as scikit-learn would.
+
+  Reference: Peng et al. 2003, "Language and task independent text
+  categorization with simple language models", NAACL; smoothed by Kneser-Ney.
+  """
+
+  def __init__(self, order: int = 6):
+    self._order = order
+    self._words = tokenizer.bytes_()
+
+  def fit(self, texts: Sequence[str], gold: Sequence[str]) -> Self:
+    shares = collections.Counter(gold)
+    self.classes_ = sorted(shares)
+    self._prior_C = np.log([shares[x] / len(gold) for x in self.classes_])
+    self._models = []
+    for label in self.classes_:
+      own = [text for text, x in zip(texts, gold, strict=True) if x == label]
+      self._models.append(
+        ngram.fit(
+          self._encoded(own),
+          vocab=self._words.size,
+          order=self._order,
+          bos=self._words.bos,
+        )
+      )
+    return self
+
+  def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+    documents = self._encoded(texts)
+    nats_CN = [
+      ngram.nats(params, documents, bos=self._words.bos)
+      for params in self._models
+    ]
+    return special.softmax(self._prior_C - np.transpose(nats_CN), axis=1)
+
+  def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+    eos = self._words.eos
+    return [np.array([*self._words.encode(text), eos]) for text in texts]
 
 
 def tags(train: records.Records) -> dict[str, Baseline]:

@@ -148,6 +148,42 @@ def fit(
   return _params(levels, estimates[method], vocab)
 
 
+def nats(
+  params: types.Params, documents: Iterable[np.ndarray], *, bos: int
+) -> np.ndarray:
+  """Scores documents on the host, without logits of all words.
+
+  Args:
+    params: of `fit`.
+    documents, bos: as of `fit`.
+
+  Returns:
+    float64 [documents]: -log p of each one's tokens, what `make` gives.
+  """
+  word, mass, first, gamma = (
+    np.asarray(params[key]) for key in ('word', 'mass', 'first', 'gamma')
+  )
+  vocab, none = int(first[0]), len(gamma) - 1  # the context never seen
+  tokens_T, places_T = _stream(documents, vocab, bos)
+  # All n-grams above single words in one order: by context, then by word.
+  keys = np.repeat(np.arange(none), np.diff(first[:-1])) * vocab
+  keys = np.append(keys + word[vocab:-1], np.iinfo(np.int64).max)
+  p_T, node_T = mass[tokens_T].astype(np.float64), np.minimum(tokens_T, none)
+  for n in itertools.count(1):
+    # What n tokens before a token are as a context, and with it.
+    context_T = np.where(places_T >= n, np.roll(node_T, 1), none)
+    if (context_T == none).all():
+      break
+    wanted_T = context_T * vocab + tokens_T
+    at_T = np.searchsorted(keys, wanted_T)
+    found_T = (context_T < none) & (keys[at_T] == wanted_T)
+    at_T += vocab
+    p_T = np.where(found_T, mass[at_T], 0) + gamma[context_T] * p_T
+    node_T = np.where(found_T & (at_T < none), at_T, none)
+  cost_T = np.where(places_T > 0, -np.log(p_T), 0)
+  return np.add.reduceat(cost_T, np.flatnonzero(places_T == 0))
+
+
 class _Level(NamedTuple):
   """The n-grams of one order, sorted by context and word.
 
