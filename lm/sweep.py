@@ -31,6 +31,7 @@ import fcntl
 from functools import partial
 import glob
 import hashlib
+import json
 import os
 from pathlib import Path
 import re
@@ -95,7 +96,7 @@ def sweep(
     errors.Missing: there is no run, or it has no checkpoint.
     config.ConfigError: there is no evaluator, or one cannot be built.
   """
-  run = _Run(workdir, evals, steps)
+  run = _Run(workdir, _Judges(evals), steps)
   run.judge(
     watch=watch, poll_seconds=poll_seconds, patience_seconds=patience_seconds
   )
@@ -124,8 +125,8 @@ def sweep_all(
     errors.Missing: there is nothing to judge.
     config.ConfigError: a pattern is of a bucket.
   """
-  named = _find(workdirs)
-  runs = [_Run(name, evals, steps, tell=len(named) > 1) for name in named]
+  named, judges = _find(workdirs), _Judges(evals)
+  runs = [_Run(name, judges, steps, tell=len(named) > 1) for name in named]
   notes: list[str] = []
   for run in [run for run in runs if not named[run.name]]:
     if not run.place.steps() and not run.path.exists():
@@ -174,7 +175,7 @@ class _Run:
   def __init__(
     self,
     workdir: str | Path,
-    evals: Mapping[str, Any] | None,
+    judges: '_Judges',
     steps: Steps,
     *,
     tell: bool = False,
@@ -185,7 +186,7 @@ class _Run:
       self.place = remote.Reader(workdir)
     self.path = self.place.folder / 'evals.jsonl'
     self.refused: dict[tuple[int, str], str] = {}
-    self._evals = evals
+    self._judges = judges
     # A tuple, also of the list that a config may have.
     self._wanted = steps if steps in (None, 'last') else (*steps,)
     self._before = f'{self.name}  ' if tell else ''  # of what is printed
@@ -211,7 +212,6 @@ class _Run:
     """
     if isinstance(self.place, remote.Reader):
       poll_seconds = max(poll_seconds, 10.0)
-    judge: list[_Judge] = []  # built when the first is needed
     alone_since = time.monotonic()
     with self.place.alone():
       while True:
@@ -220,7 +220,7 @@ class _Run:
         finished = not watch or self._finished()
         if self.place.trained():
           alone_since = time.monotonic()
-        busy = self._look(judge)
+        busy = self._look()
         idle = time.monotonic() - alone_since
         if not (wait or watch) and busy:
           return True
@@ -241,7 +241,7 @@ class _Run:
       self.name, self.place.folder, meta, self.steps(), log.read(self.path)
     )
 
-  def _look(self, built: list['_Judge']) -> bool:
+  def _look(self) -> bool:
     """Judges what is missing, but for what others are at work on."""
     known, busy = _known(self.path), False
     for step in self.steps():
@@ -251,9 +251,7 @@ class _Run:
         digest = about['checkpoint']
         if (step, digest) in self.refused:
           continue
-        if not built:
-          built.append(_Judge(self.place.folder, about, self._evals))
-        (judge,) = built
+        judge = self._judges.of(self.place.folder, about)
         with contextlib.ExitStack() as held:
           params = None
           for name, task in judge.tasks.items():
@@ -485,22 +483,38 @@ def _brief(metrics: dict[str, float]) -> dict[str, float]:
   return {name: x for name, x in metrics.items() if name.count('/') < 2}
 
 
+class _Judges:
+  """Evaluators of runs, built again only where a run is of another kind."""
+
+  def __init__(self, evals: Mapping[str, Any] | None):
+    self._evals = evals
+    self._last: tuple[str, _Judge] | None = None
+
+  def of(self, workdir: Path, about: Mapping[str, Any]) -> '_Judge':
+    """Gives those of a run: of its config, and those that were given."""
+    c = config.from_json(about['meta']['config'])
+    more = config.fill({'evals': dict(self._evals or {})}).evals
+    specs = config.plain({**c.evals, **more})
+    if not specs:
+      raise config.ConfigError(f'{workdir}: its config has no evals: add one')
+    same = specs, config.plain(c.model), config.plain(c.sharding)
+    kind = json.dumps([*same, about['meta']['tokenizer']], sort_keys=True)
+    # Only the last, for the sake of memory: seeds stand side by side.
+    if self._last is None or self._last[0] != kind:
+      self._last = kind, _Judge(specs)
+    return self._last[1]
+
+
 class _Judge:
-  """The evaluators of a run, built when the first is needed.
+  """The evaluators of a kind of runs, each built when it is first needed.
 
   Attributes:
     tasks: the hash of each one's task, by name.
   """
 
-  def __init__(self, workdir: Path, about, evals):
-    c = config.from_json(about['meta']['config'])
-    more = config.fill({'evals': dict(evals or {})}).evals
-    self._specs = config.plain({**c.evals, **more})
-    if not self._specs:
-      raise config.ConfigError(f'{workdir}: its config has no evals: add one')
-    self.tasks = {
-      name: results.task(spec) for name, spec in self._specs.items()
-    }
+  def __init__(self, specs: Mapping[str, Any]):
+    self._specs = specs
+    self.tasks = {name: results.task(spec) for name, spec in specs.items()}
     self._saved: saved.Saved | None = None
     self._built: dict[str, Any] = {}
 

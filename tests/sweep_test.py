@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, errors, log, manifest, sweep, train
+from lm import checkpoint, config, errors, log, manifest, saved, sweep, train
 from lm.evals import items
 from tests import programs
 from tools import compare
@@ -336,6 +336,23 @@ def ladder(data, trained, tmp_path_factory):
   (folder / 'base-soon').mkdir()
   (folder / 'base-notes.txt').write_text('')
   return folder
+
+
+def test_runs_of_one_kind_share_what_judges_them(ladder, tmp_path, monkeypatch):
+  folder = shutil.copytree(ladder, tmp_path / 'ladder')
+  built, build = [], saved.build
+  monkeypatch.setattr(
+    saved, 'build', lambda *args: built.append(args[0].name) or build(*args)
+  )
+  names = ('base-0', 'base-1', 'thin')
+  sweep.sweep_all([str(folder / name) for name in names], steps='last')
+  assert built == ['base-0', 'thin']
+  # And each is judged by its own parameters.
+  losses = {
+    log.read(folder / name / 'evals.jsonl')[-1]['metrics']['valid/loss_nats']
+    for name in names
+  }
+  assert len(losses) == 3
 
 
 def _late(folder, names):
