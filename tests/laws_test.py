@@ -300,11 +300,12 @@ def random_params(name: str) -> types.Params:
   count = MODELS[name].params
   if count is not None:
     return count()
-  params = jax.jit(build(name).init)(jax.random.key(0), packed(name))
+  params = build(name).init(jax.random.key(0), packed(name))
   leaves, treedef = jax.tree.flatten(params)
-  dice = np.random.default_rng(1)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
   return treedef.unflatten(
-    x + 0.1 * dice.standard_normal(x.shape, np.float32) for x in leaves
+    x + 0.1 * jax.random.normal(k, x.shape)
+    for x, k in zip(leaves, keys, strict=True)
   )
 
 
@@ -329,9 +330,7 @@ def trainer(name: str, microbatches: int = 1, **changes):
   # usual epsilon Adam would blow that up.
   adam = optax.adamw(1e-2, eps=1e-5)
   tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
-  state = jax.jit(partial(step.init_state, model=model, tx=tx))(
-    jax.random.key(0), packed(name)
-  )
+  state = step.init_state(jax.random.key(0), packed(name), model=model, tx=tx)
   update = partial(
     step.train_step,
     model=model,
