@@ -45,6 +45,17 @@ def test_a_set_is_read_as_its_config_says(file, name, shared_data):
     assert both <= 0.02 * len(found.records), both
 
 
+def test_one_flag_holds_out_and_judges():
+  for words in (('tags', 'data', 'wikigold'), ('replies', 'data', 'alpaca_en')):
+    c = load(*words, data__held_out=3)
+    again = config.from_json(config.to_json(c))
+    for one in (c, again):
+      assert one.data.held_out == 3
+      assert {spec.fold for spec in one.evals.values()} == {3}
+  c = load('tags', 'data', 'wnut17')
+  assert c.data.held_out is c.evals.test.fold is None
+
+
 def test_words_that_name_nothing_are_refused(tmp_path):
   for file in ('texts', 'tags', 'spans', 'replies'):
     with pytest.raises(config.ConfigError, match='give FOLDER,SET,RUN or FOLD'):

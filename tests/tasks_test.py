@@ -14,7 +14,6 @@ from configs import base
 from lm import config, log, sample, sharding, sweep, train
 from lm.data import records, tasks, tokenizer
 from lm.evals import labels, writing
-from tests import programs
 from tools import export
 
 BYTES = tokenizer.bytes_()
@@ -370,16 +369,6 @@ def test_folds_part_the_records(tmp_path):
     ValueError, match='data: held_out is 1, and the run began'
   ):
     source(tmp_path, folds=5, held_out=1, position=first.state(3))
-
-
-def test_one_flag_holds_out_and_judges(shared_data):
-  tags = programs.ROOT / 'configs/finetune/tags.py'
-  c = config.load(f'{tags}:{shared_data},wikigold', [('data.held_out', '3')])
-  assert c.data.held_out == c.evals.test.fold == 3
-  again = config.from_json(config.to_json(c))
-  assert again.evals.test.fold == 3
-  c = config.load(f'{tags}:{shared_data},wnut17')
-  assert c.data.held_out is c.evals.test.fold is None
 
 
 def test_a_run_goes_on_with_the_same_records_only(tmp_path):

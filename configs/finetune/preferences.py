@@ -45,7 +45,11 @@ def get_config(argument: str = 'data,dpo_en'):
   }
   form = {'fn': 'lm.data.tasks:prefer', 'template': '{source}\n\nAnswer:\n'}
   start.task(
-    c, 'labels:classes', form, records, records, length=length, folds=6
+    c,
+    form,
+    *(records, records),
+    {'test': {'fn': 'labels:classes', 'batch_size': 16}},
+    length=length,
+    folds=6,
   )
-  c.evals.test.batch_size = 16
   return c.lock()

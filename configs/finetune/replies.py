@@ -87,20 +87,20 @@ def get_config(argument: str = 'data,scitldr'):
   c.optim.warmup = max(steps // 20, 1)
   start.task(
     c,
-    'writing:make',
     {'fn': f'lm.data.tasks:{form}', **how},
     *(read(train), read(test)),
+    {
+      'answers': {'fn': 'writing:answers'},
+      'test': {
+        'fn': 'writing:make',
+        'new': new,
+        'metrics': metrics,
+        'language': language,
+        'limit': 200,
+      },
+    },
     length=length,
     folds=folds,
-    new=new,
-    metrics=metrics,
-    language=language,
-    limit=200,
   )
   c.data.pack = True
-  held = ('records', 'form', 'batch_size', 'length', 'folds', 'fold')
-  c.evals.answers = {
-    'fn': 'lm.evals.writing:answers',
-    **{key: c.evals.test[key] for key in held},
-  }
   return c.lock()

@@ -44,5 +44,6 @@ def get_config(argument: str = 'data,squad'):
     'kinds': True,
   }
   readers = read(train), read(test)
-  start.task(c, 'labels:spans', form, *readers, length=256, language=language)
+  judges = {'test': {'fn': 'labels:spans', 'language': language}}
+  start.task(c, form, *readers, judges, length=256)
   return c.lock()

@@ -76,26 +76,25 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
 
 def task(
   c: Any,
-  evaluator: str,
   form: dict[str, Any],
   train: dict[str, Any],
   test: dict[str, Any],
+  judges: dict[str, dict[str, Any]],
   *,
   length: int,
   folds: int = 1,
-  **how: Any,
 ) -> None:
-  """Adds the data, and the evaluator `test` of the same form.
+  """Adds the data, and evaluators of the same form.
 
   Args:
     c: of `tuned`.
-    evaluator: of lm.evals, such as 'labels:classes'.
     form, length: as of `lm.data.tasks.make`.
     train, test: specs of readers; of one file that has no split, both.
+    judges: by name, evaluators: their `fn` of lm.evals, such as
+      'labels:classes', and settings of their own.
     folds: into which that file is dealt; the first is held out.
-    how: more settings of the evaluator.
   """
-  # --config.data.held_out changes both
+  # --config.data.held_out changes all
   held_out = config_dict.FieldReference(0 if folds > 1 else None, int)
   c.data = {
     'fn': 'lm.data.tasks:make',
@@ -106,8 +105,7 @@ def task(
     'held_out': held_out,
   }
   c.evals = {
-    'test': {
-      'fn': f'lm.evals.{evaluator}',
+    name: {
       'records': test,
       'form': form,
       'batch_size': 64,
@@ -115,5 +113,7 @@ def task(
       'folds': folds,
       'fold': held_out,
       **how,
+      'fn': f'lm.evals.{how["fn"]}',
     }
+    for name, how in judges.items()
   }

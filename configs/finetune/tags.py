@@ -58,5 +58,6 @@ def get_config(argument: str = 'data,wikigold'):
   }
   length = 64 if run else 256  # of bytes
   readers = read(train), read(test)
-  start.task(c, 'labels:tags', form, *readers, length=length, folds=folds)
+  judges = {'test': {'fn': 'labels:tags'}}
+  start.task(c, form, *readers, judges, length=length, folds=folds)
   return c.lock()

@@ -84,5 +84,11 @@ def get_config(argument: str = 'data,banking77'):
     'kinds': True,
   }
   length = length if run else 128  # of bytes
-  start.task(c, 'labels:classes', form, read(train), read(test), length=length)
+  start.task(
+    c,
+    form,
+    *(read(train), read(test)),
+    {'test': {'fn': 'labels:classes'}},
+    length=length,
+  )
   return c.lock()
