@@ -34,7 +34,7 @@ class Missing(Failure):
 
 
 class Remote(Failure):
-  """A work directory was asked for where only files of this host can be."""
+  """A work directory is where no files of this host can be."""
 
   exit_code = 2
 

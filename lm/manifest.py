@@ -43,12 +43,18 @@ def root(workdir: str | os.PathLike[str]) -> Path:
   """Returns the directory that holds a run's checkpoints.
 
   Raises:
-    errors.Remote: the work directory is an address, such as gs://bucket/run.
+    errors.Remote: the work directory is an address, such as gs://bucket/run, or
+      has a backslash somewhere in its path.
   """
   if re.match('[A-Za-z][A-Za-z0-9+.-]+:/', str(workdir)):
     raise errors.Remote(
       f'{workdir}: not a folder of this machine: give one, and copy it up, or'
       ' mount the bucket'
+    )
+  if '\\' in str(Path(workdir).absolute()):
+    raise errors.Remote(
+      f'{workdir}: has a backslash, which the library that stores arrays takes'
+      ' for a slash: give another folder'
     )
   return Path(workdir) / 'checkpoints'
 

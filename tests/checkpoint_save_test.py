@@ -323,6 +323,13 @@ def test_a_missing_step_is_an_error(saved, one):
     checkpoint.restore(saved[0], shapes(saved[1]), one, step=9)
 
 
+def test_a_backslash_is_refused_before_anything_is_written(tmp_path):
+  for workdir in (tmp_path / 'a\\b', tmp_path / 'a\\b' / 'run'):
+    with pytest.raises(errors.Remote, match='has a backslash, which the libr'):
+      checkpoint.Checkpointer(workdir).__enter__()
+  assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
   'workdir', ['gs://bucket/run', Path('gs://bucket/run')]
 )
