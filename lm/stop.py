@@ -1,5 +1,7 @@
 """Stopping in good order: SIGTERM saves first, and never takes too long."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +16,12 @@ class Stopped(RuntimeError):
   """Training was asked to stop, and has saved."""
 
   exit_code = EXIT_CODE
+
+
+class Interrupted(BaseException):
+  """A signal came inside `Stop.interrupting`. Nothing that catches all errors
+  on the way may take it for one.
+  """
 
 
 class Stop:
@@ -32,6 +40,7 @@ class Stop:
   def __init__(self, deadline_seconds: float = 25.0):
     """Takes the time from the first signal to the forced exit."""
     self.requested = False
+    self._interrupts = False
     self._deadline_seconds = deadline_seconds
     self._over = threading.Event()
     self._old: dict[int, Any] = {}
@@ -46,7 +55,7 @@ class Stop:
       self._write.fileno(), warn_on_full_buffer=False
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-      self._old[number] = signal.signal(number, lambda *unused: None)
+      self._old[number] = signal.signal(number, self._handle)
     threading.Thread(target=self._watch, name='lm-stop', daemon=True).start()
     return self
 
@@ -57,6 +66,27 @@ class Stop:
       for number, handler in self._old.items():
         signal.signal(number, handler)
       self._write.close()
+
+  @contextlib.contextmanager
+  def interrupting(self) -> Iterator[None]:
+    """Lets a signal end what is inside, which can be done again.
+
+    Raises:
+      Interrupted: where the signal came, as soon as a compiler or a device lets
+        Python go on; or at once, if it has come already.
+    """
+    self._interrupts = True
+    try:
+      if self.requested:
+        raise Interrupted
+      yield
+    finally:
+      self._interrupts = False
+
+  def _handle(self, *unused: object) -> None:
+    if self._interrupts:
+      self.requested, self._interrupts = True, False
+      raise Interrupted
 
   def _watch(self) -> None:
     signals = 0

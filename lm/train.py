@@ -244,7 +244,10 @@ def _train(
     def judge(done: int, known: Iterable[str] = ()) -> early.Verdict:
       for name, evaluate in evals.items():
         if name not in known:
-          found = results.metrics(evaluate(state.params))
+          # Others would wait for a part of theirs that one has left.
+          alone = group.count == 1
+          with signals.interrupting() if alone else contextlib.nullcontext():
+            found = results.metrics(evaluate(state.params))
           diary.now(done, name, found)
           judged.extend(early.pick(c, done, name, found))
       verdict = early.verdict(c, judged)
@@ -258,8 +261,11 @@ def _train(
     if start and ended is None and due(start):
       # It was ended after this checkpoint and before all evaluators were done.
       known = group.share('known', diary.known(start), 300.0)
-      if judge(start, known).over:
-        until = start
+      try:
+        over = judge(start, known).over
+      except stop.Interrupted:
+        over = True
+      until = start if over else until
     with config.refusals():
       host, hosts = sharding.host(mesh, c.batch_size)
     batches = stream.stream(
@@ -289,7 +295,12 @@ def _train(
       if saves:
         save(done)
       if due(done) and not stopping:  # what resumes it does that, if it stops
-        verdict = judge(done)
+        try:
+          verdict = judge(done)
+        except stop.Interrupted:
+          if not saves:
+            save(done)
+          break
         if not saves and (verdict.best == done or verdict.over):
           save(done)
         last |= verdict.over
