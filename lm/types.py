@@ -26,7 +26,8 @@ class Batch(NamedTuple):
 
   Attributes:
     tokens: int32 [B, L], the model's input on the scored side.
-    targets: int32 [B, L], what position l is scored on ([B, 1] for a class).
+    targets: int32 [B, L], what position l is scored on ([B, K] for the classes
+      of K texts a row).
     weights: float32 [B, L], 0 where nothing is scored.
     positions: int32 [B, L], restarting at 0 in each packed document.
     segments: int32 [B, L], 0 is padding, documents count from 1.

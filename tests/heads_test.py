@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lm import loss, optim, sharding, step, types
-from lm.data import objectives
+from lm.data import objectives, tasks, tokenizer
 from lm.models import heads, recurrent
 
 V, L, B = 32, 12, 16
@@ -132,14 +132,32 @@ def test_sentences_that_say_the_same_embed_alike():
 @pytest.mark.parametrize('pool', heads.POOLS)
 def test_padding_is_not_pooled(pool):
   x_BLD = jnp.arange(24.0).reshape(2, 4, 3)
-  live_BL = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
-  got = heads.pooled(x_BLD, live_BL, pool)[:, 0]
+  segments_BL = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1]])
+  got = heads.pooled(x_BLD, segments_BL, pool)[:, 0]
   want = {
     'first': [x_BLD[0, 0], x_BLD[1, 0]],
     'last': [x_BLD[0, 1], x_BLD[1, 3]],
     'mean': [x_BLD[0, :2].mean(0), x_BLD[1].mean(0)],
   }[pool]
   np.testing.assert_allclose(got, np.stack(want))
+
+
+@pytest.mark.parametrize('pool', heads.POOLS)
+@pytest.mark.parametrize('body', BODIES)
+def test_a_packed_text_is_classified_as_if_alone(body, pool):
+  model = heads.classify(vocab=V, body=BODIES[body][0], classes=3, pool=pool)
+  rows = [
+    tasks.Row(n, ids, [0] * len(ids), [n], [1.0], [tasks.NOT_SCORED] * len(ids))
+    for n, ids in enumerate(([8, 9, 7], [9, 10, 11, 8, 7], [12, 9]))
+  ]
+  form, words = tasks.Form(lambda _: rows, 1), tokenizer.bytes_(reserved=0)
+  alone = tasks.assemble([[row] for row in rows], form, L, words)
+  batch = tasks.assemble([rows, []], form._replace(scored=3), L, words)
+  assert batch.targets.tolist() == [[0, 1, 2], [0, 0, 0]]
+  assert batch.weights.tolist() == [[1, 1, 1], [0, 0, 0]]
+  params = model.init(jax.random.key(0), alone)
+  want, got = (model.apply(params, x).logits for x in (alone, batch))
+  np.testing.assert_allclose(got[0], want[:, 0], atol=1e-5)
 
 
 def test_every_parameter_has_a_sharding():

@@ -609,11 +609,26 @@ def test_packing_loses_no_record_and_fills_rows(tmp_path):
   filled = sum(len(row.ids) for group in found for row in group)
   assert filled == total and filled / (32 * len(found)) > 0.9 and rows <= 5
   assert data.batch(0).segments.max() >= 6
-  with pytest.raises(ValueError) as caught:
-    source(tmp_path, pack=True)
-  assert 'pack: lm.data.tasks:classify scores a row as a whole' in str(
-    caught.value
-  )
+  readings = {
+    'fn': 'lm.data.records:squad',
+    'path': write_readings(tmp_path / 'readings', 4, 0),
+  }
+  form = {'fn': 'lm.data.tasks:span', 'question': 8}
+  with pytest.raises(ValueError, match='tasks:span wants rows of its own'):
+    source(tmp_path, pack=True, records=readings, form=form)
+
+
+def test_classes_of_packed_texts_stand_in_their_order(tmp_path):
+  data = source(tmp_path, pack=True, length=64, batch_size=5)
+  batch = data.batch(0)
+  assert batch.targets.shape == batch.weights.shape == (5, 4)
+  assert batch.weights.all()
+  for b, targets in enumerate(batch.targets):
+    texts = [
+      BYTES.decode(batch.tokens[b, batch.segments[b] == 1 + k].tolist())
+      for k in range(4)
+    ]
+    assert targets.tolist() == [int('r' in text) for text in texts]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def task(
     'records': train,
     'form': form,
     'length': length,
+    'pack': False,
     'folds': folds,
     'held_out': held_out,
   }

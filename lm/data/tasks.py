@@ -66,6 +66,7 @@ class Form(NamedTuple):
   Attributes:
     rows: `records -> rows`, in their order.
     scored: targets a row; None: one a token.
+    packs: whether a row can hold several records.
     labels: classes by their number; none where positions are found.
     kinds: whether the model is told of which kind each token is.
     source: S, positions of the encoder's side; None has none.
@@ -79,6 +80,7 @@ class Form(NamedTuple):
   kinds: bool = False
   source: int | None = None
   prompt: Callable[[Sequence[Any]], types.Batch] | None = None
+  packs: bool = True
 
 
 def make(
@@ -107,8 +109,8 @@ def make(
     folds: into how many parts records are dealt for cross-validation; their
       number modulo `folds` says which one is in.
     held_out: the part that is not trained on; None: all are.
-    pack: puts several records in a row, the same ones in every epoch, where
-      each token is scored: less padding.
+    pack: puts several records in a row, the same ones in every epoch: less
+      padding, and records a step that differ in number.
     expected: records that a step draws on average, each by itself, as
       `lm.privacy` wants: of more than `batch_size` a random part is left, and
       empty rows fill it up. None: epochs.
@@ -128,13 +130,13 @@ def make(
     lambda n: held_out is None or n % folds != held_out,
   )
   check_folds(folds, held_out)
-  if pack and made.scored is not None:
-    raise ValueError(
-      f'pack: {form["fn"]} scores a row as a whole: leave it out'
-    )
+  if pack and not made.packs:
+    raise ValueError(f'pack: {form["fn"]} wants rows of its own: leave it out')
   if expected is not None:
     _check_drawn(expected, batch_size, found, rows, pack)
   groups = packed(rows, made, length) if pack else [[row] for row in rows]
+  if made.scored is not None:
+    made = made._replace(scored=made.scored * max(map(len, groups)))
   settings = {k: v for k, v in form.items() if k != 'labels'}
   described = [
     *(found.card.sha256, settings, made.labels),
@@ -266,8 +268,10 @@ def assemble(
       starts = np.searchsorted(inside, inside)
       batch.positions[b, here] = np.arange(len(row.ids)) - starts
       kinds[b, here] = row.kinds
-      targets[b, at : at + len(row.targets)] = row.targets
-      weights[b, at : at + len(row.weights)] = row.weights
+      size = len(row.targets)
+      first = at if form.scored is None else (number - 1) * size
+      targets[b, first : first + size] = row.targets
+      weights[b, first : first + size] = row.weights
       there = slice(read, read + len(row.source))
       source[b, there] = row.source
       source_segments[b, there] = number
@@ -476,7 +480,7 @@ def span(
         )
     return made
 
-  return Form(rows, 2, kinds=kinds)
+  return Form(rows, 2, kinds=kinds, packs=False)
 
 
 def translate(
@@ -700,7 +704,7 @@ def prefer(
       made.append(row)
     return made
 
-  return Form(rows, 1, ('chosen', 'rejected'), kinds=True)
+  return Form(rows, 1, ('chosen', 'rejected'), kinds=True, packs=False)
 
 
 @functools.lru_cache(4096)

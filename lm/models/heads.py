@@ -27,7 +27,9 @@ def classify(
   pool: str = 'first',
   hidden: bool = False,
 ) -> types.Model:
-  """Classifies a text: logits [B, 1, C] for targets [B, 1].
+  """Classifies the first K texts of each row: logits [B, K, C].
+
+  K is that of the targets [B, K], 1 where rows are not packed.
 
   Args:
     vocab: V of the body.
@@ -44,7 +46,8 @@ def classify(
   settings.check_counts(classes=classes)
 
   def read(out, batch):
-    return pooled(out.hidden, batch.segments > 0, pool)
+    texts = batch.targets.shape[1]
+    return pooled(out.hidden, batch.segments, pool, texts)
 
   return _make(vocab, body, Head(classes, hidden), read, lambda x, batch: x)
 
@@ -105,7 +108,7 @@ def embed(
     raise ValueError(f'temperature={temperature} must be above 0')
 
   def read(out, batch):
-    x_B1D = pooled(out.hidden, batch.segments > 0, pool).astype(jnp.float32)
+    x_B1D = pooled(out.hidden, batch.segments, pool).astype(jnp.float32)
     # The largest float32 that a length may be divided by without harm.
     length_B11 = jnp.linalg.norm(x_B1D, axis=-1, keepdims=True)
     return x_B1D / jnp.maximum(length_B11, 1e-12)
@@ -120,23 +123,28 @@ def embed(
   return _make(vocab, body, None, read, score)
 
 
-def pooled(x_BLD: jax.Array, live_BL: jax.Array, pool: str) -> jax.Array:
-  """Makes one vector of a text: [B, 1, D].
+def pooled(
+  x_BLD: jax.Array, segments_BL: jax.Array, pool: str, texts: int = 1
+) -> jax.Array:
+  """Makes one vector of each text: [B, K, D].
 
   Args:
-    x_BLD: its tokens' vectors.
-    live_BL: bool, False where there is padding.
+    x_BLD: tokens' vectors.
+    segments_BL: the text of each token, from 1; 0 is padding.
     pool: one of `POOLS`.
+    texts: K; of a row of fewer the mean is 0, and other vectors mean nothing.
   """
+  own_BKL = segments_BL[:, None] == jnp.arange(1, texts + 1)[None, :, None]
+  count_BK1 = jnp.sum(own_BKL, axis=2, keepdims=True)
   if pool == 'mean':
-    weights_BL1 = live_BL[..., None].astype(x_BLD.dtype)
-    total_B1D = jnp.sum(x_BLD * weights_BL1, axis=1, keepdims=True)
-    count_B11 = jnp.sum(weights_BL1, axis=1, keepdims=True)
-    return total_B1D / jnp.maximum(count_B11, 1)  # an empty text is 0
-  if pool == 'first':
-    return x_BLD[:, :1]
-  last_B = jnp.maximum(jnp.sum(live_BL, axis=1) - 1, 0)
-  return jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)
+    total_BKD = jnp.einsum(
+      'BKL,BLD->BKD', own_BKL.astype(x_BLD.dtype), x_BLD, precision='highest'
+    )
+    return total_BKD / jnp.maximum(count_BK1, 1).astype(x_BLD.dtype)
+  at_BK1 = jnp.argmax(own_BKL, axis=2, keepdims=True)
+  if pool == 'last':
+    at_BK1 += jnp.maximum(count_BK1 - 1, 0)
+  return jnp.take_along_axis(x_BLD, at_BK1, axis=1)
 
 
 class Head(nn.Module):
