@@ -237,6 +237,7 @@ def build(
       microbatches=c.microbatches,
       numerics=c.numerics,
       logical_shards=c.logical_shards,
+      freeze=c.optim.get('freeze', ''),
     )
   return run, model, mesh, example
 

@@ -13,9 +13,6 @@ which draws and noise come. So give away `lm.checkpoint.restore_params` alone,
 never config.json or a checkpoint. What `init_from` has seen is not counted, and
 noise of floating point is open to Mironov's attack (2012), as elsewhere.
 
-Parameters that `optim.freeze` holds count towards `clip` all the same; the body
-of `lm.models.lora` has no gradients.
-
 Reference: Abadi et al. 2016, arXiv 1607.00133, algorithm 1.
 """
 

@@ -12,6 +12,7 @@ import optax
 
 from lm import faults, loss, optim, ordered, privacy, sharding, types
 from lm import metrics as metrics_lib
+from lm.optim import masks
 
 Loss = Callable[..., types.Metric]
 DEFAULT = loss.make()
@@ -49,6 +50,7 @@ def program(
   logical_shards: int = 8,
   private: privacy.Privacy | None = None,
   expected: int | None = None,
+  freeze: str = '',
 ) -> Program:
   """Puts a run together; nothing is allocated.
 
@@ -61,6 +63,8 @@ def program(
       number of microbatches, see `lm.ordered`; 'fast' does not.
     logical_shards: into which a batch is cut when ordered.
     private, expected: as of `private_step`; None is not private.
+    freeze: regex of the paths that `tx` never changes; no gradient is computed
+      for them. '': none.
 
   Raises:
     ValueError: what does not fit the mesh, or `private`.
@@ -73,7 +77,8 @@ def program(
   where = sharding.shardings(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
-  settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
+  trained = _frozen(model, freeze) if freeze else model
+  settings = {'model': trained, 'tx': tx, 'rng': rng, 'loss': loss}
   if private is not None:
     if numerics == 'ordered':
       raise ValueError("privacy: not with numerics='ordered': use 'fast'")
@@ -101,6 +106,30 @@ def program(
   )
   batch = sharding.shapes(example, mesh)
   return Program(init, like, where, batch, update)
+
+
+def _frozen(model, freeze):
+  """Stops gradients before parameters that never change.
+
+  They then cost no products, and count neither for `grad_norm` nor for the
+  clipping of `lm.privacy`.
+  """
+  held = masks.matching('freeze', freeze)
+
+  def stopped(params):
+    return jax.tree.map(
+      lambda w, fixed: jax.lax.stop_gradient(w) if fixed else w,
+      params,
+      held(params),
+    )
+
+  def apply(params, batch, **how):
+    return model.apply(stopped(params), batch, **how)
+
+  def head(params, hidden):
+    return model.head(stopped(params), hidden)
+
+  return model._replace(apply=apply, head=model.head and head)
 
 
 def _options(mesh):

@@ -181,6 +181,7 @@ def _train(
         logical_shards=c.logical_shards,
         private=private,
         expected=data.drawn and data.drawn[1],
+        freeze=c.optim.get('freeze', ''),
       )
       for example in data.examples:  # each has to fit the mesh
         sharding.shapes(example, mesh)

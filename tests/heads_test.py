@@ -160,6 +160,18 @@ def test_a_packed_text_is_classified_as_if_alone(body, pool):
   np.testing.assert_allclose(got[0], want[:, 0], atol=1e-5)
 
 
+def test_a_decoder_reads_both_ways_if_asked():
+  alone = objectives.padded([[8, 9, 7, 10]], 0)
+  changed = alone._replace(tokens=np.array([[8, 9, 7, 11]], np.int32))
+  for both_ways in (False, True):
+    model = heads.tag(
+      vocab=V, body=BODIES['decoder'][0], classes=3, both_ways=both_ways
+    )
+    params = model.init(jax.random.key(0), alone)
+    a, b = (model.apply(params, x).logits for x in (alone, changed))
+    assert (np.abs(a - b)[0, 0].max() > 1e-4) == both_ways
+
+
 def test_every_parameter_has_a_sharding():
   mesh = sharding.make_mesh()
   model = heads.next_sentence(vocab=V, body=ENCODER)

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from lm import step, tree
+from configs import base
+from lm import sharding, step, tree
 from lm.models import decoder, linen
+from lm.optim import optimizers
 
 MODEL = decoder.make(vocab=16, length=8, width=16, depth=1, heads=2)
 TX = optax.adamw(1e-2)
@@ -76,6 +78,31 @@ def test_a_batch_without_weight_has_no_gradient(state):
   assert float(metrics['grad_norm'].total) == 0
   assert float(metrics['loss_nats'].weight) == 0
   assert int(after.extra['skipped']) == 0
+
+
+def test_what_is_frozen_costs_no_gradient():
+  held = '^(embed|layers)'
+  tx, _ = optimizers.sgd(steps=9, peak=1.0, decay_mask='', freeze=held)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  rules = base.get_config().sharding
+  found = []
+  for freeze in ('', held):
+    run = step.program(
+      model=MODEL,
+      tx=tx,
+      example=batch(),
+      mesh=mesh,
+      rules=rules,
+      seed=0,
+      freeze=freeze,
+    )
+    count = step.lower(run).compile().cost_analysis()['flops']
+    with jax.set_mesh(mesh):
+      after, metrics = run.update(step.start(run), batch())
+    found.append((count, after.params, float(metrics['grad_norm'].total)))
+  (whole, want, norm), (count, got, less) = found
+  jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), got, want)
+  assert count < 0.6 * whole and 0 < less < 0.9 * norm
 
 
 def test_metrics_of_one_step_are_golden(state):

@@ -45,7 +45,11 @@ def get_config(argument: str = 'data,wikigold'):
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
 
-  head = {'fn': 'lm.models.heads:tag', 'classes': classes}
+  head = {
+    'fn': 'lm.models.heads:tag',
+    'classes': classes,
+    'both_ways': True,
+  }
   c = start.tuned(head, *run)
   c.steps = c.save_every = steps
   c.optim.warmup = steps // 10

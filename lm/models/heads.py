@@ -3,6 +3,10 @@
 A head reads the hidden vectors of a body, whose parameters are under `body`;
 its own are under `task`. What it scores is targets of a batch like any other,
 so that `loss.token_loss` and the training step are the same.
+
+With `both_ways` a decoder reads a text as the prefix of a prefix LM, so that
+each token sees what follows it too (BehnamGhader et al. 2024, arXiv 2404.05961,
+section 2.1, without their further pretraining). Other bodies do not mind.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +30,7 @@ def classify(
   classes: int,
   pool: str = 'first',
   hidden: bool = False,
+  both_ways: bool = False,
 ) -> types.Model:
   """Classifies the first K texts of each row: logits [B, K, C].
 
@@ -38,6 +43,7 @@ def classify(
     pool: what stands for the text: its 'first' token (BERT's), its 'last'
       (GPT's), or the 'mean' of all.
     hidden: a layer of tanh before the classes, as BERT's pooler.
+    both_ways: see above.
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -49,7 +55,7 @@ def classify(
     texts = batch.targets.shape[1]
     return pooled(out.hidden, batch.segments, pool, texts)
 
-  return _make(vocab, body, Head(classes, hidden), read, lambda x, batch: x)
+  return _make(vocab, body, Head(classes, hidden), both_ways, read)
 
 
 def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
@@ -60,15 +66,17 @@ def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
   return classify(vocab=vocab, body=body, classes=2, hidden=True)
 
 
-def tag(*, vocab: int, body: Mapping[str, Any], classes: int) -> types.Model:
+def tag(
+  *, vocab: int, body: Mapping[str, Any], classes: int, both_ways: bool = False
+) -> types.Model:
   """Tags every token: logits [B, L, C] for targets [B, L]."""
   settings.check_counts(classes=classes)
-  return _make(
-    vocab, body, Head(classes), lambda out, batch: out.hidden, lambda x, _: x
-  )
+  return _make(vocab, body, Head(classes), both_ways)
 
 
-def span(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
+def span(
+  *, vocab: int, body: Mapping[str, Any], both_ways: bool = False
+) -> types.Model:
   """Finds where an answer starts and ends: logits [B, 2, L].
 
   Targets [B, 2] are the positions of its first and of its last token. Padding
@@ -81,7 +89,7 @@ def span(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
     x_B2L = jnp.einsum('BLC->BCL', x_BL2)
     return jnp.where((batch.segments > 0)[:, None], x_B2L, sights.MASKED)
 
-  return _make(vocab, body, Head(2), lambda out, batch: out.hidden, score)
+  return _make(vocab, body, Head(2), both_ways, score=score)
 
 
 def embed(
@@ -90,6 +98,7 @@ def embed(
   body: Mapping[str, Any],
   pool: str = 'mean',
   temperature: float = 0.05,
+  both_ways: bool = False,
 ) -> types.Model:
   """Embeds sentences: `Output.hidden` [B, 1, D], of length 1.
 
@@ -97,7 +106,7 @@ def embed(
   name the row that says the same. It has no parameters of its own.
 
   Args:
-    vocab, body, pool: as of `classify`.
+    vocab, body, pool, both_ways: as of `classify`.
     temperature: divides the cosines.
 
   Reference: Reimers and Gurevych 2019, arXiv 1908.10084; Gao et al. 2021, arXiv
@@ -120,7 +129,7 @@ def embed(
       :, None
     ]
 
-  return _make(vocab, body, None, read, score)
+  return _make(vocab, body, None, both_ways, read, score)
 
 
 def pooled(
@@ -169,26 +178,30 @@ def _make(
   vocab: int,
   body: Mapping[str, Any],
   head: Head | None,
-  read: Callable[[types.Output, types.Batch], jax.Array],
-  score: Callable[[jax.Array, types.Batch], jax.Array],
+  both_ways: bool,
+  read: Callable[[types.Output, types.Batch], Any] = lambda out, _: out.hidden,
+  score: Callable[[jax.Array, types.Batch], jax.Array] = lambda x, _: x,
 ) -> types.Model:
   model = config.build(body, vocab=vocab)
+
+  def run(params, batch, rng=None):
+    if both_ways:
+      batch = batch._replace(prefix=batch.segments > 0)
+    return model.apply(params, batch, rng=rng)
 
   def init(rng, batch):
     body_rng, head_rng = jax.random.split(rng)
     params = {'body': model.init(body_rng, batch)}
     if head is not None:
       row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
-      shape = jax.eval_shape(
-        lambda p: read(model.apply(p, row), row), params['body']
-      )
+      shape = jax.eval_shape(lambda p: read(run(p, row), row), params['body'])
       x_BLD = jnp.zeros(shape.shape, shape.dtype)
       params['task'] = head.init(head_rng, x_BLD)['params']
     return params
 
   def apply(params, batch, *, cache=None, rng=None):
     assert cache is None, 'a head has no cache'
-    x_BLD = read(model.apply(params['body'], batch, rng=rng), batch)
+    x_BLD = read(run(params['body'], batch, rng), batch)
     scores = x_BLD
     if head is not None:
       scores = cast(jax.Array, head.apply({'params': params['task']}, x_BLD))
