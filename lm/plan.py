@@ -41,7 +41,18 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 
-from lm import chips, config, flops, hlo, leaves, sharding, step, tree, types
+from lm import (
+  chips,
+  config,
+  flops,
+  hlo,
+  leaves,
+  optim,
+  sharding,
+  step,
+  tree,
+  types,
+)
 from lm.data import objectives, tokenizer
 
 _CUDA = "pip install 'jax[cuda13-local]' nvidia-cuda-nvcc nvidia-cudnn-cu13"
@@ -221,7 +232,8 @@ def build(
   with config.refusals():
     mesh = sharding.make_mesh(**c.mesh, devices=machine.devices)
     model = config.build(c.model, vocab=words.size)
-    tx, _ = config.build(c.optim, steps=c.steps)
+    optimizer = optim.holding(c.optim, model.fixed)
+    tx, _ = config.build(optimizer, steps=c.steps)
     objective = config.build(
       c.data.objective, tokenizer=words, length=c.data.length
     )

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
 from functools import partial
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm import faults, loss, optim, ordered, privacy, sharding, types
+from lm import faults, loss, optim, ordered, privacy, sharding, tree, types
 from lm import metrics as metrics_lib
 from lm.optim import masks
 
@@ -63,11 +64,10 @@ def program(
       number of microbatches, see `lm.ordered`; 'fast' does not.
     logical_shards: into which a batch is cut when ordered.
     private, expected: as of `private_step`; None is not private.
-    freeze: regex of the paths that `tx` never changes; no gradient is computed
-      for them. '': none.
+    freeze: regex of what `tx` leaves alone beside `model.fixed`; '': nothing.
 
   Raises:
-    ValueError: what does not fit the mesh, or `private`.
+    ValueError: what does not fit the mesh, `private`, or matches no parameter.
   """
   if numerics not in ('fast', 'ordered'):
     raise ValueError(f"numerics={numerics!r} is neither 'fast' nor 'ordered'")
@@ -77,8 +77,10 @@ def program(
   where = sharding.shardings(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
-  trained = _frozen(model, freeze) if freeze else model
-  settings = {'model': trained, 'tx': tx, 'rng': rng, 'loss': loss}
+  if freeze:
+    masks.matching('freeze', freeze)(like.params)
+    model = model._replace(fixed=(*model.fixed, f'.*(?:{freeze})'))
+  settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
   if private is not None:
     if numerics == 'ordered':
       raise ValueError("privacy: not with numerics='ordered': use 'fast'")
@@ -106,30 +108,6 @@ def program(
   )
   batch = sharding.shapes(example, mesh)
   return Program(init, like, where, batch, update)
-
-
-def _frozen(model, freeze):
-  """Stops gradients before parameters that never change.
-
-  They then cost no products, and count neither for `grad_norm` nor for the
-  clipping of `lm.privacy`.
-  """
-  held = masks.matching('freeze', freeze)
-
-  def stopped(params):
-    return jax.tree.map(
-      lambda w, fixed: jax.lax.stop_gradient(w) if fixed else w,
-      params,
-      held(params),
-    )
-
-  def apply(params, batch, **how):
-    return model.apply(stopped(params), batch, **how)
-
-  def head(params, hidden):
-    return model.head(stopped(params), hidden)
-
-  return model._replace(apply=apply, head=model.head and head)
 
 
 def _options(mesh):
@@ -355,6 +333,11 @@ def _weights(batch):
 
 
 def _total(model, loss, weight, tokens, params, part, key):
+  if model.fixed:
+    fixed = re.compile('|'.join(f'(?:{regex})' for regex in model.fixed))
+    params = tree.map_paths(
+      lambda p, w: jax.lax.stop_gradient(w) if fixed.match(p) else w, params
+    )
   out = model.apply(params, part, rng=key)
   head = model.head and jax.tree_util.Partial(model.head, params)
   metric = loss(out, part, head)

@@ -46,6 +46,7 @@ from lm import (
   errors,
   log,
   memory,
+  optim,
   privacy,
   processes,
   progress,
@@ -154,7 +155,8 @@ def _train(
       mesh = sharding.make_mesh(**c.mesh)
     tokenizer = config.build(c.tokenizer)
     model = config.build(c.model, vocab=tokenizer.size)
-    tx, lr = config.build(c.optim, steps=c.steps)
+    optimizer = optim.holding(c.optim, model.fixed)
+    tx, lr = config.build(optimizer, steps=c.steps)
     data = config.build(
       c.data,
       tokenizer=tokenizer,

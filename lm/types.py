@@ -81,7 +81,7 @@ class Metric(NamedTuple):
 
 
 class Model(NamedTuple):
-  """A model is five pure values, shaped like `optax.GradientTransformation`.
+  """A model is pure values, shaped like `optax.GradientTransformation`.
 
   Attributes:
     init: `(rng, batch) -> Params`.
@@ -94,6 +94,9 @@ class Model(NamedTuple):
     head: `(params, hidden) -> logits`, the output layer alone, position by
       position, for losses that never hold the logits of all positions; None:
       it cannot be had apart.
+    fixed: regexes, from the beginning of their paths, of the parameters that
+      never learn: the step computes no gradient for them, and `optim.holding`
+      keeps an optimizer from them.
   """
 
   init: Callable[..., Params]
@@ -101,6 +104,7 @@ class Model(NamedTuple):
   start: Callable[..., Cache]
   axes: tuple[tuple[str, tuple[str | None, ...]], ...]
   head: Callable[..., Array] | None = None
+  fixed: tuple[str, ...] = ()
 
 
 class TrainState(NamedTuple):

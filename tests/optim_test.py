@@ -351,6 +351,18 @@ def test_scanned_layers_update_as_unrolled_ones(name):
     _close(_stack(a), b, 2e-4)
 
 
+def test_what_a_model_fixes_is_named_beside_what_a_config_does():
+  assert optim.holding({'peak': 1.0}, ()) == {'peak': 1.0}
+  found = re.compile(optim.holding({'freeze': 'bias$'}, ('a/(?!b)',))['freeze'])
+  names = ('a/c', 'a/b', 'x/a/c', 'x/bias')
+  assert [bool(found.search(name)) for name in names] == [
+    True,
+    False,
+    False,
+    True,
+  ]
+
+
 @pytest.mark.parametrize('freeze', ['', 'layers_1/'])
 def test_layer_decay_slows_what_is_below(freeze):
   params, gradient = _params(), _params(1)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import checkpoint, config, loss, metrics, step, sweep, train, tree
+from lm import (
+  checkpoint,
+  config,
+  loss,
+  metrics,
+  optim,
+  step,
+  sweep,
+  train,
+  tree,
+)
 from lm.data import records, tasks, tokenizer
 from lm.models import distill, linen, preference
 from lm.optim import optimizers
@@ -116,7 +126,6 @@ def test_a_preference_is_learnt_and_the_reference_stands_still(tmp_path):
   }
   c.model = {'fn': 'lm.models.preference:make', 'body': BODY, 'beta': 0.1}
   c.optim.peak, c.optim.warmup, c.optim.decay = 1e-2, 4, 0.1
-  c.optim.freeze = '^reference/'
   c.evals = {
     'test': {
       'fn': 'lm.evals.labels:classes',
@@ -194,9 +203,8 @@ def test_the_divergence_is_that_of_the_distributions():
 def test_a_student_comes_nearer_and_its_teacher_stands_still():
   # The text pulls elsewhere, which here must not win.
   model, batch = distilled(weight=100.0), text()
-  tx, _ = optimizers.adamw(
-    steps=60, peak=3e-3, warmup=2, decay=0.1, freeze='^teacher/'
-  )
+  spec = {'peak': 3e-3, 'warmup': 2, 'decay': 0.1}
+  tx, _ = optimizers.adamw(steps=60, **optim.holding(spec, model.fixed))
   state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
   state = state._replace(params=jax.tree.map(lambda x: 2 * x, state.params))
   teacher = state.params['teacher']

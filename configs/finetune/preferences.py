@@ -36,7 +36,6 @@ def get_config(argument: str = 'data,dpo_en'):
     c.init_paths = (f'{theirs}=body', f'{theirs}=reference')
   c.steps = c.save_every = 48  # three epochs
   c.batch_size = 16
-  c.optim.freeze = '^reference/'
   c.optim.peak = 1e-5
   c.optim.warmup = 5
   records = {

@@ -67,7 +67,6 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
       'paths': r'attention/[qv]$',
       'body': c.model,
     }
-    c.optim.freeze = r'^body/(?!task/)'
     c.optim.peak = 1e-3
   c.optim.final = 0.0
   c.optim.decay = 0.01

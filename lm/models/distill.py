@@ -1,7 +1,6 @@
 """Distillation: a student that learns what a teacher would have said.
 
   c.model = {'fn': 'lm.models.distill:make', 'body': ..., 'teacher': ...}
-  c.optim.freeze = '^teacher/'
   c.init_from, c.init_paths = 'runs/large', ('=teacher',)
 
 What was learnt is under `body`: `init_paths` 'body=' of another run takes it.
@@ -32,8 +31,7 @@ def make(
   Args:
     vocab: V of both.
     body: spec of the student.
-    teacher: spec of a model that reads the same batches. No gradient goes to
-      it; `optim.freeze` has to name it.
+    teacher: spec of a model that reads the same batches, and never learns.
     temperature: T, divides both logits.
     weight: of the divergence; that of the text is 1.
 
@@ -60,10 +58,9 @@ def make(
     out = student.apply(params['body'], batch, cache=cache, rng=rng)
     if cache is not None:  # texts are the student's alone
       return out
-    fixed = jax.lax.stop_gradient(params['teacher'])
     wanted_BLV, given_BLV = (
       jax.nn.log_softmax(x.logits.astype(jnp.float32) / temperature, axis=-1)
-      for x in (master.apply(fixed, batch), out)
+      for x in (master.apply(params['teacher'], batch), out)
     )
     apart_BL = jnp.sum(jnp.exp(wanted_BLV) * (wanted_BLV - given_BLV), axis=-1)
     live_BL = batch.weights > 0
@@ -78,4 +75,6 @@ def make(
   head = student.head and (
     lambda params, hidden: student.head(params['body'], hidden)
   )
-  return types.Model(init, apply, start, (*student.axes, *master.axes), head)
+  fixed = ('teacher/', *(f'body/{regex}' for regex in student.fixed))
+  axes = (*student.axes, *master.axes)
+  return types.Model(init, apply, start, axes, head, fixed)

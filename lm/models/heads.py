@@ -210,4 +210,6 @@ def _make(
   def start(params, batch, room):
     raise ValueError('a head scores a text and generates none')
 
-  return types.Model(init, apply, start, ((r'(^|/)task/', ()), *model.axes))
+  axes = ((r'(^|/)task/', ()), *model.axes)
+  fixed = tuple(f'body/{regex}' for regex in model.fixed)
+  return types.Model(init, apply, start, axes, fixed=fixed)

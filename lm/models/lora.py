@@ -1,14 +1,12 @@
 """LoRA: a body that stays as it is, and small changes of its matrices.
 
   c.model = {'fn': 'lm.models.lora:make', 'body': ..., 'rank': 8, ...}
-  c.optim.freeze = r'^body/(?!task/)'
 
 A body that is a head keeps its `task` parameters trained whole: give
 `init_paths` '=body/body' for a run of the model inside, '=body' for one of all.
 """
 
 from collections.abc import Mapping
-import re
 from typing import Any
 
 from flax import traverse_util
@@ -20,7 +18,7 @@ from lm.layers import compress
 from lm.models import settings
 
 NAME = 'lm.models.lora:make'
-_TASK = re.compile(r'(^|/)task/')
+_FIXED = ('body/(?!(.*/)?task/)',)
 
 
 def make(
@@ -34,10 +32,9 @@ def make(
   """Makes a model that adds `alpha / rank * a @ b` to matrices of its body.
 
   Its parameters are `body`, and below `lora` an `a` and a `b` at the path of
-  each matrix. `b` starts at 0, so that it begins as its body. No gradient
-  reaches the body; `optim.freeze` has to name it too, or it would decay, and
-  hold optimizer state. Matrices are added up in each pass: to write texts,
-  merge it first (tools/export).
+  each matrix. `b` starts at 0, so that it begins as its body, which never
+  learns. Matrices are added up in each pass: to write texts, merge it first
+  (tools/export).
 
   Args:
     vocab: V of the body.
@@ -82,7 +79,7 @@ def make(
 
   # Changes are small: every device holds all of them.
   axes = ((r'(^|/)lora/', ()), *model.axes)
-  return types.Model(init, apply, start, axes, model.head and head)
+  return types.Model(init, apply, start, axes, model.head and head, _FIXED)
 
 
 def merged(
@@ -113,12 +110,10 @@ def _start(
 
 
 def _whole(params: types.Params, alpha: float) -> types.Params:
-  """Adds the changes to the body; gradients reach them and `task` alone."""
+  """Adds the changes to the body."""
   changes = dict(tree.paths(params['lora']))
 
   def add(path, w):
-    if not _TASK.search(path):
-      w = jax.lax.stop_gradient(w)
     if f'{path}/a' not in changes:
       return w
     a, b = changes[f'{path}/a'], changes[f'{path}/b']

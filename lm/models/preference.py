@@ -2,7 +2,6 @@
 
   c.data.form = {'fn': 'lm.data.tasks:prefer'}
   c.model = {'fn': 'lm.models.preference:make', 'body': ..., 'beta': 0.1}
-  c.optim.freeze = '^reference/'
   c.init_from, c.init_paths = 'runs/tuned', ('=body', '=reference')
 
 What was learnt is under `body`: `init_paths` 'body=' of another run takes it.
@@ -29,8 +28,8 @@ def make(
 
   Args:
     vocab: V of the body.
-    body: spec of a decoder; the reference is another one like it, to which no
-      gradient goes, and which `optim.freeze` has to name.
+    body: spec of a decoder; the reference is another one like it, which never
+      learns.
     beta: how dear it is to move away from the reference.
 
   Raises:
@@ -70,10 +69,9 @@ def make(
 
   def apply(params, batch, *, cache=None, rng=None):
     assert cache is None, 'a preference has no cache'
-    fixed = jax.lax.stop_gradient(params['reference'])
     # No dropout in the reference, which is to stand still.
     gain_B2 = likelihoods(params['body'], batch, rng) - likelihoods(
-      fixed, batch
+      params['reference'], batch
     )
     margin_B = beta * (gain_B2[:, 0] - gain_B2[:, 1])
     logits_B2 = jnp.stack([margin_B, jnp.zeros_like(margin_B)], axis=1)
@@ -82,4 +80,5 @@ def make(
   def start(params, batch, room):
     raise ValueError('a preference scores answers and writes none')
 
-  return types.Model(init, apply, start, model.axes)
+  fixed = ('reference/', *(f'body/{regex}' for regex in model.fixed))
+  return types.Model(init, apply, start, model.axes, fixed=fixed)
