@@ -22,6 +22,8 @@ from lm import (
   tree,
 )
 from lm.data import tasks
+from lm.evals import fidelity, labels
+from lm.interop import loader, stablehlo
 from lm.layers import compress
 from lm.models import linen, lora
 from tests import programs, tasks_test
@@ -281,12 +283,38 @@ def test_a_tuned_head_is_merged_and_answers_the_same(runs, tmp_path):
   )
 
 
+@pytest.mark.parametrize('form', ['int8', 'prune', 'stablehlo'])
+def test_a_tuned_head_is_exported_and_asked_what_judges_it(
+  runs, tmp_path, form
+):
+  folder, found = runs
+  out = tmp_path / 'out'
+  flags = ['--sparsity=0.1'] * (form == 'prune')
+  report = exported(form, folder / 'lora', out, '--budget=0.05', *flags)
+  assert report['probe']['tokens'] == 64  # a class each
+  run = saved.build(folder / 'lora')
+  spec = config.plain(run.config)['evals']['test']
+  read, made, rows = labels.read(
+    spec['records'], spec['form'], run.tokenizer, 64, 1, None
+  )
+  assert fidelity.load(out / fidelity.NAME).about['data'] == read.card.sha256
+  if form != 'stablehlo':
+    again = sweep.sweep(out)[-1]['metrics']
+    assert again['test/accuracy'] > found['test/accuracy'] - 0.05
+    return
+  batch = tasks.assemble([[row] for row in rows[:8]], made, 64, run.tokenizer)
+  params = checkpoint.restore_params(folder / 'lora')
+  want = run.model.apply(params, batch).logits
+  function = loader.load(out)
+  got = function.call(function.params, stablehlo.inputs_of(batch))
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
 def test_what_cannot_be_merged_is_refused(runs, tmp_path, monkeypatch):
   folder, _ = runs
   for form, name, flags, message in (
     ('merge', 'tagger', [], 'not around lm.models.lora:make, so there is'),
-    ('int8', 'lora', [], 'lm.data.tasks:make tuned a head on records'),
-    ('merge', 'lora', ['--text=x'], 'and a probe is of texts'),
+    ('merge', 'lora', ['--text=x'], 'tuned it on records, and a probe is of'),
   ):
     with pytest.raises(config.ConfigError) as caught:
       exported(form, folder / name, tmp_path / 'out', *flags)

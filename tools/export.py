@@ -25,9 +25,9 @@ the nearest one has otherwise.
 What was written is read again and judged. A probe, 64 texts of the run's
 validation data or of --text, has what each token cost the original; it lies in
 the output as probe.json, and is used again when that is exported in turn: so a
-budget is held against the first original. With --config, a file such as
-configs/sweep/english.py, the first --items of each task are asked of both. To
-merge a head tuned on records, its probe is of 64 of them.
+budget is held against the first original. What was tuned on records is asked 64
+of those that judge it, or of its own. With --config, a file such as
+configs/sweep/english.py, the first --items of each task are asked of both.
 All is printed, and kept in report.json. Needs 'lm[data,interop]', and int8
 'lm[quant]'.
 
@@ -62,8 +62,8 @@ from lm import (
   sharding,
   types,
 )
-from lm.data import documents, huggingface, writer
-from lm.evals import fidelity, results
+from lm.data import documents, huggingface, tasks, writer
+from lm.evals import fidelity, labels, results
 from lm.interop import loader, stablehlo, tensors, transfer
 from lm.layers import compress
 from lm.models import lora
@@ -107,7 +107,6 @@ def export(
   text: str | None = None,
   evals: Mapping[str, Any] | None = None,
   items: int = 100,
-  records: bool = False,
 ) -> dict[str, Any]:
   """Writes a folder, unless what is in it is worse than a budget allows.
 
@@ -122,8 +121,6 @@ def export(
       the run's validation data.
     evals: specs of evaluators by name; those with a `limit` are asked.
     items: of each.
-    records: whether a head tuned on records is exported too, with a probe of
-      these.
 
   Returns:
     The report.
@@ -138,7 +135,7 @@ def export(
     raise ValueError(f'--budget={budget}: must be a number of nats from 0 on')
   _check_free(output)
   tasks = {} if evals is None else _subset(evals, items)
-  source = _read(remote.here(workdir, step), step, text, records)
+  source = _read(remote.here(workdir, step), step, text)
   probe = source.probe
   with tempfile.TemporaryDirectory(
     prefix=f'.{output.name}.', dir=output.parent
@@ -202,37 +199,30 @@ def _check_free(output: Path) -> None:
     raise ValueError(f'{output}: is not empty: give another --output')
 
 
-def _read(
-  workdir: Path, step: int | None, text: str | None, records: bool
-) -> Source:
+def _read(workdir: Path, step: int | None, text: str | None) -> Source:
   """Reads a run, merged; its probe is the one that lies there, or is made."""
   content = manifest.newest(
     workdir, lambda n: manifest.verify(workdir, n), step
   )
   step = int(content['step'])
   run = c, tokenizer, model = saved.build(workdir, step)
-  tuned = 'objective' not in c.data
-  if tuned and (text is not None or not records):
-    raise ValueError(
-      f'{workdir}: {c.data.fn} tuned a head on records, and a probe is of '
-      'texts: export the run that it began with'
-    )
   params = jax.device_put(checkpoint.restore_params(workdir, step))
   about = {
     'workdir': str(workdir),
     'step': step,
     'checkpoint': content['checkpoint'],
   }
-  if tuned:
-    data = config.build(
-      c.data, tokenizer=tokenizer, seed=c.seed, batch_size=fidelity.ROWS
-    )
-    batch = data.batch(0)
-    about |= {'data': data.fingerprint, 'rows': fidelity.ROWS}
-    nats = fidelity.nats(model.apply, params, batch)
-    probe = fidelity.Probe(batch, nats, about)
-  elif text is None and (workdir / fidelity.NAME).exists():
+  if text is None and (workdir / fidelity.NAME).exists():
     probe = fidelity.load(workdir / fidelity.NAME)
+  elif 'objective' not in c.data:
+    if text is not None:
+      raise ValueError(
+        f'{workdir}: {c.data.fn} tuned it on records, and a probe is of these: '
+        'leave --text out'
+      )
+    batch, data = _records(workdir, c, tokenizer)
+    about |= {'data': data}
+    probe = fidelity.asked(params, model, batch, about)
   else:
     with tempfile.TemporaryDirectory() as folder:
       if text is None:
@@ -285,6 +275,33 @@ def _merged(source: Source) -> Source:
     content={**source.content, 'meta': meta},
     moved=float(moved.max()),
   )
+
+
+def _records(
+  workdir: Path, c: config.Config, tokenizer: types.Tokenizer
+) -> tuple[types.Batch, str]:
+  """Takes rows of what judges a run, or of what it was tuned on; their hash."""
+  specs = [spec for spec in c.evals.values() if {'records', 'form'} <= {*spec}]
+  is_private = c.get('privacy') is not None  # its own records stay there
+  if 'records' in c.data and not is_private:
+    specs.append(c.data)
+  if not specs:
+    raise ValueError(
+      f'{workdir}: none of its evals has records to probe it with: export the '
+      'run that it began with'
+    )
+  spec = specs[0]
+  found, form, rows = labels.read(
+    spec.records,
+    spec.form,
+    tokenizer,
+    spec.length,
+    spec.get('folds', 1),
+    spec.get('fold'),
+  )
+  few = [[rows[n]] for n in fidelity.spread(len(rows))]
+  batch = tasks.assemble(few, form, spec.length, tokenizer)
+  return batch, found.card.sha256
 
 
 def _validation(workdir: Path, c: config.Config) -> str:
@@ -572,7 +589,6 @@ def main(argv: Sequence[str]) -> None:
       text=flags.text,
       evals=config.load(flags.config).evals if flags.config else None,
       items=flags.items,
-      records=flags.form == 'merge',
     )
   told = ', '.join(
     f'{key} {report[key]}'

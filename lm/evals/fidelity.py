@@ -89,7 +89,7 @@ def make(
   """
   made = config.build(objective, tokenizer=tokenizer, length=length)
   cut = windows.Windows(shards.load(path, tokenizer), made.window, key=None)
-  which = np.unique(np.linspace(0, cut.count - 1, ROWS).astype(np.int64))
+  which = spread(cut.count)
   rows, sizes = cut.read(which)
   for n, row in enumerate(rows):
     window = row[1 : sizes[n] + 1]
@@ -100,16 +100,35 @@ def make(
   batch = made.make(rows, sizes, cut.keys(which))
   like = jax.eval_shape(model.apply, params, batch).logits
   if like.shape != (*batch.targets.shape, tokenizer.size):
+    batch = batch._replace(targets=batch.targets[:, :1])  # a text a row
     answers = _over(lambda *x: model.apply(*x).logits.argmax(-1), params, batch)
     ones = np.ones(answers.shape, np.float32)
     batch = batch._replace(targets=answers, weights=ones)
-  cost = nats(model.apply, params, batch)
   if not (batch.weights > 0).any():
     raise ValueError(f'{path}: no token of it is scored: give other texts')
+  return asked(params, model, batch, {**about, 'data': cut.source.fingerprint})
+
+
+def asked(
+  params: types.Params,
+  model: types.Model,
+  batch: types.Batch,
+  about: Mapping[str, Any],
+) -> Probe:
+  """Asks the original what a batch costs it.
+
+  Raises:
+    ValueError: its losses are not finite.
+  """
+  cost = nats(model.apply, params, batch)
   if not np.isfinite(cost).all():
-    raise ValueError(f'{path}: the losses of the original are not finite there')
-  found = {**about, 'data': cut.source.fingerprint, 'rows': len(rows)}
-  return Probe(batch, cost, found)
+    raise ValueError('probe: the losses of the original are not finite there')
+  return Probe(batch, cost, {**about, 'rows': len(cost)})
+
+
+def spread(count: int) -> np.ndarray:
+  """Chooses `ROWS` of `count` rows, or all of fewer, evenly."""
+  return np.unique(np.linspace(0, count - 1, ROWS).astype(np.int64))
 
 
 def nats(

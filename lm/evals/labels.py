@@ -35,6 +35,7 @@ def classes(
   length: int,
   folds: int = 1,
   fold: int | None = None,
+  limit: int | None = None,
 ) -> Evaluator:
   """Makes an evaluator of a classifier.
 
@@ -43,6 +44,7 @@ def classes(
     records, form, length, folds: as of `tasks.make`.
     batch_size: rows at a time; changes nothing but speed.
     fold: judges this part of the records alone; None: all.
+    limit: judges the first so many; None: all.
 
   Returns:
     `params -> Result` with `accuracy`, `macro_f1` (of scikit-learn, over the
@@ -53,7 +55,7 @@ def classes(
     ValueError: see `tasks.make`; the model has no such classes; scikit-learn is
       missing.
   """
-  found, made, rows = read(records, form, tokenizer, length, folds, fold)
+  found, made, rows = read(records, form, tokenizer, length, folds, fold, limit)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
   package('sklearn.metrics', 'scikit-learn')  # or it is missed after the work
 
@@ -115,6 +117,7 @@ def tags(
   length: int,
   folds: int = 1,
   fold: int | None = None,
+  limit: int | None = None,
 ) -> Evaluator:
   """Makes an evaluator of a tagger; arguments and errors as of `classes`.
 
@@ -125,7 +128,7 @@ def tags(
 
   Reference: Tjong Kim Sang and De Meulder 2003, section 4.
   """
-  found, made, rows = read(records, form, tokenizer, length, folds, fold)
+  found, made, rows = read(records, form, tokenizer, length, folds, fold, limit)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
   package('seqeval.metrics', 'seqeval')  # or it is missed after the work
 
@@ -187,6 +190,7 @@ def spans(
   language: str = 'en',
   folds: int = 1,
   fold: int | None = None,
+  limit: int | None = None,
 ) -> Evaluator:
   """Makes an evaluator of a reader; other arguments as of `classes`.
 
@@ -209,7 +213,7 @@ def spans(
   Reference: Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
   """
   check_language(language)
-  found, made, rows = read(records, form, tokenizer, length, folds, fold)
+  found, made, rows = read(records, form, tokenizer, length, folds, fold, limit)
   score = _scorer(model, made, tokenizer, mesh, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:

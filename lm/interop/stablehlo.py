@@ -146,7 +146,7 @@ def _batch(
     live = (tokens != tokenizer.pad).astype(jnp.int32)
   return types.Batch(
     **{'source': None, **inputs},
-    targets=tokens,
+    targets=tokens[:, :1],  # which tell a classifier that a row is one text
     weights=live.astype(jnp.float32),
     positions=place,
     segments=live,
