@@ -122,6 +122,40 @@ def test_export_of_an_import_is_what_came_in(
   assert str(caught.value) == f'{out}: is not empty: give another --output'
 
 
+def test_a_published_tagger_is_tuned_and_published_again(tmp_path, capsys):
+  source, run = tmp_path / 'in', tmp_path / 'run'
+  names = {'0': 'O', '1': 'B-PER', '2': 'I-PER'}
+  interop_test.folder_of('bert tags', source, id2label=names)
+  (source / 'vocab.txt').write_text('\n'.join(PIECES) + '\n')
+  hf_import.main([f'--source={source}', f'--workdir={run}'])
+  assert 'classes: O, B-PER, I-PER\n' in capsys.readouterr().out
+  lines = ['the O', 'cat B-PER', 'sat I-PER', '']
+  (tmp_path / 'words').write_text('\n'.join(lines * 9))
+  c = config.load(run / 'config.json', []).unlock()
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': {'fn': 'lm.data.records:conll', 'path': str(tmp_path / 'words')},
+    'form': {
+      'fn': 'lm.data.tasks:tag',
+      'classes': 3,
+      'labels': tuple(names.values()),
+    },
+    'length': 16,
+  }
+  c.init_from, c.batch_size, c.optim.warmup = str(run), 8, 0
+  train.train(c.lock(), tmp_path / 'tuned')
+  out = tmp_path / 'out'
+  export.main(
+    ['huggingface', f'--workdir={tmp_path / "tuned"}', f'--output={out}']
+  )
+  report = json.loads((out / 'report.json').read_text())
+  assert report['class'] == 'BertForTokenClassification'
+  assert abs(report['probe']['rise_nats']) < 1e-6
+  written = json.loads((out / 'config.json').read_text())
+  assert written['id2label'] == names
+  assert written['label2id'] == {'O': 0, 'B-PER': 1, 'I-PER': 2}
+
+
 def test_what_cannot_be_imported_leaves_no_run(source, workdir, tmp_path):
   def line(folder, made):
     with pytest.raises(config.ConfigError) as caught:

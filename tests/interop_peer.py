@@ -40,6 +40,7 @@ _BERT = {
   'intermediate_size': 64,
   'max_position_embeddings': 32,
 }
+_THREE = {'id2label': {0: 'no', 1: 'yes', 2: 'maybe'}}
 _T5 = {
   'vocab_size': VOCAB,
   'd_model': 32,
@@ -127,6 +128,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   'bert': ('BertForMaskedLM', _BERT),
   'bert pretraining': ('BertForPreTraining', _BERT),
   'bert bare': ('BertModel', _BERT),
+  'bert classes': ('BertForSequenceClassification', {**_BERT, **_THREE}),
+  'bert tags': ('BertForTokenClassification', {**_BERT, **_THREE}),
+  'bert answers': ('BertForQuestionAnswering', _BERT),
   't5': ('T5ForConditionalGeneration', {**_T5, 'num_decoder_layers': 1}),
   't5 v1.1 tied': (
     'T5ForConditionalGeneration',
@@ -171,6 +175,8 @@ def _answer(model, name):
   torch = _package('torch')
   with torch.no_grad():
     out = model.eval()(**{k: torch.tensor(v) for k, v in inputs(name).items()})
+  if getattr(out, 'start_logits', None) is not None:
+    return torch.stack([out.start_logits, out.end_logits], 1).float().numpy()
   for field in ('logits', 'prediction_logits', 'last_hidden_state'):
     if getattr(out, field, None) is not None:
       return getattr(out, field).float().numpy()

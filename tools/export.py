@@ -64,7 +64,7 @@ from lm import (
 )
 from lm.data import documents, huggingface, tasks, writer
 from lm.evals import fidelity, labels, results
-from lm.interop import loader, stablehlo, tensors, transfer
+from lm.interop import fields, loader, stablehlo, tensors, transfer
 from lm.layers import compress
 from lm.models import lora
 
@@ -521,6 +521,11 @@ def transformers(dtype: str | None) -> Callable[..., Written]:
       'eos_token_id': tokenizer.eos,
       'pad_token_id': tokenizer.pad,
     }
+    if 'id2label' in theirs and 'form' in c.data:
+      form = config.build(
+        c.data.form, tokenizer=tokenizer, length=c.data.length
+      )
+      files['config.json'] |= fields.labelled(form.labels)
     if theirs.get('is_encoder_decoder'):
       files['config.json']['decoder_start_token_id'] = tokenizer.bos
     tensors.save(found, folder, kind)

@@ -4,9 +4,10 @@
   python -m tools.hf_import --source=model.gguf --workdir=runs/smollm
 
 FOLDER holds config.json, model.safetensors (or several with an index) and a
-tokenizer, as published for GPT-2, Llama, Qwen3, Gemma 3, BERT, T5 and T5 v1.1;
-a GGUF file holds a Llama-type model. Needs neither torch nor transformers:
-pip install 'lm[interop]'.
+tokenizer, as published for GPT-2, Llama, Qwen3, Gemma 3, BERT (also tuned: to
+classify texts, to tag words or to find answers), T5 and T5 v1.1; a GGUF file
+holds a Llama-type model. Needs neither torch nor transformers: pip install
+'lm[interop]'.
 
 What comes out is a run with one checkpoint: lm.sample generates from it, and
 training starts from it with
@@ -53,8 +54,10 @@ def import_(source: Path, workdir: Path) -> None:
   c = base.get_config().unlock()
   c.steps = c.save_every = 1
   c.model = found.model
-  length = found.model.get('length') or c.data.length
-  c.data.length = min(c.data.length, length)
+  body = found.model.get('body', found.model)
+  c.data.length = min(c.data.length, body.get('length') or c.data.length)
+  if 'body' in found.model:
+    c.evals = {}  # a head tells no text's likelihood
   for spec in c.evals.values():
     spec.length = c.data.length
   c.tokenizer = {
@@ -91,6 +94,8 @@ def import_(source: Path, workdir: Path) -> None:
     f'{workdir}: {found.architecture}, {tree.count(found.params):,} '
     f'parameters, {tokenizer.size:,} ids'
   )
+  if found.labels:
+    print(f'classes: {", ".join(found.labels)}')
   if found.left_out:
     print(f'left out, no part of this model: {", ".join(found.left_out)}')
 

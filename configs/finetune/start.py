@@ -53,8 +53,9 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   if head is None and not is_decoder:
     raise ValueError(f'{run}: {body.fn} is no decoder: it cannot write')
   c.model = body if head is None else head | {'body': body}
-  if 'pool' in c.model and is_decoder:
-    c.model['pool'] = 'last'  # alone it has seen the whole text
+  if head is not None and is_decoder:
+    # Its last token alone has seen the whole text; a tag wants what follows.
+    c.model.update({'pool': 'last'} if 'pool' in head else {'both_ways': True})
   c.init_from = run
   ours = ['body'] * ((method == 'lora') + (head is not None))
   c.init_paths = (f'{"body" if is_head else ""}={"/".join(ours)}',)

@@ -45,11 +45,7 @@ def get_config(argument: str = 'data,wikigold'):
   def read(path):
     return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
 
-  head = {
-    'fn': 'lm.models.heads:tag',
-    'classes': classes,
-    'both_ways': True,
-  }
+  head = {'fn': 'lm.models.heads:tag', 'classes': classes}
   c = start.tuned(head, *run)
   c.steps = c.save_every = steps
   c.optim.warmup = steps // 10

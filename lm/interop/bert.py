@@ -90,6 +90,7 @@ def _config(spec):
 
 
 _TABLE = _table()
+_ENCODER = 'lm.models.encoder:make'
 
 
 def _architecture(*, transform, next_sentence, unread):
@@ -98,7 +99,7 @@ def _architecture(*, transform, next_sentence, unread):
     return _settings(config, transform=transform, next_sentence=next_sentence)
 
   return fields.Architecture(
-    fn='lm.models.encoder:make',
+    fn=_ENCODER,
     table=lambda spec: _TABLE,
     settings=settings,
     config=_config,
@@ -108,6 +109,56 @@ def _architecture(*, transform, next_sentence, unread):
       f'{_DECODER}.bias': 'cls.predictions.bias',
     },
     unread=unread,
+  )
+
+
+def _headed(head, outputs='', *, unread=r'^bert\.pooler\.', **fixed):
+  """Makes a class of an encoder without its own outputs, and a head.
+
+  Args:
+    head: ours, of `lm.models.heads`.
+    outputs: the name of its scores there; '': it has none.
+    unread: as of `fields.Architecture`.
+    fixed: settings of the head.
+  """
+  table = {f'body/{path}': place for path, place in _TABLE.items()}
+  for ours, theirs in (
+    ('scores', outputs),
+    ('pooler', 'bert.pooler.dense'),
+  ):
+    table |= {
+      f'task/{ours}/kernel': layout.linear(f'{theirs}.weight'),
+      f'task/{ours}/bias': layout.vector(f'{theirs}.bias'),
+    }
+  has_classes = outputs == 'classifier'
+
+  def settings(config, names):
+    del names
+    found = dict(fixed)
+    if has_classes:
+      kinds = (None, 'single_label_classification')
+      if config.get('problem_type') not in kinds:
+        fields.only(config, problem_type=kinds[1])
+      found['classes'] = len(fields.labels(config))
+    body = _settings(config, transform=False, next_sentence=False)
+    return {**found, 'body': {'fn': _ENCODER, **body}}
+
+  def config(spec):
+    found = _config(spec['body'])
+    if has_classes:
+      names = [f'LABEL_{n}' for n in range(spec['classes'])]
+      found |= fields.labelled(names)
+    return found
+
+  return fields.Architecture(
+    fn=f'lm.models.heads:{head}',
+    table=lambda spec: table,
+    settings=settings,
+    config=config,
+    base='bert.',
+    same={},
+    unread=unread,
+    body=_ENCODER,
   )
 
 
@@ -121,7 +172,10 @@ ARCHITECTURES = {
   'BertForPreTraining': _architecture(
     transform=True, next_sentence=True, unread='(?!)'
   ),
-  'BertModel': _architecture(
-    transform=False, next_sentence=False, unread=r'^bert\.pooler\.'
+  'BertModel': _headed('embed'),
+  'BertForSequenceClassification': _headed(
+    'classify', 'classifier', unread='(?!)', pool='first', hidden=True
   ),
+  'BertForTokenClassification': _headed('tag', 'classifier'),
+  'BertForQuestionAnswering': _headed('span', 'qa_outputs'),
 }

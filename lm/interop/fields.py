@@ -1,6 +1,6 @@
 """Values of a config.json, read with care: it came with a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ class Architecture(NamedTuple):
   """A model class of transformers, and what is ours of it.
 
   Attributes:
-    fn: our model, by name.
+    fn: our model, by name; of a class with a head, the head.
     table: `spec -> where our parameters lie`.
     settings: `(config.json, names of tensors) -> settings` of the model.
     config: `spec -> config.json` of a spec without None where that stands for a
@@ -22,6 +22,7 @@ class Architecture(NamedTuple):
     same: tensors that may repeat another one.
     unread: regular expression of tensors that hold no parameter of ours, beside
       positions and frequencies.
+    body: our model inside of the head, by name; '': there is no head.
   """
 
   fn: str
@@ -31,6 +32,27 @@ class Architecture(NamedTuple):
   base: str
   same: Mapping[str, str]
   unread: str = '(?!)'  # none
+  body: str = ''
+
+
+def labels(config: Config) -> tuple[str, ...]:
+  """Reads the names of the classes; a config.json without them has two.
+
+  Raises:
+    ValueError: they are not one for each number from 0 on.
+  """
+  names = config.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
+  if not isinstance(names, dict) or {*names} != {*map(str, range(len(names)))}:
+    raise ValueError(f'config.json: id2label={names!r:.60} are no classes')
+  return tuple(str(names[str(n)]) for n in range(len(names)))
+
+
+def labelled(labels: Sequence[str]) -> dict[str, Any]:
+  """Makes what a config.json says of classes."""
+  return {
+    'id2label': {str(n): label for n, label in enumerate(labels)},
+    'label2id': {label: n for n, label in enumerate(labels)},
+  }
 
 
 def whole(config: Config, key: str, default: int | None = None) -> int:

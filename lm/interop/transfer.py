@@ -37,6 +37,7 @@ _OURS = (
   'operands',
   'remat',
   'scan',
+  'temperature',
   'zero_outputs',
 )
 _EMBED = 'lm.models.heads:embed'
@@ -53,6 +54,7 @@ class Imported(NamedTuple):
     vocab: V.
     params: float32.
     left_out: names of tensors that have no place in it.
+    labels: names of its classes, if it has classes.
   """
 
   architecture: str
@@ -60,6 +62,7 @@ class Imported(NamedTuple):
   vocab: int
   params: types.Params
   left_out: list[str]
+  labels: tuple[str, ...] = ()
 
 
 def load(source: tensors.Source) -> Imported:
@@ -96,13 +99,11 @@ def save(
     ValueError: no architecture computes what it computes; one line says what
       the nearest one has otherwise.
   """
-  bare = spec['fn'] == _EMBED
-  if bare:
-    spec, params = spec['body'], params['body']
+  kind = spec['fn'], spec.get('body', {}).get('fn', '')
   known = {
     name: architecture
     for name, architecture in ARCHITECTURES.items()
-    if architecture.fn == spec['fn'] and bare == (name == 'BertModel')
+    if (architecture.fn, architecture.body) == kind
   }
   why = ''
   if known:
@@ -120,7 +121,7 @@ def save(
     other = _differences(spec, _resolved(again))
     if not other:
       theirs = {'architectures': [name], 'vocab_size': vocab, **written}
-      base = architecture.base if bare else ''
+      base = architecture.base if architecture.fn == _EMBED else ''
       tensors_ = layout.give(found, params)
       return theirs, {n.removeprefix(base): x for n, x in tensors_.items()}
     if len(other) < least:
@@ -154,12 +155,9 @@ def _load(source: tensors.Source) -> Imported:
     ):
       raise ValueError(f'tensor {n} differs from {of}, which it should repeat')
   params = layout.take(found, lambda n: source.read(theirs[n]))
-  if name == 'BertModel':
-    spec = _filled({'fn': _EMBED, 'body': spec})
-    params = {'body': params}
-  return Imported(
-    name, spec, vocab, params, sorted(theirs[n] for n in left_out)
-  )
+  left_out = sorted(theirs[n] for n in left_out)
+  labels = fields.labels(source.config) if 'classes' in spec else ()
+  return Imported(name, spec, vocab, params, left_out, labels)
 
 
 def _spec(
@@ -202,6 +200,7 @@ def _check_sizes(
   spec: Mapping[str, Any], vocab: int, source: tensors.Source
 ) -> None:
   """Checks sizes that a config made up, before anything is made of them."""
+  spec = spec.get('body', spec)
   numbers = sum(math.prod(shape) for shape in source.shapes.values())
   sizes = {'vocab_size': vocab} | {
     k: spec[k]
@@ -234,11 +233,15 @@ def _shapes(spec: Mapping[str, Any], vocab: int) -> types.Params:
 def _differences(
   ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[str]:
-  return [
+  left = (*_OURS, *(('body', 'pool') if ours['fn'] == _EMBED else ('body',)))
+  found = [
     f'{k}={theirs.get(k)!r} instead of {v!r}'
     for k, v in ours.items()
-    if k not in _OURS and not _same(v, theirs.get(k))
+    if k not in left and not _same(v, theirs.get(k))
   ]
+  if 'body' in ours:
+    found += _differences(ours['body'], theirs['body'])
+  return found
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -250,6 +253,8 @@ def _same(a: Any, b: Any) -> bool:
 def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Fills a spec, and writes out what None stands for."""
   out = _filled(spec)
+  if 'body' in out:
+    return {**out, 'body': _resolved(out['body'])}
   width = out['head_width'] = (
     out.get('head_width') or out['width'] // out['heads']
   )
