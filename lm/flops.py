@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 from lm import chips, tree, types
 
@@ -92,9 +93,9 @@ def products(fn: Callable[..., Any], *args: Any) -> int:
   """Counts the FLOPs of a function's products, on all devices together.
 
   A multiply and an add for each term of a sum; what is not a product counts as
-  nothing, and so does what a kernel does. Loops count as often as they run,
-  what is computed again in a backward pass counts again, and masked parts of
-  dense attention count too.
+  nothing, and so does what a kernel does, and what no result needs. Loops count
+  as often as they run, what is computed again in a backward pass counts again,
+  and masked parts of dense attention count too.
 
   Args:
     fn: traced, not run; one of `jax.jit` as it is, for inside another it may
@@ -102,7 +103,9 @@ def products(fn: Callable[..., Any], *args: Any) -> int:
     *args: arrays or shapes.
   """
   traced = fn if isinstance(fn, jax.stages.Wrapped) else jax.jit(fn)
-  return _products(traced.trace(*args).jaxpr.jaxpr)
+  jaxpr = traced.trace(*args).jaxpr.jaxpr
+  used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _products(used)
 
 
 def _products(jaxpr: Any) -> int:

@@ -202,7 +202,9 @@ def _quiet():
 def build(
   c: config.Config, machine: Target, vocab: int | None = None
 ) -> tuple[step.Program, types.Model, jax.sharding.Mesh, types.Batch]:
-  """Puts a run together as `lm.train` does, without its data.
+  """Puts a run together as `lm.train` does, without a stream's data.
+
+  Records are read, as their rows are not known without.
 
   Args:
     c: filled.
@@ -215,11 +217,6 @@ def build(
   if c.fit is not None:
     raise config.ConfigError(
       f'fit: {c.fit.fn} counts and has no step to plan: use lm.fit'
-    )
-  if 'objective' not in c.data:
-    raise config.ConfigError(
-      f'data: {c.data.fn} reads records, of whose rows a plan knows nothing: '
-      'plan with a config that reads a stream'
     )
   if vocab is None:
     try:
@@ -234,10 +231,15 @@ def build(
     model = config.build(c.model, vocab=words.size)
     optimizer = optim.holding(c.optim, model.fixed)
     tx, _ = config.build(optimizer, steps=c.steps)
-    objective = config.build(
-      c.data.objective, tokenizer=words, length=c.data.length
-    )
-    example = objectives.example(objective, c.batch_size)
+    if 'objective' in c.data:
+      objective = config.build(
+        c.data.objective, tokenizer=words, length=c.data.length
+      )
+      example = objectives.example(objective, c.batch_size)
+    else:
+      example = config.build(
+        c.data, tokenizer=words, seed=c.seed, batch_size=c.batch_size
+      ).example
     run = step.program(
       model=model,
       tx=tx,
@@ -280,7 +282,7 @@ def plan(
   began = time.monotonic()
   c = config.fill(c, given={'data': ('position',)})
   run, _, mesh, example = build(c, machine, vocab)
-  batch_tokens = int(np.prod(example.targets.shape))
+  batch_tokens = int(np.prod(example.tokens.shape))
   report: dict[str, Any] = {
     'target': machine.name,
     'devices': len(machine.devices),
@@ -327,9 +329,18 @@ def plan(
 def _attending(c: config.Config, kernel: str) -> config.Config:
   """Returns the config with another kernel, where its model has a choice."""
   c = c.copy_and_resolve_references()
-  if 'attention_kernel' in c.model:
-    c.model.attention_kernel = kernel
+  model = _innermost(c.model)[1]
+  if 'attention_kernel' in model:
+    model.attention_kernel = kernel
   return c
+
+
+def _innermost(model: Any) -> tuple[str, Any]:
+  """Finds the body of heads and of LoRA: where it is in a config, and it."""
+  where = 'model'
+  while 'body' in model:
+    where, model = f'{where}.body', model.body
+  return where, model
 
 
 def _held(like: Any, where: Any) -> int:
@@ -407,8 +418,8 @@ def _work(c, machine, vocab, text, mesh) -> dict[str, Any]:
   hardware = flops.products(run.update, run.like, example)
   return {
     # As is the custom: a backward pass is two forward ones, and what is
-    # computed again does not count.
-    'model_flops': 3 * forward,
+    # computed again does not count. What is frozen has less of one.
+    'model_flops': min(3 * forward, hardware),
     'hardware_flops': hardware,
     'memory_traffic_bytes': hlo.traffic(text),
     'collectives': [
@@ -542,8 +553,9 @@ def candidates(
   assert machine.chip is not None
   chip = machine.chip
   fixed = c.mesh.stage * c.mesh.sequence
-  remats = ('none', 'dots', 'full') if 'remat' in c.model else (None,)
-  experts = c.model.get('experts') or 1
+  where, inner = _innermost(c.model)
+  remats = ('none', 'dots', 'full') if 'remat' in inner else (None,)
+  experts = (inner.get('experts') or {}).get('experts', 1)
   powers = [1 << n for n in range(count.bit_length())]
   probe = c.copy_and_resolve_references().unlock()
   probe.mesh.update(
@@ -552,7 +564,7 @@ def candidates(
   found = []
   for remat in remats:
     if remat is not None:
-      probe.model.remat = remat
+      _innermost(probe.model)[1].remat = remat
     probe.microbatches = 1
     alone = machine._replace(devices=machine.devices[:1])
     run, model, mesh, example = build(probe, alone, vocab)
@@ -560,13 +572,13 @@ def candidates(
     counted = build(_attending(probe, 'einsum'), alone, vocab)[0]
     work = flops.products(counted.update, counted.like, example)
     kept = residual_bytes(model, run, mesh, probe)
-    depth, width = c.model.get('depth', 1), c.model.get('width', 1)
+    depth, width = inner.get('depth', 1), inner.get('width', 1)
     rows = c.batch_size
     for fsdp, tensor, expert in itertools.product(powers, powers, powers):
       data, rest = divmod(count, fixed * fsdp * tensor * expert)
       split = data * fsdp * expert
-      heads = c.model.get('heads', tensor)
-      keys = c.model.get('kv_heads') or heads
+      heads = inner.get('heads', tensor)
+      keys = inner.get('kv_heads') or heads
       if rest or data < 1 or rows % split or tensor > chip.host:
         continue
       if data % c.mesh.slices or experts % expert or keys % tensor:
@@ -591,7 +603,7 @@ def candidates(
           'microbatches': micro,
         }
         if remat is not None:
-          change['model.remat'] = remat
+          change[f'{where}.remat'] = remat
         found.append((seconds, micro, sorted(change.items())))
   return [dict(change) for *_, change in sorted(found)]
 

@@ -64,6 +64,21 @@ def test_flops_bound_what_xla_counts():
   assert cost['flops'] == want
 
 
+def test_a_product_that_no_result_needs_does_not_count():
+  @jax.jit
+  def both(x, y):
+    return x @ y, y @ x
+
+  def loop(x, y):
+    return jax.lax.scan(lambda c, _: (c + 1, both(x, y)[0]), 0, length=3)
+
+  shapes = _shape(L, D), _shape(D, L)
+  assert flops.products(both, *shapes) == 2 * L * D * L + 2 * D * L * D
+  assert flops.products(lambda *x: both(*x)[0], *shapes) == 2 * L * D * L
+  assert flops.products(lambda *x: loop(*x)[0], *shapes) == 0
+  assert flops.products(loop, *shapes) == 3 * 2 * L * D * L
+
+
 def test_products_of_a_function_that_is_compiled_in_its_own_way():
   def fn(x, y):
     return jax.nn.relu(x @ y).sum()

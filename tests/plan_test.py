@@ -7,8 +7,10 @@ import sys
 import jax
 import pytest
 
+from configs import base
 from lm import chips, config, plan, step
 from tests import programs
+from tests.tasks_test import write_texts
 
 CPU = plan.target('cpu:8') if jax.device_count() >= 8 else None
 needs_eight = pytest.mark.skipif(CPU is None, reason='needs eight devices')
@@ -119,6 +121,32 @@ def test_an_unknown_machine_is_one_line(name, message):
 
 
 @needs_eight
+def test_tuning_is_planned_and_a_frozen_body_costs_less(tmp_path):
+  assert CPU is not None
+  texts = write_texts(tmp_path / 'texts', 20, 0)
+  records = {'fn': 'lm.data.records:texts', 'path': texts}
+  c = load().unlock()
+  c.optim, body = base.get_config().optim, c.model.to_dict()
+  head = {'fn': 'lm.models.heads:classify', 'classes': 2, 'body': body}
+  c.data = {
+    'fn': 'lm.data.tasks:make',
+    'records': records,
+    'form': {'fn': 'lm.data.tasks:classify', 'classes': 2, 'labels': records},
+    'length': 32,
+  }
+  found = []
+  for model in (head, {'fn': 'lm.models.lora:make', 'body': head}):
+    c.model = model
+    found.append(plan.plan(c, CPU, vocab=300))
+  whole, lora = found
+  assert whole['tokens_per_step'] == c.batch_size * 32
+  assert lora['parameters'] > whole['parameters']
+  memory = [report['memory_bytes'] for report in found]
+  assert memory[1]['optimizer'] < 0.2 * memory[0]['optimizer']
+  assert lora['hardware_flops'] < 0.8 * whole['hardware_flops']
+
+
+@needs_eight
 def test_what_cannot_be_planned_is_one_line():
   assert CPU is not None
   with pytest.raises(config.ConfigError, match=r'tensor=3 needs 6 devices and'):
@@ -198,6 +226,13 @@ SMALL = {
   'data__length': 256,
   'batch_size': 8,
 }
+
+
+def test_experts_are_laid_out_as_many_ways_as_they_divide(tpu):
+  c = load(**SMALL).unlock()
+  c.model.update(bias=False, experts={**base.experts(), 'experts': 2})
+  found = plan.candidates(c, tpu, 512)
+  assert {change['mesh.expert'] for change in found} == {1, 2}
 
 
 def test_a_pod_is_searched_for_the_quickest_layout_that_fits(tpu):
