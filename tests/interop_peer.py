@@ -32,6 +32,15 @@ _DECODER = {
   'num_key_value_heads': 2,
   'max_position_embeddings': 64,
 }
+_GPT2 = {
+  'vocab_size': VOCAB,
+  'n_positions': 32,
+  'n_embd': 32,
+  'n_layer': 2,
+  'n_head': 4,
+  'bos_token_id': 0,
+  'eos_token_id': 0,
+}
 _BERT = {
   'vocab_size': VOCAB,
   'hidden_size': 32,
@@ -55,19 +64,21 @@ _T5 = {
 # name: (class, settings). Heads wider than D / N, ungrouped queries, two kinds
 # of layers: where a wrong layout would show.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-  'gpt2': (
-    'GPT2LMHeadModel',
-    {
-      'vocab_size': VOCAB,
-      'n_positions': 32,
-      'n_embd': 32,
-      'n_layer': 2,
-      'n_head': 4,
-      'bos_token_id': 0,
-      'eos_token_id': 0,
-    },
+  'gpt2': ('GPT2LMHeadModel', _GPT2),
+  'gpt2 classes': (
+    'GPT2ForSequenceClassification',
+    {**_GPT2, **_THREE, 'pad_token_id': 0},
   ),
+  'gpt2 tags': ('GPT2ForTokenClassification', {**_GPT2, **_THREE}),
   'llama': ('LlamaForCausalLM', {**_DECODER, 'rope_theta': 5e4}),
+  'llama classes': (
+    'LlamaForSequenceClassification',
+    {**_DECODER, **_THREE, 'pad_token_id': 0},
+  ),
+  'qwen3 tags': (
+    'Qwen3ForTokenClassification',
+    {**_DECODER, **_THREE, 'head_dim': 16},
+  ),
   'llama3': (
     'LlamaForCausalLM',
     {

@@ -55,7 +55,8 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   c.model = body if head is None else head | {'body': body}
   if head is not None and is_decoder:
     # Its last token alone has seen the whole text; a tag wants what follows.
-    c.model.update({'pool': 'last'} if 'pool' in head else {'both_ways': True})
+    last = {'pool': 'last', 'bias': False}
+    c.model.update(last if 'pool' in head else {'both_ways': True})
   c.init_from = run
   ours = ['body'] * ((method == 'lora') + (head is not None))
   c.init_paths = (f'{"body" if is_head else ""}={"/".join(ours)}',)

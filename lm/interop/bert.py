@@ -3,7 +3,7 @@
 Reference: Devlin et al. 2019, arXiv 1810.04805.
 """
 
-from lm.interop import fields, layout
+from lm.interop import fields, headed, layout
 
 _ACTIVATIONS = {
   'gelu': 'gelu_exact',
@@ -90,7 +90,6 @@ def _config(spec):
 
 
 _TABLE = _table()
-_ENCODER = 'lm.models.encoder:make'
 
 
 def _architecture(*, transform, next_sentence, unread):
@@ -99,7 +98,7 @@ def _architecture(*, transform, next_sentence, unread):
     return _settings(config, transform=transform, next_sentence=next_sentence)
 
   return fields.Architecture(
-    fn=_ENCODER,
+    fn='lm.models.encoder:make',
     table=lambda spec: _TABLE,
     settings=settings,
     config=_config,
@@ -112,70 +111,26 @@ def _architecture(*, transform, next_sentence, unread):
   )
 
 
-def _headed(head, outputs='', *, unread=r'^bert\.pooler\.', **fixed):
-  """Makes a class of an encoder without its own outputs, and a head.
-
-  Args:
-    head: ours, of `lm.models.heads`.
-    outputs: the name of its scores there; '': it has none.
-    unread: as of `fields.Architecture`.
-    fixed: settings of the head.
-  """
-  table = {f'body/{path}': place for path, place in _TABLE.items()}
-  for ours, theirs in (
-    ('scores', outputs),
-    ('pooler', 'bert.pooler.dense'),
-  ):
-    table |= {
-      f'task/{ours}/kernel': layout.linear(f'{theirs}.weight'),
-      f'task/{ours}/bias': layout.vector(f'{theirs}.bias'),
-    }
-  has_classes = outputs == 'classifier'
-
-  def settings(config, names):
-    del names
-    found = dict(fixed)
-    if has_classes:
-      kinds = (None, 'single_label_classification')
-      if config.get('problem_type') not in kinds:
-        fields.only(config, problem_type=kinds[1])
-      found['classes'] = len(fields.labels(config))
-    body = _settings(config, transform=False, next_sentence=False)
-    return {**found, 'body': {'fn': _ENCODER, **body}}
-
-  def config(spec):
-    found = _config(spec['body'])
-    if has_classes:
-      names = [f'LABEL_{n}' for n in range(spec['classes'])]
-      found |= fields.labelled(names)
-    return found
-
-  return fields.Architecture(
-    fn=f'lm.models.heads:{head}',
-    table=lambda spec: table,
-    settings=settings,
-    config=config,
-    base='bert.',
-    same={},
-    unread=unread,
-    body=_ENCODER,
-  )
-
-
+_POOLER = r'^bert\.pooler\.'
+_BARE = _architecture(transform=False, next_sentence=False, unread='(?!)')
 # The published files hold both heads, whatever class their config names.
 ARCHITECTURES = {
   'BertForMaskedLM': _architecture(
     transform=True,
     next_sentence=False,
-    unread=r'^bert\.pooler\.|^cls\.seq_relationship\.',
+    unread=rf'{_POOLER}|^cls\.seq_relationship\.',
   ),
   'BertForPreTraining': _architecture(
     transform=True, next_sentence=True, unread='(?!)'
   ),
-  'BertModel': _headed('embed'),
-  'BertForSequenceClassification': _headed(
-    'classify', 'classifier', unread='(?!)', pool='first', hidden=True
+  'BertModel': headed.made(_BARE, 'embed', unread=_POOLER),
+  'BertForSequenceClassification': headed.made(
+    _BARE, 'classify', 'classifier', pool='first', hidden=True
   ),
-  'BertForTokenClassification': _headed('tag', 'classifier'),
-  'BertForQuestionAnswering': _headed('span', 'qa_outputs'),
+  'BertForTokenClassification': headed.made(
+    _BARE, 'tag', 'classifier', unread=_POOLER
+  ),
+  'BertForQuestionAnswering': headed.made(
+    _BARE, 'span', 'qa_outputs', unread=_POOLER
+  ),
 }

@@ -3,7 +3,7 @@
 Reference: Radford et al. 2019.
 """
 
-from lm.interop import fields, layout
+from lm.interop import fields, headed, layout
 
 _ACTIVATIONS = {
   'gelu_new': 'gelu',
@@ -83,15 +83,22 @@ def _config(spec):
 
 
 _TABLE = _table()
+_BARE = fields.Architecture(
+  fn='lm.models.decoder:make',
+  table=lambda spec: _TABLE,
+  settings=_settings,
+  config=_config,
+  base='transformer.',
+  same={},
+  # Buffers of the causal mask.
+  unread=r'\.attn\.(bias|masked_bias)$',
+)
 ARCHITECTURES = {
-  'GPT2LMHeadModel': fields.Architecture(
-    fn='lm.models.decoder:make',
-    table=lambda spec: _TABLE,
-    settings=_settings,
-    config=_config,
-    base='transformer.',
-    same={'lm_head.weight': 'transformer.wte.weight'},
-    # Buffers of the causal mask.
-    unread=r'\.attn\.(bias|masked_bias)$',
-  )
+  'GPT2LMHeadModel': _BARE._replace(
+    same={'lm_head.weight': 'transformer.wte.weight'}
+  ),
+  'GPT2ForSequenceClassification': headed.made(
+    _BARE, 'classify', 'score', bias=False, pool='last'
+  ),
+  'GPT2ForTokenClassification': headed.made(_BARE, 'tag', 'classifier'),
 }

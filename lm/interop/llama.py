@@ -6,7 +6,7 @@ Reference: Touvron et al. 2023, arXiv 2302.13971; Yang et al. 2025, arXiv
 
 from collections.abc import Mapping
 
-from lm.interop import fields, layout
+from lm.interop import fields, headed, layout
 
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 # Fields of `positions.scaling` by their names there.
@@ -271,3 +271,13 @@ ARCHITECTURES = {
     ('Gemma3ForCausalLM', _BOTH, _gemma3, _gemma3_config),
   )
 }
+
+# Heads, of the two whose classes have the names of their language models.
+for _name in ('Llama', 'Qwen3'):
+  _bare = ARCHITECTURES[f'{_name}ForCausalLM']
+  ARCHITECTURES |= {
+    f'{_name}ForSequenceClassification': headed.made(
+      _bare, 'classify', 'score', bias=False, pool='last'
+    ),
+    f'{_name}ForTokenClassification': headed.made(_bare, 'tag', 'score'),
+  }

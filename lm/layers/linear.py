@@ -35,22 +35,24 @@ class Dense(nn.Module):
     outputs: F.
     kernel_init: of the kernel; the bias starts at 0.
     dtype, operands: result and operand types of the product.
+    bias: whether there is one.
   """
 
   outputs: int
   kernel_init: nn.initializers.Initializer
   dtype: str
   operands: str
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     shape = x_BLD.shape[-1], self.outputs
     kernel_DF = self.param('kernel', self.kernel_init, shape)
+    y_BLF = contract('BLD,DF->BLF', x_BLD, kernel_DF, self.operands, self.dtype)
+    if not self.bias:
+      return y_BLF
     bias_F = self.param('bias', nn.initializers.zeros, shape[1:])
-    return (
-      contract('BLD,DF->BLF', x_BLD, kernel_DF, self.operands, self.dtype)
-      + bias_F.astype(self.dtype)[None, None]
-    )
+    return y_BLF + bias_F.astype(self.dtype)[None, None]
 
 
 def contract(

@@ -30,6 +30,7 @@ def classify(
   classes: int,
   pool: str = 'first',
   hidden: bool = False,
+  bias: bool = True,
   both_ways: bool = False,
 ) -> types.Model:
   """Classifies the first K texts of each row: logits [B, K, C].
@@ -43,6 +44,7 @@ def classify(
     pool: what stands for the text: its 'first' token (BERT's), its 'last'
       (GPT's), or the 'mean' of all.
     hidden: a layer of tanh before the classes, as BERT's pooler.
+    bias: of the scores; a tuned decoder has none in transformers.
     both_ways: see above.
 
   Raises:
@@ -55,7 +57,7 @@ def classify(
     texts = batch.targets.shape[1]
     return pooled(out.hidden, batch.segments, pool, texts)
 
-  return _make(vocab, body, Head(classes, hidden), both_ways, read)
+  return _make(vocab, body, Head(classes, hidden, bias), both_ways, read)
 
 
 def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
@@ -161,17 +163,19 @@ class Head(nn.Module):
 
   classes: int
   hidden: bool = False
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x_BLD):
     init = nn.initializers.normal(0.02)
 
-    def dense(outputs, name):
-      return linear.Dense(outputs, init, 'float32', 'float32', name=name)
+    def dense(outputs, name, bias=True):
+      kind = 'float32'
+      return linear.Dense(outputs, init, kind, kind, bias, name=name)
 
     if self.hidden:
       x_BLD = jnp.tanh(dense(x_BLD.shape[-1], 'pooler')(x_BLD))
-    return dense(self.classes, 'scores')(x_BLD)
+    return dense(self.classes, 'scores', self.bias)(x_BLD)
 
 
 def _make(
