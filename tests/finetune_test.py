@@ -56,6 +56,23 @@ def test_one_flag_holds_out_and_judges():
   assert c.data.held_out is c.evals.test.fold is None
 
 
+def test_a_decoders_text_is_its_last_word(tmp_path):
+  c = load('replies', 'data', 'alpaca_en')
+  (tmp_path / 'config.json').write_text(config.to_json(c))
+  for words in ((), ('lora',)):
+    tuned = load('texts', 'data', 'polarity', tmp_path, *words)
+    head = tuned.model.body if words else tuned.model
+    assert (head.pool, head.bias, tuned.data.form.ends) == (
+      'last',
+      False,
+      False,
+    )
+    assert not tuned.evals.test.form.ends
+    tuned = load('tags', 'data', 'wnut17', tmp_path, *words)
+    assert (tuned.model.body if words else tuned.model).both_ways
+  assert load('texts', 'data', 'polarity').data.form.ends
+
+
 def test_words_that_name_nothing_are_refused(tmp_path):
   for file in ('texts', 'tags', 'spans', 'replies'):
     with pytest.raises(config.ConfigError, match='give FOLDER,SET,RUN or FOLD'):

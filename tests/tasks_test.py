@@ -315,6 +315,12 @@ def test_a_pair_is_cut_where_it_is_longer():
   batch = tasks.assemble([[row], []], form, 12, BYTES)
   assert batch.kinds is not None and batch.segments.sum() == 10
   assert batch.weights.tolist() == [[1.0], [0.0]]
+  form = tasks.classify(
+    tokenizer=BYTES, length=10, classes=2, labels=('n', 'y'), ends=False
+  )
+  (row,) = form.rows([records.Text('x', ('abcdefgh', 'ij'), 'y')])
+  assert BYTES.decode(row.ids) == 'abcdefij' and len(row.ids) == 10
+  assert row.ids.count(BYTES.eos) == 1 and row.ids[-1] != BYTES.eos
 
 
 def source(tmp_path, count=20, **changes):

@@ -10,6 +10,13 @@ from configs import base
 from lm import config
 
 
+def is_decoder(model: Any) -> bool:
+  """Tells whether a model, or the body of heads and of LoRA, is a decoder."""
+  while 'body' in model:
+    model = model.body
+  return model.fn == 'lm.models.decoder:make'
+
+
 def words(argument: str, sets: Collection[str]) -> tuple[str, str, list[str]]:
   """Reads 'FOLDER,SET[,RUN[,lora]]'.
 
@@ -49,12 +56,11 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   is_head = 'body' in theirs.model
   body = theirs.model.body if is_head else theirs.model
   c.tokenizer = theirs.tokenizer
-  is_decoder = body.fn == 'lm.models.decoder:make'
-  if head is None and not is_decoder:
+  if head is None and not is_decoder(body):
     raise ValueError(f'{run}: {body.fn} is no decoder: it cannot write')
   c.model = body if head is None else head | {'body': body}
-  if head is not None and is_decoder:
-    # Its last token alone has seen the whole text; a tag wants what follows.
+  if head is not None and is_decoder(body):
+    # Its last word alone has seen the whole text; a tag wants what follows.
     last = {'pool': 'last', 'bias': False}
     c.model.update(last if 'pool' in head else {'both_ways': True})
   c.init_from = run

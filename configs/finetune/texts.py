@@ -82,6 +82,7 @@ def get_config(argument: str = 'data,banking77'):
     'classes': classes,
     'labels': read(train),
     'kinds': True,
+    'ends': not start.is_decoder(c.model),
   }
   length = length if run else 128  # of bytes
   start.task(

@@ -313,6 +313,7 @@ def classify(
   classes: int,
   labels: Mapping[str, Any] | Sequence[str],
   kinds: bool = False,
+  ends: bool = True,
 ) -> Form:
   """Makes rows of texts for `models.heads.classify`.
 
@@ -325,6 +326,8 @@ def classify(
     labels: in the order of the classes; or the spec of a reader whose labels,
       sorted, they are.
     kinds: tells the model the texts of a pair apart, as BERT does.
+    ends: whether the last eos is there. What a decoder has to say after it is
+      the same of all texts, and its last word stands for a text better.
 
   Raises:
     ValueError: there are other labels, or as many not.
@@ -338,12 +341,13 @@ def classify(
     made = []
     for n, record in enumerate(records):
       parts = [list(next(rest)) for _ in record.texts]
-      while sum(map(len, parts)) > length - 1 - len(parts):
+      while sum(map(len, parts)) > length - len(parts) - ends:
         max(parts, key=len).pop()
       ids, sides = [tokenizer.bos], [0]
       for kind, part in enumerate(parts):
         ids += [*part, tokenizer.eos]
         sides += [kind] * (len(part) + 1)
+      ids, sides = (x[: len(x) - (not ends)] for x in (ids, sides))
       if record.label not in number:
         raise _unknown(record.label, order)
       places = [NOT_SCORED] * len(ids)
