@@ -329,18 +329,10 @@ def plan(
 def _attending(c: config.Config, kernel: str) -> config.Config:
   """Returns the config with another kernel, where its model has a choice."""
   c = c.copy_and_resolve_references()
-  model = _innermost(c.model)[1]
+  model = config.innermost(c.model)[1]
   if 'attention_kernel' in model:
     model.attention_kernel = kernel
   return c
-
-
-def _innermost(model: Any) -> tuple[str, Any]:
-  """Finds the body of heads and of LoRA: where it is in a config, and it."""
-  where = 'model'
-  while 'body' in model:
-    where, model = f'{where}.body', model.body
-  return where, model
 
 
 def _held(like: Any, where: Any) -> int:
@@ -553,7 +545,7 @@ def candidates(
   assert machine.chip is not None
   chip = machine.chip
   fixed = c.mesh.stage * c.mesh.sequence
-  where, inner = _innermost(c.model)
+  where, inner = config.innermost(c.model)
   remats = ('none', 'dots', 'full') if 'remat' in inner else (None,)
   experts = (inner.get('experts') or {}).get('experts', 1)
   powers = [1 << n for n in range(count.bit_length())]
@@ -564,7 +556,7 @@ def candidates(
   found = []
   for remat in remats:
     if remat is not None:
-      _innermost(probe.model)[1].remat = remat
+      config.innermost(probe.model)[1].remat = remat
     probe.microbatches = 1
     alone = machine._replace(devices=machine.devices[:1])
     run, model, mesh, example = build(probe, alone, vocab)

@@ -78,8 +78,9 @@ def program(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
   if freeze:
-    masks.matching('freeze', freeze)(like.params)
-    model = model._replace(fixed=(*model.fixed, f'.*(?:{freeze})'))
+    chosen = tree.paths(masks.matching('freeze', freeze)(like.params))
+    held = [f'{re.escape(path)}$' for path, is_held in chosen if is_held]
+    model = model._replace(fixed=(*model.fixed, *held))
   settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
   if private is not None:
     if numerics == 'ordered':

@@ -62,7 +62,8 @@ from lm import (
   sharding,
   types,
 )
-from lm.data import documents, huggingface, tasks, writer
+from lm.data import documents, huggingface, writer
+from lm.data import tasks as tasks_lib
 from lm.evals import fidelity, labels, results
 from lm.interop import fields, loader, stablehlo, tensors, transfer
 from lm.layers import compress
@@ -300,7 +301,7 @@ def _records(
     spec.get('fold'),
   )
   few = [[rows[n]] for n in fidelity.spread(len(rows))]
-  batch = tasks.assemble(few, form, spec.length, tokenizer)
+  batch = tasks_lib.assemble(few, form, spec.length, tokenizer)
   return batch, found.card.sha256
 
 

@@ -54,7 +54,7 @@ def import_(source: Path, workdir: Path) -> None:
   c = base.get_config().unlock()
   c.steps = c.save_every = 1
   c.model = found.model
-  body = found.model.get('body', found.model)
+  _, body = config.innermost(found.model)
   c.data.length = min(c.data.length, body.get('length') or c.data.length)
   if 'body' in found.model:
     c.evals = {}  # a head tells no text's likelihood

@@ -12,9 +12,7 @@ from lm import config
 
 def is_decoder(model: Any) -> bool:
   """Tells whether a model, or the body of heads and of LoRA, is a decoder."""
-  while 'body' in model:
-    model = model.body
-  return model.fn == 'lm.models.decoder:make'
+  return config.innermost(model)[1].fn == 'lm.models.decoder:make'
 
 
 def words(argument: str, sets: Collection[str]) -> tuple[str, str, list[str]]:

@@ -70,6 +70,14 @@ def is_tree(value: Any) -> bool:
   return isinstance(value, config_dict.ConfigDict | Mapping)
 
 
+def innermost(model: Any) -> tuple[str, Any]:
+  """Finds the body of heads and of LoRA: its place in a config, and it."""
+  where = 'model'
+  while 'body' in model:
+    where, model = f'{where}.body', model['body']
+  return where, model
+
+
 def plain(tree: Config) -> dict[str, Any]:
   """Copies a config into plain nested dicts."""
   return {k: plain(v) if is_tree(v) else v for k, v in tree.items()}

@@ -66,12 +66,12 @@ class Form(NamedTuple):
   Attributes:
     rows: `records -> rows`, in their order.
     scored: targets a row; None: one a token.
-    packs: whether a row can hold several records.
     labels: classes by their number; none where positions are found.
     kinds: whether the model is told of which kind each token is.
     source: S, positions of the encoder's side; None has none.
     prompt: `records -> Batch`, what a model goes on from to answer; None:
       nothing is written.
+    packs: whether a row can hold several records.
   """
 
   rows: Callable[[Sequence[Any]], list[Row]]

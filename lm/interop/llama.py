@@ -256,7 +256,7 @@ _BOTH = {
   'mlp_after_norm': 'post_feedforward_layernorm',
 }
 
-ARCHITECTURES = {
+_MODELS = {
   name: fields.Architecture(
     fn='lm.models.decoder:make',
     table=lambda spec, norms=norms: _table(norms),
@@ -271,13 +271,14 @@ ARCHITECTURES = {
     ('Gemma3ForCausalLM', _BOTH, _gemma3, _gemma3_config),
   )
 }
-
-# Heads, of the two whose classes have the names of their language models.
-for _name in ('Llama', 'Qwen3'):
-  _bare = ARCHITECTURES[f'{_name}ForCausalLM']
-  ARCHITECTURES |= {
-    f'{_name}ForSequenceClassification': headed.made(
-      _bare, 'classify', 'score', bias=False, pool='last'
-    ),
-    f'{_name}ForTokenClassification': headed.made(_bare, 'tag', 'score'),
-  }
+# Gemma 3's classes with heads were not tried.
+ARCHITECTURES = _MODELS | {
+  f'{name}For{task}Classification': headed.made(
+    _MODELS[f'{name}ForCausalLM'], head, 'score', **settings
+  )
+  for name in ('Llama', 'Qwen3')
+  for task, head, settings in (
+    ('Sequence', 'classify', {'bias': False, 'pool': 'last'}),
+    ('Token', 'tag', {}),
+  )
+}

@@ -233,15 +233,14 @@ def _shapes(spec: Mapping[str, Any], vocab: int) -> types.Params:
 def _differences(
   ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[str]:
-  left = (*_OURS, *(('body', 'pool') if ours['fn'] == _EMBED else ('body',)))
-  found = [
+  inside = _differences(ours['body'], theirs['body']) if 'body' in ours else []
+  # A bare model's class leaves to others what is made of its vectors.
+  unsaid = {*_OURS, 'body', *(['pool'] if ours['fn'] == _EMBED else [])}
+  return [
     f'{k}={theirs.get(k)!r} instead of {v!r}'
     for k, v in ours.items()
-    if k not in left and not _same(v, theirs.get(k))
-  ]
-  if 'body' in ours:
-    found += _differences(ours['body'], theirs['body'])
-  return found
+    if k not in unsaid and not _same(v, theirs.get(k))
+  ] + inside
 
 
 def _same(a: Any, b: Any) -> bool:
