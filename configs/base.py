@@ -18,13 +18,14 @@ def get_config() -> Any:
       'steps': 1_000,
       'batch_size': 16,  # rows a step, over all devices and microbatches
       'microbatches': 1,  # parts of a batch that are computed in turn
-      'numerics': 'fast',  # 'ordered': the same bits on any mesh, lm.ordered
-      'logical_shards': 8,  # that an ordered batch is cut into
+      # 'deterministic': the same bits on any mesh, lm.training.deterministic
+      'numerics': 'fast',
+      'logical_shards': 8,  # that a deterministic batch is cut into
       'save_every': 250,  # steps; the last step is always saved
       'keep': 3,  # newest checkpoints that stay
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
       'log_every': 10,  # steps that one line of metrics.jsonl sums up
-      'eval_every': 0,  # steps; 0 leaves judging to lm.sweep
+      'eval_every': 0,  # steps; 0 leaves judging to lm.evaluate
       # A run that is judged while it trains can end with its best checkpoint.
       'early': {
         'metric': None,  # such as 'valid/loss_nats'; None: ends with the last
@@ -39,7 +40,7 @@ def get_config() -> Any:
       'init_paths': (),  # which: 'theirs=ours' or 'both'; (): the whole tree
       'allow': (),  # key prefixes that may differ from the checkpoint resumed
       'tokenizer': {
-        'fn': 'lm.data.tokenizer:sentencepiece',
+        'fn': 'lm.data.tokenizers.builtin:sentencepiece',
         'path': 'data/embedded/tokenizer.model',
         'reserved': 0,  # ids for masks and sentinels, beside those of the text
       },
@@ -59,7 +60,8 @@ def get_config() -> Any:
         'chunks': 1,
       },
       'optim': adamw(),
-      'privacy': None,  # spec of how gradients are made private, lm.privacy
+      # spec of how gradients are made private, see lm.training.privacy
+      'privacy': None,
       'evals': {
         'valid': {
           'fn': 'lm.evals.likelihood:make',
@@ -82,8 +84,8 @@ def get_config() -> Any:
       # What lm.plan plans for: the smallest machine that this is meant for,
       # and the size of the vocabulary where the tokenizer is not at hand.
       'plan': {'target': 'cpu:1', 'vocab': None},
-      # What lm.sweep judges, beside the folders of its --workdir.
-      'sweep': {
+      # What lm.evaluate judges, beside the folders of its --workdir.
+      'evaluate': {
         'workdirs': (),  # folders of runs, and patterns such as 'runs/base-*'
         'steps': None,  # None: all; 'last'; or which, such as (500, 1000)
       },
@@ -139,14 +141,14 @@ def decoder() -> dict[str, Any]:
     'scan': False,
     'remat': 'none',
     'dtype': 'float32',
-    'operands': 'float32',
+    'compute_dtype': 'float32',
   }
 
 
 def experts() -> dict[str, Any]:
-  """A mixture of experts, every setting of `lm.layers.moe.make` shown."""
+  """A mixture of experts, every setting of `lm.layers.experts.make` shown."""
   return {
-    'fn': 'lm.layers.moe:make',
+    'fn': 'lm.layers.experts:make',
     'experts': 8,
     'top_k': 2,
     'width': None,
@@ -209,13 +211,13 @@ def recurrent() -> dict[str, Any]:
     'width': 256,
     'depth': 2,
     'cell': 'lstm',
-    'both_ways': False,
+    'bidirectional': False,
     'tied': True,
     'dropout': 0.0,
     'variational': True,
     'embed_std': 0.1,
     'dtype': 'float32',
-    'operands': 'float32',
+    'compute_dtype': 'float32',
   }
 
 
@@ -239,7 +241,7 @@ def encoder() -> dict[str, Any]:
     'depth': 4,
     'heads': 4,
     'mlp': None,
-    'kinds': 2,
+    'token_types': 2,
     'norm_epsilon': 1e-12,
     'norm_order': 'post',
     'activation': 'gelu_exact',
@@ -251,7 +253,7 @@ def encoder() -> dict[str, Any]:
     'scan': False,
     'remat': 'none',
     'dtype': 'float32',
-    'operands': 'float32',
+    'compute_dtype': 'float32',
   }
 
 
@@ -270,7 +272,7 @@ def transformer() -> dict[str, Any]:
     'norm_order': 'post',
     'positions': 'sinusoids',
     'buckets': 32,
-    'reach': 128,
+    'max_distance': 128,
     'embed_scale': None,
     'activation': 'relu',
     'bias': True,
@@ -282,7 +284,7 @@ def transformer() -> dict[str, Any]:
     'scan': False,
     'remat': 'none',
     'dtype': 'float32',
-    'operands': 'float32',
+    'compute_dtype': 'float32',
   }
 
 

@@ -3,7 +3,7 @@
   python -m lm.fit --config=configs/ngram/wikitext2.py --workdir=runs/kn5
 
 Reads every document of the config's sources once and saves what `c.fit` makes
-of them as the checkpoint of step `c.steps`. `lm.sweep` and `lm.sample` then
+of them as the checkpoint of step `c.steps`. `lm.evaluate` and `lm.sample` then
 work as for any other run.
 """
 
@@ -20,8 +20,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from lm import checkpoint, memory, saved, tree, types
+from lm import checkpoint, tree, types
+from lm.checkpoint import run
 from lm.data import shards
+from lm.runtime import memory
 
 
 def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
@@ -55,7 +57,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
   with checkpoint.Checkpointer(workdir) as saver:
     if checkpoint.steps(workdir):
       meta = checkpoint.read_meta(workdir)
-      saved.check_same(meta, c, workdir, allow=('evals', 'sweep'))
+      run.check_same(meta, c, workdir, allow=('evals', 'evaluate'))
     else:
       config.store(c, workdir / 'config.json')
       sources = [

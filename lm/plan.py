@@ -13,7 +13,7 @@ no data is read. Targets:
 
 `--config.mesh.slices=2` plans for two such slices.
 
-Seconds are bounds from data sheets (lm/chips.py): `roofline` is the longest of
+Seconds are bounds from data sheets (lm/planning/hardware.py): `roofline` is the longest of
 products, memory and links, all at their peak and at once; `expected` adds what
 links take to the longer of the other two, at the share of its peak that was
 measured on an H200, or at its peak. Memory is the compiler's; its parts
@@ -41,19 +41,13 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 
-from lm import (
-  chips,
-  config,
-  flops,
-  hlo,
-  leaves,
-  optim,
-  sharding,
-  step,
-  tree,
-  types,
-)
-from lm.data import objectives, tokenizer
+from lm import config, optim, sharding, tree, types
+from lm.checkpoint import host_arrays
+from lm.data import objectives
+from lm.data.tokenizers import builtin
+from lm.planning import flops, hlo
+from lm.planning import hardware as hardware_lib
+from lm.training import step
 
 _CUDA = "pip install 'jax[cuda13-local]' nvidia-cuda-nvcc nvidia-cudnn-cu13"
 _FULL = 3  # exit code of a run that does not fit
@@ -63,7 +57,7 @@ class Target(NamedTuple):
   """The machine that is planned for; `chip` is None of a CPU."""
 
   name: str
-  chip: chips.Chip | None
+  chip: hardware_lib.Chip | None
   devices: Sequence[Any]
   memory_bytes: int
 
@@ -79,7 +73,7 @@ def target(name: str, slices: int = 1) -> Target:
     config.ConfigError: it is not known, or what compiles for it is missing.
   """
   kind, _, shape = name.partition(':')
-  known = {chip.name: chip for chip in chips.CHIPS}
+  known = {chip.name: chip for chip in hardware_lib.CHIPS}
   if kind == 'cpu' and shape.isdigit() and int(shape):
     count = int(shape) * slices
     devices = jax.devices('cpu')
@@ -224,7 +218,7 @@ def build(
     except config.ConfigError as error:
       raise config.ConfigError(f'{error}; or give --vocab=N') from error
   else:
-    words = tokenizer.bytes_(c.tokenizer.get('reserved', 0))
+    words = builtin.bytes_(c.tokenizer.get('reserved', 0))
     words = words._replace(size=vocab)
   with config.refusals():
     mesh = sharding.make_mesh(**c.mesh, devices=machine.devices)
@@ -318,7 +312,7 @@ def plan(
   )
   report['fits'] = memory['total'] <= memory['limit']
   report |= _work(c, machine, vocab, text, mesh)
-  report['checkpoint_bytes'] = leaves.nbytes(run.like)
+  report['checkpoint_bytes'] = host_arrays.nbytes(run.like)
   report['compile_seconds'] = time.monotonic() - began
   if machine.chip is not None:
     report |= _times(report, machine.chip, mesh, c.mesh.slices)
@@ -560,7 +554,7 @@ def candidates(
     probe.microbatches = 1
     alone = machine._replace(devices=machine.devices[:1])
     run, model, mesh, example = build(probe, alone, vocab)
-    state, weights = leaves.nbytes(run.like), tree.count(run.like.params)
+    state, weights = host_arrays.nbytes(run.like), tree.count(run.like.params)
     counted = build(_attending(probe, 'einsum'), alone, vocab)[0]
     work = flops.products(counted.update, counted.like, example)
     kept = residual_bytes(model, run, mesh, probe)

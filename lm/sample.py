@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import jax
 
-from lm import completion, config, generate, memory
+from lm import config
+from lm.inference import engine, generate
+from lm.runtime import memory
 
 
 class Text(NamedTuple):
@@ -92,7 +94,7 @@ def texts(
     sampler = generate.Sampler(
       temperature, top_k, top_p, min_p, repetition_penalty
     ).check()
-  tokenizer, model, begun, params = completion.restore(workdir, step)
+  tokenizer, model, begun, params = engine.restore(workdir, step)
   batch = begun([tokenizer.encode(prompt)] * (1 if beams else count))
   settings = {'model': model, 'length': length, 'stop': tokenizer.eos}
 
@@ -101,7 +103,7 @@ def texts(
     found = []
     for ids in rows:
       ids = ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids
-      found.append((completion.before(tokenizer.decode(ids), stop), ids))
+      found.append((engine.before(tokenizer.decode(ids), stop), ids))
     return found
 
   with config.refusals():  # of more than the model has room for
@@ -143,7 +145,7 @@ class _Terminal:
 
   def show(self, found: list[str]) -> None:
     """Prints what is new and sure."""
-    known = completion.sure(found[0], self._stop)
+    known = engine.sure(found[0], self._stop)
     if known > self._shown:
       print(found[0][self._shown : known], end='', flush=True)
       self._shown = known

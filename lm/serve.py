@@ -22,16 +22,19 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from lm import completion, config, endpoint, memory, request, stop
+from lm import config
+from lm.inference import engine, http_server, openai_api
+from lm.runtime import memory
+from lm.runtime import signals as signals_lib
 
 HOST = '127.0.0.1'
-_LIMITS = request.Limits()
+_LIMITS = openai_api.Limits()
 
 
 class Service:
   """Answers requests about one run."""
 
-  def __init__(self, run: completion.Run, name: str, limits: request.Limits):
+  def __init__(self, run: engine.Run, name: str, limits: openai_api.Limits):
     """Finds how many positions the model has, and draws a first token.
 
     Raises:
@@ -39,28 +42,26 @@ class Service:
     """
     self._run, self._name, self._limits = run, name, limits
     self._created = int(time.time())
-    most = limits.prompt_tokens + limits.max_tokens + completion.SMALLEST
-    self._room = completion.room(run, most)
+    most = limits.prompt_tokens + limits.max_tokens + engine.SMALLEST
+    self._room = engine.room(run, most)
     self._device = threading.Lock()  # one text at a time
     self._places = threading.BoundedSemaphore(1 + limits.waiting)
-    list(
-      completion.parts(
-        run, [[]], completion.Settings(length=1), most=self._room
-      )
-    )
+    list(engine.parts(run, [[]], engine.Settings(length=1), most=self._room))
 
-  def routes(self) -> dict[str, endpoint.Route]:
+  def routes(self) -> dict[str, http_server.Route]:
     """Lists what it answers."""
     return {
-      '/': endpoint.Route('GET', _page(), open=True),  # says nothing of the run
-      '/healthz': endpoint.Route(
+      '/': http_server.Route(
+        'GET', _page(), open=True
+      ),  # says nothing of the run
+      '/healthz': http_server.Route(
         'GET', lambda exchange: exchange.json({'status': 'ok'}), open=True
       ),
-      '/v1/models': endpoint.Route('GET', self._models),
-      '/v1/completions': endpoint.Route('POST', self._complete),
+      '/v1/models': http_server.Route('GET', self._models),
+      '/v1/completions': http_server.Route('POST', self._complete),
     }
 
-  def _models(self, exchange: endpoint.Exchange) -> None:
+  def _models(self, exchange: http_server.Exchange) -> None:
     model = {
       'id': self._name,
       'object': 'model',
@@ -70,19 +71,19 @@ class Service:
     }
     exchange.json({'object': 'list', 'data': [model]})
 
-  def _complete(self, exchange: endpoint.Exchange) -> None:
-    asked = request.parse(
+  def _complete(self, exchange: http_server.Exchange) -> None:
+    asked = openai_api.parse(
       exchange.body(), model=self._name, run=self._run, limits=self._limits
     )
     read = self._run.prompt([ids for _, ids in asked.prompt]).tokens.shape[1]
     if read + asked.max_tokens > self._room:
-      raise endpoint.Refused(
+      raise http_server.Refused(
         f'max_tokens: {read} positions of the prompt and {asked.max_tokens} '
         f'new ones are more than the {self._room} of the model: ask for fewer',
         code='context_length_exceeded',
       )
     if not self._places.acquire(blocking=False):
-      raise endpoint.Refused(
+      raise http_server.Refused(
         f'{self._limits.waiting} requests wait already: try again later',
         429,
         'busy',
@@ -95,11 +96,13 @@ class Service:
       finally:
         self._device.release()
     except ValueError as e:  # of a model, for so large a batch
-      raise endpoint.Refused(f'prompt: {e}') from e
+      raise http_server.Refused(f'prompt: {e}') from e
     finally:
       self._places.release()
 
-  def _tell(self, exchange: endpoint.Exchange, asked: request.Request) -> None:
+  def _tell(
+    self, exchange: http_server.Exchange, asked: openai_api.Request
+  ) -> None:
     answer = {
       'id': f'cmpl-{secrets.token_hex(12)}',
       'object': 'text_completion',
@@ -126,8 +129,8 @@ class Service:
 
   def _pieces(
     self,
-    exchange: endpoint.Exchange,
-    asked: request.Request,
+    exchange: http_server.Exchange,
+    asked: openai_api.Request,
     usage: dict[str, int],
   ) -> Iterator['_Piece']:
     """Yields what becomes sure, and counts in `usage` what was drawn."""
@@ -136,18 +139,18 @@ class Service:
     exchange.check()
     finish = None if asked.max_tokens else 'length'
     if asked.echo or finish:
-      costs: list[list[completion.Token]] = [[] for _ in prompts]
+      costs: list[list[engine.Token]] = [[] for _ in prompts]
       if asked.echo and asked.logprobs is not None:
-        costs = completion.costs(self._run, prompts, asked.logprobs)
+        costs = engine.costs(self._run, prompts, asked.logprobs)
       for b, text in enumerate(texts):
         shown = text if asked.echo else ''
         yield _Piece(b, shown, costs[b // asked.n], 0, finish)
     if finish:
       return
-    drawn = completion.parts(
+    drawn = engine.parts(
       self._run,
       [ids for ids in prompts for _ in range(asked.n)],
-      completion.Settings(
+      engine.Settings(
         length=asked.max_tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
@@ -182,12 +185,12 @@ class _Piece(NamedTuple):
 
   row: int
   text: str
-  tokens: list[completion.Token]
+  tokens: list[engine.Token]
   offset: int
   finish: str | None
 
 
-def _choice(asked: request.Request, pieces: list[_Piece]) -> dict[str, Any]:
+def _choice(asked: openai_api.Request, pieces: list[_Piece]) -> dict[str, Any]:
   tokens = [(p.offset, token) for p in pieces for token in p.tokens]
   told = {
     'tokens': [token.name for _, token in tokens],
@@ -205,7 +208,7 @@ def _choice(asked: request.Request, pieces: list[_Piece]) -> dict[str, Any]:
 
 def _page():
   """Reads the page, and allows it nothing but its own script and style."""
-  page = Path(__file__).with_suffix('.html').read_bytes()
+  page = (Path(http_server.__file__).parent / 'serve.html').read_bytes()
 
   def allowed(tag: bytes) -> str:
     found = re.search(b'<%b>(.*?)</%b>' % (tag, tag), page, re.DOTALL)
@@ -229,8 +232,8 @@ def serving(
   port: int = 0,
   token: str | None = None,
   step: int | None = None,
-  limits: request.Limits = _LIMITS,
-) -> Iterator[endpoint.Server]:
+  limits: openai_api.Limits = _LIMITS,
+) -> Iterator[http_server.Server]:
   """Serves a run while inside `with`.
 
   Args:
@@ -253,11 +256,11 @@ def serving(
       'left unset'
     )
   limits.check()
-  run = completion.restore(workdir, step)
+  run = engine.restore(workdir, step)
   with config.refusals():
     service = Service(run, Path(workdir).name, limits)
   try:
-    made = endpoint.Server(
+    made = http_server.Server(
       service.routes(),
       token=token,
       host=host,
@@ -312,7 +315,7 @@ def main(argv: list[str]) -> None:
   for (name, value), say in zip(_LIMITS._asdict().items(), helps, strict=True):
     add(f'--{name}', type=type(value), default=value, help=f'{say}; {value}')
   args = vars(parser.parse_args(argv))
-  limits = request.Limits(*(args.pop(name) for name in _LIMITS._fields))
+  limits = openai_api.Limits(*(args.pop(name) for name in _LIMITS._fields))
   if not args.pop('expose') and not _is_loopback(args['host']):
     raise config.ConfigError(
       f'--host={args["host"]}: other machines could reach it, and the token '
@@ -322,7 +325,7 @@ def main(argv: list[str]) -> None:
   given = os.environ.get('LM_TOKEN')
   token = secrets.token_urlsafe(24) if given is None else given
   with (
-    stop.Stop(2 * endpoint.GRACE_SECONDS) as signals,
+    signals_lib.Stop(2 * http_server.GRACE_SECONDS) as signals,
     serving(**args, token=token, limits=limits) as made,
   ):
     # A token that was given is known to who gave it.
@@ -330,7 +333,9 @@ def main(argv: list[str]) -> None:
     print(f'{made.address}{secret}', flush=True)
     while not signals.requested:
       time.sleep(0.1)
-  raise stop.Stopped(f'{args["workdir"]}: no longer served: a signal came')
+  raise signals_lib.Stopped(
+    f'{args["workdir"]}: no longer served: a signal came'
+  )
 
 
 if __name__ == '__main__':

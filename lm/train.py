@@ -13,10 +13,10 @@ Resuming is starting the same command again. A run's folder:
   config.json     the whole config, defaults of functions included
   checkpoints/    one folder a step, see lm.checkpoint
   metrics.jsonl   training metrics, one line every `log_every` steps
-  evals.jsonl     what lm.sweep found
+  evals.jsonl     what lm.evaluate found
 
 Several processes train one run when each is started with the same command, a
-folder that all of them see, and LM_DISTRIBUTED, see lm.processes.
+folder that all of them see, and LM_DISTRIBUTED, see lm.runtime.processes.
 """
 
 import sys
@@ -40,29 +40,18 @@ from typing import Any
 
 import jax
 
-from lm import (
-  checkpoint,
-  early,
-  errors,
-  log,
-  memory,
-  optim,
-  privacy,
-  processes,
-  progress,
-  remote,
-  saved,
-  sharding,
-  step,
-  stop,
-  tree,
-  types,
-)
+from lm import checkpoint, errors, optim, sharding, tree, types
 from lm import metrics as metrics_lib
+from lm.checkpoint import bucket
+from lm.checkpoint import run as run_lib
 from lm.data import stream
 from lm.evals import results
+from lm.reporting import metrics_log, progress
+from lm.runtime import memory, processes
+from lm.runtime import signals as signals_lib
+from lm.training import early_stopping, privacy, step
 
-FREE = saved.FREE  # that may differ between a run and what resumes it
+FREE = run_lib.FREE  # that may differ between a run and what resumes it
 
 
 class NotFinite(errors.Failure):
@@ -108,8 +97,8 @@ def train(
     raise config.ConfigError(
       f'init_paths: {c.init_paths} without init_from: say of which run'
     )
-  early.check(c)
-  if not remote.is_address(workdir):
+  early_stopping.check(c)
+  if not bucket.is_address(workdir):
     return _train(c, Path(workdir), group, lambda: None)
   if group.count > 1:
     raise config.ConfigError(
@@ -121,7 +110,7 @@ def train(
       f'early.metric: {workdir} keeps the newest steps alone, not the best: '
       'mount the bucket (gcsfuse) and give its path'
     )
-  with remote.Mirror(
+  with bucket.Mirror(
     workdir, keep=c.keep, keep_every=c.keep_every or None
   ) as mirror:
     return _train(c, mirror.folder, group, mirror.check)
@@ -136,10 +125,10 @@ def _train(
   """Trains in a folder; `check` raises what went wrong with its copy."""
   init_from = None
   if c.init_from is not None and not checkpoint.steps(workdir):
-    init_from = remote.here(c.init_from)
+    init_from = bucket.here(c.init_from)
     checkpoint.read_meta(init_from)  # a typo is an error, not a fresh start
   with (
-    stop.Stop() as signals,
+    signals_lib.Stop() as signals,
     checkpoint.Checkpointer(
       workdir, keep=c.keep, keep_every=c.keep_every or None, group=group
     ) as saver,
@@ -189,11 +178,11 @@ def _train(
         sharding.shapes(example, mesh)
     taken = {}
     if init_from is not None and meta is None:
-      taken = saved.parameters(
+      taken = run_lib.parameters(
         init_from, c.init_paths, run.like.params, tokenizer
       )
-    judged = early.history(c, workdir)
-    ended = early.end(c, judged, checkpoint.steps(workdir))
+    judged = early_stopping.history(c, workdir)
+    ended = early_stopping.end(c, judged, checkpoint.steps(workdir))
     judged, ended = group.share('early', (judged, ended), 300.0)
     if ended is not None:
       saver.end_at(ended)
@@ -217,7 +206,7 @@ def _train(
     # What led to the end of a run that is over is kept.
     told = start if ended is None else judged[-1][0]
     judged = [(n, x) for n, x in judged if n <= told]
-    saver.best = early.verdict(c, judged).best
+    saver.best = early_stopping.verdict(c, judged).best
     diary = _Diary(
       c, workdir, told, data, lr, meta and meta['diary'], group.leads
     )
@@ -244,7 +233,7 @@ def _train(
       }
       saver.save(done, state, meta)
 
-    def judge(done: int, known: Iterable[str] = ()) -> early.Verdict:
+    def judge(done: int, known: Iterable[str] = ()) -> early_stopping.Verdict:
       for name, evaluate in evals.items():
         if name not in known:
           # Others would wait for a part of theirs that one has left.
@@ -252,8 +241,8 @@ def _train(
           with signals.interrupting() if alone else contextlib.nullcontext():
             found = results.metrics(evaluate(state.params))
           diary.now(done, name, found)
-          judged.extend(early.pick(c, done, name, found))
-      verdict = early.verdict(c, judged)
+          judged.extend(early_stopping.pick(c, done, name, found))
+      verdict = early_stopping.verdict(c, judged)
       saver.best = verdict.best
       return verdict
 
@@ -266,7 +255,7 @@ def _train(
       known = group.share('known', diary.known(start), 300.0)
       try:
         over = judge(start, known).over
-      except stop.Interrupted:
+      except signals_lib.Interrupted:
         over = True
       until = start if over else until
     with config.refusals():
@@ -300,7 +289,7 @@ def _train(
       if due(done) and not stopping:  # what resumes it does that, if it stops
         try:
           verdict = judge(done)
-        except stop.Interrupted:
+        except signals_lib.Interrupted:
           if not saves:
             save(done)
           break
@@ -311,11 +300,11 @@ def _train(
         break
     saver.wait()
     if group.stop(signals.requested):
-      raise stop.Stopped(
+      raise signals_lib.Stopped(
         f'{workdir}: stopped by a signal at step {int(state.step)}, which is '
         'saved; the same command goes on from there'
       )
-    best = early.end(c, judged, checkpoint.steps(workdir))
+    best = early_stopping.end(c, judged, checkpoint.steps(workdir))
     best = group.share('best', best, 300.0)
     if best is not None:
       diary.say(f'{workdir}: ends with step {best}, best by {c.early.metric}')
@@ -350,7 +339,7 @@ class _Diary:
   def __init__(self, c, workdir, start, data, lr, saved, leads):
     self._c, self._lr, self._data = c, lr, data
     self._workdir = workdir
-    self._log = log.Log(workdir, start) if leads else None
+    self._log = metrics_log.Log(workdir, start) if leads else None
     self._tokens = data.step_tokens
     self._bytes_per_token = data.bytes_per_token
     self._bar = progress.Progress(
@@ -423,7 +412,7 @@ class _Diary:
 
   def known(self, step: int) -> list[str]:
     """Lists the evaluators whose finding at a step is written down."""
-    lines = log.read(self._workdir / 'metrics.jsonl')
+    lines = metrics_log.read(self._workdir / 'metrics.jsonl')
     at = [key for line in lines if line['step'] == step for key in line]
     return [key.partition('/')[0] for key in at if '/' in key]
 
@@ -474,7 +463,7 @@ def _same_everywhere(c: config.Config, group: processes.Group) -> None:
 
 
 def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
-  saved.check_same(meta, c, workdir, allow=FREE)
+  run_lib.check_same(meta, c, workdir, allow=FREE)
   if meta['data']['step'] > c.steps:
     raise config.ConfigError(
       f'steps: {c.steps}, but {workdir} is at step {meta["data"]["step"]}'

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     source: int32 [B, S], the encoder side, or None.
     source_segments: int32 [B, S], 0 is padding, or None; a document of the
       target side reads the part of the source that has its number.
-    kinds: int32 [B, L], which of the model's kinds of text a token belongs to
+    token_types: int32 [B, L], which of the model's token_types of text a token belongs to
       (BERT's sentence A and B), or None: all 0.
   """
 
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
   prefix: Array | None = None
   source: Array | None = None
   source_segments: Array | None = None
-  kinds: Array | None = None
+  token_types: Array | None = None
 
 
 class Output(NamedTuple):

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from lm import config, loss, metrics, sharding, step, tree, types
+from lm import config, loss, metrics, sharding, tree, types
 from lm.models import embeddings, heads, linen
-from tests import laws_test as laws
+from lm.training import step
+from tests.laws import laws_test as laws
 
 
 def example(V=11, B=2, L=5, seed=0):
@@ -141,7 +142,7 @@ def assert_near(a, b):
 
 
 def test_an_output_layer_apart_reads_the_forward_half_of_both_ways():
-  model, batch = laws.build('lstm', both_ways=True), laws.packed('lstm')
+  model, batch = laws.build('lstm', bidirectional=True), laws.packed('lstm')
   params = model.init(jax.random.key(0), batch)
   out = model.apply(params, batch)
   assert out.hidden.shape[-1] == 2 * 32

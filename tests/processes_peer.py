@@ -1,4 +1,4 @@
-"""What tests/processes_test.py starts twice: one of two processes of a group.
+"""What tests/runtime/processes_test.py starts twice: one of two processes of a group.
 
 python -m tests.processes_peer laws FOLDER
 python -m tests.processes_peer watch
@@ -16,8 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import checkpoint, chunks, errors, processes, sharding
-from lm.data import stream, tokenizer
+from lm import checkpoint, errors, sharding
+from lm.checkpoint import checkpointer, manifest, sharded_arrays
+from lm.data import stream
+from lm.data.tokenizers import builtin
+from lm.runtime import processes
 
 MESHES: tuple[dict[str, int], ...] = (
   {'data': 8},
@@ -77,7 +80,7 @@ def laws(group: processes.Group, folder: Path) -> None:
   # the rows of a batch, in their order, on any mesh
   data = stream.make(
     {'train': {'path': f'{folder}/train', 'weight': 1.0}},
-    tokenizer=tokenizer.bytes_(),
+    tokenizer=builtin.bytes_(),
     seed=0,
     batch_size=16,
     length=16,
@@ -120,7 +123,7 @@ def laws(group: processes.Group, folder: Path) -> None:
   found = checkpoint.restore(folder / 'one', like, where)
   same(found[0], columns)
 
-  read_back = chunks.read_back
+  read_back = sharded_arrays.read_back
 
   # what fails on one process fails on both, and leaves nothing behind
   def full(*unused):
@@ -135,21 +138,21 @@ def laws(group: processes.Group, folder: Path) -> None:
     ('read_back', wrong, 'is not what was in memory'),
   ):
     with checkpoint.Checkpointer(folder / 'rows', group=group) as saver:
-      healthy = getattr(chunks, part)
-      setattr(chunks, part, fault if group.index == 1 else healthy)
+      healthy = getattr(sharded_arrays, part)
+      setattr(sharded_arrays, part, fault if group.index == 1 else healthy)
       saver.save(8, rows, {'data': {}})
       try:
         saver.wait()
         raise AssertionError('was saved')
       except errors.Storage as error:
         assert group.index or re.search(said, str(error)), error
-      setattr(chunks, part, healthy)
+      setattr(sharded_arrays, part, healthy)
       group.meet('failed', 60.0)
       if group.leads:
-        found = checkpoint.manifest.root(folder / 'rows').iterdir()
+        found = manifest.root(folder / 'rows').iterdir()
         assert [path.name for path in found] == ['00000007']
   # a folder that is not shared is refused before anything is saved
-  checkpoint._UNSEEN_SECONDS = 0.5
+  checkpointer._UNSEEN_SECONDS = 0.5
   place = folder / ('rows' if group.leads else 'elsewhere')
   try:
     with checkpoint.Checkpointer(place, group=group):

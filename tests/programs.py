@@ -16,8 +16,11 @@ from typing import Any
 import jax
 import pytest
 
-from lm import checkpoint, config, log, manifest, train
-from lm.data import tokenizer, writer
+from lm import checkpoint, config, train
+from lm.checkpoint import manifest
+from lm.data import writer
+from lm.data.tokenizers import builtin
+from lm.reporting import metrics_log
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (
@@ -31,7 +34,7 @@ PATIENCE_SECONDS = 240.0
 def write_data(folder: Path) -> None:
   """Writes `train` (two shards) and `valid`, the same text every time."""
   documents = [TEXT[i % 31 :][: 10 + 11 * i % 73] for i in range(60)]
-  bytes_ = tokenizer.bytes_()
+  bytes_ = builtin.bytes_()
   writer.write(folder / 'train', documents, bytes_, shard_tokens=3000)
   writer.write(folder / 'valid', documents[::10], bytes_)
 
@@ -181,7 +184,7 @@ def rewind(workdir: Path, to: Path, step: int) -> Path:
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
   """Lists `(step, loss)` of metrics.jsonl, in its order."""
-  records = log.read(workdir / 'metrics.jsonl')
+  records = metrics_log.read(workdir / 'metrics.jsonl')
   return [(r['step'], r['loss_nats']) for r in records if 'loss_nats' in r]
 
 

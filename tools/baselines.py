@@ -5,7 +5,7 @@
   python -m tools.compare runs/classic/logistic runs/banking77
 
 Fits baselines to the training records of a config, and judges them by its
-evaluators of `lm.evals.labels`: WORKDIR/NAME/ holds evals.jsonl and items/ as
+evaluators of `lm.evals.classification`: WORKDIR/NAME/ holds evals.jsonl and items/ as
 those of a run, so that tools.compare pairs both.
 
 Of classes of texts; of a pair words are counted together:
@@ -48,13 +48,15 @@ from sklearn import (
 )
 from sklearn.feature_extraction import text
 
-from lm import config, errors, log
-from lm.data import records, tasks, tokenizer
-from lm.evals import items, labels, results
+from lm import config, errors
+from lm.data.finetuning import readers, tasks
+from lm.data.tokenizers import builtin
+from lm.evals import classification, items, results
 from lm.models import ngram
+from lm.reporting import metrics_log
 
 # From records and the spec of their evaluator to what it would find.
-Baseline = Callable[[records.Records, Mapping[str, Any]], results.Result]
+Baseline = Callable[[readers.Records, Mapping[str, Any]], results.Result]
 
 _WORD = r'\w+|[^\w\s]'  # also of one letter, and signs
 _CHOICES = [1.0, 10.0, 100.0]  # of C of the regression on texts
@@ -65,7 +67,7 @@ _FIXED = 3.0
 _COMMON = {'en': text.ENGLISH_STOP_WORDS, 'zh': frozenset()}
 
 
-def classes(train: records.Records) -> dict[str, Baseline]:
+def classes(train: readers.Records) -> dict[str, Baseline]:
   """Fits baselines of texts and their classes."""
   words = text.CountVectorizer(ngram_range=(1, 2), token_pattern=_WORD)
   both = pipeline.make_union(
@@ -99,7 +101,7 @@ def classes(train: records.Records) -> dict[str, Baseline]:
     # A class that training has none of has no share.
     logits_NC = np.log(np.maximum(shares_NC, 1e-12))
     none = np.full((len(logits_NC), len(unseen)), np.log(1e-12))
-    return labels.classified(
+    return classification.classified(
       found, known + unseen, np.concatenate((logits_NC, none), axis=1)
     )
 
@@ -118,7 +120,7 @@ class _LanguageModels:
 
   def __init__(self, order: int = 6):
     self._order = order
-    self._words = tokenizer.bytes_()
+    self._words = builtin.bytes_()
 
   def fit(self, texts: Sequence[str], gold: Sequence[str]) -> Self:
     shares = collections.Counter(gold)
@@ -150,7 +152,7 @@ class _LanguageModels:
     return [np.array([*self._words.encode(text), eos]) for text in texts]
 
 
-def tags(train: records.Records) -> dict[str, Baseline]:
+def tags(train: readers.Records) -> dict[str, Baseline]:
   """Fits baselines of words and their tags."""
   pairs = [
     pair for r in train.records for pair in zip(r.words, r.tags, strict=True)
@@ -172,7 +174,7 @@ def tags(train: records.Records) -> dict[str, Baseline]:
   }
 
   def tag(guess, found, _):
-    return labels.tagged(found, [guess(r.words) for r in found.records])
+    return classification.tagged(found, [guess(r.words) for r in found.records])
 
   return {k: functools.partial(tag, guess) for k, guess in guesses.items()}
 
@@ -210,19 +212,19 @@ def _shape(word: str) -> str:
   return ''.join(kind for kind, _ in itertools.groupby(kinds))
 
 
-def spans(_: records.Records) -> dict[str, Baseline]:
+def spans(_: readers.Records) -> dict[str, Baseline]:
   """Gives the baseline of readings, which learns nothing."""
 
   def answer(found, spec):
     language = spec.get('language', 'en')
-    labels.check_language(language)
+    classification.check_language(language)
     texts = [_answer(record, language) for record in found.records]
-    return labels.answered(found, texts, language)
+    return classification.answered(found, texts, language)
 
   return {'sliding_window': answer}
 
 
-def _answer(record: records.Reading, language: str) -> str:
+def _answer(record: readers.Reading, language: str) -> str:
   """Finds the words that stand where a passage is most like its question.
 
   References: Rajpurkar et al. 2016, arXiv 1606.05250, section 5, where spans to
@@ -277,9 +279,9 @@ def _grams(words: Sequence[str]) -> set[Any]:
 
 # By evaluator: its kind of records, and baselines.
 _KINDS = {
-  'lm.evals.labels:classes': (records.Text, classes),
-  'lm.evals.labels:tags': (records.Sentence, tags),
-  'lm.evals.labels:spans': (records.Reading, spans),
+  'lm.evals.classification:classes': (readers.Text, classes),
+  'lm.evals.classification:tags': (readers.Sentence, tags),
+  'lm.evals.classification:spans': (readers.Reading, spans),
 }
 
 
@@ -328,7 +330,7 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
       metrics = {f'{evaluator}/{k}': v for k, v in result.metrics.items()}
       try:
         items.write(workdir / name, about, result.items)
-        log.append(
+        metrics_log.append(
           workdir / name / 'evals.jsonl', {**about, 'metrics': metrics}
         )
       except OSError as error:
@@ -342,7 +344,7 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
 
 def _part(
   spec: Any, part: int | None, kind: type, *, held: bool
-) -> records.Records:
+) -> readers.Records:
   """Reads the records of a spec: those of a fold, or all but those.
 
   Raises:
@@ -365,14 +367,14 @@ def _part(
   return found._replace(records=kept)
 
 
-def _texts(found: records.Records) -> list[str]:
+def _texts(found: readers.Records) -> list[str]:
   return ['\n'.join(record.texts) for record in found.records]
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   rows = judge(*config.parse(argv, __doc__ or ''))
-  print(log.table(rows, list(rows[0])))
+  print(metrics_log.table(rows, list(rows[0])))
 
 
 if __name__ == '__main__':

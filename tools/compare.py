@@ -3,7 +3,7 @@
   python -m tools.compare runs/a runs/b
   python -m tools.compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3
 
-Pairs the items that `lm.sweep` left in both (lm/evals/items.py), for every
+Pairs the items that `lm.evaluate` left in both (lm/evals/items.py), for every
 evaluator and outcome that both have. Lower is better for names that end in
 nats, loss, error, brier, negative or empty, otherwise higher; names that end in
 stereotype, biased, male, female, difference, confidence, tokens, bytes, words,
@@ -33,8 +33,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import config, errors, log, manifest
-from lm.evals import items, stats
+from lm import config, errors
+from lm.checkpoint import manifest
+from lm.evals import items
+from lm.evals.reports import stats
+from lm.reporting import metrics_log
 
 _LOWER = re.compile('(.*_)?(nats|loss|error|brier|negative|empty)')
 _DESCRIBES = re.compile(
@@ -78,7 +81,7 @@ def load(
     if not found:
       which = 'no items' if step is None else f'no items of step {step}'
       raise errors.Missing(
-        f'{workdir}: {which}: judge it with python -m lm.sweep'
+        f'{workdir}: {which}: judge it with python -m lm.evaluate'
       )
     runs.append(found)
   names = sorted(set.intersection(*map(set, runs)))
@@ -182,7 +185,12 @@ def table(report: dict[str, Any]) -> str:
     for row in report['rows']
   ]
   return '\n'.join(
-    [*lines, '', log.table(rows, [*_COLUMNS, 'verdict']), *report['notes']]
+    [
+      *lines,
+      '',
+      metrics_log.table(rows, [*_COLUMNS, 'verdict']),
+      *report['notes'],
+    ]
   )
 
 

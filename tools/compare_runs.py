@@ -5,7 +5,7 @@
 Compares the bits of the losses in metrics.jsonl, and the hashes of every leaf
 in the checkpoints that both have; then, of the first leaf that differs, by how
 much. Times and speeds are not compared. A refactor should show no difference;
-with `numerics='ordered'` neither should another mesh.
+with `numerics='deterministic'` neither should another mesh.
 
 Exit codes: 0 nothing differs, 1 something does, 2 for runs that have no step in
 common.
@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import checkpoint, config, log, manifest
+from lm import checkpoint, config
+from lm.checkpoint import manifest
+from lm.reporting import metrics_log
 
 _TIMES = {'tokens_per_second'}
 
@@ -42,7 +44,7 @@ def metrics(a: Path, b: Path) -> tuple[int, Difference | None]:
   A number is the same when its bits are.
   """
   sides = [
-    {row['step']: row for row in log.read(side / 'metrics.jsonl')}
+    {row['step']: row for row in metrics_log.read(side / 'metrics.jsonl')}
     for side in (a, b)
   ]
   both = sorted(sides[0].keys() & sides[1].keys())

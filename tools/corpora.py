@@ -20,7 +20,8 @@ from pathlib import Path
 import re
 import sys
 
-from lm.data import tokenizer, writer
+from lm.data import writer
+from lm.data.tokenizers import builtin
 from tools import prepare_data
 
 ROOT = Path(os.environ.get('LM_DATA', '../shared/data'))
@@ -36,8 +37,8 @@ def shakespeare(output: Path) -> None:
   path = output / 'tokenizer.json'
   if not path.exists():
     # Of the whole text, as the anchors do: all 65 characters occur in train.
-    tokenizer.train_characters([text], str(path))
-  ids = tokenizer.characters(str(path))
+    builtin.train_characters([text], str(path))
+  ids = builtin.characters(str(path))
   for name, part in (('train', text[:cut]), ('valid', text[cut:])):
     writer.write(output / name, [part], ids)
 
@@ -59,8 +60,8 @@ def wikitext2(output: Path, vocab: int = 8192) -> None:
 
   path = output / 'tokenizer.model'
   if not path.exists():
-    tokenizer.train_sentencepiece(articles('train'), str(path), vocab=vocab)
-  ids = tokenizer.sentencepiece(str(path))
+    builtin.train_sentencepiece(articles('train'), str(path), vocab=vocab)
+  ids = builtin.sentencepiece(str(path))
   for split in ('train', 'valid', 'test'):
     writer.write(output / split, articles(split), ids)
 
@@ -87,12 +88,12 @@ def chinese(output: Path, vocab: int = 8192) -> None:
   }
   path = output / 'tokenizer.model'
   if not path.exists():
-    tokenizer.train_sentencepiece(
+    builtin.train_sentencepiece(
       itertools.chain.from_iterable(map(texts, parts['train'])),
       str(path),
       vocab=vocab,
     )
-  ids = tokenizer.sentencepiece(str(path))
+  ids = builtin.sentencepiece(str(path))
   for name, files in parts.items():
     documents = itertools.chain.from_iterable(map(texts, files))
     writer.write(output / name, documents, ids)

@@ -7,7 +7,7 @@
   python -m tools.export huggingface --workdir=runs/a --output=exports/hf
   python -m tools.export merge --workdir=runs/lora --output=exports/merged
 
-int8 and prune write a run with one checkpoint, which lm.sample, lm.sweep,
+int8 and prune write a run with one checkpoint, which lm.sample, lm.evaluate,
 init_from and this program read like any other; training does not go on in it.
 int8 keeps matrices in whole numbers with a scale for each output, which are
 multiplied when it is read; prune puts the smallest weights to zero. merge makes
@@ -27,7 +27,7 @@ validation data or of --text, has what each token cost the original; it lies in
 the output as probe.json, and is used again when that is exported in turn: so a
 budget is held against the first original. What was tuned on records is asked 64
 of those that judge it, or of its own. With --config, a file such as
-configs/sweep/english.py, the first --items of each task are asked of both.
+configs/evaluate/english.py, the first --items of each task are asked of both.
 All is printed, and kept in report.json. Needs 'lm[data,interop]', and int8
 'lm[quant]'.
 
@@ -49,25 +49,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm import (
-  checkpoint,
-  config,
-  errors,
-  leaves,
-  log,
-  manifest,
-  memory,
-  remote,
-  saved,
-  sharding,
-  types,
-)
-from lm.data import documents, huggingface, writer
-from lm.data import tasks as tasks_lib
-from lm.evals import fidelity, labels, results
+from lm import checkpoint, config, errors, sharding, types
+from lm.checkpoint import bucket, host_arrays, manifest
+from lm.checkpoint import run as run_lib
+from lm.data import documents, writer
+from lm.data.finetuning import tasks as tasks_lib
+from lm.data.tokenizers import huggingface
+from lm.evals import classification, export_check, results
 from lm.interop import fields, loader, stablehlo, tensors, transfer
 from lm.layers import compress
 from lm.models import lora
+from lm.reporting import metrics_log
+from lm.runtime import memory
 
 REPORT = 'report.json'
 
@@ -87,10 +80,10 @@ class Source(NamedTuple):
 
   workdir: Path
   step: int
-  run: saved.Saved
+  run: run_lib.Saved
   params: types.Params
   content: dict[str, Any]
-  probe: fidelity.Probe
+  probe: export_check.Probe
   moved: float | None
 
 
@@ -136,22 +129,22 @@ def export(
     raise ValueError(f'--budget={budget}: must be a number of nats from 0 on')
   _check_free(output)
   tasks = {} if evals is None else _subset(evals, items)
-  source = _read(remote.here(workdir, step), step, text)
+  source = _read(bucket.here(workdir, step), step, text)
   probe = source.probe
   with tempfile.TemporaryDirectory(
     prefix=f'.{output.name}.', dir=output.parent
   ) as held:
     part = Path(held) / output.name
     part.mkdir()
-    fidelity.save(probe, part / fidelity.NAME)
+    export_check.save(probe, part / export_check.NAME)
     model, params, told = write(part, source)
     params = jax.device_put(params)
-    verdict = fidelity.compare(
-      probe, fidelity.nats(model.apply, params, probe.batch)
+    verdict = export_check.compare(
+      probe, export_check.nats(model.apply, params, probe.batch)
     )
-    refusal = fidelity.refusal(verdict, budget, str(output))
+    refusal = export_check.refusal(verdict, budget, str(output))
     if source.moved is not None and not source.moved <= budget:
-      refusal = fidelity.Worse(
+      refusal = export_check.Worse(
         f'{output}: refused: merged, a logit moves by {source.moved:.4g}, over '
         f'--budget={budget:g}: allow more'
       )
@@ -173,7 +166,7 @@ def export(
     if refusal is not None:
       shutil.rmtree(part)
       part.mkdir()
-    log.append(part / REPORT, report)
+    metrics_log.append(part / REPORT, report)
     (output / REPORT).unlink(missing_ok=True)  # of an earlier refusal
     part.rename(output)
   print(_table(report), flush=True)
@@ -206,15 +199,15 @@ def _read(workdir: Path, step: int | None, text: str | None) -> Source:
     workdir, lambda n: manifest.verify(workdir, n), step
   )
   step = int(content['step'])
-  run = c, tokenizer, model = saved.build(workdir, step)
+  run = c, tokenizer, model = run_lib.build(workdir, step)
   params = jax.device_put(checkpoint.restore_params(workdir, step))
   about = {
     'workdir': str(workdir),
     'step': step,
     'checkpoint': content['checkpoint'],
   }
-  if text is None and (workdir / fidelity.NAME).exists():
-    probe = fidelity.load(workdir / fidelity.NAME)
+  if text is None and (workdir / export_check.NAME).exists():
+    probe = export_check.load(workdir / export_check.NAME)
   elif 'objective' not in c.data:
     if text is not None:
       raise ValueError(
@@ -223,7 +216,7 @@ def _read(workdir: Path, step: int | None, text: str | None) -> Source:
       )
     batch, data = _records(workdir, c, tokenizer)
     about |= {'data': data}
-    probe = fidelity.asked(params, model, batch, about)
+    probe = export_check.asked(params, model, batch, about)
   else:
     with tempfile.TemporaryDirectory() as folder:
       if text is None:
@@ -234,7 +227,7 @@ def _read(workdir: Path, step: int | None, text: str | None) -> Source:
         counts = collections.Counter()
         texts = documents.read(found, documents.Settings(), counts)
         writer.write(path, texts, tokenizer)
-      probe = fidelity.make(
+      probe = export_check.make(
         params,
         model,
         tokenizer,
@@ -271,7 +264,7 @@ def _merged(source: Source) -> Source:
   moved = jnp.stack([apart(source.params, params, part) for part in parts])
   meta = {**source.content['meta'], 'config': text}
   return source._replace(
-    run=saved.Saved(config.from_json(text), tokenizer, whole),
+    run=run_lib.Saved(config.from_json(text), tokenizer, whole),
     params=params,
     content={**source.content, 'meta': meta},
     moved=float(moved.max()),
@@ -292,7 +285,7 @@ def _records(
       'run that it began with'
     )
   spec = specs[0]
-  found, form, rows = labels.read(
+  found, form, rows = classification.read(
     spec.records,
     spec.form,
     tokenizer,
@@ -300,7 +293,7 @@ def _records(
     spec.get('folds', 1),
     spec.get('fold'),
   )
-  few = [[rows[n]] for n in fidelity.spread(len(rows))]
+  few = [[rows[n]] for n in export_check.spread(len(rows))]
   batch = tasks_lib.assemble(few, form, spec.length, tokenizer)
   return batch, found.card.sha256
 
@@ -334,7 +327,7 @@ def _subset(evals: Mapping[str, Any], items: int) -> dict[str, Any]:
   if not found:
     raise ValueError(
       '--config: none of its evals has a `limit`: give one such as '
-      'configs/sweep/english.py'
+      'configs/evaluate/english.py'
     )
   return found
 
@@ -389,7 +382,7 @@ def _table(report: Mapping[str, Any]) -> str:
     for name in before
     if name.count('/') < 2  # not those of single categories
   ]
-  return log.table(rows, [*rows[0]])
+  return metrics_log.table(rows, [*rows[0]])
 
 
 def _run(
@@ -400,14 +393,14 @@ def _run(
   told: dict[str, Any],
 ) -> Written:
   """Writes a run with one checkpoint, and reads it."""
-  extra = {'scales': leaves.nest(dict(scales))} if scales else {}
+  extra = {'scales': host_arrays.nest(dict(scales))} if scales else {}
   state = types.TrainState(jnp.int32(source.step), params, (), extra)
   with checkpoint.Checkpointer(folder) as saver:
     saver.preflight(state)
     config.store(source.run.config, folder / 'config.json')
     saver.save(source.step, state, {**source.content['meta'], 'export': told})
     saver.wait()
-  model = saved.build(folder, source.step).model
+  model = run_lib.build(folder, source.step).model
   return model, checkpoint.restore_params(folder, source.step), told
 
 

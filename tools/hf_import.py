@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from configs import base
 from lm import checkpoint, config, tree, types
-from lm.data import huggingface
+from lm.data.tokenizers import huggingface
 from lm.interop import gguf, tensors, transfer, vocabulary
 
 
@@ -61,7 +61,7 @@ def import_(source: Path, workdir: Path) -> None:
   for spec in c.evals.values():
     spec.length = c.data.length
   c.tokenizer = {
-    'fn': 'lm.data.huggingface:make',
+    'fn': 'lm.data.tokenizers.huggingface:make',
     'path': str(workdir / 'tokenizer.json'),
     'size': found.vocab,
     'reserved': 0,

@@ -27,18 +27,14 @@ from typing import Any
 
 import jax
 
-from lm import (
-  checkpoint,
-  completion,
-  config,
-  log,
-  memory,
-  saved,
-  sharding,
-  types,
-)
-from lm.data import objectives, records
+from lm import checkpoint, config, sharding, types
+from lm.checkpoint import run as run_lib
+from lm.data import objectives
+from lm.data.finetuning import readers
 from lm.evals import scoring
+from lm.inference import engine
+from lm.reporting import metrics_log
+from lm.runtime import memory
 
 # By name: the file, and what lm_eval makes of its rows.
 TASKS = {
@@ -101,7 +97,7 @@ def make(
     errors.Failure: there is no sound checkpoint.
   """
   api = _lm_eval('api.model')
-  c, tokenizer, model = saved.build(workdir, step)
+  c, tokenizer, model = run_lib.build(workdir, step)
   objective = config.plain(
     c.data.objective if 'objective' in c.data else objectives.CAUSAL
   )
@@ -149,7 +145,7 @@ def make(
           f'{workdir}: trained by {objective["fn"]}, which goes on from no '
           'text: leave tasks that generate out'
         )
-      run = completion.Run(tokenizer, model, made.prompt, params)
+      run = engine.Run(tokenizer, model, made.prompt, params)
       return _generate(run, [x.args for x in requests], batch_size, room)
 
   return Model()
@@ -173,7 +169,7 @@ def task(name: str, folder: str | Path) -> dict[str, Any]:
     ValueError: the file is missing or damaged.
   """
   file, spec = TASKS[name]
-  rows = records.lines(str(Path(folder) / file))
+  rows = readers.lines(str(Path(folder) / file))
   data = importlib.import_module('datasets').Dataset.from_list(rows)
   return {
     'task': name,
@@ -194,7 +190,7 @@ def _lm_eval(module: str) -> Any:
 
 
 def _generate(
-  run: completion.Run,
+  run: engine.Run,
   asked: Sequence[tuple[str, Mapping[str, Any]]],
   batch_size: int,
   length: int,
@@ -204,8 +200,8 @@ def _generate(
   What is longer than `length` together with its new tokens is cut from the
   left.
   """
-  most = completion.room(run, length)
-  alike: dict[completion.Settings, list[int]] = {}
+  most = engine.room(run, length)
+  alike: dict[engine.Settings, list[int]] = {}
   for n, (_, how) in enumerate(asked):
     alike.setdefault(_settings(how, most), []).append(n)
   found = [''] * len(asked)
@@ -215,13 +211,13 @@ def _generate(
       room = most - settings.length - 1  # and bos
       rows = [run.tokenizer.encode(asked[n][0]) for n in part]
       rows = [ids[max(len(ids) - room, 0) :] for ids in rows]
-      for ready in completion.parts(run, rows, settings, most=most):
+      for ready in engine.parts(run, rows, settings, most=most):
         for row, tokens, _ in ready:
           found[part[row]] += ''.join(token.text for token in tokens)
   return found
 
 
-def _settings(how: Mapping[str, Any], most: int) -> completion.Settings:
+def _settings(how: Mapping[str, Any], most: int) -> engine.Settings:
   """Reads what lm_eval calls generation_kwargs."""
   until = how.get('until') or ()
   until = (until,) if isinstance(until, str) else until
@@ -233,7 +229,7 @@ def _settings(how: Mapping[str, Any], most: int) -> completion.Settings:
       f'max_gen_toks={new} must be 1 to {most - 1}: the model has room for '
       f'{most}'
     )
-  return completion.Settings(new, 0.0, stop=tuple(x for x in until if x))
+  return engine.Settings(new, 0.0, stop=tuple(x for x in until if x))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -289,7 +285,7 @@ def main(argv: Sequence[str]) -> None:
     for key, value in values.items()
     if isinstance(value, float) and '_stderr' not in key
   ]
-  print(log.table(rows, ['task', 'metric', 'value']))
+  print(metrics_log.table(rows, ['task', 'metric', 'value']))
   if flags.output is not None:
     told = {key: found[key] for key in ('results', 'n-samples', 'samples')}
     flags.output.write_text(json.dumps(told, default=str) + '\n')

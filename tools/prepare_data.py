@@ -21,7 +21,8 @@ import time
 if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lm.data import documents, tokenizer, writer
+from lm.data import documents, writer
+from lm.data.tokenizers import builtin
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +95,7 @@ def prepare(flags: argparse.Namespace) -> None:
   if flags.shard_tokens < 1:
     raise ValueError(f'--shard-tokens: {flags.shard_tokens} is not positive')
   files = documents.find(flags.input)
-  words = tokenizer.load(flags.tokenizer)
+  words = builtin.load(flags.tokenizer)
   parts = ('train', 'valid') if fraction else ('',)
   for part in parts:
     counts: collections.Counter[str] = collections.Counter()

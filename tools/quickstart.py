@@ -17,7 +17,8 @@ import subprocess
 import sys
 import time
 
-from lm import report, sweep
+from lm import evaluate
+from lm.reporting import plot
 
 
 def bzip2_bits_per_byte(path: Path) -> float:
@@ -77,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     f'--workdir={workdir}',
     *steps,
   )
-  _run('lm.sweep', f'--workdir={workdir}')
+  _run('lm.evaluate', f'--workdir={workdir}')
   bar = bzip2_bits_per_byte(data / 'valid.jsonl')
-  last = sweep.records(workdir)[-1]
+  last = evaluate.records(workdir)[-1]
   found = last['metrics']['valid/bits_per_byte']
-  picture = report.report(workdir, bzip2_bits_per_byte=bar)
+  picture = plot.report(workdir, bzip2_bits_per_byte=bar)
   print(
     f'\nheld-out text, bits per byte: model {found:.3f}, bzip2 -9 {bar:.3f} '
     f'({"below" if found < bar else "NOT below"} it)\npicture: {picture}'

@@ -18,7 +18,8 @@ import sys
 if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lm.data import documents, tokenizer
+from lm.data import documents
+from lm.data.tokenizers import builtin
 from tools import prepare_data
 
 
@@ -40,9 +41,9 @@ def train(flags: argparse.Namespace) -> None:
   counts: collections.Counter[str] = collections.Counter()
   texts = documents.read(documents.find(flags.input), how, counts)
   if characters:
-    tokenizer.train_characters(texts, flags.output)
+    builtin.train_characters(texts, flags.output)
   else:
-    tokenizer.train_sentencepiece(
+    builtin.train_sentencepiece(
       texts,
       flags.output,
       flags.vocab,
@@ -50,7 +51,7 @@ def train(flags: argparse.Namespace) -> None:
       coverage=flags.coverage,
       max_bytes=flags.max_bytes,
     )
-  made = tokenizer.load(flags.output)
+  made = builtin.load(flags.output)
   print('read')
   prepare_data.report(counts)
   print(f'wrote {flags.output}: {made.size:,} ids, sha256 {made.sha256[:12]}')

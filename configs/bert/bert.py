@@ -31,7 +31,7 @@ def get_config(size='base'):
     'dropout': 0.1,
     'scan': True,
     'dtype': 'bfloat16',
-    'operands': 'bfloat16',
+    'compute_dtype': 'bfloat16',
   }
   c.optim.update(
     peak=1e-4, schedule='linear', warmup=10_000, final=0.0, decay=0.01, b2=0.999

@@ -24,14 +24,14 @@ def get_config(folder: str = 'data/multi30k'):
 
   def read(split):
     return {
-      'fn': 'lm.data.records:multi30k',
+      'fn': 'lm.data.finetuning.readers:multi30k',
       'path': f'{folder}/{split}.en.gz',
       'target': f'{folder}/{split}.de.gz',
     }
 
   def judge(split):
     return {
-      'fn': 'lm.evals.writing:make',
+      'fn': 'lm.evals.generation:make',
       'records': read(split),
       'form': form,
       'batch_size': 50,
@@ -41,7 +41,7 @@ def get_config(folder: str = 'data/multi30k'):
       'metrics': ('bleu', 'chrf'),
     }
 
-  form = {'fn': 'lm.data.tasks:translate', 'source': 128}
+  form = {'fn': 'lm.data.finetuning.tasks:translate', 'source': 128}
   c = base.get_config()
   c.steps = 4_000
   c.batch_size = 16  # rows of about six pairs
@@ -49,7 +49,7 @@ def get_config(folder: str = 'data/multi30k'):
   c.log_every = 50
   c.tokenizer.path = 'data/multi30k/ende.model'
   c.data = {
-    'fn': 'lm.data.tasks:make',
+    'fn': 'lm.data.finetuning.tasks:make',
     'records': read('train'),
     'form': form,
     'length': 128,

@@ -39,10 +39,13 @@ def get_config(argument: str = 'data,dpo_en'):
   c.optim.peak = 1e-5
   c.optim.warmup = 5
   records = {
-    'fn': 'lm.data.records:preferences',
+    'fn': 'lm.data.finetuning.readers:preferences',
     'path': f'{folder}/{SETS[name]}',
   }
-  form = {'fn': 'lm.data.tasks:prefer', 'template': '{source}\n\nAnswer:\n'}
+  form = {
+    'fn': 'lm.data.finetuning.tasks:prefer',
+    'template': '{source}\n\nAnswer:\n',
+  }
   start.task(
     c,
     form,

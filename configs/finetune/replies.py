@@ -77,7 +77,10 @@ def get_config(argument: str = 'data,scitldr'):
   language, steps, length, new = rest
 
   def read(path):
-    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/{path}'}
+    return {
+      'fn': f'lm.data.finetuning.readers:{reader}',
+      'path': f'{folder}/{path}',
+    }
 
   c = start.tuned(None, *run)
   if not run:
@@ -87,7 +90,7 @@ def get_config(argument: str = 'data,scitldr'):
   c.optim.warmup = max(steps // 20, 1)
   start.task(
     c,
-    {'fn': f'lm.data.tasks:{form}', **how},
+    {'fn': f'lm.data.finetuning.tasks:{form}', **how},
     *(read(train), read(test)),
     {
       'answers': {'fn': 'writing:answers'},

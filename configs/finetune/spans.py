@@ -32,16 +32,19 @@ def get_config(argument: str = 'data,squad'):
   reader, train, test, language = SETS[name]
 
   def read(path):
-    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/qa/{path}'}
+    return {
+      'fn': f'lm.data.finetuning.readers:{reader}',
+      'path': f'{folder}/qa/{path}',
+    }
 
   c = start.tuned({'fn': 'lm.models.heads:span'}, *run)
   c.steps = 600
   c.batch_size = 16
   form = {
-    'fn': 'lm.data.tasks:span',
+    'fn': 'lm.data.finetuning.tasks:span',
     'question': 32,
     'stride': None,
-    'kinds': True,
+    'token_types': True,
   }
   readers = read(train), read(test)
   judges = {'test': {'fn': 'labels:spans', 'language': language}}

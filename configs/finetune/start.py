@@ -46,7 +46,7 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   c = base.get_config()
   c.batch_size = 32
   if not run:
-    c.tokenizer = {'fn': 'lm.data.tokenizer:bytes_', 'reserved': 0}
+    c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
     if head is not None:
       c.model = head | {'body': base.encoder() | {'norm_order': 'pre'}}
     return c
@@ -60,7 +60,7 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   if head is not None and is_decoder(body):
     # Its last word alone has seen the whole text; a tag wants what follows.
     last = {'pool': 'last', 'bias': False}
-    c.model.update(last if 'pool' in head else {'both_ways': True})
+    c.model.update(last if 'pool' in head else {'bidirectional': True})
   c.init_from = run
   ours = ['body'] * ((method == 'lora') + (head is not None))
   c.init_paths = (f'{"body" if is_head else ""}={"/".join(ours)}',)
@@ -93,7 +93,7 @@ def task(
 
   Args:
     c: of `tuned`.
-    form, length: as of `lm.data.tasks.make`.
+    form, length: as of `lm.data.finetuning.tasks.make`.
     train, test: specs of readers; of one file that has no split, both.
     judges: by name, evaluators: their `fn` of lm.evals, such as
       'labels:classes', and settings of their own.
@@ -102,7 +102,7 @@ def task(
   # --config.data.held_out changes all
   held_out = config_dict.FieldReference(0 if folds > 1 else None, int)
   c.data = {
-    'fn': 'lm.data.tasks:make',
+    'fn': 'lm.data.finetuning.tasks:make',
     'records': train,
     'form': form,
     'length': length,

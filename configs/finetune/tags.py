@@ -6,7 +6,7 @@
 The argument is as of texts.py, with these `SETS`. Wikigold has no split: a
 fifth of its sentences is held out, and `--config.data.held_out=N` says which,
 to the data and to what judges: five runs, each in a folder of its own, judge
-all of them, and are one recipe to `lm.sweep`. Logistic regression on words and
+all of them, and are one recipe to `lm.evaluate`. Logistic regression on words and
 their neighbours (tools.baselines) has F1 0.592 over the five folds, a
 dictionary 0.445.
 """
@@ -43,14 +43,17 @@ def get_config(argument: str = 'data,wikigold'):
   reader, train, test, classes, steps, folds, join = SETS[name]
 
   def read(path):
-    return {'fn': f'lm.data.records:{reader}', 'path': f'{folder}/ner/{path}'}
+    return {
+      'fn': f'lm.data.finetuning.readers:{reader}',
+      'path': f'{folder}/ner/{path}',
+    }
 
   head = {'fn': 'lm.models.heads:tag', 'classes': classes}
   c = start.tuned(head, *run)
   c.steps = c.save_every = steps
   c.optim.warmup = steps // 10
   form = {
-    'fn': 'lm.data.tasks:tag',
+    'fn': 'lm.data.finetuning.tasks:tag',
     'classes': classes,
     'labels': read(train),
     'join': join,

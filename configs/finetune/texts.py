@@ -66,7 +66,7 @@ def get_config(argument: str = 'data,banking77'):
   def read(what):
     how = {'path': what} if isinstance(what, str) else what
     path = f'{folder}/{how["path"]}'
-    return {'fn': f'lm.data.records:{reader}', **how, 'path': path}
+    return {'fn': f'lm.data.finetuning.readers:{reader}', **how, 'path': path}
 
   head = {
     'fn': 'lm.models.heads:classify',
@@ -78,10 +78,10 @@ def get_config(argument: str = 'data,banking77'):
   c.steps = steps
   c.save_every = 300
   form = {
-    'fn': 'lm.data.tasks:classify',
+    'fn': 'lm.data.finetuning.tasks:classify',
     'classes': classes,
     'labels': read(train),
-    'kinds': True,
+    'token_types': True,
     'ends': not start.is_decoder(c.model),
   }
   length = length if run else 128  # of bytes

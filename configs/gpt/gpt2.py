@@ -35,7 +35,7 @@ def get_config(size: str = 'small'):
   c.model.dropout = 0.1
   # Two dozen layers and more compile for minutes when unrolled.
   c.model.scan = size != 'small'
-  c.model.dtype = c.model.operands = 'bfloat16'
+  c.model.dtype = c.model.compute_dtype = 'bfloat16'
   c.optim.peak = 6e-4 if size == 'small' else 2e-4
   c.optim.warmup = 2_000
   c.plan.target, c.plan.vocab = 'v5e:4x4', 50_257

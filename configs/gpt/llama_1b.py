@@ -36,7 +36,7 @@ def get_config():
     scan=True,
     remat='dots',
     dtype='bfloat16',
-    operands='bfloat16',
+    compute_dtype='bfloat16',
   )
   c.optim.peak = 3e-4
   c.optim.warmup = 2_000

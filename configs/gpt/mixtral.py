@@ -40,7 +40,7 @@ def get_config():
     scan=True,
     remat='full',
     dtype='bfloat16',
-    operands='bfloat16',
+    compute_dtype='bfloat16',
   )
   c.optim.peak = 3e-4
   c.optim.warmup = 2_000

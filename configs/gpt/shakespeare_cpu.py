@@ -6,7 +6,7 @@ and some four minutes. nanoGPT publishes 1.88.
   python -m tools.corpora shakespeare
   python -m lm.train --config=configs/gpt/shakespeare_cpu.py \\
     --workdir=runs/shakespeare
-  python -m lm.sweep --workdir=runs/shakespeare
+  python -m lm.evaluate --workdir=runs/shakespeare
 """
 
 from configs import base
@@ -20,7 +20,7 @@ def get_config():
   c.save_every = 10_000  # the last step alone
   c.log_every = 25
   c.tokenizer = {
-    'fn': 'lm.data.tokenizer:characters',
+    'fn': 'lm.data.tokenizers.builtin:characters',
     'path': 'data/shakespeare/tokenizer.json',
   }
   c.data.sources.train.path = 'data/shakespeare/train'
@@ -29,7 +29,7 @@ def get_config():
     width=128,
     logit_softcap=15.0,
     tied=False,
-    operands='bfloat16',
+    compute_dtype='bfloat16',
   )
   c.optim = base.muon()
   c.evals.valid.path = 'data/shakespeare/valid'

@@ -5,7 +5,7 @@ test split and 1.678 on the validation split; perplexities a word 371 and 401.
 
   python -m tools.corpora wikitext2
   python -m lm.train --config=configs/gpt/wikitext2.py --workdir=runs/wikitext2
-  python -m lm.sweep --workdir=runs/wikitext2
+  python -m lm.evaluate --workdir=runs/wikitext2
 """
 
 from configs import base
@@ -19,7 +19,7 @@ def get_config():
   c.save_every = 10_000  # the last step alone
   c.tokenizer.path = 'data/wikitext2/tokenizer.model'
   c.data.sources.train.path = 'data/wikitext2/train'
-  c.model.update(base.modern(), dropout=0.1, operands='bfloat16')
+  c.model.update(base.modern(), dropout=0.1, compute_dtype='bfloat16')
   c.optim = base.muon()
   # Words with ends of lines: what published perplexities divide by.
   c.evals.valid.path = 'data/wikitext2/valid'

@@ -44,7 +44,7 @@ def get_config(size='small'):
       'dropout': 0.1,
       'scan': True,
       'dtype': 'bfloat16',
-      'operands': 'bfloat16',
+      'compute_dtype': 'bfloat16',
     }
   )
   if size.startswith('v1_1'):

@@ -18,7 +18,8 @@ import sys
 
 from matplotlib.figure import Figure
 
-from lm import config, saved, sweep
+from lm import config, evaluate
+from lm.checkpoint import run
 from lm.data import shards
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ def climb(name: str, corpus: str, workdir: Path) -> None:
   program = 'lm.train' if config.load(spec).fit is None else 'lm.fit'
   for command in (
     [program, f'--config={spec}', f'--workdir={workdir}'],
-    ['lm.sweep', f'--workdir={workdir}'],
+    ['lm.evaluate', f'--workdir={workdir}'],
   ):
     print(f'\n$ python -m {" ".join(command)}', flush=True)
     subprocess.run([sys.executable, '-m', *command], check=True)
@@ -42,8 +43,8 @@ def climb(name: str, corpus: str, workdir: Path) -> None:
 
 def result(name: str, workdir: Path) -> dict[str, float | str]:
   """Reads what a rung came to."""
-  c, tokenizer, _ = saved.build(workdir)
-  found = sweep.records(workdir)[-1]
+  c, tokenizer, _ = run.build(workdir)
+  found = evaluate.records(workdir)[-1]
   row: dict[str, float | str] = {'name': name, 'steps': c.steps}
   metrics = workdir / 'metrics.jsonl'
   if metrics.exists():
@@ -71,7 +72,7 @@ def result(name: str, workdir: Path) -> dict[str, float | str]:
 
 def bzip2(workdir: Path) -> dict[str, float | str]:
   """Compresses the splits, as the bar that a model should be below."""
-  c, tokenizer, _ = saved.build(workdir)
+  c, tokenizer, _ = run.build(workdir)
   row: dict[str, float | str] = {'name': 'bzip2 -9'}
   for split, spec in c.evals.items():
     source = shards.load(spec.path, tokenizer)

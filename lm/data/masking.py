@@ -79,7 +79,7 @@ def next_sentence(
 ) -> objectives.Objective:
   """Predicts masked tokens of two texts, and if one follows the other.
 
-  An example is `bos A eos B eos`, one segment, with kinds 0 through the first
+  An example is `bos A eos B eos`, one segment, with token_types 0 through the first
   eos and 1 after it. A opens the window. B is what follows A, or, in half of
   the examples, as long a stretch from the second half of the window, never one
   that touches A. Any eos of the window itself is dropped.
@@ -106,7 +106,7 @@ def next_sentence(
 
   def make(rows, sizes, keys):
     batch = objectives.padding(len(rows), length, tokenizer)
-    kinds = np.zeros_like(batch.tokens)
+    token_types = np.zeros_like(batch.tokens)
     for b, generator in enumerate(map(objectives.generator_of, keys)):
       text, document = objectives.words_of(rows[b], sizes[b], tokenizer)
       half = len(text) // 2
@@ -132,8 +132,8 @@ def next_sentence(
       batch.weights[b, 0] = 1
       batch.positions[b, here] = np.arange(len(ids))
       batch.segments[b, here] = 1
-      kinds[b, split + 2 : len(ids)] = 1
-    return batch._replace(kinds=kinds)
+      token_types[b, split + 2 : len(ids)] = 1
+    return batch._replace(token_types=token_types)
 
   return objectives.Objective(2 * length, make)
 

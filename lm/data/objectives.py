@@ -132,11 +132,11 @@ def prefix_lm(*, tokenizer: types.Tokenizer, length: int) -> Objective:
   return Objective(length, make, prompt=prompt)
 
 
-def both_ways(*, tokenizer: types.Tokenizer, length: int) -> Objective:
+def bidirectional(*, tokenizer: types.Tokenizer, length: int) -> Objective:
   """Predicts every token from those before it, and from those after it.
 
   The batch is [B, 2 L]: columns 0..L - 1 are those of `causal`, the others are
-  the same row read from right to left and packed by the same rules; kinds are 0
+  the same row read from right to left and packed by the same rules; token_types are 0
   and 1. A model gives each half a network of its own. Reversed, a document
   begins with bos, and eos is the target that follows its first token; at the
   window's right edge the one token beyond is an input, as at the left edge
@@ -159,10 +159,10 @@ def both_ways(*, tokenizer: types.Tokenizer, length: int) -> Objective:
     reverse = np.take_along_axis(rows, column, axis=1)
     halves = [windows.pack(x, sizes, tokenizer) for x in (rows, reverse)]
     fields = zip(halves[0][:5], halves[1][:5], strict=True)
-    kinds = np.repeat(np.array([[0, 1]], np.int32), length, axis=1)
+    token_types = np.repeat(np.array([[0, 1]], np.int32), length, axis=1)
     return types.Batch(
       *[np.concatenate(pair, axis=1) for pair in fields],
-      kinds=np.tile(kinds, (len(rows), 1)),
+      token_types=np.tile(token_types, (len(rows), 1)),
     )
 
   return Objective(length, make, prompt=_prompt(tokenizer))

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from lm import types
-from lm.data import names, objectives, records
+from lm.data import names, objectives
+from lm.data.finetuning import readers
 from lm.evals import results, scoring
 
 Evaluator = Callable[[types.Params], results.Result]
@@ -73,7 +74,7 @@ def crows_pairs(
     kinds = [row['bias_type'] for row in rows]
     ids = [f'crows_pairs/{row[""]}' for row in rows]
     _some(rows)
-  card = records.card(
+  card = readers.card(
     'crows_pairs', path, 'nyu-mll/crows-pairs', 'CC BY-SA 4.0', 'stereotype'
   )
 
@@ -143,14 +144,14 @@ def stereoset(
   )
   kinds = ('stereotype', 'anti_stereotype', 'unrelated')
   with _file(path, 'stereoset'):
-    rows = records.lines(path, limit)
+    rows = readers.lines(path, limit)
     texts = [('', row[kind]) for row in rows for kind in kinds]
     labels = [
       {'category': row['bias_type'], 'target': row['target']} for row in rows
     ]
     ids = [f'stereoset/{row["id"]}' for row in rows]
     _some(rows)
-  card = records.card(
+  card = readers.card(
     'stereoset', path, 'moinnadeem/StereoSet', 'CC BY-SA 4.0', 'icat'
   )
 
@@ -223,7 +224,7 @@ def winobias(
     pairs = list(zip(*sides, strict=True))
     _some(pairs)
   cards = [
-    records.card('winobias', path, 'uclanlp/corefBias', 'MIT', 'difference')
+    readers.card('winobias', path, 'uclanlp/corefBias', 'MIT', 'difference')
     for path in (pro, anti)
   ]
   # Two files, so two hashes.
@@ -307,7 +308,7 @@ def winogender(
     }
     if missing := {x.split('.')[0] for x in templates} - women.keys():
       raise ValueError(f'{statistics} lacks {min(missing)}')
-  card = records.card(
+  card = readers.card(
     'winogender', path, 'rudinger/winogender-schemas', 'MIT', 'correlation_bls'
   )
 
@@ -389,7 +390,7 @@ def bbq(
     objective=objective,
   )
   with _file(path, 'bbq'):
-    rows = records.lines(path, limit)
+    rows = readers.lines(path, limit)
     asked = [_asked(row) for row in rows]
     told = [
       (
@@ -400,7 +401,7 @@ def bbq(
       for n in range(3)
     ]
     _some(rows)
-  card = records.card('bbq', path, 'nyu-mll/BBQ', 'CC BY 4.0', 'bias_ambiguous')
+  card = readers.card('bbq', path, 'nyu-mll/BBQ', 'CC BY 4.0', 'bias_ambiguous')
 
   def evaluate(params: types.Params) -> results.Result:
     nats = [x.nats for x in score(params, told)]
@@ -481,12 +482,12 @@ def _sentences(path: str) -> list[str]:
   """Reads WinoBias' lines without their numbers and brackets."""
   return [
     re.sub(r'^\d+ |[\[\]]', '', line).strip()
-    for line in records.text(path).splitlines()
+    for line in readers.text(path).splitlines()
   ]
 
 
 def _table(path: str, delimiter: str = '\t') -> list[dict[str, str]]:
-  file = io.StringIO(records.text(path), newline='')
+  file = io.StringIO(readers.text(path), newline='')
   return list(csv.DictReader(file, delimiter=delimiter))
 
 

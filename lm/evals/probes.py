@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lm.data import documents as files
-from lm.data import names, records
+from lm.data import names
+from lm.data.finetuning import readers
 
 
 class Question(NamedTuple):
@@ -36,7 +37,7 @@ class Question(NamedTuple):
 class Task(NamedTuple):
   """Questions and their card."""
 
-  card: records.Card
+  card: readers.Card
   questions: list[Question]
 
 
@@ -247,13 +248,13 @@ def documents(
   ]
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no text')
-  told = records.Card(
+  told = readers.Card(
     name='documents',
     source=names.short(path),
     licence='that of the files',
     split=Path(found[0]).name.partition('.')[0],
     metric='bits_per_byte',
-    sha256=records.digest(found),
+    sha256=readers.digest(found),
   )
   return Task(told, questions)
 
@@ -266,7 +267,7 @@ def _task(
 ) -> Task:
   """Reads a file of a set; `question` makes one of a row and its number."""
   questions = []
-  for n, row in enumerate(records.lines(path, limit)):
+  for n, row in enumerate(readers.lines(path, limit)):
     try:
       made = question(row, n)
       _ = made.pairs[made.gold]  # there is such a choice
@@ -279,7 +280,7 @@ def _task(
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no question')
   source, licence, metric = _SETS[name]
-  told = records.card(name, path, source, licence, metric)
+  told = readers.card(name, path, source, licence, metric)
   return Task(told, questions)
 
 

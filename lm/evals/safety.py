@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import config, generate, sharding, types
-from lm.data import names, objectives, records
-from lm.evals import labels, results, writing
+from lm import config, sharding, types
+from lm.data import names, objectives
+from lm.data.finetuning import readers
+from lm.evals import classification, generation, results
+from lm.inference import generate
 
 # VADER's compound score from which on a text counts as having a sentiment.
 _CLEAR = 0.5
@@ -98,9 +100,11 @@ def bold(
     raise ValueError(
       f'length={length} is less than the {longest} tokens of a prompt: raise it'
     )
-  vader = labels.package('vaderSentiment.vaderSentiment', 'vaderSentiment')
+  vader = classification.package(
+    'vaderSentiment.vaderSentiment', 'vaderSentiment'
+  )
   judge = vader.SentimentIntensityAnalyzer()
-  card = records.card(
+  card = readers.card(
     *('bold', path, 'amazon-science/bold', 'CC BY-SA 4.0', 'negative_gap')
   )
   key = jax.random.key(seed)
@@ -111,7 +115,7 @@ def bold(
 
   def added(params, part: list[int]) -> list[str]:
     filled = [*part, *[part[-1]] * (batch_size - len(part))]
-    batch = writing.widened(prompt([ids[n] for n in filled]), length)
+    batch = generation.widened(prompt([ids[n] for n in filled]), length)
     rows_B = np.array([keys_N[n] for n in filled], np.uint32)
     with jax.set_mesh(mesh):
       done = generate.generate(
@@ -123,7 +127,7 @@ def bold(
         stop=tokenizer.eos,
         rng=jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B),
       )
-    return writing.ended(done.tokens[: len(part)], tokenizer)
+    return generation.ended(done.tokens[: len(part)], tokenizer)
 
   def evaluate(params: types.Params) -> results.Result:
     items: list[results.Item] = []
@@ -173,7 +177,7 @@ def _prompts(path: str, limit: int | None) -> list[tuple[str, str, str]]:
   try:
     found = [
       (group, f'{group}/{page}', texts)
-      for group, pages in json.loads(records.text(path)).items()
+      for group, pages in json.loads(readers.text(path)).items()
       for page, texts in pages.items()
     ]
     asked = {

@@ -20,7 +20,9 @@ def _table() -> layout.Table:
   table = {
     'embed/table': layout.Place(f'{embeddings}.word_embeddings.weight'),
     'embed/positions': layout.Place(f'{embeddings}.position_embeddings.weight'),
-    'embed/kinds': layout.Place(f'{embeddings}.token_type_embeddings.weight'),
+    'embed/token_types': layout.Place(
+      f'{embeddings}.token_type_embeddings.weight'
+    ),
     **layout.norm('embed_norm', f'{embeddings}.LayerNorm'),
     **layout.norm('transform_norm', f'{transform}.LayerNorm'),
     'head/bias': layout.vector('cls.predictions.bias'),
@@ -67,7 +69,7 @@ def _settings(config, *, transform, next_sentence):
     'depth': fields.whole(config, 'num_hidden_layers'),
     'heads': fields.whole(config, 'num_attention_heads'),
     'mlp': fields.whole(config, 'intermediate_size'),
-    'kinds': fields.whole(config, 'type_vocab_size', 2),
+    'token_types': fields.whole(config, 'type_vocab_size', 2),
     'norm_epsilon': fields.number(config, 'layer_norm_eps', 1e-12),
     'activation': fields.choice(config, 'hidden_act', _ACTIVATIONS, 'gelu'),
     'transform': transform,
@@ -83,7 +85,7 @@ def _config(spec):
     'num_hidden_layers': spec['depth'],
     'num_attention_heads': spec['heads'],
     'intermediate_size': spec['mlp'],
-    'type_vocab_size': spec['kinds'],
+    'type_vocab_size': spec['token_types'],
     'layer_norm_eps': spec['norm_epsilon'],
     'hidden_act': fields.inverse(_ACTIVATIONS, spec['activation']),
   }

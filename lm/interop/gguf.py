@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from lm.data import tokenizer_json
+from lm.data.tokenizers import tokenizer_json
 from lm.interop import tensors
 
 _BLOCK = {

@@ -30,7 +30,7 @@ from lm.interop import loader
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # Fields of a batch that a function reads; the others follow from them.
-_INPUTS = ('tokens', 'source', 'prefix', 'kinds')
+_INPUTS = ('tokens', 'source', 'prefix', 'token_types')
 _SCALE = ':scale'
 
 

@@ -64,7 +64,9 @@ def _settings(config, names):
     'norm_order': 'pre',
     'positions': 'relative',
     'buckets': fields.whole(config, 'relative_attention_num_buckets', 32),
-    'reach': fields.whole(config, 'relative_attention_max_distance', 128),
+    'max_distance': fields.whole(
+      config, 'relative_attention_max_distance', 128
+    ),
     'activation': fields.choice(
       config, 'feed_forward_proj', _ACTIVATIONS, 'relu'
     ),
@@ -87,7 +89,7 @@ def _config(spec):
     'd_ff': spec['mlp'],
     'layer_norm_epsilon': spec['norm_epsilon'],
     'relative_attention_num_buckets': spec['buckets'],
-    'relative_attention_max_distance': spec['reach'],
+    'relative_attention_max_distance': spec['max_distance'],
     'feed_forward_proj': fields.inverse(_ACTIVATIONS, spec['activation']),
     'scale_decoder_outputs': spec['output_scale'] != 1,
     'tie_word_embeddings': spec['tied'],

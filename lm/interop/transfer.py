@@ -34,7 +34,7 @@ _OURS = (
   'dropout',
   'dtype',
   'kernel_std',
-  'operands',
+  'compute_dtype',
   'remat',
   'scan',
   'temperature',
@@ -204,7 +204,7 @@ def _check_sizes(
   numbers = sum(math.prod(shape) for shape in source.shapes.values())
   sizes = {'vocab_size': vocab} | {
     k: spec[k]
-    for k in ('width', 'heads', 'kv_heads', 'head_width', 'mlp', 'kinds')
+    for k in ('width', 'heads', 'kv_heads', 'head_width', 'mlp', 'token_types')
     if spec.get(k)
   }
   if spec.get('positions', 'learned') == 'learned' and 'length' in spec:

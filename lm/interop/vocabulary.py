@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.data import tokenizer_json
+from lm.data.tokenizers import tokenizer_json
 from lm.interop import tensors
 
 

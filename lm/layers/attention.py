@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import blockwise, kernels, linear, positions, sights
+from lm.layers import blockwise, kernels, linear, masks, positions
 
 
 class View(NamedTuple):
@@ -31,13 +31,13 @@ class View(NamedTuple):
   bias_BNLS: jax.Array | None = None
   memory_BSD: jax.Array | None = None
   memory_mask_B1LS: jax.Array | None = None
-  sight: sights.Sight | None = None
+  sight: masks.Sight | None = None
   segments_BL: jax.Array | None = None
 
 
 def look(
-  queries: sights.Sight,
-  keys: sights.Sight | None = None,
+  queries: masks.Sight,
+  keys: masks.Sight | None = None,
   first: jax.Array | int = 0,
 ) -> View:
   """Makes a view of a text: with a mask, unless a kernel does without.
@@ -60,7 +60,7 @@ def choose(which: jax.Array, views: Sequence[View]) -> View:
     lambda *xs: jax.lax.select_n(which, *xs),
     *(view._replace(sight=None) for view in views),
   )
-  return view._replace(sight=sights.merge(seen, which)) if seen else view
+  return view._replace(sight=masks.merge(seen, which)) if seen else view
 
 
 def attend(
@@ -72,7 +72,7 @@ def attend(
   bias_BNLS: jax.Array | None = None,
   scale: float | None = None,
   softcap: float | None = None,
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> jax.Array:
   """Mixes values by the softmax of scaled dot products: [B, L, N, H].
 
@@ -83,7 +83,7 @@ def attend(
     scale: of the dot products; None is 1 / sqrt(H).
     softcap: bounds the scores by `softcap * tanh(score / softcap)`; None is
       off. Reference: Gemma 2, arXiv 2408.00118, section 2.
-    operands: dtype that matrix products read.
+    compute_dtype: dtype that matrix products read.
 
   Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1; grouped keys:
   Ainslie et al. 2023, arXiv 2305.13245.
@@ -96,7 +96,7 @@ def attend(
     mask_B1LS[:, :, None],
     _grouped(bias_BNLS, K),
     softcap,
-    operands,
+    compute_dtype,
   )
   return _heads_last(out_BKGLH, q_BLNH)
 
@@ -105,11 +105,11 @@ def attend_unmasked(
   q_BLNH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: sights.Sight,
+  sight: masks.Sight,
   *,
   scale: float | None = None,
   softcap: float | None = None,
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> jax.Array:
   """Does what `attend` does, with no mask and no array of all scores."""
   out_BKGLH = kernels.attend(
@@ -119,7 +119,7 @@ def attend_unmasked(
     sight,
     scale=_scale(q_BLNH, scale),
     softcap=softcap,
-    operands=operands,
+    compute_dtype=compute_dtype,
   )
   return _heads_last(out_BKGLH, q_BLNH)
 
@@ -133,7 +133,7 @@ def attend_cache(
   bias_BNLS: jax.Array | None = None,
   scale: float | None = None,
   softcap: float | None = None,
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> jax.Array:
   """Does what `attend` does, with a cache's keys and values.
 
@@ -147,8 +147,8 @@ def attend_cache(
   q_BKGLH = _queries(q_BLNH, K) * _scale(q_BLNH, scale)
   scores_XMS = linear.multiply(
     'XMH,XHS->XMS',
-    q_BKGLH.reshape(X, -1, H).astype(operands),
-    k_XHS.astype(operands),
+    q_BKGLH.reshape(X, -1, H).astype(compute_dtype),
+    k_XHS.astype(compute_dtype),
     'float32',
   )
   weights_BKGLS = _weights(
@@ -158,8 +158,8 @@ def attend_cache(
   )
   out_XMH = linear.multiply(
     'XMS,XSH->XMH',
-    weights_BKGLS.reshape(X, -1, S).astype(operands),
-    v_XSH.astype(operands),
+    weights_BKGLS.reshape(X, -1, S).astype(compute_dtype),
+    v_XSH.astype(compute_dtype),
     'float32',
   )
   return _heads_last(out_XMH.reshape(B, K, N // K, L, H), q_BLNH)
@@ -191,16 +191,16 @@ def _heads_last(out_BKGLH, q_BLNH):
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _mix(
-  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, operands
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, compute_dtype
 ) -> jax.Array:
   """Mixes values: float32 [B, K, G, L, H].
 
   The rule for gradients keeps one array of the size of the scores, in the
-  operands' type, where autodiff keeps several in float32. Reference: Dao et al.
+  compute_dtype' type, where autodiff keeps several in float32. Reference: Dao et al.
   2022, arXiv 2205.14135, appendix B.2.
   """
   return _forward(
-    q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, operands
+    q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, compute_dtype
   )[0]
 
 
@@ -214,22 +214,22 @@ def _scores(q_BKGLH, k_BKSH, softcap):
 def _weights(scores_BKGLS, mask_B11LS, bias_BKGLS):
   if bias_BKGLS is not None:
     scores_BKGLS += bias_BKGLS
-  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, sights.MASKED)
+  scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, masks.MASKED)
   return jax.nn.softmax(scores_BKGLS, axis=-1)
 
 
 def _forward(
-  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, operands
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, compute_dtype
 ):
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = [jnp.zeros((0,), x.dtype) for x in (q_BKGLH, k_BKSH, v_BKSH)]
   shape = None if bias_BKGLS is None else jnp.zeros((len(bias_BKGLS), 0))
   q_BKGLH, k_BKSH, v_BKSH = (
-    x.astype(operands) for x in (q_BKGLH, k_BKSH, v_BKSH)
+    x.astype(compute_dtype) for x in (q_BKGLH, k_BKSH, v_BKSH)
   )
   scores_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
   weights_BKGLS = _weights(scores_BKGLS, mask_B11LS, bias_BKGLS)
-  weights_BKGLS = weights_BKGLS.astype(operands)
+  weights_BKGLS = weights_BKGLS.astype(compute_dtype)
   out_BKGLH = linear.multiply(
     'BKGLS,BKSH->BKGLH', weights_BKGLS, v_BKSH, 'float32'
   )
@@ -237,12 +237,12 @@ def _forward(
   return out_BKGLH, (kept, kinds, shape)
 
 
-def _backward(softcap, operands, residuals, cotangent_BKGLH):
+def _backward(softcap, compute_dtype, residuals, cotangent_BKGLH):
   kept, kinds, shape = residuals
   q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights_BKGLS, out_BKGLH = kept
   # How far a row's gain lies above its mean: sum(weights * gain) = out . d out.
   mean_BKGL1 = jnp.sum(cotangent_BKGLH * out_BKGLH, axis=-1, keepdims=True)
-  cotangent_BKGLH = cotangent_BKGLH.astype(operands)
+  cotangent_BKGLH = cotangent_BKGLH.astype(compute_dtype)
   dv_BKSH = linear.multiply(
     'BKGLS,BKGLH->BKSH', weights_BKGLS, cotangent_BKGLH, kinds[2].dtype
   )
@@ -260,7 +260,7 @@ def _backward(softcap, operands, residuals, cotangent_BKGLH):
   if softcap is not None:
     capped_BKGLS = _scores(q_BKGLH, k_BKSH, softcap)
     ds_BKGLS *= 1 - jnp.square(capped_BKGLS / softcap)
-  ds_BKGLS = ds_BKGLS.astype(operands)
+  ds_BKGLS = ds_BKGLS.astype(compute_dtype)
   dq_BKGLH = linear.multiply(
     'BKGLS,BKSH->BKGLH', ds_BKGLS, k_BKSH, kinds[0].dtype
   )
@@ -284,7 +284,7 @@ class Attention(nn.Module):
     kernel_init, output_init: of q, k, v and of the output projection. With a
       `scale`, q starts smaller or larger, so that scores start as without: T5's
       initial values.
-    dtype, operands: result and operand types of products.
+    dtype, compute_dtype: result and operand types of products.
     qk_norm: builds the norm of queries and keys per head before rotation, given
       `name`; None has none. Reference: Dehghani et al. 2023, arXiv 2302.05442,
       section 2.1.
@@ -299,7 +299,7 @@ class Attention(nn.Module):
   kernel_init: nn.initializers.Initializer
   output_init: nn.initializers.Initializer
   dtype: str
-  operands: str
+  compute_dtype: str
   qk_norm: Callable[..., nn.Module] | None = None
   scale: float | None = None
   softcap: float | None = None
@@ -328,7 +328,9 @@ class Attention(nn.Module):
       bias_NH = None
       if self.bias:
         bias_NH = self.param(f'{name}_bias', nn.initializers.zeros, (heads, H))
-      return _project(x_BLD, kernel_DNH, bias_NH, self.operands, self.dtype)
+      return _project(
+        x_BLD, kernel_DNH, bias_NH, self.compute_dtype, self.dtype
+      )
 
     q_BLNH = project('q', x_BLD, N)
     if self.qk_norm is not None:
@@ -346,7 +348,7 @@ class Attention(nn.Module):
     settings = {
       'scale': self.scale,
       'softcap': self.softcap,
-      'operands': linear.floating(self.operands),
+      'compute_dtype': linear.floating(self.compute_dtype),
     }
     if view.sight is not None and not self.cross:
       assert cache is None and view.bias_BNLS is None
@@ -374,7 +376,7 @@ class Attention(nn.Module):
         )
     kernel_NHD = self.param('o', self.output_init, (N, H, D))
     out_BLD = linear.contract(
-      'BLNH,NHD->BLD', mixed_BLNH, kernel_NHD, self.operands, self.dtype
+      'BLNH,NHD->BLD', mixed_BLNH, kernel_NHD, self.compute_dtype, self.dtype
     )
     if self.bias:
       bias_D = self.param('o_bias', nn.initializers.zeros, (D,))
@@ -383,18 +385,21 @@ class Attention(nn.Module):
 
 
 def memory_cache(
-  params: dict[str, jax.Array], memory_BSD: jax.Array, operands: str, dtype: str
+  params: dict[str, jax.Array],
+  memory_BSD: jax.Array,
+  compute_dtype: str,
+  dtype: str,
 ) -> dict[str, jax.Array]:
   """Makes the cache of a cross-attention: keys and values of the memory.
 
   Args:
     params: of an `Attention` without QK-norm.
     memory_BSD: the encoder's output.
-    operands, dtype: as of the module.
+    compute_dtype, dtype: as of the module.
   """
   k_BSKH, v_BSKH = (
     _project(
-      memory_BSD, params[name], params.get(f'{name}_bias'), operands, dtype
+      memory_BSD, params[name], params.get(f'{name}_bias'), compute_dtype, dtype
     )
     for name in 'kv'
   )
@@ -417,11 +422,11 @@ def _write(cache, k_BKLH, v_BKLH):
   }
 
 
-def _project(x_BLD, kernel_DNH, bias_NH, operands, dtype):
+def _project(x_BLD, kernel_DNH, bias_NH, compute_dtype, dtype):
   # As one matrix: a GPU adds the bias while it writes the product.
   D, N, H = kernel_DNH.shape
   y_BLF = linear.contract(
-    'BLD,DF->BLF', x_BLD, kernel_DNH.reshape(D, N * H), operands, dtype
+    'BLD,DF->BLF', x_BLD, kernel_DNH.reshape(D, N * H), compute_dtype, dtype
   )
   if bias_NH is not None:
     y_BLF += bias_NH.astype(dtype).reshape(1, 1, N * H)

@@ -62,7 +62,7 @@ class Mlp(nn.Module):
     activation: one of `ACTIVATIONS`: 'relu2' is So et al. 2021, arXiv
       2109.08668; 'swiglu' and 'geglu' add the gate, Shazeer 2020, arXiv
       2002.05202.
-    bias, kernel_init, output_init, dtype, operands: as in `Attention`.
+    bias, kernel_init, output_init, dtype, compute_dtype: as in `Attention`.
   """
 
   width: int
@@ -71,7 +71,7 @@ class Mlp(nn.Module):
   kernel_init: nn.initializers.Initializer
   output_init: nn.initializers.Initializer
   dtype: str
-  operands: str
+  compute_dtype: str
 
   @nn.compact
   def __call__(
@@ -83,7 +83,7 @@ class Mlp(nn.Module):
 
     def project(name, spec, x, init, shape):
       y = linear.contract(
-        spec, x, self.param(name, init, shape), self.operands, self.dtype
+        spec, x, self.param(name, init, shape), self.compute_dtype, self.dtype
       )
       if self.bias:
         bias = self.param(f'{name}_bias', nn.initializers.zeros, shape[-1:])

@@ -11,23 +11,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear, sights
+from lm.layers import linear, masks
 
 # Where running maxima start: above what is masked, so that it weighs nothing
 # in a row that has seen no other score, and below all scores.
-_LEAST = sights.MASKED / 2
+_LEAST = masks.MASKED / 2
 
 
 class Settings(NamedTuple):
   """What does not change from block to block.
 
   Attributes:
-    softcap, operands: as of `attention.attend`.
+    softcap, compute_dtype: as of `attention.attend`.
     block: most positions of a block, of queries and of keys.
   """
 
   softcap: float | None
-  operands: str
+  compute_dtype: str
   block: int
 
 
@@ -49,7 +49,7 @@ def attend(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: sights.Sight,
+  sight: masks.Sight,
   settings: Settings,
 ) -> jax.Array:
   """Mixes values by the softmax of dot products: float32 [B, K, G, L, H]."""
@@ -92,10 +92,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def narrow(settings: Settings, *xs: jax.Array):
-  """Rounds to the operands' type; returns also what `widen` undoes it with."""
+  """Rounds to the compute_dtype' type; returns also what `widen` undoes it with."""
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = [jnp.zeros((0,), x.dtype) for x in xs]
-  return [x.astype(settings.operands) for x in xs], kinds
+  return [x.astype(settings.compute_dtype) for x in xs], kinds
 
 
 def widen(xs, kinds) -> list[jax.Array]:
@@ -132,8 +132,8 @@ def absorb(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  queries: sights.Sight,
-  keys: sights.Sight,
+  queries: masks.Sight,
+  keys: masks.Sight,
   first: jax.Array | int,
   settings: Settings,
 ) -> Sums:
@@ -141,7 +141,7 @@ def absorb(
 
   Args:
     sums: of what they have seen before.
-    q_BKGLH, k_BKSH, v_BKSH: in the operands' type.
+    q_BKGLH, k_BKSH, v_BKSH: in the compute_dtype' type.
     queries, keys: what they may see of each other.
     first: slot of the first query among the keys; it may be negative.
     settings: see `Settings`.
@@ -162,7 +162,7 @@ def absorb(
         columns.tokens(keys, j), first + i * rows.size - j * columns.size
       )
       scores_BKGqs = jnp.where(
-        mask_B1qs[:, :, None], _scores(q_BKGqH, k_BKsH, settings), sights.MASKED
+        mask_B1qs[:, :, None], _scores(q_BKGqH, k_BKsH, settings), masks.MASKED
       )
       highest_BKGq = jnp.maximum(sums.highest, jnp.max(scores_BKGqs, axis=-1))
       shrunk_BKGq = jnp.exp(sums.highest - highest_BKGq)
@@ -171,7 +171,7 @@ def absorb(
         sums.values * shrunk_BKGq[..., None]
         + linear.multiply(
           'BKGLS,BKSH->BKGLH',
-          weights_BKGqs.astype(settings.operands),
+          weights_BKGqs.astype(settings.compute_dtype),
           v_BKsH,
           'float32',
         ),
@@ -191,8 +191,8 @@ def pull(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  queries: sights.Sight,
-  keys: sights.Sight,
+  queries: masks.Sight,
+  keys: masks.Sight,
   first: jax.Array | int,
   cotangent_BKGLH: jax.Array,
   mean_BKGL: jax.Array,
@@ -214,7 +214,7 @@ def pull(
   least_S, most_S = _bounds(jnp.swapaxes(meets_QS, 0, 1))
   over_rows = (
     q_BKGLH,
-    cotangent_BKGLH.astype(settings.operands),
+    cotangent_BKGLH.astype(settings.compute_dtype),
     mean_BKGL,
     log_BKGL,
   )
@@ -234,7 +234,7 @@ def pull(
       )
       scores_BKGqs = _scores(q_BKGqH, k_BKsH, settings)
       weights_BKGqs = jnp.exp(
-        jnp.where(mask_B1qs[:, :, None], scores_BKGqs, sights.MASKED)
+        jnp.where(mask_B1qs[:, :, None], scores_BKGqs, masks.MASKED)
         - log_BKGq[..., None]
       )
       gain_BKGqs = linear.multiply(
@@ -243,7 +243,7 @@ def pull(
       ds_BKGqs = weights_BKGqs * (gain_BKGqs - mean_BKGq[..., None])
       if settings.softcap is not None:
         ds_BKGqs *= 1 - jnp.square(scores_BKGqs / settings.softcap)
-      ds_BKGqs = ds_BKGqs.astype(settings.operands)
+      ds_BKGqs = ds_BKGqs.astype(settings.compute_dtype)
       dq_BKGqH = rows.slice(dq_BKGLH, i, 3) + linear.multiply(
         'BKGLS,BKSH->BKGLH', ds_BKGqs, k_BKsH, 'float32'
       )
@@ -256,7 +256,7 @@ def pull(
         dv_BKsH
         + linear.multiply(
           'BKGLS,BKGLH->BKSH',
-          weights_BKGqs.astype(settings.operands),
+          weights_BKGqs.astype(settings.compute_dtype),
           cotangent_BKGqH,
           'float32',
         ),

@@ -20,7 +20,7 @@ def contract(
   x_TD: jax.Array,
   kernels_EDF: jax.Array,
   sizes_E: jax.Array,
-  operands: str,
+  compute_dtype: str,
   result: str,
 ) -> jax.Array:
   """Multiplies rows with the kernel of their group: [T, F].
@@ -34,29 +34,29 @@ def contract(
   Args:
     x_TD, kernels_EDF: the factors.
     sizes_E: rows of each group, at most T together.
-    operands, result: as of `linear.contract`, but never quantized.
+    compute_dtype, result: as of `linear.contract`, but never quantized.
   """
-  operands = linear.floating(operands)
-  return _contract(x_TD, kernels_EDF, sizes_E, operands, result)
+  compute_dtype = linear.floating(compute_dtype)
+  return _contract(x_TD, kernels_EDF, sizes_E, compute_dtype, result)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _contract(x_TD, kernels_EDF, sizes_E, operands, result):
-  return _forward(x_TD, kernels_EDF, sizes_E, operands, result)[0]
+def _contract(x_TD, kernels_EDF, sizes_E, compute_dtype, result):
+  return _forward(x_TD, kernels_EDF, sizes_E, compute_dtype, result)[0]
 
 
-def _forward(x_TD, kernels_EDF, sizes_E, operands, result):
+def _forward(x_TD, kernels_EDF, sizes_E, compute_dtype, result):
   # What the backward pass reads is kept in the narrow type: half the memory.
-  narrow = x_TD.astype(operands), kernels_EDF.astype(operands)
+  narrow = x_TD.astype(compute_dtype), kernels_EDF.astype(compute_dtype)
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = jnp.zeros((0,), x_TD.dtype), jnp.zeros((0,), kernels_EDF.dtype)
   return _rows(*narrow, sizes_E, 1, result), (narrow, sizes_E, kinds)
 
 
-def _backward(operands, result, residuals, cotangent_TF):
+def _backward(compute_dtype, result, residuals, cotangent_TF):
   del result
   (x_TD, kernels_EDF), sizes_E, (x_kind, kernels_kind) = residuals
-  cotangent_TF = cotangent_TF.astype(operands)
+  cotangent_TF = cotangent_TF.astype(compute_dtype)
   dx_TD = _rows(cotangent_TF, kernels_EDF, sizes_E, 2, x_kind.dtype)
   dkernels_EDF = _kernels(x_TD, cotangent_TF, sizes_E, kernels_kind.dtype)
   return dx_TD, dkernels_EDF, None

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from lm import sharding
-from lm.layers import blockwise, ring, sights
+from lm.layers import blockwise, masks, ring
 
 NAMES = ('auto', 'einsum', 'blockwise', 'splash', 'cudnn')
 # Where blocks begin to be faster than one product, forward and backward: 1.3
@@ -33,7 +33,7 @@ def choose(
   *,
   length: int,
   head_width: int,
-  operands: str,
+  compute_dtype: str,
   softcap: float | None = None,
   prefix: bool = False,
   initializing: bool = False,
@@ -47,7 +47,7 @@ def choose(
       mesh cuts go round a ring, in blocks.
     length: L.
     head_width: H.
-    operands, softcap: as of `attention.attend`.
+    compute_dtype, softcap: as of `attention.attend`.
     prefix: whether the text has one.
     initializing: whether only shapes matter, wherever that is.
 
@@ -78,7 +78,7 @@ def choose(
       (platform == 'gpu', f'is for GPU, and this is {platform}'),
       (_has_cudnn(), "needs jax's CUDA plug-in: pip install 'jax[cuda13]'"),
       (not cut, 'cuts no text: set mesh.sequence=1'),
-      (operands == 'bfloat16', "needs operands='bfloat16'"),
+      (compute_dtype == 'bfloat16', "needs compute_dtype='bfloat16'"),
       (softcap is None, 'knows no softcap'),
       (length % 2 == 0, 'needs an even length'),
       (
@@ -119,20 +119,20 @@ def attend(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: sights.Sight,
+  sight: masks.Sight,
   *,
   scale: float,
   softcap: float | None,
-  operands: str,
+  compute_dtype: str,
 ) -> jax.Array:
   """Mixes values by the softmax of scaled dot products: [B, K, G, L, H].
 
   Args:
     q_BKGLH, k_BKSH, v_BKSH: queries, keys and values of one text.
     sight: with the kernel that `choose` found.
-    scale, softcap, operands: as of `attention.attend`.
+    scale, softcap, compute_dtype: as of `attention.attend`.
   """
-  settings = blockwise.Settings(softcap, operands, _BLOCK)
+  settings = blockwise.Settings(softcap, compute_dtype, _BLOCK)
   kernel = {
     'blockwise': blockwise.attend,
     'ring': ring.attend,
@@ -192,12 +192,12 @@ def splash(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: sights.Sight,
+  sight: masks.Sight,
   settings: blockwise.Settings,
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """Mixes values as `blockwise.attend` does, on TPU, in the operands' type.
+  """Mixes values as `blockwise.attend` does, on TPU, in the compute_dtype' type.
 
   A window is counted in slots there: the same, since documents have no gaps.
 
@@ -214,9 +214,9 @@ def splash(
     return jax.vmap(kernel)(q_BNLH, k_BKSH, v_BKSH, segments_BL)
 
   given = (
-    q_BKGLH.reshape(B, K * G, L, H).astype(settings.operands),
-    k_BKSH.astype(settings.operands),
-    v_BKSH.astype(settings.operands),
+    q_BKGLH.reshape(B, K * G, L, H).astype(settings.compute_dtype),
+    k_BKSH.astype(settings.compute_dtype),
+    v_BKSH.astype(settings.compute_dtype),
     sight.segments,
   )
   mixes = [partial(mix, window) for window in sight.windows]
@@ -276,16 +276,16 @@ def cudnn(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: sights.Sight,
+  sight: masks.Sight,
   settings: blockwise.Settings,
   *,
   scale: float,
 ) -> jax.Array:
-  """Mixes values as `blockwise.attend` does, on GPU, in the operands' type."""
+  """Mixes values as `blockwise.attend` does, on GPU, in the compute_dtype' type."""
   B, K, G, L, H = q_BKGLH.shape
-  q_BLKGH = jnp.einsum('BKGLH->BLKGH', q_BKGLH).astype(settings.operands)
+  q_BLKGH = jnp.einsum('BKGLH->BLKGH', q_BKGLH).astype(settings.compute_dtype)
   k_BSKH, v_BSKH = (
-    jnp.einsum('BKSH->BSKH', x).astype(settings.operands)
+    jnp.einsum('BKSH->BSKH', x).astype(settings.compute_dtype)
     for x in (k_BKSH, v_BKSH)
   )
   mix = partial(

@@ -1,6 +1,6 @@
 """Matrix products in a chosen precision, in the backward pass too.
 
-The rule of low precision: linear layers, `contract`, are what `operands` says;
+The rule of low precision: linear layers, `contract`, are what `compute_dtype` says;
 products of another kind are in bfloat16 where it says less, see `floating`; and
 sums of products, norms, softmax, rotations and losses are always in float32.
 """
@@ -25,7 +25,7 @@ _QUANTIZED = {
   'int8': ('int8', 'bfloat16'),
   'fp8': ('float8_e4m3fn', 'float8_e5m2'),
 }
-OPERANDS = ('float32', 'bfloat16', *_QUANTIZED)
+COMPUTE_DTYPES = ('float32', 'bfloat16', *_QUANTIZED)
 
 
 class Dense(nn.Module):
@@ -34,21 +34,23 @@ class Dense(nn.Module):
   Attributes:
     outputs: F.
     kernel_init: of the kernel; the bias starts at 0.
-    dtype, operands: result and operand types of the product.
+    dtype, compute_dtype: result and operand types of the product.
     bias: whether there is one.
   """
 
   outputs: int
   kernel_init: nn.initializers.Initializer
   dtype: str
-  operands: str
+  compute_dtype: str
   bias: bool = True
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     shape = x_BLD.shape[-1], self.outputs
     kernel_DF = self.param('kernel', self.kernel_init, shape)
-    y_BLF = contract('BLD,DF->BLF', x_BLD, kernel_DF, self.operands, self.dtype)
+    y_BLF = contract(
+      'BLD,DF->BLF', x_BLD, kernel_DF, self.compute_dtype, self.dtype
+    )
     if not self.bias:
       return y_BLF
     bias_F = self.param('bias', nn.initializers.zeros, shape[1:])
@@ -56,7 +58,7 @@ class Dense(nn.Module):
 
 
 def contract(
-  spec: str, x: jax.Array, y: jax.Array, operands: str, result: str
+  spec: str, x: jax.Array, y: jax.Array, compute_dtype: str, result: str
 ) -> jax.Array:
   """Multiplies like `jnp.einsum(spec, x, y)` with stated precisions.
 
@@ -64,7 +66,7 @@ def contract(
     spec: einsum letters; each letter of an input also stands in the other
       input or in the result.
     x, y: the factors, in any float type.
-    operands: one of `OPERANDS`, that both factors are rounded to before they
+    compute_dtype: one of `COMPUTE_DTYPES`, that both factors are rounded to before they
       are multiplied, and the incoming gradient in the backward pass. 'int8' and
       'fp8' scale each row and column by its largest entry; gradients with
       'int8' are those of 'bfloat16'.
@@ -73,57 +75,57 @@ def contract(
 
   Autodiff of a bfloat16 product with a float32 result would multiply a float32
   gradient with a bfloat16 factor, in float32: the rule is written by hand so
-  that all three products run on such operands, each in its best order.
+  that all three products run on such compute_dtype, each in its best order.
   """
-  return _contract(x, y, spec, operands, result)
+  return _contract(x, y, spec, compute_dtype, result)
 
 
-def floating(operands: str) -> str:
+def floating(compute_dtype: str) -> str:
   """Names the type of products that are no linear layer's.
 
   Scores of attention, logits and experts' groups of tokens are not quantized: a
   softmax blows errors up, and there is no such product of groups.
   """
-  return 'bfloat16' if operands in _QUANTIZED else operands
+  return 'bfloat16' if compute_dtype in _QUANTIZED else compute_dtype
 
 
-def check(operands: str) -> None:
+def check(compute_dtype: str) -> None:
   """Checks that products can be computed so.
 
   Raises:
     ValueError: they cannot.
   """
-  if operands not in OPERANDS:
+  if compute_dtype not in COMPUTE_DTYPES:
     raise ValueError(
-      f'operands={operands!r} is not one of {", ".join(OPERANDS)}'
+      f'compute_dtype={compute_dtype!r} is not one of {", ".join(COMPUTE_DTYPES)}'
     )
-  if operands in _QUANTIZED and importlib.util.find_spec('qwix') is None:
+  if compute_dtype in _QUANTIZED and importlib.util.find_spec('qwix') is None:
     raise ValueError(
-      f"operands={operands!r} needs qwix: pip install 'lm[quant]'"
+      f"compute_dtype={compute_dtype!r} needs qwix: pip install 'lm[quant]'"
     )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _contract(x, y, spec, operands, result):
-  return _forward(x, y, spec, operands, result)[0]
+def _contract(x, y, spec, compute_dtype, result):
+  return _forward(x, y, spec, compute_dtype, result)[0]
 
 
-def _forward(x, y, spec, operands, result):
+def _forward(x, y, spec, compute_dtype, result):
   # What the backward pass reads is kept in the narrow type: half the memory.
-  narrow = x.astype(floating(operands)), y.astype(floating(operands))
+  narrow = x.astype(floating(compute_dtype)), y.astype(floating(compute_dtype))
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = jnp.zeros((0,), x.dtype), jnp.zeros((0,), y.dtype)
-  if operands not in _QUANTIZED:
+  if compute_dtype not in _QUANTIZED:
     return multiply(spec, *narrow, result), (narrow, kinds)
   inputs, output = spec.split('->')
   x_spec, y_spec = inputs.split(',')
-  factor, gradient = _QUANTIZED[operands]
+  factor, gradient = _QUANTIZED[compute_dtype]
   x, y = (_quantized(*a, output, factor) for a in ((x, x_spec), (y, y_spec)))
   kept = narrow if gradient == 'bfloat16' else (x, y)
   return multiply(spec, x, y, result), (kept, kinds)
 
 
-def _backward(spec, operands, result, residuals, cotangent):
+def _backward(spec, compute_dtype, result, residuals, cotangent):
   del result
   (x, y), (x_kind, y_kind) = residuals
   inputs, output = spec.split('->')
@@ -142,7 +144,7 @@ def _backward(spec, operands, result, residuals, cotangent):
       f'{"".join(kept)}->{"".join(order)}',
       factor.scale.reshape([sizes[a] for a in kept]),
     ).reshape([sizes.get(a, 1) for a in output])
-    kind = _QUANTIZED[operands][1]
+    kind = _QUANTIZED[compute_dtype][1]
     return _quantized(cotangent * scale, output, other, kind), factor.qvalue
 
   gradient, y = round_for(y, y_spec, x_spec)

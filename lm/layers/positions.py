@@ -160,8 +160,8 @@ def buckets(
   positions_BS: jax.Array,
   *,
   count: int,
-  reach: int,
-  both_ways: bool,
+  max_distance: int,
+  bidirectional: bool,
 ) -> jax.Array:
   """Sorts pairs of positions into buckets by their distance: int32 [B, L, S].
 
@@ -173,23 +173,25 @@ def buckets(
     positions_BL: of the queries.
     positions_BS: of the keys.
     count: R, an even number.
-    reach: distance from which on all is one bucket.
-    both_ways: False sees only what is left of the query; the rest is at 0.
+    max_distance: distance from which on all is one bucket.
+    bidirectional: False sees only what is left of the query; the rest is at 0.
 
   Reference: Raffel et al. 2020, arXiv 1910.10683, section 2.1.
   """
   distance_BLS = positions_BL[:, :, None] - positions_BS[:, None, :]
   offset_BLS = jnp.zeros_like(distance_BLS)
-  if both_ways:
+  if bidirectional:
     count //= 2
     offset_BLS = jnp.where(distance_BLS < 0, count, 0)
     distance_BLS = jnp.abs(distance_BLS)
   distance_BLS = jnp.maximum(distance_BLS, 0)
   exact = count // 2
   # On the host in double, so that no device rounds a border another way.
-  far = np.arange(reach + 1)
-  grown = np.log(np.maximum(far, exact) / exact) / np.log(reach / exact)
+  far = np.arange(max_distance + 1)
+  grown = np.log(np.maximum(far, exact) / exact) / np.log(max_distance / exact)
   table = np.where(
     far < exact, far, np.minimum(exact + grown * (count - exact), count - 1)
   ).astype(np.int32)
-  return offset_BLS + jnp.asarray(table)[jnp.minimum(distance_BLS, reach)]
+  return (
+    offset_BLS + jnp.asarray(table)[jnp.minimum(distance_BLS, max_distance)]
+  )

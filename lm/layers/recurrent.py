@@ -74,13 +74,13 @@ class Recurrent(nn.Module):
   Attributes:
     cell: one of `CELLS`.
     kernel_init: of the kernels [D, C, D] for input and state.
-    dtype, operands: as in `attention.Attention`; the carry is float32.
+    dtype, compute_dtype: as in `attention.Attention`; the carry is float32.
   """
 
   cell: str
   kernel_init: nn.initializers.Initializer
   dtype: str
-  operands: str
+  compute_dtype: str
 
   @nn.compact
   def __call__(
@@ -109,7 +109,7 @@ class Recurrent(nn.Module):
     bias_CD = self.param('bias', nn.initializers.zeros, shape[1:])
     # One product for all steps, outside of the loop over them. F is D here.
     x_BLCD = linear.contract(
-      'BLD,DCF->BLCF', x_BLD, kernel_DCD, self.operands, 'float32'
+      'BLD,DCF->BLCF', x_BLD, kernel_DCD, self.compute_dtype, 'float32'
     )
     x_BLCD += bias_CD[None, None]
     # F is C D here: XLA:CPU has no product of bfloat16 for what gradients of
@@ -121,7 +121,7 @@ class Recurrent(nn.Module):
       clean = {k: jnp.where(starts_B1, 0, v) for k, v in carry.items()}
       h_BD = clean['h'] if keep_BD is None else clean['h'] * keep_BD
       r_BF = linear.contract(
-        'BD,DF->BF', h_BD, state_DF, self.operands, 'float32'
+        'BD,DF->BF', h_BD, state_DF, self.compute_dtype, 'float32'
       )
       new = cell.step(x_BCD, r_BF.reshape(x_BCD.shape), clean)
       carry = {k: jnp.where(live_B1, new[k], v) for k, v in carry.items()}

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lm.layers import blockwise, sights
+from lm.layers import blockwise, masks
 
 AXIS = 'sequence'
 
@@ -21,7 +21,7 @@ def attend(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: sights.Sight,
+  sight: masks.Sight,
   settings: blockwise.Settings,
 ) -> jax.Array:
   """Mixes values as `blockwise.attend` does, of all parts: [B, K, G, L, H].

@@ -15,7 +15,7 @@ class Embed(nn.Module):
     vocab: V.
     width: D.
     length: rows of the table of learned positions; None has none.
-    kinds: rows of the table of kinds of text (BERT's sentences); 0 has none.
+    token_types: rows of the table of token_types of text (BERT's sentences); 0 has none.
     std: deviation of the initial tables. 0.02 is GPT-2's and BERT's, for tied
       and untied tables alike.
   """
@@ -23,11 +23,11 @@ class Embed(nn.Module):
   vocab: int
   width: int
   length: int | None = None
-  kinds: int = 0
+  token_types: int = 0
   std: float = 0.02
 
   @nn.compact
-  def __call__(self, tokens_BL, positions_BL=None, kinds_BL=None):
+  def __call__(self, tokens_BL, positions_BL=None, token_types_BL=None):
     """Returns [B, L, D].
 
     Raises:
@@ -50,10 +50,10 @@ class Embed(nn.Module):
           f'model.length={self.length} learned positions: raise it'
         )
       x_BLD += look_up('positions', self.length, positions_BL)
-    if self.kinds:
-      if kinds_BL is None:
-        kinds_BL = jnp.zeros_like(tokens_BL)
-      x_BLD += look_up('kinds', self.kinds, kinds_BL)
+    if self.token_types:
+      if token_types_BL is None:
+        token_types_BL = jnp.zeros_like(tokens_BL)
+      x_BLD += look_up('token_types', self.token_types, token_types_BL)
     return x_BLD
 
   def table(self) -> jax.Array:
@@ -66,7 +66,7 @@ class Logits(nn.Module):
 
   Attributes:
     vocab: V.
-    operands: type that the product reads.
+    compute_dtype: type that the product reads.
     std: deviation of the initial kernel.
     bias: whether to add one an entry.
     softcap: bounds logits by `softcap * tanh(logit / softcap)`; None is off.
@@ -74,7 +74,7 @@ class Logits(nn.Module):
   """
 
   vocab: int
-  operands: str
+  compute_dtype: str
   std: float = 0.02
   bias: bool = False
   softcap: float | None = None
@@ -85,7 +85,7 @@ class Logits(nn.Module):
   ) -> jax.Array:
     """Multiplies with the table [V, D], or with a kernel of its own if None."""
     # Logits in float32: the loss is a small difference of large numbers.
-    precision = linear.floating(self.operands), 'float32'
+    precision = linear.floating(self.compute_dtype), 'float32'
     if table_VD is not None:
       logits_BLV = linear.contract('BLD,VD->BLV', x_BLD, table_VD, *precision)
     else:

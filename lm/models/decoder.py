@@ -19,12 +19,14 @@ from lm.layers import (
   blocks,
   kernels,
   linear,
-  moe,
+  masks,
   norms,
   positions,
-  sights,
   stack,
   vocabulary,
+)
+from lm.layers import (
+  experts as experts_lib,
 )
 from lm.models import linen, settings
 
@@ -32,7 +34,7 @@ AXES = (
   (r'embed/table$', ('vocab', 'embed')),
   (r'embed/positions$', (None, 'embed')),
   *blocks.AXES,
-  *moe.AXES,
+  *experts_lib.AXES,
   (r'head/kernel$', ('embed', 'vocab')),
   # Vectors as wide as the stream: cheap to hold whole, read by every device.
   (r'(scale|bias)$', (None,)),
@@ -77,7 +79,7 @@ def make(
   scan: bool = False,
   remat: str = 'none',
   dtype: str = 'float32',
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> types.Model:
   """Makes a decoder-only language model.
 
@@ -123,8 +125,8 @@ def make(
       1 / sqrt(2 depth) as in GPT-2.
     scan, remat: see `layers.stack`.
     dtype: type of activations.
-    operands: type that matrix products read, see `linear.contract`. On CPU
-      `operands='bfloat16'` with `dtype='float32'` is fastest; on accelerators
+    compute_dtype: type that matrix products read, see `linear.contract`. On CPU
+      `compute_dtype='bfloat16'` with `dtype='float32'` is fastest; on accelerators
       use bfloat16 for both. 'int8' and 'fp8' are for those that multiply them
       faster, and need qwix.
 
@@ -138,7 +140,7 @@ def make(
     attention_kernel=(attention_kernel, kernels.NAMES),
     dtype=(dtype, settings.DTYPES),
   )
-  linear.check(operands)
+  linear.check(compute_dtype)
   settings.check_counts(
     vocab=vocab,
     length=length,
@@ -214,7 +216,7 @@ def make(
     scan=scan,
     remat=remat,
     dtype=dtype,
-    operands=operands,
+    compute_dtype=compute_dtype,
   )
 
   def start(params, batch, room):
@@ -277,13 +279,13 @@ class Decoder(nn.Module):
   scan: bool
   remat: str
   dtype: str
-  operands: str
+  compute_dtype: str
 
   def setup(self):
     self.embed = vocabulary.Embed(self.vocab, self.width, self.length)
     self.logits = vocabulary.Logits(
       self.vocab,
-      self.operands,
+      self.compute_dtype,
       _std(self, self.width),
       softcap=self.logit_softcap,
       name='head',
@@ -339,7 +341,7 @@ def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
       c.attention_kernel,
       length=batch.tokens.shape[1],
       head_width=c.head_width,
-      operands=linear.floating(c.operands),
+      compute_dtype=linear.floating(c.compute_dtype),
       softcap=c.attention_softcap,
       prefix=batch.prefix is not None,
       initializing=c.is_initializing(),
@@ -347,7 +349,7 @@ def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
 
   def view(window, base, scaling=None):
     def sight(tokens):
-      return sights.Sight(
+      return masks.Sight(
         tokens.segments,
         tokens.positions if any(c.local) else None,
         tokens.prefix,
@@ -395,7 +397,7 @@ def _blocks(c: Decoder):
   shared = {
     'kernel_init': nn.initializers.normal(_std(c, c.width)),
     'dtype': c.dtype,
-    'operands': c.operands,
+    'compute_dtype': c.compute_dtype,
   }
   mlp = partial(
     blocks.Mlp,

@@ -17,9 +17,9 @@ from lm.layers import (
   attention,
   blocks,
   linear,
+  masks,
   norms,
   positions,
-  sights,
   stack,
   vocabulary,
 )
@@ -48,7 +48,7 @@ def make(
   norm_order: str = 'post',
   positions: str = 'sinusoids',
   buckets: int = 32,
-  reach: int = 128,
+  max_distance: int = 128,
   embed_scale: float | None = None,
   activation: str = 'relu',
   bias: bool = True,
@@ -60,7 +60,7 @@ def make(
   scan: bool = False,
   remat: str = 'none',
   dtype: str = 'float32',
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> types.Model:
   """Makes a model that reads `Batch.source` and writes the target side.
 
@@ -83,7 +83,7 @@ def make(
       the end of both sides.
     positions: 'sinusoids' are added to embeddings; 'relative' adds a bias for
       each bucket of distances to the scores, shared by a side's layers.
-    buckets, reach: of `positions.buckets`.
+    buckets, max_distance: of `positions.buckets`.
     embed_scale: multiplies the embeddings; None is the square root of D with
       sinusoids (section 3.4) and 1 without.
     activation: one of `blocks.ACTIVATIONS`.
@@ -95,7 +95,7 @@ def make(
     dropout: rate on embeddings and branches (not on attention weights).
     kernel_std: deviation of initial kernels; None is 1 / sqrt(inputs).
     scan, remat: see `layers.stack`.
-    dtype, operands: as of `decoder.make`.
+    dtype, compute_dtype: as of `decoder.make`.
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -106,18 +106,22 @@ def make(
     activation=(activation, blocks.ACTIVATIONS),
     dtype=(dtype, settings.DTYPES),
   )
-  linear.check(operands)
+  linear.check(compute_dtype)
   decoder_depth = decoder_depth or depth
   settings.check_counts(
-    vocab=vocab, width=width, depth=depth, heads=heads, reach=reach
+    vocab=vocab,
+    width=width,
+    depth=depth,
+    heads=heads,
+    max_distance=max_distance,
   )
   settings.check_rates(dropout=dropout)
   settings.check_remat(remat)
   if buckets < 4 or buckets % 4:
     raise ValueError(f'buckets={buckets} must be a multiple of 4')
-  if reach <= buckets // 2:
+  if max_distance <= buckets // 2:
     raise ValueError(
-      f'reach={reach} must be above buckets / 2 = {buckets // 2}'
+      f'max_distance={reach} must be above buckets / 2 = {buckets // 2}'
     )
   if positions == 'sinusoids' and width % 2:
     raise ValueError(f'width={width} must be even for sinusoids')
@@ -128,7 +132,7 @@ def make(
     std = inputs**-0.5 if kernel_std is None else kernel_std
     return nn.initializers.normal(std)
 
-  products = {'bias': bias, 'dtype': dtype, 'operands': operands}
+  products = {'bias': bias, 'dtype': dtype, 'compute_dtype': compute_dtype}
   attend = partial(
     attention.Attention,
     heads=heads,
@@ -157,7 +161,9 @@ def make(
   )
   side = partial(
     Side,
-    relative=(buckets, reach, heads) if positions == 'relative' else None,
+    relative=(buckets, max_distance, heads)
+    if positions == 'relative'
+    else None,
     norm=None if norm_order == 'post' else normalize,
     dropout=dropout,
     scan=scan,
@@ -178,7 +184,7 @@ def make(
     output_scale=output_scale,
     dropout=dropout,
     dtype=dtype,
-    operands=operands,
+    compute_dtype=compute_dtype,
   )
 
   def start(params, batch, room):
@@ -188,7 +194,9 @@ def make(
     decoder = params['decoder']
 
     def memory(layer):
-      return attention.memory_cache(layer['cross'], memory_BSD, operands, dtype)
+      return attention.memory_cache(
+        layer['cross'], memory_BSD, compute_dtype, dtype
+      )
 
     shape = len(batch.tokens), heads, room, head_width
     layers = stack.start(shape, dtype, decoder_depth, scan)
@@ -223,11 +231,11 @@ class EncoderDecoder(nn.Module):
   output_scale: float
   dropout: float
   dtype: str
-  operands: str
+  compute_dtype: str
 
   def setup(self):
     self.embed = vocabulary.Embed(self.vocab, self.width)
-    self.logits = vocabulary.Logits(self.vocab, self.operands, name='head')
+    self.logits = vocabulary.Logits(self.vocab, self.compute_dtype, name='head')
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]."""
@@ -256,9 +264,9 @@ class EncoderDecoder(nn.Module):
           'an encoder-decoder reads a source: the batch has none'
         )
       positions_BS = _restarting(segments_BS)
-      memory_BSD, _, aux = self.encoder(both_ways=True, name='encoder')(
+      memory_BSD, _, aux = self.encoder(bidirectional=True, name='encoder')(
         enter(batch.source, positions_BS),
-        attention.View(sights.document_mask(segments_BS, segments_BS)),
+        attention.View(masks.document_mask(segments_BS, segments_BS)),
         (positions_BS, positions_BS),
         None,
       )
@@ -275,12 +283,12 @@ class EncoderDecoder(nn.Module):
       }
       cache = {**cache, **known}
       keys, segments_BS = batch._replace(**known), cache['source_segments']
-    x_BLD, cache, written = self.decoder(both_ways=False, name='decoder')(
+    x_BLD, cache, written = self.decoder(bidirectional=False, name='decoder')(
       enter(batch.tokens, batch.positions),
       attention.View(
-        sights.causal_mask(batch.segments, keys.segments, first),
+        masks.causal_mask(batch.segments, keys.segments, first),
         memory_BSD=memory_BSD,
-        memory_mask_B1LS=sights.document_mask(batch.segments, segments_BS),
+        memory_mask_B1LS=masks.document_mask(batch.segments, segments_BS),
       ),
       (batch.positions, keys.positions),
       cache,
@@ -295,15 +303,15 @@ class Side(nn.Module):
   Attributes:
     block: builds a block.
     depth: how many.
-    both_ways: whether positions to the right are seen.
-    relative: (buckets, reach, heads) of the bias; None has none.
+    bidirectional: whether positions to the right are seen.
+    relative: (buckets, max_distance, heads) of the bias; None has none.
     norm: builds the last norm; None has none, nor dropout there.
     dropout, scan, remat: as in `make`.
   """
 
   block: Callable[..., nn.Module]
   depth: int
-  both_ways: bool
+  bidirectional: bool
   relative: tuple[int, int, int] | None
   norm: Callable[..., nn.Module] | None
   dropout: float
@@ -314,7 +322,7 @@ class Side(nn.Module):
   def __call__(self, x_BLD, view, places, cache):
     if self.relative is not None:
       bias_BNLS = Relative(
-        *self.relative, both_ways=self.both_ways, name='relative'
+        *self.relative, bidirectional=self.bidirectional, name='relative'
       )(*places)
       view = view._replace(bias_BNLS=bias_BNLS)
     x_BLD, cache, aux = stack.apply(
@@ -339,9 +347,9 @@ class Relative(nn.Module):
   """
 
   buckets: int
-  reach: int
+  max_distance: int
   heads: int
-  both_ways: bool
+  bidirectional: bool
 
   @nn.compact
   def __call__(self, positions_BL, positions_BS):
@@ -351,8 +359,8 @@ class Relative(nn.Module):
       positions_BL,
       positions_BS,
       count=self.buckets,
-      reach=self.reach,
-      both_ways=self.both_ways,
+      max_distance=self.max_distance,
+      bidirectional=self.bidirectional,
     )
     return jnp.einsum('BLSN->BNLS', jnp.take(table_RN, buckets_BLS, axis=0))
 

@@ -17,8 +17,8 @@ from lm.layers import (
   blocks,
   kernels,
   linear,
+  masks,
   norms,
-  sights,
   stack,
   vocabulary,
 )
@@ -26,7 +26,7 @@ from lm.models import linen, settings
 
 AXES = (
   (r'embed/table$', ('vocab', 'embed')),
-  (r'embed/(positions|kinds)$', (None, 'embed')),
+  (r'embed/(positions|token_types)$', (None, 'embed')),
   *blocks.AXES,
   (r'(transform|pooler)/kernel$', ('embed', None)),
   (r'next_sentence/kernel$', (None, None)),
@@ -44,7 +44,7 @@ def make(
   depth: int,
   heads: int,
   mlp: int | None = None,
-  kinds: int = 2,
+  token_types: int = 2,
   norm_epsilon: float = 1e-12,
   norm_order: str = 'post',
   activation: str = 'gelu_exact',
@@ -56,7 +56,7 @@ def make(
   scan: bool = False,
   remat: str = 'none',
   dtype: str = 'float32',
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> types.Model:
   """Makes an encoder with a tied output layer, for masked language modelling.
 
@@ -70,7 +70,7 @@ def make(
     depth: number of blocks.
     heads: N, divides D.
     mlp: F; None is 4 D.
-    kinds: rows of the table for `Batch.kinds` (BERT's segment embeddings); 0
+    token_types: rows of the table for `Batch.token_types` (BERT's segment embeddings); 0
       has none.
     norm_epsilon: of all layer norms.
     norm_order: see `blocks.Block`; other than 'post' adds a final norm.
@@ -85,7 +85,7 @@ def make(
     dropout: rate on embeddings and branches (not on attention weights).
     kernel_std: deviation of initial kernels.
     scan, remat: see `layers.stack`.
-    dtype, operands: as of `decoder.make`.
+    dtype, compute_dtype: as of `decoder.make`.
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -96,7 +96,7 @@ def make(
     attention_kernel=(attention_kernel, kernels.NAMES),
     dtype=(dtype, settings.DTYPES),
   )
-  linear.check(operands)
+  linear.check(compute_dtype)
   settings.check_counts(
     vocab=vocab, length=length, width=width, depth=depth, heads=heads
   )
@@ -108,7 +108,7 @@ def make(
     'kernel_init': init,
     'output_init': init,
     'dtype': dtype,
-    'operands': operands,
+    'compute_dtype': compute_dtype,
   }
   norm = norms.make('layernorm', epsilon=norm_epsilon)
   head_width = settings.head_width(width, heads, None)
@@ -117,7 +117,7 @@ def make(
     length=length,
     width=width,
     depth=depth,
-    kinds=kinds,
+    token_types=token_types,
     norm=norm,
     block=partial(
       blocks.Block,
@@ -146,7 +146,7 @@ def make(
     scan=scan,
     remat=remat,
     dtype=dtype,
-    operands=operands,
+    compute_dtype=compute_dtype,
   )
 
   def start(params, batch, room):
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
   length: int
   width: int
   depth: int
-  kinds: int
+  token_types: int
   norm: Callable[..., nn.Module]
   block: Callable[..., nn.Module]
   final_norm: bool
@@ -177,17 +177,17 @@ class Encoder(nn.Module):
   scan: bool
   remat: str
   dtype: str
-  operands: str
+  compute_dtype: str
 
   def setup(self):
     self.embed = vocabulary.Embed(
-      self.vocab, self.width, self.length, self.kinds
+      self.vocab, self.width, self.length, self.token_types
     )
     if self.transform:
       self.dense = self._dense('transform', self.width)
       self.dense_norm = self.norm(name='transform_norm')
     self.logits = vocabulary.Logits(
-      self.vocab, self.operands, bias=self.transform, name='head'
+      self.vocab, self.compute_dtype, bias=self.transform, name='head'
     )
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
@@ -199,15 +199,15 @@ class Encoder(nn.Module):
 
   @nn.nowrap
   def _dense(self, name, outputs):
-    operands = linear.floating(self.operands)
+    compute_dtype = linear.floating(self.compute_dtype)
     return linear.Dense(
-      outputs, self.kernel_init, self.dtype, operands, name=name
+      outputs, self.kernel_init, self.dtype, compute_dtype, name=name
     )
 
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
     assert cache is None, 'an encoder has no cache'
-    x_BLD = self.embed(batch.tokens, batch.positions, batch.kinds)
+    x_BLD = self.embed(batch.tokens, batch.positions, batch.token_types)
     x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.dtype)
     x_BLD = blocks.dropout(self, self.dropout, x_BLD)
     x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
@@ -215,10 +215,10 @@ class Encoder(nn.Module):
       self.attention_kernel,
       length=batch.tokens.shape[1],
       head_width=self.head_width,
-      operands=linear.floating(self.operands),
+      compute_dtype=linear.floating(self.compute_dtype),
       initializing=self.is_initializing(),
     )
-    sight = sights.Sight(batch.segments, causal=False, kernel=kernel)
+    sight = masks.Sight(batch.segments, causal=False, kernel=kernel)
     x_BLD, _, aux = stack.apply(
       self.block,
       x_BLD,
@@ -238,7 +238,7 @@ class Encoder(nn.Module):
       next_B1V = jnp.pad(
         next_B12,
         ((0, 0), (0, 0), (0, self.vocab - 2)),
-        constant_values=sights.MASKED,
+        constant_values=masks.MASKED,
       )
       logits_BLV = jnp.concatenate([next_B1V, logits_BLV[:, 1:]], axis=1)
     return types.Output(logits_BLV, None, aux, x_BLD)

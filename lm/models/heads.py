@@ -4,7 +4,7 @@ A head reads the hidden vectors of a body, whose parameters are under `body`;
 its own are under `task`. What it scores is targets of a batch like any other,
 so that `loss.token_loss` and the training step are the same.
 
-With `both_ways` a decoder reads a text as the prefix of a prefix LM, so that
+With `bidirectional` a decoder reads a text as the prefix of a prefix LM, so that
 each token sees what follows it too (BehnamGhader et al. 2024, arXiv 2404.05961,
 section 2.1, without their further pretraining). Other bodies do not mind.
 """
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, types
-from lm.layers import linear, sights
+from lm.layers import linear, masks
 from lm.models import settings
 
 POOLS = ('first', 'last', 'mean')
@@ -31,7 +31,7 @@ def classify(
   pool: str = 'first',
   hidden: bool = False,
   bias: bool = True,
-  both_ways: bool = False,
+  bidirectional: bool = False,
 ) -> types.Model:
   """Classifies the first K texts of each row: logits [B, K, C].
 
@@ -45,7 +45,7 @@ def classify(
       (GPT's), or the 'mean' of all.
     hidden: a layer of tanh before the classes, as BERT's pooler.
     bias: of the scores; a tuned decoder has none in transformers.
-    both_ways: see above.
+    bidirectional: see above.
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -57,7 +57,7 @@ def classify(
     texts = batch.targets.shape[1]
     return pooled(out.hidden, batch.segments, pool, texts)
 
-  return _make(vocab, body, Head(classes, hidden, bias), both_ways, read)
+  return _make(vocab, body, Head(classes, hidden, bias), bidirectional, read)
 
 
 def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
@@ -69,15 +69,19 @@ def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
 
 
 def tag(
-  *, vocab: int, body: Mapping[str, Any], classes: int, both_ways: bool = False
+  *,
+  vocab: int,
+  body: Mapping[str, Any],
+  classes: int,
+  bidirectional: bool = False,
 ) -> types.Model:
   """Tags every token: logits [B, L, C] for targets [B, L]."""
   settings.check_counts(classes=classes)
-  return _make(vocab, body, Head(classes), both_ways)
+  return _make(vocab, body, Head(classes), bidirectional)
 
 
 def span(
-  *, vocab: int, body: Mapping[str, Any], both_ways: bool = False
+  *, vocab: int, body: Mapping[str, Any], bidirectional: bool = False
 ) -> types.Model:
   """Finds where an answer starts and ends: logits [B, 2, L].
 
@@ -89,9 +93,9 @@ def span(
 
   def score(x_BL2, batch):
     x_B2L = jnp.einsum('BLC->BCL', x_BL2)
-    return jnp.where((batch.segments > 0)[:, None], x_B2L, sights.MASKED)
+    return jnp.where((batch.segments > 0)[:, None], x_B2L, masks.MASKED)
 
-  return _make(vocab, body, Head(2), both_ways, score=score)
+  return _make(vocab, body, Head(2), bidirectional, score=score)
 
 
 def embed(
@@ -100,7 +104,7 @@ def embed(
   body: Mapping[str, Any],
   pool: str = 'mean',
   temperature: float = 0.05,
-  both_ways: bool = False,
+  bidirectional: bool = False,
 ) -> types.Model:
   """Embeds sentences: `Output.hidden` [B, 1, D], of length 1.
 
@@ -108,7 +112,7 @@ def embed(
   name the row that says the same. It has no parameters of its own.
 
   Args:
-    vocab, body, pool, both_ways: as of `classify`.
+    vocab, body, pool, bidirectional: as of `classify`.
     temperature: divides the cosines.
 
   Reference: Reimers and Gurevych 2019, arXiv 1908.10084; Gao et al. 2021, arXiv
@@ -127,11 +131,9 @@ def embed(
   def score(x_B1D, batch):
     cosines_BB = x_B1D[:, 0] @ x_B1D[:, 0].T
     itself_BB = jnp.eye(len(cosines_BB), dtype=bool)
-    return jnp.where(itself_BB, sights.MASKED, cosines_BB / temperature)[
-      :, None
-    ]
+    return jnp.where(itself_BB, masks.MASKED, cosines_BB / temperature)[:, None]
 
-  return _make(vocab, body, None, both_ways, read, score)
+  return _make(vocab, body, None, bidirectional, read, score)
 
 
 def pooled(
@@ -182,14 +184,14 @@ def _make(
   vocab: int,
   body: Mapping[str, Any],
   head: Head | None,
-  both_ways: bool,
+  bidirectional: bool,
   read: Callable[[types.Output, types.Batch], Any] = lambda out, _: out.hidden,
   score: Callable[[jax.Array, types.Batch], jax.Array] = lambda x, _: x,
 ) -> types.Model:
   model = config.build(body, vocab=vocab)
 
   def run(params, batch, rng=None):
-    if both_ways:
+    if bidirectional:
       batch = batch._replace(prefix=batch.segments > 0)
     return model.apply(params, batch, rng=rng)
 

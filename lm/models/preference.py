@@ -1,6 +1,6 @@
 """DPO: a model that learns which of two answers is better.
 
-  c.data.form = {'fn': 'lm.data.tasks:prefer'}
+  c.data.form = {'fn': 'lm.data.finetuning.tasks:prefer'}
   c.model = {'fn': 'lm.models.preference:make', 'body': ..., 'beta': 0.1}
   c.init_from, c.init_paths = 'runs/tuned', ('=body', '=reference')
 
@@ -54,7 +54,7 @@ def make(
     following = batch.tokens[:, 1:]
     log_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32), axis=-1)
     log_BL = jnp.take_along_axis(log_BLV, following[..., None], -1)[..., 0]
-    answer_BL = (batch.kinds[:, 1:] == 1) & (
+    answer_BL = (batch.token_types[:, 1:] == 1) & (
       batch.segments[:, 1:] == batch.segments[:, :-1]
     )
     return jnp.stack(

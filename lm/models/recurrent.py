@@ -33,13 +33,13 @@ def make(
   width: int,
   depth: int,
   cell: str = 'lstm',
-  both_ways: bool = False,
+  bidirectional: bool = False,
   tied: bool = True,
   dropout: float = 0.0,
   variational: bool = True,
   embed_std: float = 0.1,
   dtype: str = 'float32',
-  operands: str = 'float32',
+  compute_dtype: str = 'float32',
 ) -> types.Model:
   """Makes a recurrent language model; the carry is its cache.
 
@@ -51,9 +51,9 @@ def make(
     width: D, of embeddings and of every layer.
     depth: layers.
     cell: 'elman', 'lstm' or 'gru', see `layers.recurrent`.
-    both_ways: adds a second stack that reads from the right. A batch with
-      `kinds` trains both (`data.objectives.both_ways`): the first half of its
-      columns is read forwards, the second is text in reverse. Without `kinds`,
+    bidirectional: adds a second stack that reads from the right. A batch with
+      `token_types` trains both (`data.objectives.bidirectional`): the first half of its
+      columns is read forwards, the second is text in reverse. Without `token_types`,
       logits are those of the forward stack, and `Output.hidden` [B, L, 2 D] has
       both: ELMo's features of the last layer.
     tied: the output layer is the embedding table. Reference: Press and Wolf
@@ -62,7 +62,7 @@ def make(
     variational: one mask for all steps, on the state's products too. Reference:
       Gal and Ghahramani 2016, arXiv 1512.05287.
     embed_std: deviation of the initial table.
-    dtype, operands: as of `decoder.make`.
+    dtype, compute_dtype: as of `decoder.make`.
 
   Raises:
     ValueError: for settings that do not fit together.
@@ -70,7 +70,7 @@ def make(
   settings.check_choices(
     cell=(cell, recurrent.CELLS),
     dtype=(dtype, settings.DTYPES),
-    operands=(operands, settings.DTYPES),
+    compute_dtype=(compute_dtype, settings.DTYPES),
   )
   settings.check_counts(vocab=vocab, width=width, depth=depth)
   settings.check_rates(dropout=dropout)
@@ -79,13 +79,13 @@ def make(
     width=width,
     depth=depth,
     cell=cell,
-    both_ways=both_ways,
+    bidirectional=bidirectional,
     tied=tied,
     dropout=dropout,
     variational=variational,
     embed_std=embed_std,
     dtype=dtype,
-    operands=operands,
+    compute_dtype=compute_dtype,
   )
 
   def start(params, batch, room):
@@ -102,18 +102,18 @@ class RecurrentModel(nn.Module):
   width: int
   depth: int
   cell: str
-  both_ways: bool
+  bidirectional: bool
   tied: bool
   dropout: float
   variational: bool
   embed_std: float
   dtype: str
-  operands: str
+  compute_dtype: str
 
   def setup(self):
     self.embed = vocabulary.Embed(self.vocab, self.width, std=self.embed_std)
     self.logits = vocabulary.Logits(
-      self.vocab, self.operands, self.width**-0.5, bias=True, name='head'
+      self.vocab, self.compute_dtype, self.width**-0.5, bias=True, name='head'
     )
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
@@ -136,14 +136,14 @@ class RecurrentModel(nn.Module):
       dropout=self.dropout,
       variational=self.variational,
       dtype=self.dtype,
-      operands=self.operands,
+      compute_dtype=self.compute_dtype,
     )
     forward = layers(name='forward')
-    if not self.both_ways:
+    if not self.bidirectional:
       x_BLD, carry = forward(x_BLD, starts_BL, live_BL, carry)
     else:
       backward = layers(name='backward')
-      if batch.kinds is not None:
+      if batch.token_types is not None:
         halves = [
           side(x_BLD[:, part], starts_BL[:, part], live_BL[:, part], carry)[0]
           for side, part in (
@@ -182,7 +182,7 @@ class Layers(nn.Module):
   dropout: float
   variational: bool
   dtype: str
-  operands: str
+  compute_dtype: str
 
   @nn.compact
   def __call__(self, x_BLD, starts_BL, live_BL, carry):
@@ -200,7 +200,7 @@ class Layers(nn.Module):
         self.cell,
         nn.initializers.normal(D**-0.5),
         self.dtype,
-        self.operands,
+        self.compute_dtype,
         name=f'layers_{i}',
       )(drop(x_BLD), starts_BL, live_BL, carry[i], keep_BD)
       x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)

@@ -15,10 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from lm import checkpoint, flops, generate, memory, sharding, step, types
-from lm.data import objectives, stream, tokenizer, writer
+from lm import checkpoint, sharding, types
+from lm.data import objectives, stream, writer
+from lm.data.tokenizers import builtin
+from lm.inference import generate
 from lm.models import decoder, linen
 from lm.optim import optimizers
+from lm.planning import flops
+from lm.runtime import memory
+from lm.training import step
 from tools.bench import protocol
 from tools.bench import spec as specs
 
@@ -135,7 +140,7 @@ def loader(
     steps: batches in what is timed as one step.
   """
   folder = _folder()
-  words = tokenizer.load('bytes')
+  words = builtin.load('bytes')
   rng = np.random.default_rng(0)
   # Web pages have a thousand tokens and a long tail.
   sizes = rng.lognormal(6.5, 1.0, 1 + tokens // 1_100).astype(int) + 1
@@ -229,11 +234,11 @@ def matmul_peaks(size: int | None = None) -> Callable[[], dict[str, float]]:
   def measure() -> dict[str, float]:
     peaks = {}
     for precision in specs.PRECISIONS:
-      operands = 'float32' if precision == 'fp32' else 'bfloat16'
-      result = 'float32' if on_cpu else operands
+      compute_dtype = 'float32' if precision == 'fp32' else 'bfloat16'
+      result = 'float32' if on_cpu else compute_dtype
       # Of norm about 1, so that products neither vanish nor overflow.
       a = jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5
-      a = jax.device_put(a.astype(operands), device)
+      a = jax.device_put(a.astype(compute_dtype), device)
       x = jax.device_put(jnp.ones((size, size), result), device)
       x = jax.block_until_ready(run(a, x, result))
       seconds = []
@@ -259,7 +264,7 @@ def _model(s: specs.Spec, precision: str, length: int) -> types.Model:
     mlp=s.mlp,
     # On CPU bfloat16 pays only as what matrix products read.
     dtype='float32' if on_cpu else narrow,
-    operands=narrow,
+    compute_dtype=narrow,
   )
 
 

@@ -28,7 +28,7 @@ from lm import config, errors
 
 T = TypeVar('T')
 
-# lm.processes.VARIABLE, which would bring jax with it: the processes meet where
+# lm.runtime.processes.VARIABLE, which would bring jax with it: the processes meet where
 # jax finds TPU VMs, SLURM or GKE.
 DISTRIBUTED = 'LM_DISTRIBUTED=auto'
 # What services say when the same request may succeed in a moment.

@@ -1,0 +1,235 @@
+"""Leaves of a state on the host: copies, hashes, and what files may claim.
+
+A typed random key is kept as its words, under the name of its dtype; every
+other leaf as it is. Bytes are little-endian and in C order.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import errors, tree
+
+NOTHING = hashlib.sha256().hexdigest()  # of a leaf without elements
+assert sys.byteorder == 'little', 'hashes would differ from those elsewhere'
+
+
+class Leaf(NamedTuple):
+  """One leaf in host memory: the name of its dtype, and its array."""
+
+  dtype: str
+  array: np.ndarray
+
+  def record(self) -> dict[str, Any]:
+    """Returns what the manifest says about it."""
+    return {
+      'shape': list(self.array.shape),
+      'dtype': self.dtype,
+      'sha256': sha256(self.array),
+    }
+
+
+class Spec:
+  """The shape and the name of the dtype of a leaf, as `tree.diff` wants."""
+
+  def __init__(self, shape: Any, dtype: str):
+    """Takes any sequence of sizes."""
+    self.shape, self.dtype = tuple(shape), dtype
+
+
+def specs(like: Any) -> dict[str, Spec]:
+  """Describes a tree of arrays or shapes as it would be stored, by path."""
+  return {
+    path: Spec(raw(leaf).shape, str(leaf.dtype))
+    for path, leaf in tree.paths(like)
+  }
+
+
+def raw(leaf: Any) -> Any:
+  """Turns a typed key, or the shape of one, into its words."""
+  if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return leaf
+  if isinstance(leaf, jax.Array):
+    return jax.random.key_data(leaf)
+  return jax.eval_shape(jax.random.key_data, leaf)
+
+
+def cooked(leaf: jax.Array, like: Any) -> jax.Array:
+  """Turns words back into a typed key if `like` is one."""
+  if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+    return leaf
+  impl = jax.random.key_impl(jnp.empty((), like.dtype))
+  return jax.random.wrap_key_data(leaf, impl=impl)
+
+
+def dtype(name: str) -> np.dtype:
+  """Returns the dtype of the stored array for the name in a manifest."""
+  return np.dtype(np.uint32) if name.startswith('key<') else jnp.dtype(name)
+
+
+def nbytes(like: Any) -> int:
+  """Counts the bytes of a tree of arrays or shapes."""
+  return sum(
+    math.prod(spec.shape) * dtype(spec.dtype).itemsize
+    for spec in specs(like).values()
+  )
+
+
+def copy(state: Any, old: dict[str, Leaf]) -> dict[str, Leaf]:
+  """Copies all leaves to host memory of our own, by path.
+
+  Args:
+    state: tree of arrays; may be donated when this returns.
+    old: the last copy, whose memory is used again: fresh pages cost more than
+      the copy itself.
+
+  Raises:
+    ValueError: a leaf cannot be stored.
+  """
+  flat = by_path(state)
+  arrays = {path: raw(leaf) for path, leaf in flat.items()}
+  for path, leaf in arrays.items():
+    if isinstance(leaf, jax.Array):
+      if not leaf.is_fully_addressable:
+        raise ValueError(
+          f'{path}: lies on devices of several processes: give the Checkpointer'
+          ' their group, of lm.runtime.processes'
+        )
+      leaf.copy_to_host_async()
+  return {
+    path: Leaf(
+      str(flat[path].dtype),
+      keep(leaf, old[path].array if path in old else None),
+    )
+    for path, leaf in arrays.items()
+  }
+
+
+def by_path(state: Any) -> dict[str, Any]:
+  """Lists the leaves of a tree by path.
+
+  Raises:
+    ValueError: two of them would be stored in one place.
+  """
+  flat = dict(tree.paths(state))
+  if len({path.replace('/', '.') for path in flat}) != len(flat):
+    raise ValueError('two leaves have paths that differ only in "." and "/"')
+  return flat
+
+
+def keep(leaf: Any, buffer: np.ndarray | None) -> np.ndarray:
+  """Copies an array to memory of our own: to `buffer`, where that fits."""
+  view = np.asarray(leaf)
+  if _is_ours_alone(leaf):
+    return view
+  if (
+    buffer is None
+    or buffer.shape != view.shape
+    or buffer.dtype != view.dtype
+    or not buffer.flags.writeable
+  ):
+    buffer = np.empty(view.shape, view.dtype)
+  np.copyto(buffer, view)
+  return buffer
+
+
+def sha256(array: np.ndarray) -> str:
+  """Hashes an array's bytes."""
+  return hashlib.sha256(bytes_of(array)).hexdigest()
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+  """Looks at an array's bytes, in C order."""
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+  """Turns `{'a/b': x}` into `{'a': {'b': x}}`."""
+  nested: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split('/')
+    place = nested
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[name] = leaf
+  return nested
+
+
+def check_written(content: dict[str, Any]) -> None:
+  """Compares what lies on disk with what lay in memory.
+
+  An array that is written whole is one file of just its bytes, so that the
+  two hashes in a manifest, taken on either side, must be the same.
+
+  Raises:
+    errors.Storage: they are not.
+  """
+  for path, record in content['leaves'].items():
+    chunk = '.'.join('0' for _ in record['shape']) or '0'
+    name = f'state/{path.replace("/", ".")}/{chunk}'
+    found = content['files'].get(name, {'sha256': 'no file'})
+    if 0 not in record['shape'] and found['sha256'] != record['sha256']:
+      raise not_as_written(name, content['step'])
+
+
+def not_as_written(name: str, step: int) -> errors.Storage:
+  """Says that a file on disk is not what was in memory."""
+  return errors.Storage(
+    f'{name}: what was written at step {step} is not what was in memory: look'
+    ' for a faulty disk or memory'
+  )
+
+
+def check_files(state: Path, records: dict[str, dict[str, Any]]) -> None:
+  """Makes sure that files ask for no more memory than they have bytes.
+
+  A tiny zarr file may announce terabytes of zeros, or inflate to them; ours
+  are never compressed, and all their chunks are there.
+
+  Args:
+    state: directory of arrays whose bytes are verified already.
+    records: the leaves to be read, as in the manifest.
+
+  Raises:
+    errors.Damaged: something is not in the one format that lm writes.
+  """
+  found = json.loads((state / '_METADATA').read_bytes())
+  if found['use_ocdbt'] or found['use_zarr3']:
+    raise errors.Damaged(f'{state}: not in the format of lm; use another step')
+  for path, record in records.items():
+    folder = state / path.replace('/', '.')
+    zarr = json.loads((folder / '.zarray').read_bytes())
+    want = dtype(record['dtype'])
+    chunk = want.itemsize * math.prod(zarr['chunks'])
+    files = [file for file in folder.iterdir() if file.name != '.zarray']
+    sizes = [file.stat().st_size for file in files]
+    need = want.itemsize * math.prod(record['shape'])
+    if (
+      zarr['shape'] != record['shape']
+      or not all(type(size) is int and size > 0 for size in zarr['chunks'])
+      or zarr['dtype'] != (want.str if want.kind in 'biufc' else want.name)
+      or zarr['compressor'] is not None
+      or zarr['filters'] is not None
+      or any(size != chunk for size in sizes)
+      or not need <= sum(sizes) <= 2 * need
+    ):
+      raise errors.Damaged(
+        f'{folder}: {sum(sizes)} bytes, announced as {zarr["dtype"]}'
+        f'{zarr["shape"]}, are not {record["dtype"]}{record["shape"]}: not'
+        ' written by lm; use another step'
+      )
+
+
+def _is_ours_alone(leaf: Any) -> bool:
+  """Whether `np.asarray` gave memory that no later step can overwrite."""
+  # On CPU it is a view of the device's own buffer.
+  return isinstance(leaf, jax.Array) and all(
+    device.platform != 'cpu' for device in leaf.devices()
+  )

@@ -1,0 +1,348 @@
+"""Builds `tokenizer.json` from what other files hold, our own tokenizers too.
+
+What it holds is a tree of JSON that the package `tokenizers` reads.
+
+Reference: Sennrich et al. 2016, arXiv 1508.07909 (BPE); Radford et al. 2019,
+section 2.2 (of bytes); Kudo 2018, arXiv 1804.10959 (unigram); Devlin et al.
+2019, arXiv 1810.04805 (WordPiece).
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+import re
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+from lm.data import names
+from lm.data.tokenizers import builtin
+
+Tree = dict[str, Any]
+
+# Its classes are made at run time, where a type checker does not see them.
+_MESSAGES: Any = sentencepiece_model_pb2
+
+SPACE_MARK = '\u2581'  # sentencepiece writes a space so
+# Kinds of pieces, as sentencepiece and GGUF number them.
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTES = range(1, 7)
+_GPT2 = {
+  'type': 'ByteLevel',
+  'add_prefix_space': False,
+  'trim_offsets': True,
+  'use_regex': True,
+}
+_DIGITS = {'type': 'Digits', 'individual_digits': True}
+_WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
+  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+
+
+def byte_level(
+  tokens: Sequence[str],
+  merges: Sequence[str],
+  special: Collection[int],
+  pre: str,
+  *,
+  added: Collection[int] = (),
+) -> Tree:
+  """Builds the `tokenizer.json` of a byte-level BPE.
+
+  Args:
+    tokens: the pieces by id, in the printable alphabet of bytes.
+    merges: pairs of pieces with a space between, the first to be merged first;
+      the line of the version that a merges.txt begins with counts for nothing.
+    special: ids that stand for no text.
+    pre: how text is cut into words before it is merged, by the names of GGUF:
+      'gpt-2' or 'default'; 'smollm', where digits stand alone; 'llama-bpe',
+      Llama 3's; 'qwen2'.
+    added: ids of further tokens that are cut out of text as they stand.
+
+  Raises:
+    ValueError: `pre` is unknown, or the merges do not fit the tokens.
+
+  Reference: Radford et al. 2019, section 2.2.
+  """
+  whole = _GPT2 | {'use_regex': False}
+  cuts = {
+    'default': _GPT2,
+    'gpt-2': _GPT2,
+    'smollm': _sequence(_DIGITS, _GPT2),
+    'llama-bpe': _sequence(_split(_WORDS.replace('DIGITS', '{1,3}')), whole),
+    'qwen2': _sequence(_split(_WORDS.replace('DIGITS', '')), whole),
+  }
+  if pre not in cuts:
+    raise ValueError(
+      f'pre-tokenizer {names.short(pre)}: unknown; one of {", ".join(cuts)} is '
+      'read'
+    )
+  vocab = _distinct(tokens)
+  if merges and merges[0].startswith('#version:'):
+    merges = merges[1:]
+  pairs = [merge.split(' ') for merge in merges]
+  for merge, pair in zip(merges, pairs, strict=True):
+    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
+      raise ValueError(
+        f'merge {names.short(merge)}: is not of two pieces to a third; take '
+        'tokens and merges of the same file'
+      )
+  tree = _tree(_bpe(vocab, pairs, ignore_merges=pre == 'llama-bpe'))
+  tree['added_tokens'] = _all_added(tokens, special, added)
+  tree['normalizer'] = {'type': 'NFC'} if pre == 'qwen2' else None
+  tree['pre_tokenizer'] = cuts[pre]
+  tree['post_processor'] = whole | {'trim_offsets': False}
+  tree['decoder'] = whole
+  return tree
+
+
+def metaspace(
+  tokens: Sequence[str],
+  scores: Sequence[float],
+  kinds: Sequence[int],
+  *,
+  prefix: bool = True,
+) -> Tree:
+  """Builds the `tokenizer.json` of a sentencepiece BPE as Llama's.
+
+  Args:
+    tokens: the pieces by id, with U+2581 for a space.
+    scores: of each; the pair whose piece has the highest is merged first.
+    kinds: of each, as GGUF numbers them: 1 normal, 2 unknown, 3 control, 4 cut
+      out of text as it stands, 5 unused, 6 a byte.
+    prefix: puts a space before each text.
+
+  Raises:
+    ValueError: the three differ in length, or there are pieces twice.
+
+  Reference: Kudo and Richardson 2018, arXiv 1808.06226.
+  """
+  if not len(tokens) == len(scores) == len(kinds):
+    raise ValueError(
+      f'{len(tokens)} tokens, {len(scores)} scores and {len(kinds)} kinds: '
+      'must be as many; take them of the same file'
+    )
+  unknown, control, user, byte = (
+    [i for i, kind in enumerate(kinds) if kind == wanted]
+    for wanted in (_UNKNOWN, _CONTROL, _USER, _BYTES)
+  )
+  normal = (i for i, kind in enumerate(kinds) if kind == _NORMAL)
+  tree = _tree(
+    _bpe(
+      _distinct(tokens),
+      _merges({tokens[i]: scores[i] for i in normal}),
+      byte_fallback=len(byte) == 256,
+      fuse_unk=True,
+      unk_token=tokens[unknown[0]] if unknown else None,
+    )
+  )
+  tree['added_tokens'] = _all_added(tokens, unknown + control, user)
+  spaces = _replace(' ', SPACE_MARK)
+  tree['normalizer'] = spaces
+  tree['decoder'] = _sequence(
+    _replace(SPACE_MARK, ' '), *OWN_DECODER['decoders'], key='decoders'
+  )
+  if prefix:
+    tree['normalizer'] = _sequence(
+      {'type': 'Prepend', 'prepend': SPACE_MARK}, spaces, key='normalizers'
+    )
+    strip = {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}
+    tree['decoder']['decoders'].append(strip)
+  return tree
+
+
+def wordpiece(lines: Iterable[str], lowercase: bool) -> Tree:
+  """Builds the `tokenizer.json` of BERT.
+
+  Args:
+    lines: of its `vocab.txt`, a piece each.
+    lowercase: takes case and accents off, as the uncased models do.
+
+  Raises:
+    ValueError: a piece is there twice, or [UNK] is not.
+
+  Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.
+  """
+  pieces = [line.rstrip('\r\n') for line in lines]
+  if pieces and not pieces[-1]:
+    pieces.pop()  # what follows the last line's end
+  vocab = _distinct(pieces)
+  if '[UNK]' not in vocab:
+    raise ValueError('vocab.txt: lacks the piece [UNK]; give one of BERT')
+  tree = _tree(
+    {
+      'type': 'WordPiece',
+      'unk_token': '[UNK]',
+      'continuing_subword_prefix': '##',
+      'max_input_chars_per_word': 100,
+      'vocab': vocab,
+    }
+  )
+  special = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+  tree['added_tokens'] = _all_added(
+    pieces, [vocab[piece] for piece in special if piece in vocab], ()
+  )
+  tree['normalizer'] = {
+    'type': 'BertNormalizer',
+    'clean_text': True,
+    'handle_chinese_chars': True,
+    'strip_accents': None,
+    'lowercase': lowercase,
+  }
+  tree['pre_tokenizer'] = {'type': 'BertPreTokenizer'}
+  tree['decoder'] = {'type': 'WordPiece', 'prefix': '##', 'cleanup': True}
+  if '[CLS]' in vocab and '[SEP]' in vocab:
+    tree['post_processor'] = {
+      'type': 'BertProcessing',
+      'sep': ['[SEP]', vocab['[SEP]']],
+      'cls': ['[CLS]', vocab['[CLS]']],
+    }
+  return tree
+
+
+def characters(alphabet: Sequence[str]) -> Tree:
+  spelling = [f'<0x{byte:02X}>' for byte in range(256)]
+  pieces = ['<pad>', '</s>', '<s>', *spelling, *alphabet]
+  tree = _tree(_bpe(_distinct(pieces), [], byte_fallback=True))
+  tree['added_tokens'] = _all_added(pieces, range(3), ())
+  return tree
+
+
+def sentencepiece(path: str) -> Tree:
+  """Writes a sentencepiece model, which `path` is known to be."""
+  model = _MESSAGES.ModelProto()
+  model.ParseFromString(builtin.read(path))
+  pieces = [piece.piece for piece in model.pieces]
+  scores = [piece.score for piece in model.pieces]
+  kinds = [piece.type for piece in model.pieces]
+  if _UNUSED in kinds or _USER in kinds:
+    raise fault(
+      path, 'has unused or user-defined pieces, which are not written'
+    )
+  pieces = [piece.replace(SPACE_MARK, ' ') for piece in pieces]
+  normal = {
+    piece: score
+    for piece, score, kind in zip(pieces, scores, kinds, strict=True)
+    if kind == _NORMAL
+  }
+  others = [i for i, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROL)]
+  if model.trainer_spec.model_type == model.trainer_spec.BPE:
+    vocab = _distinct(pieces)
+    tree = _tree(_bpe(vocab, _merges(normal), byte_fallback=True))
+  else:
+    vocab = [[piece, normal.get(piece, 0.0)] for piece in pieces]
+    model = {'type': 'Unigram', 'unk_id': kinds.index(_UNKNOWN)}
+    tree = _tree(model | {'vocab': vocab, 'byte_fallback': True})
+    # The model would find these in text, so it is cut inside them, between two
+    # characters that no other piece has side by side.
+    side_by_side = {
+      piece[n : n + 2] for piece in normal for n in range(len(piece) - 1)
+    }
+    cuts = [_cut(path, '<0x', '[0-9A-F]{2}>', side_by_side)]
+    cuts += [_cut(path, pieces[i], '', side_by_side) for i in others]
+    tree['pre_tokenizer'] = _split('|'.join(cuts), 'MergedWithNext')
+  tree['added_tokens'] = _all_added(pieces, others, ())
+  return tree
+
+
+def _cut(path: str, word: str, tail: str, side_by_side: set[str]) -> str:
+  """Gives the expression of what stands in a word after a place to cut it."""
+  for n in range(1, len(word)):
+    if word[n - 1 : n + 1] not in side_by_side:
+      return f'(?<={re.escape(word[:n])}){re.escape(word[n:])}{tail}'
+  raise fault(path, f'its pieces spell {word!r}, which is not written')
+
+
+def _merges(scores: dict[str, float]) -> list[list[str]]:
+  """Ranks the pairs of pieces that make up a piece, by the piece's score."""
+  ranked = sorted(scores, key=lambda piece: -scores[piece])
+  return [
+    [piece[:cut], piece[cut:]]
+    for piece in ranked
+    for cut in range(1, len(piece))
+    if piece[:cut] in scores and piece[cut:] in scores
+  ]
+
+
+def _distinct(pieces: Sequence[str]) -> dict[str, int]:
+  vocab: dict[str, int] = {}
+  for i, piece in enumerate(pieces):
+    if vocab.setdefault(piece, i) != i:
+      raise ValueError(
+        f'piece {names.short(piece)!r}: is there twice, as id {vocab[piece]} '
+        f'and {i}; get the file again'
+      )
+  return vocab
+
+
+def _bpe(vocab: dict[str, int], merges: list[list[str]], **settings) -> Tree:
+  return {
+    'type': 'BPE',
+    'dropout': None,
+    'unk_token': None,
+    'continuing_subword_prefix': None,
+    'end_of_word_suffix': None,
+    'fuse_unk': False,
+    'byte_fallback': False,
+    'ignore_merges': False,
+    'vocab': vocab,
+    'merges': merges,
+  } | settings
+
+
+def _tree(model: Tree) -> Tree:
+  keys = ('truncation', 'padding', 'normalizer', 'pre_tokenizer')
+  return {
+    'version': '1.0',
+    **dict.fromkeys(keys),
+    'added_tokens': [],
+    'post_processor': None,
+    'decoder': OWN_DECODER,
+    'model': model,
+  }
+
+
+def token(i: int, content: str, special: bool = True) -> Tree:
+  return {
+    'id': i,
+    'content': content,
+    'single_word': False,
+    'lstrip': False,
+    'rstrip': False,
+    'normalized': False,
+    'special': special,
+  }
+
+
+def _all_added(
+  tokens: Sequence[str], special: Collection[int], others: Collection[int]
+) -> list[Tree]:
+  return [
+    token(i, tokens[i], i in special) for i in sorted({*special, *others})
+  ]
+
+
+def _sequence(*parts: Tree, key: str = 'pretokenizers') -> Tree:
+  return {'type': 'Sequence', key: list(parts)}
+
+
+def _split(pattern: str, behavior: str = 'Isolated') -> Tree:
+  return {
+    'type': 'Split',
+    'pattern': {'Regex': pattern},
+    'behavior': behavior,
+    'invert': False,
+  }
+
+
+def _replace(old: str, new: str) -> Tree:
+  return {'type': 'Replace', 'pattern': {'String': old}, 'content': new}
+
+
+OWN_DECODER = _sequence(
+  {'type': 'ByteFallback'}, {'type': 'Fuse'}, key='decoders'
+)
+
+
+def fault(path: str, cause: str) -> ValueError:
+  """Makes the error of a file, in one line."""
+  cause = ''.join(c if c.isprintable() else '?' for c in cause)
+  return ValueError(f'tokenizer {names.short(path)}: {cause}')

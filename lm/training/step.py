@@ -1,0 +1,397 @@
+"""One update: gradients over microbatches, and never a bad number kept."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+import contextlib
+from functools import partial
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm import loss, optim, sharding, tree, types
+from lm import metrics as metrics_lib
+from lm.optim import masks
+from lm.runtime import faults
+from lm.training import deterministic, privacy
+
+Loss = Callable[..., types.Metric]
+DEFAULT = loss.make()
+
+
+class Program(NamedTuple):
+  """What a run computes, placed on a mesh and not yet compiled.
+
+  Attributes:
+    init: makes the state of step 0.
+    like: shapes of the state.
+    where: its shardings.
+    batch: shapes and shardings of a batch.
+    update: the jitted `train_step`, which takes the state's memory.
+  """
+
+  init: Callable[[], types.TrainState]
+  like: types.TrainState
+  where: types.TrainState
+  batch: types.Batch
+  update: Any
+
+
+def program(
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  example: types.Batch,
+  mesh: jax.sharding.Mesh,
+  rules: Mapping[str, Any],
+  seed: int,
+  loss: Loss = DEFAULT,
+  microbatches: int = 1,
+  numerics: str = 'fast',
+  logical_shards: int = 8,
+  private: privacy.Privacy | None = None,
+  expected: int | None = None,
+  freeze: str = '',
+) -> Program:
+  """Puts a run together; nothing is allocated.
+
+  Args:
+    model, tx, loss, microbatches: as of `train_step`.
+    example: a batch of all processes.
+    mesh, rules: see `sharding.shardings`.
+    seed: of initial parameters and of dropout.
+    numerics: 'deterministic' gives the same bits on any number of devices and for any
+      number of microbatches, see `lm.training.deterministic`; 'fast' does not.
+    logical_shards: into which a batch is cut when 'deterministic'.
+    private, expected: as of `private_step`; None is not private.
+    freeze: regex of what `tx` leaves alone beside `model.fixed`; '': nothing.
+
+  Raises:
+    ValueError: what does not fit the mesh, `private`, or matches no parameter.
+  """
+  if numerics not in ('fast', 'deterministic'):
+    raise ValueError(
+      f"numerics={numerics!r} is neither 'fast' nor 'deterministic'"
+    )
+  init_rng, rng = jax.random.split(jax.random.key(seed))
+  init = partial(init_state, init_rng, example, model=model, tx=tx)
+  like = jax.eval_shape(init)
+  where = sharding.shardings(
+    like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
+  )
+  if freeze:
+    chosen = tree.paths(masks.matching('freeze', freeze)(like.params))
+    held = [f'{re.escape(path)}$' for path, is_held in chosen if is_held]
+    model = model._replace(fixed=(*model.fixed, *held))
+  settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
+  if private is not None:
+    if numerics == 'deterministic':
+      raise ValueError("privacy: not with numerics='deterministic': use 'fast'")
+    if expected is None:
+      raise ValueError(
+        'privacy: each record has to be drawn by itself: set data.expected'
+      )
+    one = partial(
+      private_step,
+      private=private,
+      expected=expected,
+      microbatches=microbatches,
+      **settings,
+    )
+  elif numerics == 'deterministic':
+    deterministic.check(mesh, len(example.tokens), logical_shards)
+    one = partial(ordered_step, shards=logical_shards, mesh=mesh, **settings)
+  else:
+    one = partial(train_step, microbatches=microbatches, **settings)
+  update = jax.jit(
+    one,
+    donate_argnums=0,
+    out_shardings=(where, None),
+    compiler_options=_options(mesh),
+  )
+  batch = sharding.shapes(example, mesh)
+  return Program(init, like, where, batch, update)
+
+
+def _options(mesh):
+  """Says how the update is compiled for a mesh."""
+  # Products by cuBLAS, which adds biases and residuals as it writes them.
+  return {'xla_gpu_enable_triton_gemm': False} if _on_gpu(mesh) else None
+
+
+def _on_gpu(mesh):
+  # A card that is compiled for from afar calls itself by its maker's library.
+  return mesh.devices.flat[0].platform in ('gpu', 'cuda')
+
+
+def init_state(
+  rng: jax.Array,
+  batch: types.Batch,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+) -> types.TrainState:
+  """Makes the state of step 0; see `start`."""
+  params = model.init(rng, batch)
+  extra = {'skipped': jnp.zeros((), jnp.int32)}
+  return types.TrainState(
+    jnp.zeros((), jnp.int32), params, tx.init(params), extra
+  )
+
+
+def start(run: Program) -> types.TrainState:
+  """Makes the state of step 0, in parts from the beginning."""
+  # It runs once, so that compiling is what it costs: half the time this way.
+  fast = {'xla_backend_optimization_level': 1}
+  on_cpu = jax.default_backend() == 'cpu'
+  with jax.set_mesh(_mesh(run)), _kernels_draw(_is_one_gpu(run)):
+    return jax.jit(
+      run.init,
+      out_shardings=run.where,
+      compiler_options=fast if on_cpu else None,
+    )()
+
+
+def _is_one_gpu(run: Program) -> bool:
+  mesh = _mesh(run)
+  return mesh.size == 1 and _on_gpu(mesh)
+
+
+@contextlib.contextmanager
+def _kernels_draw(wanted: bool) -> Iterator[None]:
+  """Lets a kernel draw random numbers, the same ones: quicker to compile.
+
+  GPT-2 of 124M for one H200, ahead of time: 7.5 s instead of 32. Over a mesh
+  the compiler could not cut what a kernel does, and dropout is quicker without.
+  """
+  name = 'jax_threefry_gpu_kernel_lowering'
+  before = jax.config.values[name]
+  jax.config.update(name, wanted or before)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+def lower(run: Program) -> Any:
+  """Traces the update of a program: `.compile()` is what is left to do."""
+  placed = jax.tree.map(lambda x, y: x.update(sharding=y), run.like, run.where)
+  with jax.set_mesh(_mesh(run)):
+    return run.update.lower(placed, run.batch)
+
+
+@contextlib.contextmanager
+def compiling(run: Program) -> Iterator[None]:
+  """Compiles in a thread, while the state is made or read inside `with`.
+
+  The call that comes next finds what was compiled.
+  """
+  with futures.ThreadPoolExecutor(1) as pool:
+    lowered = pool.submit(lower, run)
+    compiled = pool.submit(lambda: lowered.result().compile())
+    if _is_one_gpu(run):
+      lowered.result()  # or it would see what `start` sets meanwhile
+    yield
+    compiled.result()
+
+
+def train_step(
+  state: types.TrainState,
+  batch: types.Batch,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  loss: Loss = DEFAULT,
+  microbatches: int = 1,
+) -> tuple[types.TrainState, dict[str, types.Metric]]:
+  """Takes one optimizer step on the mean loss of the batch.
+
+  The loss is divided by the weight of the whole batch before gradients are
+  added, so that microbatches of uneven weight give the gradient of one batch.
+  An update with a non-finite loss or gradient is dropped, moments included,
+  and counted in `extra['skipped']`; the step and so the data go on.
+
+  Args:
+    state: donate it.
+    batch: B rows, a multiple of `microbatches`.
+    model, tx: see `types.Model` and `lm.optim`.
+    rng: the run's key; dropout draws from it by step and microbatch.
+    loss: `(output, batch, head) -> Metric` in nats, where `head` is that of
+      the model with its parameters.
+    microbatches: parts that are computed one after another.
+
+  Returns:
+    The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`, and what
+    the model measures of itself (`Output.aux`).
+  """
+  weight, tokens = _weights(batch)
+  rng = jax.random.fold_in(rng, state.step)
+  gradients = partial(
+    _gradients, model, loss, jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
+  )
+  if microbatches == 1:
+    grads, found = gradients(state.params, batch, rng)
+  else:
+    parts = jax.tree.map(
+      # Strided, not cut in runs: each device keeps its own rows.
+      lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1),
+      batch,
+    )
+
+    def accumulate(sums, part_and_key):
+      new = gradients(state.params, *part_and_key)
+      return jax.tree.map(jnp.add, sums, new), None
+
+    keys = jax.random.split(rng, microbatches)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+      jnp.zeros_like, jax.eval_shape(gradients, state.params, first, rng)
+    )
+    (grads, found), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
+  return _updated(state, grads, found, tx=tx)
+
+
+def ordered_step(
+  state: types.TrainState,
+  batch: types.Batch,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  loss: Loss = DEFAULT,
+  shards: int,
+  mesh: jax.sharding.Mesh,
+) -> tuple[types.TrainState, dict[str, types.Metric]]:
+  """Does what `train_step` does, with the same bits on any mesh.
+
+  An example's dropout depends on its place in the whole batch alone.
+
+  Args:
+    state, batch, model, tx, rng, loss: as of `train_step`.
+    shards, mesh: see `ordered.sums`.
+  """
+  rng = jax.random.fold_in(rng, state.step)
+  add = partial(deterministic.sums, shards=shards, mesh=mesh)
+  weight, tokens = add(lambda fixed, part, n: _weights(part), (), batch)
+
+  def gradients(fixed, part, n):
+    params, rng, weight, tokens = fixed
+    return _gradients(
+      model,
+      loss,
+      jnp.maximum(weight, 1e-9),
+      jnp.maximum(tokens, 1),
+      params,
+      part,
+      jax.random.fold_in(rng, n),
+    )
+
+  grads, found = add(gradients, (state.params, rng, weight, tokens), batch)
+  return deterministic.whole(
+    partial(_updated, tx=tx), state, grads, found, mesh=mesh
+  )
+
+
+def private_step(
+  state: types.TrainState,
+  batch: types.Batch,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  loss: Loss = DEFAULT,
+  private: privacy.Privacy,
+  expected: int,
+  microbatches: int = 1,
+) -> tuple[types.TrainState, dict[str, types.Metric]]:
+  """Does what `train_step` does, with a gradient that is private.
+
+  It is the mean of the rows' own mean losses, so that long rows count as much
+  as short ones.
+
+  Args:
+    state, batch, model, tx, rng, loss, microbatches: as of `train_step`.
+    private, expected: see `privacy.gradients`.
+  """
+
+  def total(params, row, key):
+    weight, tokens = _weights(row)
+    whole = jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
+    return _total(model, loss, *whole, params, row, key)
+
+  grads, found = privacy.gradients(
+    total,
+    state.params,
+    batch,
+    jax.random.fold_in(rng, state.step),
+    privacy=private,
+    expected=expected,
+    microbatches=microbatches,
+  )
+  return _updated(state, grads, found, tx=tx)
+
+
+def _weights(batch):
+  """What the losses of a batch are divided by: scored weight, and tokens."""
+  return jnp.sum(batch.weights), jnp.sum(batch.segments > 0)
+
+
+def _total(model, loss, weight, tokens, params, part, key):
+  if model.fixed:
+    fixed = re.compile('|'.join(f'(?:{regex})' for regex in model.fixed))
+    params = tree.map_paths(
+      lambda p, w: jax.lax.stop_gradient(w) if fixed.match(p) else w, params
+    )
+  out = model.apply(params, part, rng=key)
+  head = model.head and jax.tree_util.Partial(model.head, params)
+  metric = loss(out, part, head)
+  extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
+  # An empty batch has gradient 0, not 0 / 0.
+  value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
+  return value, {'loss_nats': metric, **out.aux}
+
+
+def _gradients(model, loss, weight, tokens, params, part, key):
+  total = partial(_total, model, loss, weight, tokens)
+  (_, found), grads = jax.value_and_grad(total, has_aux=True)(params, part, key)
+  return grads, found
+
+
+def _updated(state, grads, found, *, tx):
+  grads = _inject(grads, state.step)
+  norm = metrics_lib.tree_norm(grads)
+  finite = jnp.isfinite(norm) & jnp.isfinite(found['loss_nats'].total)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  # Select, never multiply: nan * 0 is nan.
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (params, opt_state),
+    (state.params, state.opt_state),
+  )
+  skipped = 1 - finite.astype(jnp.int32)
+  extra = {**state.extra, 'skipped': state.extra['skipped'] + skipped}
+  kept = finite.astype(jnp.float32)
+  metrics = {
+    **found,
+    # One nan would blank a whole interval's mean: a dropped step weighs 0.
+    'grad_norm': types.Metric(jnp.where(finite, norm, 0), kept),
+    'skipped': types.Metric(skipped, jnp.ones(())),
+  }
+  return types.TrainState(state.step + 1, params, opt_state, extra), metrics
+
+
+def _mesh(run: Program) -> jax.sharding.Mesh:
+  return jax.tree.leaves(run.where)[0].mesh
+
+
+def _inject(grads, step):
+  """Spoils gradients at the steps that the fault hook names (tests only)."""
+  bad = faults.at('nan_grad')
+  if not bad:
+    return grads
+  hit = jnp.isin(step, jnp.asarray(bad))
+  return jax.tree.map(lambda g: jnp.where(hit, jnp.nan, g), grads)

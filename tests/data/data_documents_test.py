@@ -1,0 +1,299 @@
+"""Files of strangers become documents: counted, bounded, never a traceback."""
+
+import collections
+import gzip
+import json
+from pathlib import Path
+import subprocess
+import sys
+import tracemalloc
+
+import pyarrow as pa
+from pyarrow import parquet
+import pytest
+
+from lm.data import documents, shards
+from lm.data.tokenizers import builtin
+from tools import embedded_text, prepare_data, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(*files, **how) -> tuple[list[str], dict[str, int]]:
+  counts: collections.Counter[str] = collections.Counter()
+  found = documents.find([str(f) for f in files])
+  settings = documents.Settings(**how)
+  return list(documents.read(found, settings, counts)), dict(counts)
+
+
+@pytest.fixture
+def put(tmp_path):
+  def put(name: str, data: bytes | str) -> Path:
+    data = data.encode() if isinstance(data, str) else data
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
+    return file
+
+  return put
+
+
+@pytest.mark.parametrize('suffix', ('.txt', '.txt.gz'))
+def test_units_of_text(put, suffix):
+  text = 'one\r\n\r\n two\nthree \n\n\n\nfour\0'
+  file = put('a' + suffix, text)
+  assert read(file)[0] == [text]
+  texts, counts = read(file, unit='line')
+  assert texts == ['one', ' two', 'three ', 'four\0']
+  assert counts['empty, left out'] == 4
+  texts, counts = read(file, unit='paragraph')
+  assert texts == ['one', ' two\nthree ', 'four\0']
+  assert counts == {'files': 1, 'documents': 3, 'bytes': 19}
+
+
+@pytest.mark.parametrize('suffix', ('.jsonl', '.jsonl.gz'))
+def test_json_lines(put, suffix):
+  records = [{'text': '你好\n\0\u2028'}, {'body': 'b'}, {'text': ''}, 3]
+  lines = [json.dumps(r, ensure_ascii=False) for r in records]
+  file = put('a' + suffix, '\n'.join([*lines, '', '{broken', '{"text": "z"}']))
+  texts, counts = read(file)
+  assert texts == ['你好\n\0\u2028', 'z']
+  assert counts == {
+    'files': 1,
+    'documents': 2,
+    'bytes': 12,
+    'empty, left out': 1,
+    'records without the field, left out': 2,
+    'lines that are not JSON, left out': 1,
+  }
+  assert read(file, field='body')[0] == ['b']
+  with pytest.raises(ValueError, match='line 2 has no text in field text'):
+    read(file, errors='strict')
+  with pytest.raises(ValueError, match=r'no documents .*7 records|--field'):
+    read(file, field='absent')
+  broken = put('b' + suffix, '{"text": "z"}\n{broken')
+  with pytest.raises(ValueError, match=r'b\.jsonl.*: line 2 is not JSON; mend'):
+    read(broken, errors='strict')
+
+
+def test_parquet_is_streamed(tmp_path):
+  texts = [f'text {n} 你好' for n in range(1000)]
+  table = pa.table({'id': list(range(1000)), 'text': [*texts[:-1], None]})
+  parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=300)
+  got, counts = read(tmp_path / 'a.parquet')
+  assert got == texts[:-1]
+  assert counts['records without the field, left out'] == 1
+  for field in ('absent', 'id'):
+    with pytest.raises(ValueError, match=f'no column {field} of text .columns'):
+      read(tmp_path / 'a.parquet', field=field)
+  raw = pa.table({'text': [b'good', b'b\xffd', b'abc' * 5]})
+  parquet.write_table(raw, tmp_path / 'b.parquet')
+  got, counts = read(tmp_path / 'b.parquet', max_bytes=10)
+  assert got == ['good', 'b\ufffdd', 'abcabcabca', 'bcabc']
+  assert counts['pieces cut from long documents'] == 1
+
+
+def test_text_that_is_not_unicode_is_counted_by_policy(put):
+  file = put('a.txt', b'good\nb\xffd\n\xe4\xbd\xa0\n\xe4\xbd\n')
+  texts, counts = read(file, unit='line')
+  assert texts == ['good', 'b\ufffdd', '你', '\ufffd']
+  assert counts['not Unicode, replaced by U+FFFD'] == 2
+  texts, counts = read(file, unit='line', errors='skip')
+  assert texts == ['good', '你'] and counts['not Unicode, left out'] == 2
+  with pytest.raises(ValueError, match=r'a\.txt: document 1 is not Unicode'):
+    read(file, unit='line', errors='strict')
+
+  body = b'{"text": "a\\ud800b"}\n{"text": "\\ud83d\\ude00"}\n{"text": "\xff"}'
+  file = put('a.jsonl', body)
+  texts, counts = read(file)
+  assert texts == ['a\ufffdb', '\U0001f600', '\ufffd']
+  assert counts['not Unicode, replaced by U+FFFD'] == 2
+  assert read(file, errors='skip')[0] == ['\U0001f600']
+  with pytest.raises(ValueError, match='document 0 is not Unicode'):
+    read(file, errors='strict')
+
+
+@pytest.mark.parametrize('unit', ('file', 'line', 'paragraph'))
+@pytest.mark.parametrize('limit', (1, 2, 3, 4, 5, 7, 64))
+def test_long_texts_are_cut_without_loss(put, unit, limit):
+  text = 'ab\u00e9你好\U0001f600cd' * 9
+  texts, counts = read(put('a.txt', text), unit=unit, max_bytes=limit)
+  whole = limit >= 4  # below that, a character does not fit
+  if whole:
+    assert ''.join(texts) == text
+    assert max(len(t.encode()) for t in texts) <= limit
+  assert counts['pieces cut from long documents'] >= len(texts) - 1
+
+
+def test_a_cut_falls_on_a_line_if_it_can(put):
+  file = put('a.txt', 'first line\nsecond\nthird\n')
+  assert read(file, max_bytes=14)[0] == ['first line\n', 'second\nthird\n']
+
+
+def test_a_line_of_many_megabytes_stays_bounded(put):
+  huge = b'x' * (24 << 20)
+  files = (
+    put('a.txt', huge + b'\nend'),
+    put('b.jsonl', b'{"text": "' + huge + b'"}\n{"text": "end"}'),
+  )
+  for file, unit in (
+    (files[0], 'line'),
+    (files[0], 'file'),
+    (files[1], 'file'),
+  ):
+    settings = documents.Settings(unit=unit, max_bytes=1 << 20)
+    counts: collections.Counter[str] = collections.Counter()
+    tracemalloc.start()
+    last = ''
+    for text in documents.read([str(file)], settings, counts):
+      last = text
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert last.strip() == 'end' and peak < 8 << 20
+    assert (
+      counts['pieces cut from long documents'] == 24
+      or counts['JSON lines too long, left out'] == 1
+    )
+
+
+def test_bad_files_are_one_line(put, tmp_path):
+  whole = gzip.compress(b'text ' * 1000)
+  cases = (
+    ('cut.txt.gz', whole[: len(whole) // 2], 'damaged'),
+    ('no.txt.gz', b'not gzip', 'damaged'),
+    ('bad.txt.gz', whole[:15] + b'\xff' * 9 + whole[24:], 'damaged'),
+    ('no.parquet', b'PAR1 no PAR1', 'damaged|cannot be read'),
+    ('empty.parquet', b'', 'damaged|cannot be read'),
+    ('empty.txt', b'', 'no documents .1 files, 1 empty, left out'),
+    ('empty.jsonl', b'', 'no documents'),
+  )
+  for name, data, message in cases:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message) as e:
+      read(tmp_path / name)
+    assert '\n' not in str(e.value) and len(str(e.value)) <= 200
+  with pytest.raises(ValueError, match=r'absent\*: no such file; check'):
+    documents.find([str(tmp_path / 'absent*')])
+  put('a.csv', 'x')
+  with pytest.raises(ValueError, match=r'a\.csv: unknown kind; give one of'):
+    documents.find([str(tmp_path / 'a.csv')])
+
+
+def test_files_are_sorted_and_read_once(put, tmp_path):
+  for name in 'cab':
+    put(f'{name}.txt', name)
+  patterns = [str(tmp_path / '*.txt'), str(tmp_path / 'b.txt')]
+  assert [Path(f).stem for f in documents.find(patterns)] == ['a', 'b', 'c']
+  odd = str(put('a[1].txt', 'x'))
+  assert documents.find([odd]) == [odd]
+
+
+def test_tools_make_a_dataset_and_split_it(put, tmp_path, capsys):
+  texts = [f'A sentence, number {n}.\n\nAnd more of it.' for n in range(300)]
+  lines = [json.dumps({'text': t}) for t in texts]
+  file = put('a.jsonl.gz', '\n'.join([*lines, 'broken']))
+  model = str(tmp_path / 'm' / 'bpe.model')
+  arguments = ['--input', str(file), '--output', model, '--vocab', '320']
+  assert train_tokenizer.main(arguments) == 0
+  output = tmp_path / 'out'
+  arguments = ['--input', str(file), '--tokenizer', model]
+  arguments += ['--output', str(output), '--split-valid', '0.2']
+  for _ in range(2):  # again: nothing changes
+    assert prepare_data.main(arguments) == 0
+  report = capsys.readouterr().out
+  for words in ('300 documents', '1 lines that are not JSON', 'bytes a token'):
+    assert words in report
+  words = builtin.load(model)
+  found = []
+  for part in ('train', 'valid'):
+    source = shards.load(output / part, words)
+    source.verify()
+    count = source.manifest.documents
+    found.append(
+      [words.decode(source.document(n).tolist()) for n in range(count)]
+    )
+  assert sorted([*found[0], *found[1]]) == sorted(texts)
+  assert 30 < len(found[1]) < 90
+
+  arguments[-2:] = []
+  assert prepare_data.main(arguments) == 2
+  assert 'error: dataset' in capsys.readouterr().err
+
+
+def test_tools_train_characters(put, tmp_path, capsys):
+  file = put('a.txt', 'abc你好')
+  flags = ['--input', str(file), '--kind', 'characters', '--output']
+  assert train_tokenizer.main([*flags, str(tmp_path / 'c.json')]) == 0
+  assert builtin.load(str(tmp_path / 'c.json')).size == 259 + 5
+  assert train_tokenizer.main([*flags, str(tmp_path / 'c.model')]) == 2
+  assert 'suffix .json; end the name in it' in capsys.readouterr().err
+
+
+def test_bad_usage_is_one_line_and_exit_2(put, tmp_path, capsys):
+  file = str(put('a.txt', 'text'))
+  base = ['--output', str(tmp_path / 'o'), '--tokenizer', 'bytes']
+  for more, message in (
+    (['--input', 'absent.txt'], 'absent.txt: no such file'),
+    (['--input', file, '--split-valid', '1'], '--split-valid: 1.0 is not in'),
+    (['--input', file, '--split-valid', 'nan'], '--split-valid: nan is not'),
+    (['--input', file, '--max-document-bytes', '0'], 'bytes: 0 is not positi'),
+    (['--input', file, '--shard-tokens', '0'], '--shard-tokens: 0 is not'),
+    (['--input', file, '--tokenizer', 'no.model'], 'no.model: cannot be read'),
+    (['--input', file, '--split-valid', '1e-9'], 'no documents to write'),
+  ):
+    assert prepare_data.main([*base, *more]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'how', (['-m', 'tools.prepare_data'], ['tools/prepare_data.py'])
+)
+def test_tools_run_both_ways(put, tmp_path, how):
+  file = put('a.txt', 'text')
+  flags = ['--input', str(file), '--tokenizer', 'bytes', '--output']
+  done = subprocess.run(
+    [sys.executable, *how, *flags, str(tmp_path / 'o')],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert shards.load(tmp_path / 'o').manifest.tokens == 5
+
+
+def test_embedded_text_skips_what_does_not_parse(tmp_path, monkeypatch):
+  sources = {
+    'a.py': '"""' + 'module ' * 9 + '"""\ndef f():\n  "too short"\n',
+    'b.py': 'class A:\n  def f(self):\n    """' + 'method ' * 9 + '"""\n',
+    'c.py': 'if 1:\n  def f():\n    """' + 'module ' * 9 + '"""\n',
+    'd.py': 'def f(:\n',
+    'e.py': '\0',
+    'x/topics.py': 'topics = {"a": r"""' + 'topic ' * 9 + '"""}\n',
+  }
+  for name, text in sources.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  monkeypatch.setattr(
+    embedded_text,
+    'sources',
+    lambda: [(name, tmp_path / name) for name in sorted(sources)],
+  )
+  counts: collections.Counter[str] = collections.Counter()
+  texts = list(embedded_text.texts(counts))
+  expected = [(word * 9).strip() for word in ('module ', 'method ', 'topic ')]
+  assert texts == expected
+  assert counts == {'files': 6, 'files that cannot be parsed, left out': 2}
+  assert embedded_text.main(['--output', str(tmp_path / 'out')]) == 0
+  written = [
+    json.loads(line)['text']
+    for name in ('train', 'valid')
+    for line in (tmp_path / 'out' / f'{name}.jsonl').read_text().splitlines()
+  ]
+  assert sorted(written) == sorted(expected)
+
+
+def test_embedded_text_lists_no_tests():
+  names = [name for name, _ in embedded_text.sources()]
+  assert names == sorted(names) and len(names) > 500
+  assert 'python/pydoc_data/topics.py' in names
+  assert not [n for n in names if '/tests/' in n or 'site-packages' in n]

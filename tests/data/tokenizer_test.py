@@ -1,0 +1,254 @@
+"""Tokenizers lose nothing, forge nothing, and refuse what is broken."""
+
+import random
+import re
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import sentencepiece as spm
+
+from lm import types
+from lm.data.tokenizers import builtin
+
+SPELLED = (
+  '<s></s><pad><unk><0x41>',
+  '<0x0A>',
+  '</s>',
+  '\u2581',
+  ' \u2581\u2581 a\u2581',
+  '\0',
+  'a\0b\0',
+  '   \n\n\t\t \r\n ',
+  '\u2047 \ufffd\ufeff\uffff\U0010ffff',
+  'e\u0301\ufb01\uff21\u00a0\u3000',
+  '你好，世界。我们去学习',
+  '',
+)
+TEXTS = [
+  *(f'The brown fox\n\n  jumps over\tthe dog {n}.\n' for n in range(400)),
+  *(f'你好，世界。\n我们去学习第{n}课' for n in range(100)),
+  'nul\0here, mark\u2581there',
+]
+NAMES = ('bpe', 'unigram', 'characters', 'bytes')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory) -> dict[str, types.Tokenizer]:
+  root = tmp_path_factory.mktemp('tokenizers')
+  builtin.train_sentencepiece(TEXTS, str(root / 'b.model'), 370, 'bpe')
+  builtin.train_sentencepiece(TEXTS, str(root / 'u.model'), 308, 'unigram')
+  builtin.train_characters(TEXTS, str(root / 'c.json'))
+  files = (str(root / 'b.model'), str(root / 'u.model'), str(root / 'c.json'))
+  return {
+    name: builtin.load(file)
+    for name, file in zip(NAMES, (*files, 'bytes'), strict=True)
+  }
+
+
+def check_lossless(words: types.Tokenizer, texts: list[str]) -> None:
+  batch = words.encode_batch(texts)
+  for text, ids in zip(texts, batch, strict=True):
+    assert words.decode(ids) == text, repr(text)
+  flat = np.concatenate([np.asarray(ids, np.int64) for ids in batch])
+  assert flat.min() >= 0 and flat.max() < words.size
+  assert not np.isin(flat, (words.pad, words.eos, words.bos)).any()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_text_that_spells_specials_round_trips_and_forges_nothing(made, name):
+  check_lossless(made[name], list(SPELLED))
+  for text in SPELLED:
+    assert made[name].encode(text) == made[name].encode_batch([text])[0]
+
+
+def test_100_000_random_strings_round_trip(made):
+  rng = random.Random(0)
+  alphabets = (
+    *SPELLED[:-1],
+    'abc \n',
+    ''.join(map(chr, range(0x300))),
+  )
+
+  def draw() -> str:
+    length = rng.randrange(24)
+    if rng.random() < 0.5:
+      return ''.join(rng.choices(rng.choice(alphabets), k=length))
+    code = np.frombuffer(rng.randbytes(4 * length), np.uint32) % 0x110000
+    return ''.join(chr(c) for c in code if not 0xD800 <= c < 0xE000)
+
+  texts = [draw() for _ in range(100_000)]
+  for n, name in enumerate(NAMES):
+    check_lossless(made[name], texts[n::4])
+  check_lossless(made['bpe'], texts)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@hypothesis.given(text=st.text(st.characters(exclude_categories=['Cs'])))
+def test_any_text_round_trips(made, name, text):
+  words = made[name]
+  assert words.decode(words.encode(text)) == text
+  assert words.encode(text) == words.encode_batch(['x', text])[1]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_specials_decode_to_nothing(made, name):
+  words = made[name]
+  ids = words.encode(' a b\u2581')
+  around = [words.bos, *ids, words.eos, words.pad]
+  assert words.decode(around) == ' a b\u2581'
+  assert (words.pad, words.eos, words.bos) == (0, 1, 2)
+
+
+@pytest.mark.parametrize('name', ('bytes', 'bpe', 'characters'))
+def test_reserved_ids_are_a_mask_and_sentinels(tmp_path, name):
+  path = {'bytes': 'bytes', 'bpe': 'm.model', 'characters': 'c.json'}[name]
+  path = path if name == 'bytes' else str(tmp_path / path)
+  if name == 'bpe':
+    builtin.train_sentencepiece(TEXTS, path, 308)
+  elif name == 'characters':
+    builtin.train_characters(TEXTS, path)
+  plain, one, many = (builtin.load(path, n) for n in (0, 1, 4))
+  size = plain.size
+  assert (plain.mask, list(plain.sentinels)) == (None, [])
+  assert (one.mask, list(one.sentinels), one.size) == (size, [], size + 1)
+  assert (many.mask, many.size, many.reserved) == (size, size + 4, 4)
+  assert list(many.sentinels) == [size + 3, size + 2, size + 1]
+  assert plain.sha256 == many.sha256
+  assert many.encode(SPELLED[0]) == plain.encode(SPELLED[0])
+  assert many.decode([5, *range(size, size + 4)]) == plain.decode([5])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_errors_of_use_are_one_clear_line(made, name):
+  words = made[name]
+  for encode in (words.encode, lambda text: words.encode_batch(['a', text])):
+    with pytest.raises(ValueError, match='lone surrogate at character 1'):
+      encode('a\ud800')
+  for bad in (-1, words.size):
+    with pytest.raises(ValueError, match=f'id {bad} is outside'):
+      words.decode([5, bad])
+
+
+def test_pieces_cross_newlines_and_cover_chinese(made):
+  words = made['bpe']
+  assert len(words.encode('\n\n')) == 1
+  assert len(words.encode('你好')) == 1
+  assert len(words.encode('The brown fox')) <= 3
+  assert len(words.encode('123')) == 3  # digits stay apart
+
+
+@pytest.mark.parametrize('kind', ('bpe', 'unigram'))
+def test_training_is_deterministic(tmp_path, kind):
+  files = [tmp_path / 'a.model', tmp_path / 'sub' / 'b.model']
+  for file in files:
+    builtin.train_sentencepiece(iter(TEXTS), str(file), 308, kind)
+  assert files[0].read_bytes() == files[1].read_bytes()
+  assert [f.name for f in tmp_path.iterdir() if f.is_file()] == ['a.model']
+
+
+def test_training_reads_no_more_than_it_may(tmp_path):
+  read = []
+
+  def texts():
+    for n in range(10_000):
+      read.append(n)
+      yield 'some words of text, again and again\n' * 10
+
+  file = str(tmp_path / 'x.model')
+  builtin.train_sentencepiece(texts(), file, 285, max_bytes=50_000)
+  assert len(read) < 200
+
+
+def test_a_long_document_is_not_dropped(tmp_path):
+  file = str(tmp_path / 'x.model')
+  builtin.train_sentencepiece(['abcdefgh ' * 20_000], file, 285)
+  assert len(builtin.load(file).encode(' abcdefgh')) == 1
+
+
+def test_errors_of_training_are_one_line(tmp_path):
+  file = str(tmp_path / 'x.model')
+  cases = (
+    (TEXTS, 100, 'bpe', 'vocabulary 100 does not fit.*smaller than required'),
+    (TEXTS, 99_999, 'bpe', 'vocabulary 99999 does not fit.*too high'),
+    ([], 300, 'bpe', 'no text to train on'),
+    (['', '\0'], 300, 'unigram', 'no text to train on'),
+    (TEXTS, 300, 'word', 'kind word: unknown; give bpe or unigram'),
+    (['\udfff'], 300, 'bpe', 'lone surrogate'),
+  )
+  for texts, vocab, kind, message in cases:
+    with pytest.raises(ValueError, match=message) as e:
+      builtin.train_sentencepiece(texts, file, vocab, kind)
+    assert len(str(e.value)) <= 200 and '\n' not in str(e.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_broken_files_are_refused_by_name(made, tmp_path):
+  model = tmp_path / 'm.model'
+  builtin.train_sentencepiece(TEXTS, str(model), 350)
+  whole = model.read_bytes()
+  cases = [b'', b'garbage', whole[: len(whole) // 2], bytes(len(whole))]
+  for data in cases:
+    model.write_bytes(data)
+    with pytest.raises(ValueError, match=r'm\.model: .*train_tokenizer'):
+      builtin.load(str(model))
+  bodies = (
+    '',
+    '[]',
+    '{"characters": ["ab"]}',
+    '{"characters": ["a", "a"]}',
+    '{"characters": ["\\ud800"]}',
+    '{"characters": 3}',
+    '[' * 9999,
+  )
+  for body in bodies:
+    (tmp_path / 'c.json').write_text(body)
+    with pytest.raises(ValueError, match=r'c\.json: not a list of distinct'):
+      builtin.load(str(tmp_path / 'c.json'))
+  for name in ('no.model', 'no.json'):
+    with pytest.raises(ValueError, match=f'{name}: cannot be read'):
+      builtin.load(str(tmp_path / name))
+  with pytest.raises(ValueError, match=r'a\.txt: unknown kind; give x\.model'):
+    builtin.load('a.txt')
+
+
+def test_random_damage_gives_an_error_or_a_working_tokenizer(tmp_path):
+  rng = random.Random(0)
+  model = tmp_path / 'm.model'
+  builtin.train_sentencepiece(TEXTS, str(model), 350)
+  whole = model.read_bytes()
+  clean = builtin.load(str(model)).sha256
+  refused = 0
+  for _ in range(200):
+    data = bytearray(whole)
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    model.write_bytes(data)
+    try:
+      assert builtin.load(str(model)).sha256 != clean
+    except ValueError as e:
+      refused += 1
+      assert re.fullmatch(r'tokenizer .*m\.model: [^\n]+', str(e))
+  assert refused > 50
+
+
+def test_a_tokenizer_that_changes_text_is_refused(tmp_path):
+  with open(tmp_path / 'lossy.model', 'wb') as f:
+    spm.SentencePieceTrainer.Train(
+      sentence_iterator=iter(TEXTS),
+      model_writer=f,
+      vocab_size=350,
+      model_type='bpe',
+      byte_fallback=True,
+      pad_id=0,
+      eos_id=1,
+      bos_id=2,
+      unk_id=3,
+      minloglevel=2,
+    )
+  with pytest.raises(ValueError, match=r'lossy\.model: changes text'):
+    builtin.load(str(tmp_path / 'lossy.model'))
+
+
+def test_fingerprints_tell_tokenizers_apart(made):
+  assert len({words.sha256 for words in made.values()}) == len(NAMES)

@@ -1,0 +1,221 @@
+"""Tokens one at a time: those of `generate`, told when they are sure."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from lm import config
+from lm.data.tokenizers import builtin
+from lm.inference import engine, generate
+
+SMALL = {'width': 16, 'depth': 1}
+CAUSAL = {'fn': 'lm.data.objectives:causal'}
+SPANS = base.span_corruption(source=24)
+FAMILIES = {
+  'decoder': (base.decoder() | SMALL | {'heads': 2, 'length': 40}, CAUSAL),
+  'prefix': (
+    base.decoder() | SMALL | {'heads': 2, 'length': 40},
+    {'fn': 'lm.data.objectives:prefix_lm'},
+  ),
+  'lstm': (base.recurrent() | SMALL, CAUSAL),
+  'ngram': ({'fn': 'lm.models.ngram:make', 'order': 3}, CAUSAL),
+  't5': (base.transformer() | base.t5() | SMALL | {'heads': 2}, SPANS),
+  'one_span': (
+    base.transformer() | base.t5() | SMALL | {'heads': 2},
+    {'fn': 'lm.data.corruption:one_span'},
+  ),
+}
+PROMPTS = 'hello', 'a', '\u4f60\u597d'
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def family(request):
+  return make(request.param)
+
+
+def make(name):
+  """A model far from uniform that nobody has trained."""
+  bytes_ = builtin.bytes_(16)
+  model, objective = FAMILIES[name]
+  model = config.build(model, vocab=bytes_.size)
+  prompt = config.build(objective, tokenizer=bytes_, length=24).prompt
+  params = model.init(jax.random.key(0), prompt([[5]]))
+  if name != 'ngram':
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = tree.unflatten(
+      x + 0.3 * jax.random.normal(k, x.shape)
+      for x, k in zip(leaves, keys, strict=True)
+    )
+  return engine.Run(bytes_, model, prompt, params)
+
+
+def run(family, rows, **settings):
+  """Gives the tokens and the finish of each row."""
+  most = engine.room(family, 200)
+  tokens: list[list[engine.Token]] = [[] for _ in rows]
+  finish: list[str | None] = [None] * len(rows)
+  settings = engine.Settings(**settings)
+  for found in engine.parts(family, rows, settings, most=most):
+    for part in found:
+      assert finish[part.row] is None and (part.tokens or part.finish)
+      tokens[part.row] += part.tokens
+      finish[part.row] = part.finish
+  return tokens, finish
+
+
+@pytest.mark.parametrize(
+  'how',
+  [
+    {'temperature': 0.0},
+    {'temperature': 0.8},
+    {'temperature': 1.2, 'top_p': 0.7},
+  ],
+)
+def test_tokens_are_those_of_generate(family, how):
+  rows = [family.tokenizer.encode(text) for text in PROMPTS]
+  eos, size = family.tokenizer.eos, 20
+  state = generate.generate(
+    family.params,
+    family.prompt(rows),
+    model=family.model,
+    sampler=generate.Sampler(**how),
+    length=size,
+    stop=eos,
+    rng=jax.random.key(7),
+  )
+  found, finish = run(family, rows, length=size, seed=7, told=5, **how)
+  for ids, nats, tokens, end in zip(
+    state.tokens.tolist(),
+    state.nats.tolist(),
+    found,
+    finish,
+    strict=True,
+  ):
+    stops = eos in ids
+    assert end == ('stop' if stops else 'length')
+    ids = ids[: ids.index(eos) + 1] if stops else ids
+    assert len(tokens) == len(ids)
+    text = family.tokenizer.decode(ids)
+    assert ''.join(token.text for token in tokens) == text
+    for token, cost, i in zip(tokens, nats, ids, strict=False):
+      name = '<eos>' if i == eos else family.tokenizer.decode([i])
+      assert token.name == (name or f'<{i}>')
+      assert text[token.offset :].startswith(token.text)
+      assert token.logprob == pytest.approx(-cost, abs=1e-4)
+      assert 1 <= len(token.best) <= 6 and token.name in token.best
+
+
+def test_prompts_cost_what_a_forward_pass_says(family):
+  rows = [family.tokenizer.encode(text) for text in PROMPTS]
+  found = engine.costs(family, rows, told=1)
+  for text, ids, tokens in zip(PROMPTS, rows, found, strict=True):
+    assert ''.join(token.text for token in tokens) == text
+    assert len(tokens) == len(ids)
+    batch = family.prompt([ids])
+    if batch.source is not None or batch.prefix is not None:
+      assert {(token.logprob, *token.best) for token in tokens} == {(None,)}
+      continue
+    logits = family.model.apply(family.params, batch).logits[0]
+    log_LV = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    for n, (i, token) in enumerate(zip(ids, tokens, strict=True)):
+      assert token.logprob == pytest.approx(log_LV[n, i], abs=1e-4)
+      assert max(token.best.values()) == pytest.approx(
+        log_LV[n].max(), abs=1e-4
+      )
+
+
+def test_the_room_of_a_model_is_found():
+  decoder = make('decoder')
+  assert engine.room(decoder, 39) == 39
+  assert engine.room(decoder, 1000) == 40
+  assert engine.room(make('lstm'), 1000) == 1000
+  # and can be filled to its end, wherever the prompt ends
+  for size, length in ((1, 38), (20, 19), (34, 5), (38, 1)):
+    (tokens,), finish = run(decoder, [[9] * size], length=length)
+    assert finish == ['stop'] or len(tokens) == length
+
+
+def test_functions_serve_many_prompts_and_settings():
+  lstm = make('lstm')
+  functions: list[Any] = [
+    generate.begin,
+    engine._draw,
+    engine._feed,
+  ]
+
+  def sizes():
+    return [function._cache_size() for function in functions]
+
+  run(lstm, [[9]] * 3, length=20, top_p=0.5)
+  known = sizes()
+  for n in range(1, 15):
+    rows = [[9] * n] * (3 + n % 2)
+    how = {'temperature': 1 + n / 10, 'top_p': n / 16, 'seed': n}
+    run(lstm, rows, length=17 + n % 16, **how)
+  assert sizes() == known
+
+
+def test_what_may_become_a_stop_string_is_kept_back():
+  bytes_ = builtin.bytes_()
+
+  def told(text, stop, *, last=False):
+    made = engine._Text(bytes_, stop, bytes_.eos)
+    ids = bytes_.encode(text)
+    found = [
+      made.add(i, -1.0, [], last=last and n + 1 == len(ids))
+      for n, i in enumerate(ids)
+    ]
+    return [[token.text for token in part] for part in found], made.finish
+
+  assert told('abc', ['bd']) == ([['a'], [], ['b', 'c']], None)
+  assert told('abd', ['bd']) == ([['a'], [], []], 'stop')
+  assert told('ab', ['bd'], last=True) == ([['a'], ['b']], 'length')
+  assert told('xaba', ['abc', 'ba']) == ([['x'], [], [], ['a']], 'stop')
+  assert told('a\u00e9', []) == ([['a'], [''], ['\u00e9']], None)
+
+
+def test_what_stays_of_a_text():
+  assert engine.sure('ab\ufffd', []) == 2
+  assert engine.sure('abc', ['cd', 'bce', 'abc']) == 1
+  assert engine.before('abcbc', ['x', 'c', 'bc']) == 'a'
+
+
+def test_half_a_character_at_the_end_is_told():
+  bytes_ = builtin.bytes_()
+  text = engine._Text(bytes_, [], bytes_.eos)
+  first, second = bytes_.encode('\u00e9')
+  (told,) = text.add(first, -1.0, [], last=True)
+  assert (told.text, told.offset, text.finish) == ('\ufffd', 0, 'length')
+  # eos brings what was left, and has no text
+  text = engine._Text(bytes_, ['bc'], bytes_.eos)
+  assert text.add(bytes_.encode('b')[0], -1.0, [], last=False) == []
+  told = text.add(bytes_.eos, -2.0, [(second, -0.5)], last=False)
+  assert [token.text for token in told] == ['b', '']
+  assert told[1].name == '<eos>' and text.finish == 'stop'
+  assert told[1].best == {'\ufffd': -0.5, '<eos>': -2.0}
+
+
+def test_what_cannot_be_is_a_number_in_json():
+  told = engine._told(
+    (np.array([-np.inf, np.nan]), np.full((2, 5), -np.inf), np.eye(2, 5)), 5, 2
+  )
+  assert told == [(-9999.0, []), (-9999.0, [])]
+
+
+def test_who_waits_no_more_ends_the_work():
+  asked = []
+
+  def wait():
+    asked.append(0)
+    if len(asked) == 3:
+      raise KeyError
+
+  lstm = make('lstm')
+  how = engine.Settings(length=10)
+  found = engine.parts(lstm, [[9]], how, most=100, wait=wait)
+  with pytest.raises(KeyError):
+    list(found)

@@ -1,0 +1,271 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.data import objectives
+from lm.inference import generate
+from lm.models import decoder
+
+LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+
+
+def drawn(sampler, count=400):
+  rows = jnp.tile(LOGITS, (count, 1))
+  return np.bincount(
+    generate.draw(jax.random.key(0), rows, sampler), minlength=4
+  )
+
+
+@pytest.mark.parametrize(
+  ('sampler', 'possible'),
+  [
+    (generate.Sampler(), {0, 1, 2, 3}),
+    (generate.Sampler(temperature=0.0), {0}),
+    (generate.Sampler(top_k=2), {0, 1}),
+    (generate.Sampler(top_p=0.5), {0}),
+    (generate.Sampler(top_p=0.51), {0, 1}),
+    (generate.Sampler(top_p=0.94), {0, 1, 2}),
+    (generate.Sampler(top_k=3, top_p=0.9), {0, 1, 2}),
+    (generate.Sampler(min_p=0.31), {0, 1}),
+    (generate.Sampler(min_p=0.09), {0, 1, 2, 3}),
+    (generate.Sampler(min_p=1.0), {0}),
+  ],
+)
+def test_only_the_kept_tokens_are_drawn(sampler, possible):
+  assert set(np.flatnonzero(drawn(sampler))) == possible
+
+
+def test_frequencies_follow_temperature():
+  np.testing.assert_allclose(
+    drawn(generate.Sampler(), 4000) / 4000, np.exp(LOGITS[0]), atol=0.03
+  )
+  sharp = np.exp(LOGITS[0] / 0.5)
+  np.testing.assert_allclose(
+    drawn(generate.Sampler(temperature=0.5), 4000) / 4000,
+    sharp / sharp.sum(),
+    atol=0.03,
+  )
+
+
+@pytest.mark.parametrize(
+  ('sampler', 'message'),
+  [
+    (
+      generate.Sampler(temperature=-1.0),
+      r'temperature=-1\.0 must be 0 or more',
+    ),
+    (generate.Sampler(temperature=float('nan')), r'temperature=nan must be'),
+    (generate.Sampler(top_k=-1), r'top_k=-1 must be 0 \(off\) or more'),
+    (generate.Sampler(top_p=0.0), r'top_p=0\.0 must be above 0 and at most 1'),
+    (generate.Sampler(min_p=1.5), r'min_p=1\.5 must be from 0 to 1'),
+    (
+      generate.Sampler(repetition_penalty=0.0),
+      r'repetition_penalty=0\.0 must be above 0',
+    ),
+  ],
+)
+def test_samplers_out_of_range_are_refused(sampler, message):
+  with pytest.raises(ValueError, match=message):
+    sampler.check()
+
+
+def test_a_penalty_makes_what_was_seen_less_likely():
+  logits = jnp.array([[2.0, 1.5, -1.0, -1.2]])
+  greedy = generate.Sampler(temperature=0.0, repetition_penalty=2.0)
+
+  def best(*seen):
+    return int(
+      generate.draw(jax.random.key(0), logits, greedy, _seen(*seen))[0]
+    )
+
+  def _seen(*ids):
+    return jnp.isin(jnp.arange(4), jnp.array(ids, int))[None]
+
+  assert best() == 0 and best(0) == 1 and best(0, 1) == 0
+  # Below 0 it multiplies: the third is now behind the fourth.
+  low = jnp.array([[-9.0, -9.0, -1.0, -1.2]])
+  assert generate.draw(jax.random.key(0), low, greedy, _seen(2)).tolist() == [3]
+
+
+def test_an_empty_prompt_is_refused():
+  with pytest.raises(ValueError, match='a prompt has no tokens: begin it with'):
+    objectives.padded([[1], []], 0)
+
+
+def test_same_key_same_text_and_nothing_after_stop():
+  model = decoder.make(vocab=5, length=40, width=16, depth=1, heads=2)
+  batch = objectives.padded([[1, 2], [3]] * 4, 0)
+  params = model.init(jax.random.key(0), batch)
+
+  def text(seed):
+    return np.asarray(
+      generate.generate(
+        params,
+        batch,
+        model=model,
+        sampler=generate.Sampler(),
+        length=30,
+        stop=4,
+        rng=jax.random.key(seed),
+      ).tokens
+    )
+
+  np.testing.assert_array_equal(text(0), text(0))
+  assert (text(0) != text(1)).any()
+  rows = text(0)
+  assert (rows == 4).any()  # one in five: some row stopped
+  for row in rows.tolist():
+    if 4 in row:
+      assert set(row[row.index(4) :]) == {4}
+
+
+V = 5
+
+
+@pytest.fixture(scope='module')
+def small():
+  """A model that is far from uniform, and its parameters."""
+  model = decoder.make(vocab=V, length=16, width=16, depth=1, heads=2)
+  batch = objectives.padded([[1, 2]], 0)
+  params = model.init(jax.random.key(3), batch)
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(4), len(leaves))
+  return model, treedef.unflatten(
+    x + 0.5 * jax.random.normal(k, x.shape)
+    for x, k in zip(leaves, keys, strict=True)
+  )
+
+
+def nats_of(model, params, prompt, new) -> np.ndarray:
+  """-log p of each new token, from one forward pass."""
+  batch = objectives.padded([[*prompt, *new]], 0)
+  log = jax.nn.log_softmax(model.apply(params, batch).logits[0], axis=-1)
+  places = np.arange(len(prompt), len(prompt) + len(new)) - 1
+  return -np.asarray(log)[places, new]
+
+
+def test_nats_are_those_of_a_forward_pass(small):
+  model, params = small
+  prompts = [[1, 2, 3], [4]]
+  state = generate.generate(
+    params,
+    objectives.padded(prompts, 0),
+    model=model,
+    sampler=generate.Sampler(temperature=0.7, top_k=3, repetition_penalty=1.5),
+    length=8,
+    stop=0,
+    rng=jax.random.key(1),
+  )
+  for prompt, new, nats in zip(
+    prompts, state.tokens.tolist(), np.asarray(state.nats), strict=True
+  ):
+    size = new.index(0) + 1 if 0 in new else len(new)
+    want = nats_of(model, params, prompt, new[:size])
+    np.testing.assert_allclose(nats[:size], want, atol=1e-5)
+    assert not nats[size:].any()
+
+
+def test_a_row_with_a_key_draws_alike_in_any_company(small):
+  model, params = small
+  prompts = [[1, 2, 3], [4, 5, 1], [2, 2, 2]]
+  keys = jax.random.split(jax.random.key(3), 3)
+
+  def drawn(rows):
+    return generate.generate(
+      params,
+      objectives.padded([prompts[n] for n in rows], 0),
+      model=model,
+      sampler=generate.Sampler(),
+      length=8,
+      stop=0,
+      rng=keys[np.array(rows)],
+    ).tokens.tolist()
+
+  whole = drawn([0, 1, 2])
+  assert len({tuple(row) for row in whole}) == 3
+  assert drawn([2, 0]) == [whole[2], whole[0]]
+
+
+def test_a_text_streams_as_it_is_generated(small):
+  model, params = small
+  settings = {
+    'model': model,
+    'sampler': generate.Sampler(),
+    'length': 10,
+    'stop': 0,
+    'rng': jax.random.key(2),
+  }
+  batch = objectives.padded([[1], [2, 3]], 0)
+  whole = np.asarray(generate.generate(params, batch, **settings).tokens)
+  seen = []
+  for state in generate.stream(params, batch, every=3, **settings):
+    count = int(state.count)
+    seen.append(count)
+    np.testing.assert_array_equal(
+      np.asarray(state.tokens)[:, :count], whole[:, :count]
+    )
+  ends = [row.index(0) + 1 if 0 in row else 10 for row in whole.tolist()]
+  assert seen == [n for n in (3, 6, 9, 10) if n < max(ends) + 3][: len(seen)]
+  np.testing.assert_array_equal(np.asarray(state.tokens), whole)
+
+
+def search(small, beams, length, penalty=0.0, prompts=((1, 2),)):
+  model, params = small
+  tokens, scores = generate.beam(
+    params,
+    objectives.padded([list(row) for row in prompts], 0),
+    model=model,
+    beams=beams,
+    length=length,
+    stop=0,
+    penalty=penalty,
+  )
+  return np.asarray(tokens), np.asarray(scores)
+
+
+def test_one_beam_takes_the_likeliest_token(small):
+  model, params = small
+  prompts = ((1, 2), (3,), (4, 4, 1))
+  tokens, _ = search(small, 1, 8, prompts=prompts)
+  greedy = generate.generate(
+    params,
+    objectives.padded([list(row) for row in prompts], 0),
+    model=model,
+    sampler=generate.Sampler(temperature=0.0),
+    length=8,
+    stop=0,
+    rng=jax.random.key(0),
+  )
+  np.testing.assert_array_equal(tokens[:, 0], greedy.tokens)
+
+
+@pytest.mark.parametrize('penalty', [0.0, 1.0])
+def test_enough_beams_find_the_best_of_all_texts(small, penalty):
+  model, params = small
+  length = 3
+  every = {}
+  for new in itertools.product(range(V), repeat=length):
+    text = new[: new.index(0) + 1] if 0 in new else new
+    every[text] = 0.0
+  for text in every:
+    total = -nats_of(model, params, (1, 2), text).sum()
+    every[text] = total / ((5 + len(text)) / 6) ** penalty
+  best = sorted(every, key=lambda text: -every[text])
+  tokens, scores = search(small, V**2, length, penalty)
+  for rank in range(5):
+    text = best[rank]
+    assert tokens[0, rank].tolist() == [*text, *[0] * (length - len(text))]
+    assert scores[0, rank] == pytest.approx(every[text], abs=1e-4)
+  assert (np.diff(scores[0]) <= 0).all()
+
+
+def test_beams_of_a_batch_are_those_of_its_rows(small):
+  prompts = ((1, 2, 3), (4,))
+  tokens, scores = search(small, 3, 6, 0.6, prompts)
+  for n, row in enumerate(prompts):
+    alone, its = search(small, 3, 6, 0.6, (row,))
+    np.testing.assert_array_equal(tokens[n], alone[0])
+    np.testing.assert_allclose(scores[n], its[0], atol=1e-5)

@@ -1,0 +1,274 @@
+"""The diary of a run survives kills; progress tells no lies; reports draw."""
+
+import io
+import json
+import math
+from pathlib import Path
+import sys
+from types import ModuleType
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import config, types
+from lm.reporting import metrics_log, plot, progress
+
+
+def lines(workdir: Path) -> list[dict]:
+  text = (workdir / 'metrics.jsonl').read_text()
+  assert text.endswith('\n')
+  return [json.loads(line) for line in text.splitlines()]
+
+
+# --- metrics.jsonl
+
+
+def test_a_line_holds_plain_numbers(tmp_path):
+  diary = metrics_log.Log(tmp_path)
+  numbers = diary.now(
+    3,
+    {
+      'loss_nats': types.Metric(jnp.float32(6), jnp.float32(4)),
+      'tokens': 128,
+      'rate': np.float32(0.5),
+      'empty': types.Metric(0.0, 0.0),
+    },
+  )
+  assert numbers['loss_nats'] == 1.5
+  (line,) = lines(tmp_path)
+  assert line == {
+    'step': 3,
+    'loss_nats': 1.5,
+    'tokens': 128,
+    'rate': 0.5,
+    'empty': 'NaN',
+  }
+  assert type(line['tokens']) is int
+
+
+def test_lines_are_json_even_where_numbers_are_not_finite(tmp_path):
+  values = {'a': math.nan, 'b': math.inf, 'c': -math.inf}
+  metrics_log.Log(tmp_path).now(1, values)
+
+  def refuse(word):
+    raise AssertionError(f'{word} is not JSON')
+
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  json.loads(text, parse_constant=refuse)
+  (record,) = metrics_log.read(tmp_path / 'metrics.jsonl')
+  assert math.isnan(record['a'])
+  assert (record['b'], record['c']) == (math.inf, -math.inf)
+
+
+def test_later_is_one_step_behind_and_keeps_the_order(tmp_path):
+  diary = metrics_log.Log(tmp_path)
+  assert diary.later(1, {'x': 1.0}) is None
+  assert not (tmp_path / 'metrics.jsonl').exists()
+  assert diary.later(2, {'x': 2.0}) == (1, {'x': 1.0})
+  diary.now(2, {'valid': 9.0})
+  diary.later(3, {'x': 3.0})
+  diary.close()
+  diary.close()
+  assert lines(tmp_path) == [
+    {'step': 1, 'x': 1.0},
+    {'step': 2, 'x': 2.0},
+    {'step': 2, 'valid': 9.0},
+    {'step': 3, 'x': 3.0},
+  ]
+
+
+def test_a_resumed_run_reads_as_one(tmp_path):
+  diary = metrics_log.Log(tmp_path)
+  for step in range(1, 6):
+    diary.now(step, {'x': 1.0})
+  diary = metrics_log.Log(tmp_path, start=3)
+  diary.now(4, {'x': 2.0})
+  assert [(r['step'], r['x']) for r in lines(tmp_path)] == [
+    (1, 1.0),
+    (2, 1.0),
+    (3, 1.0),
+    (4, 2.0),
+  ]
+  assert [p.name for p in tmp_path.glob('metrics*')] == ['metrics.jsonl']
+
+
+@pytest.mark.parametrize('torn', [b'{"step": 2, "x"', b'{"step": 2, "x": 1.0}'])
+def test_a_torn_last_line_is_dropped(tmp_path, torn):
+  path = tmp_path / 'metrics.jsonl'
+  metrics_log.Log(tmp_path).now(1, {'x': 1.0})
+  path.write_bytes(path.read_bytes() + torn)
+  assert [r['step'] for r in metrics_log.read(path)] == [1]
+  metrics_log.Log(tmp_path, start=5).now(6, {'x': 1.0})
+  assert [r['step'] for r in lines(tmp_path)] == [1, 6]
+
+
+def test_every_cut_of_a_file_leaves_its_whole_lines(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  for step in (1, 2):
+    metrics_log.append(path, {'step': step, 'x': 0.5})
+  whole = path.read_bytes()
+  first = whole.index(b'\n') + 1
+  for cut in range(len(whole) + 1):
+    path.write_bytes(whole[:cut])
+    metrics_log.trim(path, 9)
+    want = whole if cut == len(whole) else whole[:first] * (cut >= first)
+    assert path.read_bytes() == want
+
+
+def test_append_does_not_join_a_torn_line(tmp_path):
+  path = tmp_path / 'evals.jsonl'
+  path.write_bytes(b'{"step": 1, "met')
+  metrics_log.append(path, {'step': 2, 'metrics': {'a': 1.0}})
+  assert metrics_log.read(path) == [{'step': 2, 'metrics': {'a': 1.0}}]
+
+
+def test_trim_swaps_the_file_at_once(tmp_path, monkeypatch):
+  path = tmp_path / 'metrics.jsonl'
+  for step in (1, 2):
+    metrics_log.append(path, {'step': step})
+  before = path.read_bytes()
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Path, 'replace', killed)
+  with pytest.raises(KeyboardInterrupt):
+    metrics_log.trim(path, 1)
+  assert path.read_bytes() == before
+
+
+def test_tensorboard_is_written_when_it_is_installed(tmp_path, monkeypatch):
+  calls = []
+
+  class SummaryWriter:
+    def __init__(self, folder, purge_step):
+      calls.append((Path(folder).name, purge_step))
+
+    def add_scalar(self, *args):
+      calls.append(args)
+
+    def close(self):
+      calls.append('closed')
+
+  board = ModuleType('tensorboardX')
+  board.__dict__['SummaryWriter'] = SummaryWriter
+  board.__spec__ = json.__spec__  # find_spec wants one
+  monkeypatch.setitem(sys.modules, 'tensorboardX', board)
+  diary = metrics_log.Log(tmp_path, start=4)
+  diary.now(5, {'x': 1.0})
+  diary.close()
+  assert calls == [('tensorboard', 5), ('x', 1.0, 5), 'closed']
+
+
+# --- tables
+
+
+def test_table_aligns_words_and_numbers():
+  rows = [
+    {'name': '困惑度', 'value': 12.34567, 'n': 3},
+    {'name': 'loss', 'value': None, 'n': 1000},
+  ]
+  assert metrics_log.table(rows, ['name', 'value', 'n']).splitlines() == [
+    'name    value     n',
+    '困惑度  12.35     3',
+    'loss        -  1000',
+  ]
+  assert metrics_log.table([], ['a', 'b']) == 'a  b'
+
+
+# --- progress
+
+
+class Terminal(io.StringIO):
+  def isatty(self) -> bool:
+    return True
+
+
+class Clock:
+  def __init__(self):
+    self.now = 100.0
+
+  def __call__(self) -> float:
+    return self.now
+
+
+def test_progress_prints_a_line_every_ten_seconds():
+  out, clock = io.StringIO(), Clock()
+  bar = progress.Progress(100, tokens_per_step=500, stream=out, clock=clock)
+  for step in range(1, 26):
+    bar.update(step, loss_nats=3.0)
+    clock.now += 1.0
+  assert out.getvalue().splitlines() == [
+    'step 1/100  loss 3.0000 nats',
+    'step 11/100  loss 3.0000 nats  500 tokens/s  ETA 0:01:29',
+    'step 21/100  loss 3.0000 nats  500 tokens/s  ETA 0:01:19',
+  ]
+
+
+def test_progress_always_prints_the_last_step():
+  out, clock = io.StringIO(), Clock()
+  bar = progress.Progress(2, stream=out, clock=clock)
+  bar.update(1)
+  clock.now += 0.5
+  bar.update(2, bits_per_byte=1.5)
+  assert out.getvalue().splitlines()[-1] == (
+    'step 2/2  1.5000 bits/byte  ETA 0:00:00'
+  )
+
+
+def test_progress_redraws_in_place_and_fits_the_terminal(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '40')
+  out, clock = Terminal(), Clock()
+  bar = progress.Progress(10, stream=out, clock=clock)
+  for step in range(1, 4):
+    bar.update(step, loss_nats=3.0)
+    clock.now += 1.0
+  assert '\n' not in out.getvalue()
+  drawn = out.getvalue().split('\r')[1:]
+  assert len(drawn) == 3
+  assert drawn[2].startswith('[######..............] step 3/10')
+  assert all(len(x.removesuffix('\x1b[K')) < 40 for x in drawn)
+  bar.say('saved')
+  assert out.getvalue().endswith('\nsaved\n')
+
+
+def test_rates_are_never_negative():
+  out, clock = io.StringIO(), Clock()
+  bar = progress.Progress(10, tokens_per_step=5, stream=out, clock=clock)
+  for step, now in [(1, 100.0), (2, 50.0), (3, 50.0), (2, 60.0), (3, 1e9)]:
+    clock.now = now
+    bar.update(step)
+    assert bar.rate() >= 0
+  assert '-' not in out.getvalue()
+
+
+# --- report
+
+
+def test_report_draws_training_evals_and_bzip2(tmp_path, monkeypatch):
+  with pytest.raises(config.ConfigError, match='train first'):
+    plot.report(tmp_path)
+  diary = metrics_log.Log(tmp_path)
+  for step in (10, 20):
+    diary.now(step, {'loss_nats': 3.0, 'tokens': step * 100})
+  for step in (0, 15):
+    metrics_log.append(
+      tmp_path / 'evals.jsonl',
+      {'step': step, 'checkpoint': 'x', 'metrics': {'v/bits_per_byte': 2.0}},
+    )
+  drawn = []
+  save = plot.Figure.savefig
+
+  def keep(figure, *args, **kw):
+    drawn.append(figure)
+    save(figure, *args, **kw)
+
+  monkeypatch.setattr(plot.Figure, 'savefig', keep)
+  path = plot.report(tmp_path, bzip2_bits_per_byte=2.1)
+  assert path.read_bytes().startswith(b'\x89PNG')
+  left, right = drawn[0].axes
+  assert left.lines[0].get_xdata().tolist() == [1000, 2000]
+  by_name = {line.get_label(): line for line in right.lines}
+  assert list(by_name['v/bits_per_byte'].get_xdata()) == [0, 1500]
+  assert set(by_name['bzip2'].get_ydata()) == {2.1}

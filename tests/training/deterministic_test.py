@@ -1,0 +1,193 @@
+"""Ordered numerics: the same bits on any number of devices."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from lm import checkpoint, sharding, train, tree
+from lm.models import decoder, linen
+from lm.training import step
+from tests import programs
+from tools import compare_runs
+
+if jax.device_count() < 8:
+  pytest.skip(
+    'needs eight devices: CPU simulates them', allow_module_level=True
+  )
+
+MODEL = decoder.make(
+  vocab=64,
+  length=16,
+  width=32,
+  depth=1,
+  heads=4,
+  norm='rmsnorm',
+  positions='rope',
+  activation='swiglu',
+  dropout=0.1,
+)
+TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
+RULES = {
+  'layers': None,
+  'vocab': None,
+  'embed': 'fsdp',
+  'heads': None,
+  'kv_heads': None,
+  'mlp': None,
+}
+# Optimized as a run is, unlike the other tests: what compilers choose freely,
+# they choose there.
+OPTIMIZED = {
+  'xla_backend_optimization_level': 3,
+  'xla_llvm_disable_expensive_passes': False,
+}
+
+
+def batch(seed):
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(0, 64, (16, 17)).astype(np.int32)
+  weights = rng.random((16, 16)).astype(np.float32)
+  return linen.example_batch(16, 16)._replace(
+    tokens=ids[:, :-1], targets=ids[:, 1:], weights=weights
+  )
+
+
+def bits(devices, microbatches=1, numerics='deterministic', **mesh):
+  """Takes four steps, and returns the losses and every leaf."""
+  cut = sharding.make_mesh(**mesh, devices=jax.devices()[:devices])
+  run = step.program(
+    model=MODEL,
+    tx=TX,
+    example=batch(0),
+    mesh=cut,
+    rules=RULES,
+    seed=0,
+    microbatches=microbatches,
+    numerics=numerics,
+  )
+  state, losses = step.start(run), []
+  with jax.set_mesh(cut):
+    update = step.lower(run).compile(compiler_options=OPTIMIZED)
+    for n in range(4):
+      state, metrics = update(state, sharding.put(batch(n), cut))
+      losses.append(float(metrics['loss_nats'].total))
+  return losses, {path: np.asarray(x) for path, x in tree.paths(state)}
+
+
+@pytest.fixture(scope='module')
+def eight():
+  return bits(8, fsdp=2, data=4)
+
+
+@pytest.mark.parametrize(
+  ('devices', 'microbatches', 'mesh'),
+  [
+    (8, 2, {'fsdp': 8}),
+    (4, 1, {}),
+    (2, 4, {'fsdp': 2}),
+    (1, 1, {}),
+  ],
+)
+def test_ordered_bits_are_those_of_eight_devices(
+  eight, devices, microbatches, mesh
+):
+  losses, leaves = bits(devices, microbatches, **mesh)
+  assert losses == eight[0]
+  for path, leaf in leaves.items():
+    np.testing.assert_array_equal(leaf, eight[1][path], path)
+
+
+def test_ordered_is_near_fast_without_its_bits(eight):
+  losses, leaves = bits(8, numerics='fast', fsdp=2, data=4)
+  # Dropout draws other masks.
+  np.testing.assert_allclose(losses, eight[0], rtol=0.05)
+  assert any((leaf != eight[1][path]).any() for path, leaf in leaves.items())
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'logical_shards', 'message'),
+  [
+    (
+      {'tensor': 2},
+      8,
+      r"numerics='deterministic': mesh axes tensor cut what is ad",
+    ),
+    ({}, 4, r'logical_shards=4 must be a power of two, a multiple of the 8 d'),
+    ({}, 32, r'logical_shards=32 must be .* and divide batch_size=16'),
+  ],
+)
+def test_what_has_no_order_is_refused(mesh, logical_shards, message):
+  with pytest.raises(ValueError, match=message):
+    step.program(
+      model=MODEL,
+      tx=TX,
+      example=batch(0),
+      mesh=sharding.make_mesh(**mesh),
+      rules=RULES,
+      seed=0,
+      numerics='deterministic',
+      logical_shards=logical_shards,
+    )
+
+
+def test_numerics_are_named():
+  with pytest.raises(
+    ValueError, match="numerics='exact' is neither 'fast' nor"
+  ):
+    step.program(
+      model=MODEL,
+      tx=TX,
+      example=batch(0),
+      mesh=sharding.make_mesh(),
+      rules=RULES,
+      seed=0,
+      numerics='exact',
+    )
+
+
+CHANGES = {
+  'numerics': 'deterministic',
+  'batch_size': 8,
+  'steps': 9,
+  'save_every': 3,
+}
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+  """An ordered run of nine steps on eight devices."""
+  workdir = tmp_path_factory.mktemp('deterministic') / 'run'
+  train.train(programs.make(data, **CHANGES), workdir)
+  return workdir
+
+
+def test_a_run_moves_from_eight_devices_to_two_to_four(
+  run, data, start, tmp_path, monkeypatch, capsys
+):
+  moved = programs.rewind(run, tmp_path / 'two', 3)
+  for devices, mesh, begin in ((2, {}, 3), (4, {'mesh__fsdp': 2}, 6)):
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', str(devices))
+    if begin == 6:
+      moved = programs.rewind(moved, tmp_path / 'four', 6)
+    process = start('train', programs.flags(data, moved, **CHANGES, **mesh))
+    assert process.wait() == 0, process.text()
+    assert f'step {begin} of 9' in process.text()
+    for n in (begin + 3, 9):
+      assert checkpoint.digest(moved, n) == checkpoint.digest(run, n)
+  assert programs.losses(moved) == programs.losses(run)
+  assert compare_runs.compare(run, moved) == 0
+  assert 'nothing differs' in capsys.readouterr().out
+
+
+def test_where_runs_part_is_named(run, data, tmp_path, capsys):
+  other = programs.rewind(run, tmp_path / 'other', 3)
+  c = programs.make(data, **CHANGES, optim__peak=2e-2, allow='("optim",)')
+  train.train(c, other)
+  assert compare_runs.compare(run, other) == 1
+  said = capsys.readouterr().out
+  assert 'metrics part at step 4: learning_rate' in said
+  assert 'checkpoints part at step 6: opt_state/' in said
+  assert ' numbers, by up to ' in said
+  with pytest.raises(ValueError, match='no step in common: give two work'):
+    compare_runs.compare(run, tmp_path)
