@@ -50,7 +50,7 @@ def get_config(argument: str = 'data,dpo_en'):
     c,
     form,
     *(records, records),
-    {'test': {'fn': 'labels:classes', 'batch_size': 16}},
+    {'test': {'fn': 'classification:classes', 'batch_size': 16}},
     length=length,
     folds=6,
   )

@@ -93,9 +93,9 @@ def get_config(argument: str = 'data,scitldr'):
     {'fn': f'lm.data.finetuning.tasks:{form}', **how},
     *(read(train), read(test)),
     {
-      'answers': {'fn': 'writing:answers'},
+      'answers': {'fn': 'generation:answers'},
       'test': {
-        'fn': 'writing:make',
+        'fn': 'generation:make',
         'new': new,
         'metrics': metrics,
         'language': language,

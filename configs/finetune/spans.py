@@ -47,6 +47,6 @@ def get_config(argument: str = 'data,squad'):
     'token_types': True,
   }
   readers = read(train), read(test)
-  judges = {'test': {'fn': 'labels:spans', 'language': language}}
+  judges = {'test': {'fn': 'classification:spans', 'language': language}}
   start.task(c, form, *readers, judges, length=256)
   return c.lock()

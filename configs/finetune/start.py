@@ -96,7 +96,7 @@ def task(
     form, length: as of `lm.data.finetuning.tasks.make`.
     train, test: specs of readers; of one file that has no split, both.
     judges: by name, evaluators: their `fn` of lm.evals, such as
-      'labels:classes', and settings of their own.
+      'classification:classes', and settings of their own.
     folds: into which that file is dealt; the first is held out.
   """
   # --config.data.held_out changes all

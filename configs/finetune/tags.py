@@ -61,6 +61,6 @@ def get_config(argument: str = 'data,wikigold'):
   }
   length = 64 if run else 256  # of bytes
   readers = read(train), read(test)
-  judges = {'test': {'fn': 'labels:tags'}}
+  judges = {'test': {'fn': 'classification:tags'}}
   start.task(c, form, *readers, judges, length=length, folds=folds)
   return c.lock()

@@ -89,7 +89,7 @@ def get_config(argument: str = 'data,banking77'):
     c,
     form,
     *(read(train), read(test)),
-    {'test': {'fn': 'labels:classes'}},
+    {'test': {'fn': 'classification:classes'}},
     length=length,
   )
   return c.lock()

@@ -121,7 +121,7 @@ def make(
     raise ValueError(f'buckets={buckets} must be a multiple of 4')
   if max_distance <= buckets // 2:
     raise ValueError(
-      f'max_distance={reach} must be above buckets / 2 = {buckets // 2}'
+      f'max_distance={max_distance} must be above buckets / 2 = {buckets // 2}'
     )
   if positions == 'sinusoids' and width % 2:
     raise ValueError(f'width={width} must be even for sinusoids')
