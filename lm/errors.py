@@ -78,6 +78,18 @@ class Storage(Failure):
   exit_code = 5
 
 
+def install(extra: str) -> str:
+  """Spells the command that installs what an extra of this package needs.
+
+  It is run in the checkout and not by a name from the package index, where `lm`
+  is the name of another package.
+
+  Args:
+    extra: a key of `extras_require` in setup.py, such as 'interop'.
+  """
+  return f"pip install -e '.[{extra}]'"
+
+
 def refusal(error: BaseException) -> str | None:
   """Says what the operating system refused, None if it refused nothing."""
   if isinstance(error, OSError):

@@ -41,7 +41,7 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 
-from lm import config, optim, sharding, tree, types
+from lm import config, errors, optim, sharding, tree, types
 from lm.checkpoint import host_arrays
 from lm.data import objectives
 from lm.data.tokenizers import builtin
@@ -110,7 +110,7 @@ def _tpu(name, chip, shape, slices):
   more = {'num_slices': slices} if slices > 1 else {}
   return _topology(
     name,
-    "pip install 'lm[tpu]'",
+    errors.install('tpu'),
     platform='tpu',
     topology_name=name,
     **more,

@@ -28,8 +28,8 @@ the output as probe.json, and is used again when that is exported in turn: so a
 budget is held against the first original. What was tuned on records is asked 64
 of those that judge it, or of its own. With --config, a file such as
 configs/evaluate/english.py, the first --items of each task are asked of both.
-All is printed, and kept in report.json. Needs 'lm[data,interop]', and int8
-'lm[quant]'.
+All is printed, and kept in report.json. Needs the extras `data` and `interop`,
+and int8 the extra `quant`.
 
 Exit codes: 0 done; 2 it cannot be exported so, or wrong usage; 4 the checkpoint
 or the probe is damaged; 5 storage; 9 refused: the probe's loss rose by more

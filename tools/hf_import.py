@@ -7,7 +7,7 @@ FOLDER holds config.json, model.safetensors (or several with an index) and a
 tokenizer, as published for GPT-2, Llama, Qwen3, Gemma 3, BERT, T5 and T5 v1.1,
 or tuned to classify texts or tag words (GPT-2, Llama, Qwen3, BERT) or to find
 answers (BERT); a GGUF file holds a Llama-type model. Needs neither torch nor
-transformers: pip install 'lm[interop]'.
+transformers, but the extra `interop`.
 
 What comes out is a run with one checkpoint: lm.sample generates from it, and
 training starts from it with

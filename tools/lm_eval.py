@@ -8,7 +8,7 @@ itself: --tasks=mine.yaml. In a program of its own,
 
   lm_eval.simple_evaluate(model=tools.lm_eval.make('runs/a'), tasks=...)
 
-Needs pip install 'lm[lmeval]'. A sentence of BLiMP is scored as it is, without
+Needs the extra `lmeval`. A sentence of BLiMP is scored as it is, without
 the space that lm_eval's own config puts before it, so that scores are those of
 `lm.evals.choice`. But equal likelihoods count as right here, not there, and
 acc_norm counts characters, not bytes.
@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 
-from lm import checkpoint, config, sharding, types
+from lm import checkpoint, config, errors, sharding, types
 from lm.checkpoint import run as run_lib
 from lm.data import objectives
 from lm.data.finetuning import readers
@@ -185,7 +185,7 @@ def _lm_eval(module: str) -> Any:
     return importlib.import_module(f'lm_eval.{module}')
   except ImportError as error:
     raise config.ConfigError(
-      f"tools.lm_eval needs {error.name}: pip install 'lm[lmeval]'"
+      f'tools.lm_eval needs {error.name}: {errors.install("lmeval")}'
     ) from error
 
 

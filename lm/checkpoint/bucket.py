@@ -68,7 +68,7 @@ class Bucket:
         import gcsfs  # noqa: F401
       except ImportError as error:
         raise errors.Remote(
-          f"{self.address}: needs gcsfs: pip install 'lm[gcs]'"
+          f'{self.address}: needs gcsfs: {errors.install("gcs")}'
         ) from error
       # A listing that is remembered hides what others have written since.
       fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import sharding, types
+from lm import errors, sharding, types
 from lm.data import objectives
 from lm.data.finetuning import readers as records_lib
 from lm.data.finetuning import tasks
@@ -357,5 +357,5 @@ def package(module: str, name: str) -> Any:
     return importlib.import_module(module)
   except ImportError as error:
     raise ValueError(
-      f"this evaluator needs {name}: pip install 'lm[tasks]'"
+      f'this evaluator needs {name}: {errors.install("tasks")}'
     ) from error

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from lm import config, tree, types
+from lm import config, errors, tree, types
 from lm.interop import loader
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -66,7 +66,9 @@ def save(
       each other, or flatbuffers is not installed.
   """
   if importlib.util.find_spec('flatbuffers') is None:
-    raise ValueError("StableHLO needs flatbuffers: pip install 'lm[interop]'")
+    raise ValueError(
+      f'StableHLO needs flatbuffers: {errors.install("interop")}'
+    )
   inputs = inputs_of(batch)
   _check_text(batch, _batch(inputs, tokenizer))
   spec = copy.deepcopy(dict(spec))

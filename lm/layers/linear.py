@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import errors
+
 # Types of the factors of a quantized product, and of the gradients that come
 # back to it. Gradients have longer tails than 255 even steps hold unless they
 # are rounded at random: after int8 they are in bfloat16, which is safe. FP8 has
@@ -101,7 +103,7 @@ def check(compute_dtype: str) -> None:
     )
   if compute_dtype in _QUANTIZED and importlib.util.find_spec('qwix') is None:
     raise ValueError(
-      f"compute_dtype={compute_dtype!r} needs qwix: pip install 'lm[quant]'"
+      f'compute_dtype={compute_dtype!r} needs qwix: {errors.install("quant")}'
     )
 
 

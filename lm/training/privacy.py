@@ -5,7 +5,7 @@
   c.data.expected = 64  # of the batch_size rows; see lm.data.finetuning.tasks
 
 The gradient of each record is cut to a length and noise is added to their sum.
-Clipping and accounting are those of jax-privacy (`pip install 'lm[privacy]'`).
+Clipping and accounting are those of jax-privacy (the extra `privacy`).
 
 Parameters are private, and nothing else is: neither the losses that
 metrics.jsonl has of training, nor anything to whoever knows the seed, from
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm import types
+from lm import errors, types
 
 
 class Privacy(NamedTuple):
@@ -142,5 +142,5 @@ def _package(name: str) -> Any:
     return importlib.import_module(f'jax_privacy.{name}')
   except ImportError as error:
     raise ValueError(
-      "privacy: needs jax-privacy: pip install 'lm[privacy]'"
+      f'privacy: needs jax-privacy: {errors.install("privacy")}'
     ) from error

@@ -255,5 +255,7 @@ def test_what_a_bucket_cannot_be_used_for_is_one_line(
   with pytest.raises(errors.Remote, match='s3://x/y: not a folder of this mac'):
     checkpoint.Checkpointer('s3://x/y').__enter__()
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
-  with pytest.raises(errors.Remote, match=r"needs gcsfs: pip install 'lm\[gcs"):
+  with pytest.raises(
+    errors.Remote, match=r"needs gcsfs: pip install -e '.\[gcs"
+  ):
     bucket_lib.Bucket(ADDRESS)

@@ -17,7 +17,7 @@ import sentencepiece as spm
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import lm.data
+import lm.data.tokenizers
 from lm.data.tokenizers import builtin, huggingface, tokenizer_json
 from tests import interop_peer
 
@@ -650,11 +650,11 @@ def test_files_are_told_apart_by_what_they_hold(own, foreign):
 def test_a_missing_package_is_one_line(foreign, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   monkeypatch.delitem(sys.modules, 'lm.data.tokenizers.huggingface')
-  monkeypatch.delattr(lm.data, 'huggingface')
+  monkeypatch.delattr(lm.data.tokenizers, 'huggingface')
   with pytest.raises(ValueError) as e:
     builtin.load(foreign['t5'])
   assert str(e.value).endswith(
-    "t5.json: needs the package tokenizers: pip install 'lm[interop]'"
+    "t5.json: needs the package tokenizers: pip install -e '.[interop]'"
   )
 
 

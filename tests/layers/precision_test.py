@@ -191,6 +191,8 @@ def test_operands_that_cannot_be_are_one_line(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(
     ValueError,
-    match=re.escape("compute_dtype='int8' needs qwix: pip install 'lm[quant]'"),
+    match=re.escape(
+      "compute_dtype='int8' needs qwix: pip install -e '.[quant]'"
+    ),
   ):
     laws.build('gpt2', compute_dtype='int8', dtype='bfloat16')

@@ -1,4 +1,35 @@
+import ast
+import re
+
 from lm import errors
+from tests import programs
+
+ROOT = programs.ROOT
+
+
+def test_what_is_missing_is_installed_from_the_checkout():
+  assert errors.install('interop') == "pip install -e '.[interop]'"
+
+
+def test_texts_name_extras_that_exist_and_no_package_of_the_index():
+  extras = set()
+  for folder in ('lm', 'tools', 'configs'):
+    for path in sorted((ROOT / folder).rglob('*.py')):
+      text = path.read_text()
+      assert not re.search(r'\blm\[[a-z,]+\]|install [\'"]?lm\b', text), path
+      extras |= {
+        ast.literal_eval(node.args[0])
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func) == 'errors.install'
+      }
+  assert len(extras) > 5
+  package = (ROOT / 'setup.py').read_text() + (
+    ROOT / 'pyproject.toml'
+  ).read_text()
+  for extra in extras:
+    assert re.search(rf'^\s*[\'"]?{extra}[\'"]?\s*[:=]', package, re.M), extra
 
 
 def test_a_long_text_keeps_place_cause_and_fix():

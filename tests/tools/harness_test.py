@@ -208,7 +208,7 @@ def test_what_cannot_be_asked_is_refused_in_a_line(
     lm_eval.main([workdir, '--tasks=blimp'])
   assert '--data: give the folder that has blimp/' in capsys.readouterr().err
   monkeypatch.setitem(sys.modules, 'lm_eval.api.model', None)
-  with pytest.raises(config.ConfigError, match=r"pip install 'lm\[lmeval\]'"):
+  with pytest.raises(config.ConfigError, match=r"pip install -e '.\[lmeval\]'"):
     lm_eval.make(trained)
 
 

@@ -17,7 +17,7 @@ import re
 import numpy as np
 import sentencepiece as spm
 
-from lm import types
+from lm import errors, types
 from lm.data import names
 
 PAD, EOS, BOS = 0, 1, 2
@@ -58,8 +58,8 @@ def load(name: str, reserved: int = 0) -> types.Tokenizer:
       from lm.data.tokenizers import huggingface
     except ModuleNotFoundError as e:
       raise ValueError(
-        f'tokenizer {names.short(name)}: needs the package {e.name}: pip '
-        "install 'lm[interop]'"
+        f'tokenizer {names.short(name)}: needs the package {e.name}: '
+        f'{errors.install("interop")}'
       ) from e
     return huggingface.make(name, reserved=reserved)
   if name.endswith('.json'):
