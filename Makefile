@@ -1,6 +1,9 @@
 # make quickstart   train a small model on this machine and judge it
-# make test         format, lint, types, floors and tests, as CI runs them
+# make check        format, lint, types, floors and the quick tests: two minutes
+# make test         make check, then every test that is not marked slow
+# make test-slow    the rest: chains of kills, fresh installs, commands of docs
 # make peers        install what tests then compare with: torch, transformers
+# make docs         build the documentation into docs/_build/html
 # make test-all     the tests on every Python from 3.11 to 3.13 that is here
 # make bench        measure speed
 # make format       format the code
@@ -46,12 +49,13 @@ fi; \
 touch $(1)/.ready
 endef
 
-.PHONY: help quickstart test peers test-all bench format clean
+.PHONY: help quickstart check lint test test-slow peers docs test-all bench \
+  format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
-.venv/.ready: setup.py
+.venv/.ready: pyproject.toml
 	@found=$$($(pythons)); \
 	python=$$(head -n 1 <<< "$$found" | cut -d ' ' -f 2-); \
 	if [ -z "$$python" ] && [ ! -x $(BIN)/python ]; then \
@@ -64,12 +68,23 @@ help:
 quickstart: .venv/.ready
 	@$(BIN)/python -m tools.quickstart
 
-test: .venv/.ready
+# A test is quick when it is neither slow nor starts a process.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=15
+
+check: lint
+	@echo '== pytest: quick tests'; $(PYTEST) -m 'not slow and not process'
+
+lint: .venv/.ready
 	@echo '== ruff format'; $(BIN)/ruff format --check --quiet .
 	@echo '== ruff check'; $(BIN)/ruff check --quiet .
 	@echo '== basedpyright'; $(BIN)/basedpyright
 	@echo '== lint-imports'; $(BIN)/lint-imports --no-logo
-	@echo '== pytest'; $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test: lint
+	@echo '== pytest: all but slow tests'; $(PYTEST) -m 'not slow'
+
+test-slow: .venv/.ready
+	@echo '== pytest: slow tests'; $(PYTEST) -m slow
 
 peers: .venv/.ready
 	@$(BIN)/python -m tools.bench.peers
@@ -86,11 +101,16 @@ test-all:
 	  fi; \
 	  echo "== Python $$version"; \
 	  $(MAKE) .venv-$$version/.ready PYTHON="$$python"; \
-	  .venv-$$version/bin/python -m pytest -q -n 2 --dist worksteal; \
+	  .venv-$$version/bin/python -m pytest -q -n 2 --dist worksteal \
+	    -m 'not slow'; \
 	done
 
-.venv-%/.ready: setup.py
+.venv-%/.ready: pyproject.toml
 	@$(call install,.venv-$*,"$(PYTHON)",test)
+
+docs: .venv/.ready
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
 
 bench: .venv/.ready
 	@$(BIN)/python -m tools.bench
@@ -101,5 +121,5 @@ format: .venv/.ready
 
 clean:
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis \
-	  .import_linter_cache *.egg-info build
+	  .import_linter_cache .grimp_cache *.egg-info build docs/_build
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -9,6 +9,8 @@ Settings:
 
 import os
 from pathlib import Path
+import sys
+from typing import Any
 
 import hypothesis
 import jax
@@ -22,6 +24,8 @@ PLATFORM = os.environ.get('LM_TEST_PLATFORM', 'cpu')
 DATA = ROOT / os.environ.get('LM_DATA', '../shared/data')
 MAPPINGS = Path('/proc/self/maps')
 MOST_MAPPINGS = 20_000  # Linux gives a process 65,530 unless told otherwise
+_STARTING = {'start', 'alone', 'peer'}  # fixtures that start programs
+started: list[str] = []  # executables, by the test that runs
 
 if PLATFORM == 'cpu':
   # compiling is most of what tests wait for: this takes a third off it
@@ -52,8 +56,32 @@ hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('lm')
 
 
+def pytest_configure() -> None:
+  """Watches for programs that tests start."""
+  sys.addaudithook(_watch)
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+  if event == 'subprocess.Popen':
+    started.append(str(arguments[0]))
+
+
+@pytest.fixture(autouse=True)
+def _marked_if_it_starts_a_program(request: pytest.FixtureRequest):
+  """Fails a test that starts Python and is not marked so: see make check."""
+  started.clear()
+  yield
+  pythons = [x for x in started if Path(x).name.startswith('python')]
+  if pythons and not request.node.get_closest_marker('process'):
+    pytest.fail('it starts a program: mark it with pytest.mark.process')
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Puts a module's tests of one model in a row: they share its programs."""
+  for item in items:
+    if _STARTING & set(getattr(item, 'fixturenames', ())):
+      item.add_marker(pytest.mark.process)
   modules = {x.path: n for n, x in enumerate(reversed(items))}
   items.sort(key=lambda x: (-modules[x.path], _model(x)))
 

@@ -95,6 +95,7 @@ def check(workdir, one, want):
   assert float(got['params']['w'][999]) == want
 
 
+@pytest.mark.process
 def test_killed_while_saving(tmp_path, start, one):
   workdir = tmp_path / 'run'
   process = start(1, 2, 3, fault='die_in_save@3')
@@ -114,6 +115,7 @@ def test_killed_while_saving(tmp_path, start, one):
   check(workdir, one, 3)
 
 
+@pytest.mark.process
 def test_killed_at_any_moment_of_a_save(tmp_path, start, one):
   workdir = tmp_path / 'run'
   process = start(1, 2, fault='slow_save@30')
@@ -129,6 +131,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path, start, one):
     assert os.listdir(manifest.root(workdir)) == []
 
 
+@pytest.mark.process
 def test_killed_while_deleting(tmp_path, start, one):
   workdir = tmp_path / 'run'
   process = start(1, 2, 3, 4, keep=2, fault='die_in_delete@2')
@@ -143,6 +146,7 @@ def test_killed_while_deleting(tmp_path, start, one):
     assert manifest.leftovers(workdir) == []
 
 
+@pytest.mark.process
 def test_a_program_that_ends_after_save_has_saved(tmp_path, start, one):
   process = start(1, fault='slow_save@0.5')
   out, err = process.communicate()
@@ -151,6 +155,7 @@ def test_a_program_that_ends_after_save_has_saved(tmp_path, start, one):
   check(tmp_path / 'run', one, 1)
 
 
+@pytest.mark.process
 def test_a_second_trainer_is_refused(tmp_path, start):
   process = start(1)
   with checkpoint.Checkpointer(tmp_path / 'run'):
@@ -160,6 +165,7 @@ def test_a_second_trainer_is_refused(tmp_path, start):
   assert checkpoint.steps(tmp_path / 'run') == []
 
 
+@pytest.mark.process
 def test_a_zombie_writes_nothing(tmp_path, start, one):
   workdir = tmp_path / 'run'
   zombie = start(1, 2, fault='stop_in_save@2')
@@ -224,6 +230,7 @@ def test_a_step_that_vanishes_under_a_reader_is_skipped(tmp_path):
   assert manifest.newest(tmp_path, use) == 1
 
 
+@pytest.mark.process
 def test_a_reader_that_races_with_deletion_is_never_wrong(tmp_path, start):
   workdir = tmp_path / 'run'
   process = start(*range(1, 41), keep=1)
@@ -279,6 +286,7 @@ def test_pinned_steps_stay_and_go_later(tmp_path):
     pass
 
 
+@pytest.mark.process
 def test_pins_of_the_dead_and_of_last_hour_do_not_count(tmp_path):
   with checkpoint.Checkpointer(tmp_path) as saver:
     saver.save(1, state(1), {})
@@ -339,6 +347,7 @@ with checkpoint.Checkpointer(workdir) as saver:
 """
 
 
+@pytest.mark.process
 def test_a_write_that_fails_is_an_error_of_this_save(tmp_path, start, one):
   process = start(program=PROGRAM + FULL)
   out, _ = process.communicate()
@@ -352,6 +361,7 @@ def test_a_write_that_fails_is_an_error_of_this_save(tmp_path, start, one):
   check(tmp_path / 'run', one, 3)
 
 
+@pytest.mark.process
 def test_a_full_disk_is_an_error_of_this_save(tmp_path, monkeypatch, one):
   disk = tmp_path / 'disk'
   disk.mkdir()

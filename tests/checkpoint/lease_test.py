@@ -58,6 +58,7 @@ def quick(path):
   return lease.Lease(path, beat_seconds=0.05, stale_seconds=0.5)
 
 
+@pytest.mark.process
 def test_a_second_writer_is_refused_by_name(tmp_path, start):
   first = start()
   with (
@@ -77,6 +78,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path, start):
   assert 0 <= found['age_seconds'] < 60
 
 
+@pytest.mark.process
 def test_a_killed_holder_frees_it_at_once(tmp_path, start):
   first = start()
   first.kill()
@@ -97,6 +99,7 @@ def test_leaving_frees_it_and_tokens_increase(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['lease', 'lease.lock']
 
 
+@pytest.mark.process
 def test_a_zombie_is_replaced_and_fenced(tmp_path, start):
   first = start()
   first.send_signal(signal.SIGSTOP)
@@ -114,6 +117,7 @@ def test_a_zombie_is_replaced_and_fenced(tmp_path, start):
     assert found is not None and found['pid'] == os.getpid()
 
 
+@pytest.mark.process
 def test_a_jumped_clock_takes_no_lease_away(tmp_path, start, monkeypatch):
   start(beat=1.0)  # time enough for a beat, however slow the machine
   real = time.time
@@ -159,6 +163,7 @@ def test_a_broken_lease_file_is_replaced(tmp_path, text):
     assert content['pid'] == os.getpid()
 
 
+@pytest.mark.process
 def test_a_forked_child_does_not_keep_it(tmp_path):
   """A data worker must not hold the lease of a trainer that is gone."""
   code = (

@@ -487,6 +487,7 @@ def config_file(tmp_path_factory):
   return write(folder / 'c.py', 'c.optim.fn = "toy_module:tx"')
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   ('flags', 'say'),
   [
@@ -507,6 +508,7 @@ def test_a_wrong_value_ends_in_one_line_before_jax(config_file, flags, say):
   assert done.stderr.count('\n') == 1
 
 
+@pytest.mark.process
 def test_a_wrong_parameter_is_found_in_the_source(tmp_path, config_file):
   body = 'c.optim.fn = "toy_module:tx"; c.optim.nestrov = True'
   done = run(write(config_file.parent / 'd.py', body), '--workdir=w')
@@ -595,6 +597,7 @@ def test_a_long_message_keeps_its_front_and_its_end():
   assert text.startswith('file.py: ') and text.endswith('; do this')
 
 
+@pytest.mark.process
 def test_submodules_are_found_from_the_package():
   code = (
     'import sys, lm; assert "jax" not in sys.modules and "config" in dir(lm);'

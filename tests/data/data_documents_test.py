@@ -245,6 +245,7 @@ def test_bad_usage_is_one_line_and_exit_2(put, tmp_path, capsys):
     assert message in err and err.count('\n') == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   'how', (['-m', 'tools.prepare_data'], ['tools/prepare_data.py'])
 )

@@ -687,6 +687,7 @@ def test_the_files_beside_name_the_specials(own, foreign):
   }
 
 
+@pytest.mark.process
 def test_transformers_opens_an_exported_folder(own, foreign, tmp_path, peer):
   asked = {}
   for kind in (*OWN, 'foreign'):

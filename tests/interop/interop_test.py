@@ -211,6 +211,7 @@ def test_files_of_older_versions_are_read(tmp_path):
   assert found.model['rope_scaling'] is None
 
 
+@pytest.mark.process
 def test_transformers_opens_what_is_exported(peer, tmp_path):
   ours, folders = {}, []
   for name in STORED:
@@ -226,6 +227,7 @@ def test_transformers_opens_what_is_exported(peer, tmp_path):
     compare(name, ours[name], expected(name, np.load(folder / 'peer.npy')))
 
 
+@pytest.mark.process
 def test_references_are_what_transformers_says_today(peer, tmp_path):
   call(peer, 'write', tmp_path / 'now.json')
   now = json.loads((tmp_path / 'now.json').read_text())

@@ -187,6 +187,7 @@ def run(*words):
   )
 
 
+@pytest.mark.process
 def test_the_program_plans_its_stated_target():
   done = run('--json', '--vocab=512', '--config.model.depth=1')
   assert done.returncode == 0, done.stderr

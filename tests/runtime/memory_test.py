@@ -26,6 +26,7 @@ print(kept, faults())
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != 'linux', reason='a setting of glibc')
 def test_freed_memory_is_used_again():
   out = subprocess.run(

@@ -168,6 +168,7 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path):
     items.read(tmp_path)
 
 
+@pytest.mark.process
 def test_items_are_read_without_jax():
   code = (
     'import sys; from lm.evals import items, stats\n'
@@ -490,6 +491,7 @@ def test_seeds_that_are_none_are_refused(tmp_path):
   assert ' is at step 9, ' in text and text.endswith(' at 12: give one --step')
 
 
+@pytest.mark.process
 def test_damage_ends_the_program_with_its_code(pair, tmp_path):
   run = shutil.copytree(pair / 'b', tmp_path / 'b')
   programs.flip(items.find(run)['blimp'])

@@ -405,6 +405,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.process
 def test_stablehlo_needs_no_lm_and_takes_other_shapes(data, tmp_path):
   rng = np.random.default_rng(0)
 
@@ -461,6 +462,7 @@ def test_stablehlo_needs_no_lm_and_takes_other_shapes(data, tmp_path):
   assert all(float(x.split()[1]) > 0.5 for x in done.stdout.splitlines())
 
 
+@pytest.mark.process
 def test_a_changed_byte_is_found_and_so_is_another_model(trained, tmp_path):
   folder = tmp_path / 'free'
   run('stablehlo', trained, folder)

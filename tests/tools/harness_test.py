@@ -230,6 +230,7 @@ def test_a_run_that_masks_scores_and_says_that_it_has_no_prompt(
     lm_eval.make(trained, bos=False)
 
 
+@pytest.mark.process
 def test_a_random_gpt2_scores_as_in_transformers(peer, shared_data, tmp_path):
   words = tokenizers.Tokenizer(models.BPE())
   words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

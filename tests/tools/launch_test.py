@@ -244,6 +244,7 @@ def refusal(
 # Dry runs.
 
 
+@pytest.mark.process
 def test_a_dry_run_of_a_tpu_vm_prints_every_command(cloud, capsys):
   argv = ['--name=a', '--type=v5p-512', '--zone=us-east5-a', '--spot']
   argv += ['--project=my-project', '--dry_run', 'all', '--', *WORDS]
@@ -284,6 +285,7 @@ gcloud compute tpus queued-resources delete a --force {place}
   assert not (cloud.root / 'state').exists()
 
 
+@pytest.mark.process
 def test_a_dry_run_of_slurm_prints_script_and_commands(
   cloud, repository, capsys
 ):
@@ -332,6 +334,7 @@ squeue --noheader --format=%T --jobs=JOB
   assert cloud.calls() == []
 
 
+@pytest.mark.process
 def test_a_dry_run_of_gke_prints_manifest_and_commands(cloud, capsys):
   argv = ['--name=a', '--type=v5e-8', '--image=r/lm:1', '--namespace=me']
   assert gke.main([*argv, '--dry_run', 'all', '--', *WORDS]) == 0
@@ -359,6 +362,7 @@ kubectl get jobset a --output=json --namespace=me
   assert cloud.calls() == []
 
 
+@pytest.mark.process
 def test_what_a_dry_run_prints_can_be_pasted(cloud, capsys, monkeypatch):
   """The shell hands the stand-ins what a real run hands them."""
   argv = [*PLACE, 'run', '--', *WORDS, NASTY]
@@ -408,6 +412,7 @@ def test_an_unknown_slice_is_one_line():
 # A TPU VM.
 
 
+@pytest.mark.process
 def test_a_run_from_nothing_to_its_exit_code(cloud, capfd):
   """Two hosts; the service is busy at first, and words arrive as they are."""
   cloud.hosts(2, 0)
@@ -442,6 +447,7 @@ def test_a_run_from_nothing_to_its_exit_code(cloud, capfd):
   assert cloud.verbs()[-1] == 'delete'
 
 
+@pytest.mark.process
 def test_one_host_is_not_distributed_and_may_keep_its_workdir(cloud):
   cloud.hosts(1, 0)
   words = ['--config', 'configs/a.py', '--workdir', 'runs/a']
@@ -453,6 +459,7 @@ def test_one_host_is_not_distributed_and_may_keep_its_workdir(cloud):
   assert cloud.seen(0) == [[words, None]]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('code', [1, 2])
 def test_the_exit_code_comes_back(cloud, code, capfd):
   cloud.hosts(1, code)
@@ -477,6 +484,7 @@ def test_the_code_of_the_process_that_knows_why_is_taken():
   assert commands.outcome([]) == 0
 
 
+@pytest.mark.process
 def test_a_preempted_run_goes_on_on_a_new_slice(cloud, capfd):
   cloud.hosts(1, 'wait', 0)
   cloud.states('ACTIVE', 'SUSPENDING', 'SUSPENDED', 'SUSPENDED', 'ACTIVE')
@@ -495,6 +503,7 @@ def test_a_preempted_run_goes_on_on_a_new_slice(cloud, capfd):
   assert 'start 2 of at most 101' in capfd.readouterr().err
 
 
+@pytest.mark.process
 def test_a_process_that_is_killed_is_started_again_in_place(cloud, capfd):
   """So is one that got a SIGTERM that nobody here asked for."""
   cloud.hosts(1, 'killed', 143, 0)
@@ -506,6 +515,7 @@ def test_a_process_that_is_killed_is_started_again_in_place(cloud, capfd):
   assert 'ended 137: training: killed' in capfd.readouterr().err
 
 
+@pytest.mark.process
 def test_starting_again_has_a_limit(cloud):
   cloud.hosts(1, 'killed')
   cloud.states('ACTIVE')
@@ -516,6 +526,7 @@ def test_starting_again_has_a_limit(cloud):
   assert len(cloud.seen(0)) == 2
 
 
+@pytest.mark.process
 def test_workers_that_go_on_without_the_first_are_stopped(cloud, monkeypatch):
   monkeypatch.setattr(tpu_vm, '_LATE', 1)
   cloud.hosts(2, 1)
@@ -528,6 +539,7 @@ def test_workers_that_go_on_without_the_first_are_stopped(cloud, monkeypatch):
   assert not (cloud.run(1) / 'stopped').exists()
 
 
+@pytest.mark.process
 def test_a_start_that_is_tried_again_is_the_same_start(cloud):
   cloud.hosts(1, 'wait')
   tpu_vm.main([*PLACE, 'install'])
@@ -538,6 +550,7 @@ def test_a_start_that_is_tried_again_is_the_same_start(cloud):
   assert len(cloud.seen(0)) == 1
 
 
+@pytest.mark.process
 def test_a_run_that_was_stopped_is_not_started_again(cloud, capfd):
   cloud.hosts(1, 'wait')
   cloud.states('ACTIVE')
@@ -549,6 +562,7 @@ def test_a_run_that_was_stopped_is_not_started_again(cloud, capfd):
   assert len(cloud.seen(0)) == 1
 
 
+@pytest.mark.process
 def test_a_live_run_is_refused_and_a_dead_one_cleared(cloud, capfd):
   cloud.hosts(1, 'wait', 0)
   run = [*PLACE, 'run', '--', *WORDS]
@@ -573,6 +587,7 @@ def test_a_live_run_is_refused_and_a_dead_one_cleared(cloud, capfd):
   assert tpu_vm.main([*PLACE, 'logs']) == 0
 
 
+@pytest.mark.process
 def test_a_lock_file_of_libtpu_is_cleared_only_if_nobody_holds_it(cloud, capfd):
   cloud.hosts(1, 0)
   tpu_vm.main([*PLACE, 'install'])
@@ -599,6 +614,7 @@ def test_a_lock_file_of_libtpu_is_cleared_only_if_nobody_holds_it(cloud, capfd):
   assert text.endswith(f'{lock}: another process holds the TPU: end it')
 
 
+@pytest.mark.process
 def test_what_has_not_run_has_no_log(cloud):
   cloud.hosts(1, 0)
   text = refusal(tpu_vm, [*PLACE, 'logs'])
@@ -606,6 +622,7 @@ def test_what_has_not_run_has_no_log(cloud):
   assert cloud.verbs() == ['status']
 
 
+@pytest.mark.process
 def test_a_slice_that_is_there_is_taken_and_one_that_is_gone_is_fine(
   cloud, capfd
 ):
@@ -617,6 +634,7 @@ def test_a_slice_that_is_there_is_taken_and_one_that_is_gone_is_fine(
   assert tpu_vm.main([*PLACE, 'delete']) == 0
 
 
+@pytest.mark.process
 def test_a_slice_that_will_not_come_is_one_line(cloud):
   why = {'state': 'FAILED', 'failedData': {'error': {'message': 'no quota'}}}
   cloud.reply(' describe ', {'out': json.dumps({'state': why})})
@@ -625,6 +643,7 @@ def test_a_slice_that_will_not_come_is_one_line(cloud):
   )
 
 
+@pytest.mark.process
 def test_waiting_for_a_slice_has_a_deadline(cloud):
   cloud.states('WAITING_FOR_RESOURCES')
   argv = [*PLACE, '--poll_seconds=0.05', '--queue_hours=1e-4', 'wait']
@@ -634,6 +653,7 @@ def test_waiting_for_a_slice_has_a_deadline(cloud):
   assert 0 < len(cloud.calls()) < 8
 
 
+@pytest.mark.process
 def test_following_a_run_has_a_deadline(cloud):
   cloud.hosts(1, 'wait')
   cloud.states('ACTIVE')
@@ -645,6 +665,7 @@ def test_following_a_run_has_a_deadline(cloud):
   assert text == 'a: the run has not ended within 0.72 s and goes on: see logs'
 
 
+@pytest.mark.process
 def test_only_what_is_committed_is_sent(cloud, repository):
   cloud.hosts(1, 0)
   (repository / 'configs/b.py').write_text(CONFIG)
@@ -669,6 +690,7 @@ def test_only_what_is_committed_is_sent(cloud, repository):
   assert (sent / 'a.py').read_text() == CONFIG
 
 
+@pytest.mark.process
 def test_ctrl_c_leaves_the_run_alone(cloud, monkeypatch, capfd):
   cloud.hosts(1, 'wait')
   tpu_vm.main([*PLACE, 'install'])
@@ -686,6 +708,7 @@ def test_ctrl_c_leaves_the_run_alone(cloud, monkeypatch, capfd):
 # What all launchers share.
 
 
+@pytest.mark.process
 def test_failures_that_may_pass_are_tried_again_up_to_a_limit(cloud, capfd):
   shell = commands.Shell(dry_run=False, pause_seconds=0.001, tries=3)
   words = ['gcloud', 'compute', 'tpus', 'queued-resources', 'list', '--x=y']
@@ -708,6 +731,7 @@ def test_failures_that_may_pass_are_tried_again_up_to_a_limit(cloud, capfd):
   capfd.readouterr()
 
 
+@pytest.mark.process
 def test_a_command_that_hangs_is_ended_with_all_it_started(cloud, tmp_path):
   shell = commands.Shell(dry_run=False, pause_seconds=0.001)
   script = f'sleep 60 & echo $! > {tmp_path}/child; wait'
@@ -726,6 +750,7 @@ def test_a_command_that_hangs_is_ended_with_all_it_started(cloud, tmp_path):
   assert result.code == 124
 
 
+@pytest.mark.process
 def test_a_program_that_is_not_there_is_one_line(cloud):
   shell = commands.Shell(dry_run=False)
   with pytest.raises(commands.Unreachable) as caught:
@@ -733,6 +758,7 @@ def test_a_program_that_is_not_there_is_one_line(cloud):
   assert str(caught.value) == 'gclout: no such program: install it'
 
 
+@pytest.mark.process
 def test_a_second_launcher_is_refused_and_a_dead_one_is_taken_over(
   cloud, tmp_path, capfd
 ):
@@ -763,6 +789,7 @@ def test_a_second_launcher_is_refused_and_a_dead_one_is_taken_over(
   assert capfd.readouterr().err == ''
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   'name', ['', 'A', '1a', 'a-', 'a_b', 'a b', 'a;b', '$a', '../a', 'a' * 64]
 )
@@ -777,6 +804,7 @@ def test_unsafe_names_are_refused(cloud, name):
   assert cloud.calls() == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   'program, flag',
   [
@@ -811,6 +839,7 @@ def test_unsafe_flags_are_refused(cloud, program, flag):
   assert cloud.calls() == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   'words, text',
   [
@@ -832,6 +861,7 @@ def test_arguments_that_cannot_be_sent_are_refused(
   assert cloud.calls() == []
 
 
+@pytest.mark.process
 def test_a_bucket_is_the_workdir_of_one_host(cloud, repository):
   words = ['run', '--', WORDS[0], '--workdir=gs://bucket/a']
   several = ['--name=a', '--type=v5litepod-16', '--zone=us-east5-a']
@@ -841,6 +871,7 @@ def test_a_bucket_is_the_workdir_of_one_host(cloud, repository):
   assert tpu_vm.main([*PLACE, '--spot', '--dry_run', *words]) == 0
 
 
+@pytest.mark.process
 def test_a_wrong_key_ends_it_before_anything_is_asked(cloud, capsys):
   with pytest.raises(SystemExit) as caught:
     tpu_vm.main([*PLACE, 'run', '--', *WORDS, '--config.stebs=1'])
@@ -859,6 +890,7 @@ def job(tmp_path: Path, *words: str) -> list[str]:
   ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   'code, count, requeued',
   [(0, 0, False), (2, 0, False), (143, 0, True), (143, 3, False)],
@@ -898,6 +930,7 @@ def test_a_job_runs_and_goes_back_into_the_queue_if_it_was_stopped(
   assert (cloud.calls()[-1] == ['scontrol', 'requeue', '77']) == requeued
 
 
+@pytest.mark.process
 def test_a_job_is_followed_through_requeues(cloud, tmp_path, capfd):
   busy = 'sbatch: error: Batch job submission failed: Socket timed out\n'
   cloud.reply('^sbatch', {'code': 1, 'err': busy}, {'out': '77;cluster\n'})
@@ -916,6 +949,7 @@ def test_a_job_is_followed_through_requeues(cloud, tmp_path, capfd):
   assert [x[0] for x in cloud.calls()] == ['sbatch'] * 2 + ['squeue'] * 5
 
 
+@pytest.mark.process
 def test_a_job_without_an_exit_code_is_one_line(cloud, tmp_path):
   cloud.reply('^sbatch', {'out': '77\n'})
   argv = job(tmp_path, '--follow', '--', *WORDS)
@@ -1010,6 +1044,7 @@ def jobset(**status) -> dict:
   return {'out': json.dumps({'status': status})}
 
 
+@pytest.mark.process
 def test_a_jobset_is_applied_awaited_and_followed(cloud, capfd):
   ready = [{'name': 'slice', 'ready': 1}]
   cloud.reply(
@@ -1039,6 +1074,7 @@ def test_a_jobset_is_applied_awaited_and_followed(cloud, capfd):
   assert [x[-1] for x in followed] == ['--tail=1000', *['--since=10s'] * 2]
 
 
+@pytest.mark.process
 def test_a_jobset_that_is_done_and_one_that_never_comes(cloud):
   argv = ['--name=a', '--type=v5e-8', QUICK]
   cloud.reply(' get jobset ', jobset(terminalState='Completed'))

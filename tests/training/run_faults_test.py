@@ -367,6 +367,7 @@ with stop.Stop(deadline_seconds=float(sys.argv[1])):
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(('deadline', 'signals'), [(0.2, 1), (1000, 3)])
 def test_a_stuck_program_ends_at_the_deadline_or_the_third_signal(
   deadline, signals
