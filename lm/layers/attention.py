@@ -15,13 +15,13 @@ class View(NamedTuple):
   """What attention looks at, the same for many layers.
 
   Attributes:
-    mask_B1LS: bool, True where a query may look; None where `sight` says it.
+    mask_B1LS: bool, True where a query may look; None where `mask` says it.
     rotation: of queries and keys; None has none.
     bias_BNLS: added to the scores, float32 [B or 1, N, L, S]; None has none.
     memory_BSD: the encoder's output, for cross-attention; None where a cache
       holds its keys and values.
     memory_mask_B1LS: bool, True where a query may look in the memory.
-    sight: what a kernel reads that needs no whole mask; None where there is
+    mask: what a kernel reads that needs no whole mask; None where there is
       one.
     segments_BL: document of each query, 0 is padding: experts read none.
   """
@@ -31,36 +31,36 @@ class View(NamedTuple):
   bias_BNLS: jax.Array | None = None
   memory_BSD: jax.Array | None = None
   memory_mask_B1LS: jax.Array | None = None
-  sight: masks.Sight | None = None
+  mask: masks.AttentionMask | None = None
   segments_BL: jax.Array | None = None
 
 
 def look(
-  queries: masks.Sight,
-  keys: masks.Sight | None = None,
+  queries: masks.AttentionMask,
+  keys: masks.AttentionMask | None = None,
   first: jax.Array | int = 0,
 ) -> View:
   """Makes a view of a text: with a mask, unless a kernel does without.
 
   Args:
-    queries, keys, first: as of `Sight.mask`; a kernel has no other keys.
+    queries, keys, first: as of `AttentionMask.materialize`; a kernel has no other keys.
   """
   if queries.kernel == 'einsum':
-    return View(queries.mask(keys, first), segments_BL=queries.segments)
+    return View(queries.materialize(keys, first), segments_BL=queries.segments)
   assert keys is None, 'only a mask shows other keys than the queries'
-  return View(sight=queries, segments_BL=queries.segments)
+  return View(mask=queries, segments_BL=queries.segments)
 
 
 def choose(which: jax.Array, views: Sequence[View]) -> View:
   """Returns one of views of one text, by an index that is computed."""
   if len(views) == 1:
     return views[0]
-  seen = [view.sight for view in views if view.sight is not None]
+  seen = [view.mask for view in views if view.mask is not None]
   view = jax.tree.map(
     lambda *xs: jax.lax.select_n(which, *xs),
-    *(view._replace(sight=None) for view in views),
+    *(view._replace(mask=None) for view in views),
   )
-  return view._replace(sight=masks.merge(seen, which)) if seen else view
+  return view._replace(mask=masks.merge(seen, which)) if seen else view
 
 
 def attend(
@@ -105,7 +105,7 @@ def attend_unmasked(
   q_BLNH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: masks.Sight,
+  mask: masks.AttentionMask,
   *,
   scale: float | None = None,
   softcap: float | None = None,
@@ -116,7 +116,7 @@ def attend_unmasked(
     _queries(q_BLNH, k_BKSH.shape[1]),
     k_BKSH,
     v_BKSH,
-    sight,
+    mask,
     scale=_scale(q_BLNH, scale),
     softcap=softcap,
     compute_dtype=compute_dtype,
@@ -350,10 +350,10 @@ class Attention(nn.Module):
       'softcap': self.softcap,
       'compute_dtype': linear.floating(self.compute_dtype),
     }
-    if view.sight is not None and not self.cross:
+    if view.mask is not None and not self.cross:
       assert cache is None and view.bias_BNLS is None
       mixed_BLNH = attend_unmasked(
-        q_BLNH, k_BKSH, v_BKSH, view.sight, **settings
+        q_BLNH, k_BKSH, v_BKSH, view.mask, **settings
       )
     else:
       mask_B1LS = view.memory_mask_B1LS if self.cross else view.mask_B1LS

@@ -49,36 +49,36 @@ def attend(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: masks.Sight,
+  mask: masks.AttentionMask,
   settings: Settings,
 ) -> jax.Array:
   """Mixes values by the softmax of dot products: float32 [B, K, G, L, H]."""
-  return _attend(q_BKGLH, k_BKSH, v_BKSH, sight, settings)
+  return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKGLH, k_BKSH, v_BKSH, sight, settings):
-  return _forward(q_BKGLH, k_BKSH, v_BKSH, sight, settings)[0]
+def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
+  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings)[0]
 
 
-def _forward(q_BKGLH, k_BKSH, v_BKSH, sight, settings):
+def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
   (q_BKGLH, k_BKSH, v_BKSH), kinds = narrow(settings, q_BKGLH, k_BKSH, v_BKSH)
   sums = absorb(
-    start(q_BKGLH), q_BKGLH, k_BKSH, v_BKSH, sight, sight, 0, settings
+    start(q_BKGLH), q_BKGLH, k_BKSH, v_BKSH, mask, mask, 0, settings
   )
   out_BKGLH, log_BKGL = finish(sums)
-  kept = q_BKGLH, k_BKSH, v_BKSH, sight, out_BKGLH, log_BKGL
+  kept = q_BKGLH, k_BKSH, v_BKSH, mask, out_BKGLH, log_BKGL
   return out_BKGLH, (kept, kinds)
 
 
 def _backward(settings, residuals, cotangent_BKGLH):
-  (q_BKGLH, k_BKSH, v_BKSH, sight, out_BKGLH, log_BKGL), kinds = residuals
+  (q_BKGLH, k_BKSH, v_BKSH, mask, out_BKGLH, log_BKGL), kinds = residuals
   gradients = pull(
     q_BKGLH,
     k_BKSH,
     v_BKSH,
-    sight,
-    sight,
+    mask,
+    mask,
     0,
     cotangent_BKGLH,
     mean(cotangent_BKGLH, out_BKGLH),
@@ -132,8 +132,8 @@ def absorb(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  queries: masks.Sight,
-  keys: masks.Sight,
+  queries: masks.AttentionMask,
+  keys: masks.AttentionMask,
   first: jax.Array | int,
   settings: Settings,
 ) -> Sums:
@@ -158,7 +158,7 @@ def absorb(
 
     def see(j, sums):
       k_BKsH, v_BKsH = (columns.slice(x, j, 2) for x in (k_BKSH, v_BKSH))
-      mask_B1qs = places.mask(
+      mask_B1qs = places.materialize(
         columns.tokens(keys, j), first + i * rows.size - j * columns.size
       )
       scores_BKGqs = jnp.where(
@@ -191,8 +191,8 @@ def pull(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  queries: masks.Sight,
-  keys: masks.Sight,
+  queries: masks.AttentionMask,
+  keys: masks.AttentionMask,
   first: jax.Array | int,
   cotangent_BKGLH: jax.Array,
   mean_BKGL: jax.Array,
@@ -229,7 +229,7 @@ def pull(
       q_BKGqH, cotangent_BKGqH, mean_BKGq, log_BKGq = (
         rows.slice(x, i, 3) for x in over_rows
       )
-      mask_B1qs = rows.tokens(queries, i).mask(
+      mask_B1qs = rows.tokens(queries, i).materialize(
         places, first + i * rows.size - j * columns.size
       )
       scores_BKGqs = _scores(q_BKGqH, k_BKsH, settings)
@@ -308,18 +308,18 @@ class _Cut:
     pad = [(0, missing if i == axis else 0) for i in range(x.ndim)]
     return jnp.pad(x, pad, constant_values=value)
 
-  def pad(self, sight, segment):
+  def pad(self, mask, segment):
     """Fills up with tokens of a document of their own."""
     values = {'segments': segment, 'positions': 0, 'prefix': False}
     tokens = {
       name: x if x is None else self.fill(x, 1, values[name])
-      for name, x in sight.tokens().items()
+      for name, x in mask.tokens().items()
     }
-    return sight.replace(**tokens)
+    return mask.replace(**tokens)
 
-  def tokens(self, sight, i):
-    return sight.replace(
-      **jax.tree.map(lambda x: self.slice(x, i, 1), sight.tokens())
+  def tokens(self, mask, i):
+    return mask.replace(
+      **jax.tree.map(lambda x: self.slice(x, i, 1), mask.tokens())
     )
 
   def slice(self, x, i, axis):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 MASKED = float(jnp.finfo(jnp.float32).min) / 2
 
 
-class Sight(struct.PyTreeNode):
+class AttentionMask(struct.PyTreeNode):
   """Which keys queries may look at, where both are the tokens of one text.
 
   A mask of 32,768 tokens has a billion entries; this has a few a token, and
@@ -56,8 +56,8 @@ class Sight(struct.PyTreeNode):
       self.which
     ]
 
-  def mask(
-    self, keys: 'Sight | None' = None, first: jax.Array | int = 0
+  def materialize(
+    self, keys: 'AttentionMask | None' = None, first: jax.Array | int = 0
   ) -> jax.Array:
     """Makes the mask bool [B, 1, L, S], True where a query may look.
 
@@ -77,10 +77,10 @@ class Sight(struct.PyTreeNode):
     return mask_B1LS & window_mask(self.positions, keys.positions, window)
 
 
-def merge(sights: Sequence[Sight], which: jax.Array) -> Sight:
-  """Makes one of sights that differ in their windows; `which` is an index."""
-  windows = tuple(w for sight in sights for w in sight.windows)
-  return sights[0].replace(windows=windows, which=which)
+def merge(masks_: Sequence[AttentionMask], which: jax.Array) -> AttentionMask:
+  """Makes one of masks_ that differ in their windows; `which` is an index."""
+  windows = tuple(w for mask in masks_ for w in mask.windows)
+  return masks_[0].replace(windows=windows, which=which)
 
 
 def document_mask(

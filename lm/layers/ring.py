@@ -21,22 +21,22 @@ def attend(
   q_BKGLH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  sight: masks.Sight,
+  mask: masks.AttentionMask,
   settings: blockwise.Settings,
 ) -> jax.Array:
   """Mixes values as `blockwise.attend` does, of all parts: [B, K, G, L, H].
 
   To be called under `jax.shard_map`: all arrays are this device's part.
   """
-  return _attend(q_BKGLH, k_BKSH, v_BKSH, sight, settings)
+  return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKGLH, k_BKSH, v_BKSH, sight, settings):
-  return _forward(q_BKGLH, k_BKSH, v_BKSH, sight, settings)[0]
+def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
+  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings)[0]
 
 
-def _forward(q_BKGLH, k_BKSH, v_BKSH, sight, settings):
+def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
   (q_BKGLH, *kv), kinds = blockwise.narrow(settings, q_BKGLH, k_BKSH, v_BKSH)
 
   def step(t, carry):
@@ -46,21 +46,21 @@ def _forward(q_BKGLH, k_BKSH, v_BKSH, sight, settings):
       q_BKGLH,
       k_BKSH,
       v_BKSH,
-      sight,
-      sight.replace(**tokens),
-      _first(t, sight),
+      mask,
+      mask.replace(**tokens),
+      _first(t, mask),
       settings,
     )
     return sums, *_turn(carry[1:])
 
-  carry = blockwise.start(q_BKGLH), kv, sight.tokens()
+  carry = blockwise.start(q_BKGLH), kv, mask.tokens()
   sums, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(AXIS), step, carry)
   out_BKGLH, log_BKGL = blockwise.finish(sums)
-  return out_BKGLH, (q_BKGLH, kv, sight, out_BKGLH, log_BKGL, kinds)
+  return out_BKGLH, (q_BKGLH, kv, mask, out_BKGLH, log_BKGL, kinds)
 
 
 def _backward(settings, residuals, cotangent_BKGLH):
-  q_BKGLH, kv, sight, out_BKGLH, log_BKGL, kinds = residuals
+  q_BKGLH, kv, mask, out_BKGLH, log_BKGL, kinds = residuals
   mean_BKGL = blockwise.mean(cotangent_BKGLH, out_BKGLH)
 
   def step(t, carry):
@@ -69,9 +69,9 @@ def _backward(settings, residuals, cotangent_BKGLH):
       q_BKGLH,
       k_BKSH,
       v_BKSH,
-      sight,
-      sight.replace(**tokens),
-      _first(t, sight),
+      mask,
+      mask.replace(**tokens),
+      _first(t, mask),
       cotangent_BKGLH,
       mean_BKGL,
       log_BKGL,
@@ -84,7 +84,7 @@ def _backward(settings, residuals, cotangent_BKGLH):
   def zeros(x):
     return jnp.zeros(x.shape, jnp.float32)
 
-  carry = zeros(q_BKGLH), [zeros(x) for x in kv], kv, sight.tokens()
+  carry = zeros(q_BKGLH), [zeros(x) for x in kv], kv, mask.tokens()
   dq_BKGLH, dkv, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(AXIS), step, carry)
   return *blockwise.widen((dq_BKGLH, *dkv), kinds), None
 
@@ -92,11 +92,11 @@ def _backward(settings, residuals, cotangent_BKGLH):
 _attend.defvjp(_forward, _backward)
 
 
-def _first(t, sight):
+def _first(t, mask):
   """Finds the slot of the own first query among the keys of turn t."""
   here = jax.lax.axis_index(AXIS)
   there = (here - t) % jax.lax.axis_size(AXIS)
-  return (here - there) * sight.segments.shape[1]
+  return (here - there) * mask.segments.shape[1]
 
 
 def _turn(tree):

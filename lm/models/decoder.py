@@ -104,7 +104,7 @@ def make(
     rope_share: of the head's features that are rotated.
     rope_scaling: arguments of `positions.scaling`, for layers without a window;
       None leaves the frequencies as they are.
-    window: positions that a layer sees, see `sights.window_mask`; None sees
+    window: positions that a layer sees, see `masks.window_mask`; None sees
       all.
     window_rope_base: base in layers with a window; None is `rope_base`.
     global_every: every n-th layer sees all, whatever `window`; None has no such
@@ -348,8 +348,8 @@ def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
     )
 
   def view(window, base, scaling=None):
-    def sight(tokens):
-      return masks.Sight(
+    def mask(tokens):
+      return masks.AttentionMask(
         tokens.segments,
         tokens.positions if any(c.local) else None,
         tokens.prefix,
@@ -357,11 +357,11 @@ def _views(c: Decoder, batch, keys, first) -> list[attention.View]:
         kernel=kernel,
       )
 
-    seen = None if keys is None else sight(keys)
+    seen = None if keys is None else mask(keys)
     rotation = None
     if c.rotated:
       rotation = positions.rotation(batch.positions, c.rotated, base, scaling)
-    return attention.look(sight(batch), seen, first)._replace(rotation=rotation)
+    return attention.look(mask(batch), seen, first)._replace(rotation=rotation)
 
   views = [view(None, c.rope_base, c.rope_scaling)]
   if any(c.local):

@@ -218,11 +218,11 @@ class Encoder(nn.Module):
       compute_dtype=linear.floating(self.compute_dtype),
       initializing=self.is_initializing(),
     )
-    sight = masks.Sight(batch.segments, causal=False, kernel=kernel)
+    mask = masks.AttentionMask(batch.segments, causal=False, kernel=kernel)
     x_BLD, _, aux = stack.apply(
       self.block,
       x_BLD,
-      [attention.look(sight)],
+      [attention.look(mask)],
       None,
       depth=self.depth,
       scan=self.scan,

@@ -17,7 +17,7 @@ from lm.training import step
 
 B, K, G, H = 4, 2, 2, 8
 N = K * G
-# Each that is said of a sight in one of them, and the softcap.
+# Each that is said of a mask in one of them, and the softcap.
 CASES = {
   'causal': {},
   'both ways': {'causal': False, 'window': 5},
@@ -48,7 +48,7 @@ def packed(length, *, causal=True, window=None, prefix=False, **changes):
       positions[b, start:stop] = np.arange(stop - start)
       shown[b, start : min(stop, start + int(rng.integers(0, 5)))] = True
       start, document = stop, document + 1
-  return masks.Sight(
+  return masks.AttentionMask(
     jnp.asarray(segments),
     None if window is None else jnp.asarray(positions),
     jnp.asarray(shown) if prefix else None,
@@ -65,19 +65,19 @@ def inputs(length, width=H):
   return q, k, v, d
 
 
-def outcome(attend, sight, given, **settings):
+def outcome(attend, mask, given, **settings):
   """Returns the value and the gradients of queries, keys and values."""
   q, k, v, d = given
 
-  def run(q, k, v, d, sight):
-    out, pull = jax.vjp(lambda *x: attend(*x, sight, **settings), q, k, v)
+  def run(q, k, v, d, mask):
+    out, pull = jax.vjp(lambda *x: attend(*x, mask, **settings), q, k, v)
     return out, *pull(d)
 
-  return jax.jit(run)(q, k, v, d, sight)
+  return jax.jit(run)(q, k, v, d, mask)
 
 
-def masked(q, k, v, sight, **settings):
-  return attention.attend(q, k, v, sight.mask(), **settings)
+def masked(q, k, v, mask, **settings):
+  return attention.attend(q, k, v, mask.materialize(), **settings)
 
 
 def assert_same(got, want, tolerance=1e-5):
@@ -89,7 +89,7 @@ def assert_same(got, want, tolerance=1e-5):
 
 
 def case(name, length, **changes):
-  """Returns the sight of a case and its softcap."""
+  """Returns the mask of a case and its softcap."""
   found = dict(CASES[name])
   softcap = found.pop('softcap', None)
   return packed(length, **found, **changes), softcap
@@ -108,11 +108,11 @@ def test_blocks_equal_the_mask(
   monkeypatch, name, length, compute_dtype, tolerance
 ):
   monkeypatch.setattr(kernels, '_BLOCK', 16)
-  sight, softcap = case(name, length)
+  mask, softcap = case(name, length)
   given = inputs(length)
   settings = {'softcap': softcap, 'compute_dtype': compute_dtype}
-  want = outcome(masked, sight, given, **settings)
-  got = outcome(attention.attend_unmasked, sight, given, **settings)
+  want = outcome(masked, mask, given, **settings)
+  got = outcome(attention.attend_unmasked, mask, given, **settings)
   assert_same(got, want, tolerance)
 
 
@@ -130,25 +130,25 @@ def test_blocks_equal_the_mask(
 )
 def test_a_ring_equals_the_mask(monkeypatch, name, mesh, length):
   monkeypatch.setattr(kernels, '_BLOCK', 16)
-  sight, softcap = case(name, length, kernel='ring')
+  mask, softcap = case(name, length, kernel='ring')
   given = inputs(length)
-  want = outcome(masked, sight, given, softcap=softcap)
+  want = outcome(masked, mask, given, softcap=softcap)
   with jax.set_mesh(sharding.make_mesh(**mesh)):
-    got = outcome(attention.attend_unmasked, sight, given, softcap=softcap)
+    got = outcome(attention.attend_unmasked, mask, given, softcap=softcap)
   assert_same(got, want)
 
 
 @needs_eight
 def test_rings_of_a_pipeline_are_one_computation():
-  sight, _ = case('all', 32, kernel='ring')
+  mask, _ = case('all', 32, kernel='ring')
   given = inputs(32)
-  want = outcome(masked, sight, given)
+  want = outcome(masked, mask, given)
 
   def both(attend):
     attend = jax.vmap(attend, spmd_axis_name='stage')
-    return lambda q, k, v, sight: attend(q, k, v, sight)
+    return lambda q, k, v, mask: attend(q, k, v, mask)
 
-  twice = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), (given, sight))
+  twice = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), (given, mask))
   with jax.set_mesh(sharding.make_mesh(stage=2, sequence=2, data=2)):
     got = outcome(both(attention.attend_unmasked), twice[1], twice[0])
   assert_same([x[0] for x in got], want)
@@ -166,7 +166,7 @@ def test_rings_of_a_pipeline_are_one_computation():
 )
 def test_blocks_that_nobody_sees_are_left_out(changes, unseen, queries):
   sizes = changes.pop('segments', (64,))
-  sight = masks.Sight(
+  mask = masks.AttentionMask(
     jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)[None]),
     jnp.arange(64)[None],
     causal=changes.get('causal', True),
@@ -176,7 +176,7 @@ def test_blocks_that_nobody_sees_are_left_out(changes, unseen, queries):
   settings = blockwise.Settings(None, 'float32', 16)
   # What is multiplied with a nan, be it by 0, is nan.
   v = v[:, 0].at[:, :, unseen].set(jnp.nan)
-  out = blockwise.attend(q, k[:, 0], v, sight, settings)
+  out = blockwise.attend(q, k[:, 0], v, mask, settings)
   assert np.isfinite(np.asarray(out[:, :, :, queries])).all()
   assert np.isnan(np.asarray(out[:, :, :, unseen])).all()
 
@@ -328,24 +328,24 @@ def test_an_unknown_kernel_and_a_cut_text_are_one_line(monkeypatch):
 
 
 def long(**changes):
-  """A sight of documents without gaps, and inputs, that splash takes."""
+  """A mask of documents without gaps, and inputs, that splash takes."""
   segments = jnp.asarray(np.repeat([1, 2, 0], [100, 120, 36])[None])
   places = jnp.asarray(
     np.concatenate([np.arange(n) for n in (100, 120, 36)])[None]
   )
-  sight = masks.Sight(segments, places, **changes)
+  mask = masks.AttentionMask(segments, places, **changes)
   q, d = (normal(i, 1, 256, 2, 64) for i in range(2))
   k, v = (normal(i, 1, 1, 256, 64) for i in range(2, 4))
-  return sight, (q, k, v, d)
+  return mask, (q, k, v, d)
 
 
 def test_splash_equals_the_mask(monkeypatch):
   interpreted = partial(kernels.splash, interpret=True)
   monkeypatch.setattr(kernels, 'splash', interpreted)
-  sight, given = long(windows=(40, None), which=jnp.asarray(0), kernel='splash')
-  want = outcome(masked, sight, given, softcap=5.0)
+  mask, given = long(windows=(40, None), which=jnp.asarray(0), kernel='splash')
+  want = outcome(masked, mask, given, softcap=5.0)
   assert_same(
-    outcome(attention.attend_unmasked, sight, given, softcap=5.0), want, 2e-5
+    outcome(attention.attend_unmasked, mask, given, softcap=5.0), want, 2e-5
   )
 
 
@@ -368,11 +368,13 @@ def test_splash_compiles_for_a_tpu_that_is_not_there(libtpu, uncached):
   segments = shape((4, 512), jnp.int32)
 
   def total(q, k, v, segments):
-    sight = masks.Sight(segments, windows=(128,), kernel=choose(length=512))
-    assert sight.kernel == 'splash'
+    mask = masks.AttentionMask(
+      segments, windows=(128,), kernel=choose(length=512)
+    )
+    assert mask.kernel == 'splash'
     return jnp.sum(
       attention.attend_unmasked(
-        q, k, v, sight, softcap=20.0, compute_dtype='bfloat16'
+        q, k, v, mask, softcap=20.0, compute_dtype='bfloat16'
       )
     )
 
@@ -393,23 +395,23 @@ def test_cudnn_is_told_what_the_mask_says(monkeypatch, name):
     'dot_product_attention',
     lambda *a, **b: attend(*a, **{**b, 'implementation': 'xla'}),
   )
-  sight, given = for_cudnn(name), inputs(16)
-  want = outcome(masked, sight, given)
-  assert_same(outcome(attention.attend_unmasked, sight, given), want)
+  mask, given = for_cudnn(name), inputs(16)
+  want = outcome(masked, mask, given)
+  assert_same(outcome(attention.attend_unmasked, mask, given), want)
 
 
 def for_cudnn(name):
   if name != 'one document':
     return case(name, 16, kernel='cudnn')[0]
-  return masks.Sight(jnp.ones((B, 16), jnp.int32), kernel='cudnn')
+  return masks.AttentionMask(jnp.ones((B, 16), jnp.int32), kernel='cudnn')
 
 
 @pytest.mark.gpu
 def test_cudnn_equals_the_mask():
   for name in ('causal', 'both ways', 'one document'):
-    sight, given = for_cudnn(name), inputs(16, 64)
-    want = outcome(masked, sight, given)
+    mask, given = for_cudnn(name), inputs(16, 64)
+    want = outcome(masked, mask, given)
     got = outcome(
-      attention.attend_unmasked, sight, given, compute_dtype='bfloat16'
+      attention.attend_unmasked, mask, given, compute_dtype='bfloat16'
     )
     assert_same(got, want, 0.03)
