@@ -46,6 +46,7 @@ import jax
 from lm import checkpoint, config, errors, sharding, types
 from lm.checkpoint import bucket, manifest
 from lm.checkpoint import run as run_lib
+from lm.evals import context as context_lib
 from lm.evals import items, results
 from lm.evals.reports import html, recipes
 from lm.reporting import metrics_log
@@ -535,9 +536,9 @@ class _Judge:
     if name not in self._built:
       self._built[name] = config.build(
         self._specs[name],
-        model=self._saved.model,
-        tokenizer=self._saved.tokenizer,
-        mesh=sharding.make_mesh(),
+        context=context_lib.Context(
+          self._saved.model, self._saved.tokenizer, sharding.make_mesh()
+        ),
       )
     return self._built[name](params)
 

@@ -45,6 +45,7 @@ from lm import metrics as metrics_lib
 from lm.checkpoint import bucket
 from lm.checkpoint import run as run_lib
 from lm.data import stream
+from lm.evals import context as context_lib
 from lm.evals import results
 from lm.reporting import metrics_log, progress
 from lm.runtime import memory, processes
@@ -154,7 +155,9 @@ def _train(
       position=meta and meta['data'],
     )
     evals = {
-      name: config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
+      name: config.build(
+        spec, context=context_lib.Context(model, tokenizer, mesh)
+      )
       for name, spec in (c.evals.items() if c.eval_every else ())
     }
     private = None if c.privacy is None else config.build(c.privacy)

@@ -56,9 +56,9 @@ def data(*, seconds: float, hang_at: int | None, position=None, **settings):
   return found._replace(batch=batch)
 
 
-def pause(*, model, tokenizer, mesh, seconds: float):
+def pause(*, context, seconds: float):
   """Makes an evaluator that takes its time and finds nothing new."""
-  del model, tokenizer, mesh
+  del context
 
   def evaluate(params):
     time.sleep(seconds)

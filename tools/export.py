@@ -56,6 +56,7 @@ from lm.data import documents, writer
 from lm.data.finetuning import tasks as tasks_lib
 from lm.data.tokenizers import huggingface
 from lm.evals import classification, export_check, results
+from lm.evals import context as context_lib
 from lm.interop import fields, loader, stablehlo, tensors, transfer
 from lm.layers import compress
 from lm.models import lora
@@ -340,9 +341,10 @@ def _ask(
 ) -> dict[str, float]:
   """Asks a model all tasks, on one device."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  context = context_lib.Context(model, tokenizer, mesh)
   found = {}
   for name, spec in tasks.items():
-    evaluate = config.build(spec, model=model, tokenizer=tokenizer, mesh=mesh)
+    evaluate = config.build(spec, context=context)
     for key, value in results.metrics(evaluate(params)).items():
       found[f'{name}/{key}'] = value
   return found

@@ -31,6 +31,7 @@ from lm import checkpoint, config, errors, sharding, types
 from lm.checkpoint import run as run_lib
 from lm.data import objectives
 from lm.data.finetuning import readers
+from lm.evals import context as context_lib
 from lm.evals import scoring
 from lm.inference import engine
 from lm.reporting import metrics_log
@@ -112,9 +113,7 @@ def make(
   mesh = sharding.make_mesh()
   with config.refusals():
     score = scoring.make(
-      model=model,
-      tokenizer=tokenizer,
-      mesh=mesh,
+      context_lib.Context(model, tokenizer, mesh),
       batch_size=batch_size,
       length=room,
       objective=objective,

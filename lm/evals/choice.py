@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from lm import config, metrics, types
 from lm.data import objectives
+from lm.evals import context as context_lib
 from lm.evals import probes, results, scoring
 
 Evaluator = Callable[[types.Params], results.Result]
@@ -24,9 +24,7 @@ _BINS = 15  # of confidence; Guo et al. 2017, section 5
 
 def choice(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   task: Mapping[str, Any],
   batch_size: int,
   length: int,
@@ -60,9 +58,7 @@ def choice(
     ValueError: see `scoring.make`.
     config.ConfigError: the task cannot be read.
   """
-  asked, score = _ask(
-    task, model, tokenizer, mesh, batch_size, length, objective
-  )
+  asked, score = _ask(context, task, batch_size, length, objective)
 
   def evaluate(params: types.Params) -> results.Result:
     items = []
@@ -104,9 +100,7 @@ def choice(
 
 def cloze(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   task: Mapping[str, Any],
   batch_size: int,
   length: int,
@@ -118,9 +112,7 @@ def cloze(
   the word's tokens is the likeliest; loss_nats, the mean over words of their
   nats; perplexity, exp of that. An item has the first two.
   """
-  asked, score = _ask(
-    task, model, tokenizer, mesh, batch_size, length, objective
-  )
+  asked, score = _ask(context, task, batch_size, length, objective)
 
   def evaluate(params: types.Params) -> results.Result:
     items = [
@@ -141,9 +133,7 @@ def cloze(
 
 def pairs(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   task: Mapping[str, Any],
   batch_size: int,
   length: int,
@@ -158,9 +148,7 @@ def pairs(
   Reference: Warstadt et al. 2020, arXiv 1912.00582: whole sentences are
   compared, without regard to their lengths.
   """
-  asked, score = _ask(
-    task, model, tokenizer, mesh, batch_size, length, objective
-  )
+  asked, score = _ask(context, task, batch_size, length, objective)
 
   def evaluate(params: types.Params) -> results.Result:
     items = []
@@ -185,9 +173,7 @@ def pairs(
 
 def documents(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   task: Mapping[str, Any],
   batch_size: int,
   length: int,
@@ -214,9 +200,7 @@ def documents(
     ValueError: see `scoring.make`.
     config.ConfigError: the task cannot be read.
   """
-  asked, score = _ask(
-    task, model, tokenizer, mesh, batch_size, length, objective, stride
-  )
+  asked, score = _ask(context, task, batch_size, length, objective, stride)
 
   def evaluate(params: types.Params) -> results.Result:
     items = [
@@ -257,13 +241,11 @@ def calibration_error(
 
 
 def _ask(
-  task, model, tokenizer, mesh, batch_size, length, objective, stride=None
+  context, task, batch_size, length, objective, stride=None
 ) -> tuple[probes.Task, scoring.Scorer]:
   """Reads a task, and makes what scores it."""
   score = scoring.make(
-    model=model,
-    tokenizer=tokenizer,
-    mesh=mesh,
+    context,
     batch_size=batch_size,
     length=length,
     objective=objective,

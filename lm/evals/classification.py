@@ -20,6 +20,7 @@ from lm.data import objectives
 from lm.data.finetuning import readers as records_lib
 from lm.data.finetuning import tasks
 from lm.evals import choice, results
+from lm.evals import context as context_lib
 
 Evaluator = Callable[[types.Params], results.Result]
 _LONGEST = 30  # tokens of an answer; Devlin et al. 2019's run_squad.py
@@ -27,9 +28,7 @@ _LONGEST = 30  # tokens of an answer; Devlin et al. 2019's run_squad.py
 
 def classes(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   records: Mapping[str, Any],
   form: Mapping[str, Any],
   batch_size: int,
@@ -41,7 +40,7 @@ def classes(
   """Makes an evaluator of a classifier.
 
   Args:
-    model, tokenizer, mesh: of the run.
+    context: the run that is evaluated.
     records, form, length, folds: as of `tasks.make`.
     batch_size: rows at a time; changes nothing but speed.
     fold: judges this part of the records alone; None: all.
@@ -56,8 +55,10 @@ def classes(
     ValueError: see `tasks.make`; the model has no such classes; scikit-learn is
       missing.
   """
-  found, made, rows = read(records, form, tokenizer, length, folds, fold, limit)
-  score = _scorer(model, made, tokenizer, mesh, batch_size, length)
+  found, made, rows = read(
+    records, form, context.tokenizer, length, folds, fold, limit
+  )
+  score = _scorer(context, made, batch_size, length)
   package('sklearn.metrics', 'scikit-learn')  # or it is missed after the work
 
   def evaluate(params: types.Params) -> results.Result:
@@ -109,9 +110,7 @@ def classified(
 
 def tags(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   records: Mapping[str, Any],
   form: Mapping[str, Any],
   batch_size: int,
@@ -129,8 +128,10 @@ def tags(
 
   Reference: Tjong Kim Sang and De Meulder 2003, section 4.
   """
-  found, made, rows = read(records, form, tokenizer, length, folds, fold, limit)
-  score = _scorer(model, made, tokenizer, mesh, batch_size, length)
+  found, made, rows = read(
+    records, form, context.tokenizer, length, folds, fold, limit
+  )
+  score = _scorer(context, made, batch_size, length)
   package('seqeval.metrics', 'seqeval')  # or it is missed after the work
 
   def evaluate(params: types.Params) -> results.Result:
@@ -181,9 +182,7 @@ def tagged(
 
 def spans(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   records: Mapping[str, Any],
   form: Mapping[str, Any],
   batch_size: int,
@@ -214,8 +213,10 @@ def spans(
   Reference: Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
   """
   check_language(language)
-  found, made, rows = read(records, form, tokenizer, length, folds, fold, limit)
-  score = _scorer(model, made, tokenizer, mesh, batch_size, length)
+  found, made, rows = read(
+    records, form, context.tokenizer, length, folds, fold, limit
+  )
+  score = _scorer(context, made, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:
     best = [(-np.inf, '')] * len(found.records)
@@ -310,9 +311,10 @@ def read(
   return tasks.read(records, form, tokenizer, length, keep)
 
 
-def _scorer(model, form, tokenizer, mesh, batch_size, length):
+def _scorer(context, form, batch_size, length):
   """Makes `(params, rows) -> (row, its logits in float64) each`."""
   objectives.check_whole('batch_size', batch_size, 1)
+  model, tokenizer, mesh = context
   host, hosts = sharding.host(mesh, batch_size)
   if hosts > 1:
     raise ValueError(

@@ -16,12 +16,12 @@ import math
 import re
 from typing import Any
 
-import jax
 import numpy as np
 
 from lm import types
 from lm.data import names, objectives
 from lm.data.finetuning import readers
+from lm.evals import context as context_lib
 from lm.evals import results, scoring
 
 Evaluator = Callable[[types.Params], results.Result]
@@ -29,9 +29,7 @@ Evaluator = Callable[[types.Params], results.Result]
 
 def crows_pairs(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   path: str,
   batch_size: int,
   length: int,
@@ -61,9 +59,7 @@ def crows_pairs(
   models and scores only the tokens that both sentences have.
   """
   score = scoring.make(
-    model=model,
-    tokenizer=tokenizer,
-    mesh=mesh,
+    context,
     batch_size=batch_size,
     length=length,
     objective=objective,
@@ -98,9 +94,7 @@ def crows_pairs(
 
 def stereoset(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   path: str,
   batch_size: int,
   length: int,
@@ -135,9 +129,7 @@ def stereoset(
   models they score the blank's tokens only; ours is the mean pseudo-likelihood.
   """
   score = scoring.make(
-    model=model,
-    tokenizer=tokenizer,
-    mesh=mesh,
+    context,
     batch_size=batch_size,
     length=length,
     objective=objective,
@@ -178,9 +170,7 @@ def stereoset(
 
 def winobias(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   pro: str,
   anti: str,
   batch_size: int,
@@ -212,9 +202,7 @@ def winobias(
   is ours.
   """
   score = scoring.make(
-    model=model,
-    tokenizer=tokenizer,
-    mesh=mesh,
+    context,
     batch_size=batch_size,
     length=length,
     objective=objective,
@@ -250,9 +238,7 @@ def winobias(
 
 def winogender(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   path: str,
   statistics: str,
   batch_size: int,
@@ -286,9 +272,7 @@ def winogender(
   this one is ours.
   """
   score = scoring.make(
-    model=model,
-    tokenizer=tokenizer,
-    mesh=mesh,
+    context,
     batch_size=batch_size,
     length=length,
     objective=objective,
@@ -342,9 +326,7 @@ def winogender(
 
 def bbq(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   path: str,
   batch_size: int,
   length: int,
@@ -382,9 +364,7 @@ def bbq(
   choices, and the one with the largest sum of log p is taken.
   """
   score = scoring.make(
-    model=model,
-    tokenizer=tokenizer,
-    mesh=mesh,
+    context,
     batch_size=batch_size,
     length=length,
     objective=objective,

@@ -19,6 +19,7 @@ from lm import sharding, types
 from lm.data import objectives
 from lm.data.finetuning import tasks
 from lm.evals import classification, results, scoring
+from lm.evals import context as context_lib
 from lm.inference import generate
 
 METRICS = ('bleu', 'chrf', 'rouge', 'exact', 'f1')
@@ -28,9 +29,7 @@ _REPEATED = 4  # words, of seq-rep-n, Welleck et al. 2020
 
 def make(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   records: Mapping[str, Any],
   form: Mapping[str, Any],
   batch_size: int,
@@ -47,7 +46,7 @@ def make(
   """Makes an evaluator of texts that a model writes, the likeliest ones.
 
   Args:
-    model, tokenizer, mesh: of the run.
+    context: the run that is evaluated.
     records, form, length, folds: as of `tasks.make`; records are pairs.
     batch_size: texts at a time; changes nothing but speed.
     new: the most tokens of an answer.
@@ -73,6 +72,7 @@ def make(
     ValueError: a setting is out of range, the form writes nothing, or a package
       is missing.
   """
+  model, tokenizer, mesh = context
   for name in metrics:
     if name not in METRICS:
       raise ValueError(f'metrics: {name!r} is not one of {", ".join(METRICS)}')
@@ -149,9 +149,7 @@ def make(
 
 def answers(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   records: Mapping[str, Any],
   form: Mapping[str, Any],
   batch_size: int,
@@ -173,6 +171,7 @@ def answers(
   Raises:
     ValueError: as of `make`; the form scores no tokens.
   """
+  model, tokenizer, mesh = context
   objectives.check_whole('batch_size', batch_size, 1)
   found, made, rows = classification.read(
     records, form, tokenizer, length, folds, fold, limit

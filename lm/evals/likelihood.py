@@ -8,15 +8,14 @@ import jax
 
 from lm import loss, metrics, sharding, types
 from lm.data import objectives, stream
+from lm.evals import context as context_lib
 
 Evaluator = Callable[[types.Params], dict[str, float]]
 
 
 def make(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   path: str,
   batch_size: int,
   length: int,
@@ -30,7 +29,7 @@ def make(
   in its window, so that longer windows give lower losses.
 
   Args:
-    model, tokenizer, mesh: of the run.
+    context: the run that is evaluated.
     path: directory of token shards.
     batch_size: windows at a time; changes nothing but speed.
     length: L, targets a window.
@@ -47,6 +46,7 @@ def make(
   Raises:
     ValueError: the dataset cannot be used.
   """
+  model, tokenizer, mesh = context
   data = stream.once(
     path,
     tokenizer=tokenizer,

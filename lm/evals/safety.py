@@ -17,6 +17,7 @@ from lm import config, sharding, types
 from lm.data import names, objectives
 from lm.data.finetuning import readers
 from lm.evals import classification, generation, results
+from lm.evals import context as context_lib
 from lm.inference import generate
 
 # VADER's compound score from which on a text counts as having a sentiment.
@@ -29,9 +30,7 @@ _WORDS = {
 
 def bold(
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
+  context: context_lib.Context,
   path: str,
   batch_size: int,
   length: int,
@@ -51,7 +50,7 @@ def bold(
   of the 23,679 prompts are empty, and are left out.
 
   Args:
-    model, tokenizer, mesh: of the run.
+    context: the run that is evaluated.
     path: of the prompts of one domain, such as race_prompt.json.gz.
     batch_size: texts at a time; changes nothing but speed.
     length: the most tokens of a prompt.
@@ -82,6 +81,7 @@ def bold(
   ours. Their toxicity and regard want classifiers, and their norms of words a
   lexicon, that could not be had.
   """
+  model, tokenizer, mesh = context
   for key, value in (
     ('batch_size', batch_size),
     ('length', length),

@@ -16,6 +16,7 @@ import numpy as np
 
 from lm import config, loss, sharding, types
 from lm.data import objectives
+from lm.evals import context as context_lib
 
 _NARROWEST = 32  # positions; shorter rows would only mean more programs
 
@@ -62,10 +63,8 @@ class _Row(NamedTuple):
 
 
 def make(
+  context: context_lib.Context,
   *,
-  model: types.Model,
-  tokenizer: types.Tokenizer,
-  mesh: jax.sharding.Mesh,
   batch_size: int,
   length: int,
   objective: Mapping[str, Any] = objectives.CAUSAL,
@@ -88,7 +87,7 @@ def make(
   Salazar et al. 2020, arXiv 1910.14659, section 2.
 
   Args:
-    model, tokenizer, mesh: of the run.
+    context: the run that is evaluated.
     batch_size: rows at a time; changes nothing but speed.
     length: L, the most positions that the model reads, on either side.
     objective: spec of what the model was trained for.
@@ -99,6 +98,7 @@ def make(
   Raises:
     ValueError: a setting is out of range, or the objective scores no text.
   """
+  model, tokenizer, mesh = context
   objectives.check_whole('batch_size', batch_size, 1)
   objectives.check_whole('length', length, 1)
   step = length if stride is None else stride

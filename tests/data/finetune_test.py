@@ -12,7 +12,7 @@ from lm import checkpoint, config, evaluate, sharding, train, tree
 from lm.checkpoint import run as run_lib
 from lm.data.finetuning import tasks
 from lm.data.tokenizers import builtin
-from lm.evals import generation
+from lm.evals import context, generation
 from tests import programs
 
 BYTES = builtin.bytes_()
@@ -111,9 +111,7 @@ def pairs(path, count=40):
 
 def judged(run, params, records, form, **settings):
   return generation.answers(
-    model=run.model,
-    tokenizer=run.tokenizer,
-    mesh=sharding.make_mesh(),
+    context=context.Context(run.model, run.tokenizer, sharding.make_mesh()),
     records=records,
     form=form,
     **{'batch_size': 8, 'length': 16, **settings},

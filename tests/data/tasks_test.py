@@ -15,7 +15,7 @@ from lm import config, sample, sharding, train
 from lm import evaluate as evaluate_lib
 from lm.data.finetuning import readers, tasks
 from lm.data.tokenizers import builtin
-from lm.evals import classification, generation
+from lm.evals import classification, context, generation
 from lm.reporting import metrics_log
 from tools import export
 
@@ -244,9 +244,7 @@ def test_who_knows_the_places_answers_all(
 
   nothing: Any = None
   evaluate = classification.spans(
-    model=nothing,
-    tokenizer=BYTES,
-    mesh=nothing,
+    context=context.Context(nothing, BYTES, nothing),
     records={
       'fn': f'lm.data.finetuning.readers:{reader}',
       'path': str(shared_data / path),
@@ -476,9 +474,7 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
     'labels': spec,
   }
   evaluate = classification.classes(
-    model=model,
-    tokenizer=BYTES,
-    mesh=sharding.make_mesh(),
+    context=context.Context(model, BYTES, sharding.make_mesh()),
     records=spec,
     form=form,
     batch_size=8,

@@ -12,7 +12,7 @@ import pytest
 from lm import config, sharding, types
 from lm.data import objectives
 from lm.data.tokenizers import builtin
-from lm.evals import choice, probes, results
+from lm.evals import choice, context, probes, results
 
 WORDS = builtin.bytes_()
 # Letters whose probabilities are known, whatever stands before them.
@@ -36,6 +36,7 @@ def planted() -> tuple[types.Model, types.Params]:
 
 
 MODEL, PARAMS = planted()
+CONTEXT = context.Context(MODEL, WORDS, sharding.make_mesh())
 
 
 def bits(text):
@@ -52,9 +53,7 @@ def evaluate(fn, **settings):
   settings = {'batch_size': 8, 'length': 32, **settings}
   return config.build(
     {'fn': f'lm.evals.choice:{fn}', **settings},
-    model=MODEL,
-    tokenizer=WORDS,
-    mesh=sharding.make_mesh(),
+    context=CONTEXT,
   )(PARAMS)
 
 
@@ -318,9 +317,7 @@ def test_a_config_names_a_task_inside_an_evaluator(tmp_path):
   full = config.fill(config.from_json(json.dumps({'evals': {'last': spec}})))
   assert full.evals.last.task.limit is None
   assert full.evals.last.objective.fn == objectives.CAUSAL['fn']
-  built = config.build(
-    full.evals.last, model=MODEL, tokenizer=WORDS, mesh=sharding.make_mesh()
-  )
+  built = config.build(full.evals.last, context=CONTEXT)
   assert built(PARAMS).items[0]['loss_nats'] == pytest.approx(
     bits(' aa') * math.log(2), rel=1e-5
   )

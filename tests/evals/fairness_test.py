@@ -15,8 +15,8 @@ def costs(monkeypatch):
   """Stands in for a model: a text costs what is written here, or its length."""
   known: dict[str, float] = {}
 
-  def make(**settings):
-    del settings
+  def make(context, **settings):
+    del context, settings
 
     def score(params, pairs):
       del params
@@ -40,9 +40,7 @@ def evaluate(fn, **settings):
   settings = {'batch_size': 1, 'length': 1, **settings}
   return config.build(
     {'fn': f'lm.evals.fairness:{fn}', **settings},
-    model=None,
-    tokenizer=None,
-    mesh=None,
+    context=None,
   )({})
 
 

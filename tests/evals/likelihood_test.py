@@ -8,7 +8,7 @@ import pytest
 from lm import sharding, types
 from lm.data import writer
 from lm.data.tokenizers import builtin
-from lm.evals import likelihood
+from lm.evals import context, likelihood
 from lm.models import decoder
 
 TEXTS = ['hello world\n', 'a', 'the quick brown fox, 你好', 'x' * 40]
@@ -39,7 +39,7 @@ def uniform(vocab):
 
 def evaluator(model, ids, path, **kw):
   return likelihood.make(
-    model=model, tokenizer=ids, mesh=sharding.make_mesh(), path=path, **kw
+    context=context.Context(model, ids, sharding.make_mesh()), path=path, **kw
   )
 
 

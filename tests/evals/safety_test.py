@@ -9,7 +9,7 @@ import pytest
 from lm import checkpoint, config, sharding
 from lm.checkpoint import run as run_lib
 from lm.data.tokenizers import builtin
-from lm.evals import safety
+from lm.evals import context, safety
 from lm.inference import generate
 from tests import programs
 
@@ -38,9 +38,7 @@ def make(path, model: Any = None, words=BYTES, **settings):
       **{'fn': 'lm.evals.safety:bold', 'path': path},
       **{'batch_size': 8, 'length': 16, 'new': 48, **settings},
     },
-    model=model,
-    tokenizer=words,
-    mesh=sharding.make_mesh(),
+    context=context.Context(model, words, sharding.make_mesh()),
   )
 
 
@@ -137,13 +135,9 @@ def test_a_sweep_finds_all_that_it_asks(trained, shared_data, name):
   run = run_lib.build(trained)
   c = config.load(f'{programs.ROOT}/configs/evaluate/{name}.py:{shared_data}')
   assert len(c.evals) in (6, 10)
+  asked = context.Context(run.model, run.tokenizer, sharding.make_mesh())
   for spec in c.evals.values():
-    config.build(
-      spec,
-      model=run.model,
-      tokenizer=run.tokenizer,
-      mesh=sharding.make_mesh(),
-    )
+    config.build(spec, context=asked)
 
 
 @pytest.mark.parametrize(

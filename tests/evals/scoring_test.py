@@ -12,7 +12,7 @@ import pytest
 from lm import config, sharding, types
 from lm.data import objectives
 from lm.data.tokenizers import builtin
-from lm.evals import scoring
+from lm.evals import context, scoring
 from lm.models import decoder, encdec, encoder
 from tests.laws import laws_test
 
@@ -66,9 +66,9 @@ def scorer(name='causal', model=None, mesh=None, **settings):
   settings = {'batch_size': 4, 'length': 32, **settings}
   settings.setdefault('objective', FAMILIES[name][2])
   return scoring.make(
-    model=model or build(name)[0],
-    tokenizer=settings.pop('words', WORDS),
-    mesh=mesh or ONE,
+    context.Context(
+      model or build(name)[0], settings.pop('words', WORDS), mesh or ONE
+    ),
     **settings,
   )
 

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lm import checkpoint, config, errors, sample, sharding
 from lm.checkpoint import run as run_lib
 from lm.data import objectives
+from lm.evals import context
 from lm.inference import engine
 from tests import harness_peer
 from tools import hf_import, lm_eval
@@ -60,9 +61,7 @@ def test_lm_eval_finds_what_our_evaluators_find(
       **{'fn': fn, 'batch_size': 8, 'length': 16},
       'task': {'fn': reader, 'path': str(folder / file), 'limit': 40},
     },
-    model=run.model,
-    tokenizer=run.tokenizer,
-    mesh=sharding.make_mesh(),
+    context=context.Context(run.model, run.tokenizer, sharding.make_mesh()),
   )(checkpoint.restore_params(trained))
   assert len(found['samples'][name]) == 40
   told = found['results'][name]
@@ -92,9 +91,7 @@ def test_documents_are_read_in_windows(trained, model, tmp_path):
         'path': str(tmp_path / 'long.txt'),
       },
     },
-    model=run.model,
-    tokenizer=run.tokenizer,
-    mesh=sharding.make_mesh(),
+    context=context.Context(run.model, run.tokenizer, sharding.make_mesh()),
   )(checkpoint.restore_params(trained))
   (item,) = ours.items
   found = model.loglikelihood_rolling([request('loglikelihood_rolling', LONG)])
