@@ -85,7 +85,7 @@ def install(extra: str) -> str:
   is the name of another package.
 
   Args:
-    extra: a key of `extras_require` in setup.py, such as 'interop'.
+    extra: a key of `project.optional-dependencies` in pyproject.toml.
   """
   return f"pip install -e '.[{extra}]'"
 

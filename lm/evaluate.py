@@ -50,7 +50,7 @@ from lm.evals import context as context_lib
 from lm.evals import items, results
 from lm.evals.reports import html, recipes
 from lm.reporting import metrics_log
-from lm.runtime import memory
+from lm.runtime import devices, memory
 
 # Of a line: checkpoint, evaluator, task and code.
 Cell = tuple[str, str, str, str]
@@ -632,6 +632,7 @@ def main(argv: list[str]) -> None:
   memory.prepare()
   # On a shared machine the trainer goes first.
   os.nice(10)
+  devices.announce()
   if args.watch and not bucket.is_address(workdirs[0]):
     _wait_for(Path(workdirs[0]))
   runs, notes, failed = evaluate_runs(

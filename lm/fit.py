@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from lm import checkpoint, tree, types
 from lm.checkpoint import run
 from lm.data import shards
-from lm.runtime import memory
+from lm.runtime import devices, memory
 
 
 def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
@@ -94,6 +94,7 @@ def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
   memory.prepare()
+  devices.announce()
   fit(c, workdir)
 
 

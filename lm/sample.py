@@ -16,7 +16,7 @@ import jax
 
 from lm import config
 from lm.inference import engine, generate
-from lm.runtime import memory
+from lm.runtime import devices, memory
 
 
 class Text(NamedTuple):
@@ -184,6 +184,7 @@ def main(argv: list[str]) -> None:
   )
   args = vars(parser.parse_args(argv))
   memory.prepare()
+  devices.announce()
   nats, terminal = args.pop('nats'), None
   if args['count'] == 1 and not args['beams'] and sys.stdout.isatty():
     terminal = _Terminal(args['stop'])

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from lm import config
 from lm.inference import engine, http_server, openai_api
-from lm.runtime import memory
+from lm.runtime import devices, memory
 from lm.runtime import signals as signals_lib
 
 HOST = '127.0.0.1'
@@ -322,6 +322,7 @@ def main(argv: list[str]) -> None:
       'travels in the clear: use ssh -L to 127.0.0.1, or add --expose'
     )
   memory.prepare()
+  devices.announce()
   given = os.environ.get('LM_TOKEN')
   token = secrets.token_urlsafe(24) if given is None else given
   with (

@@ -48,7 +48,7 @@ from lm.data import stream
 from lm.evals import context as context_lib
 from lm.evals import results
 from lm.reporting import metrics_log, progress
-from lm.runtime import memory, processes
+from lm.runtime import devices, memory, processes
 from lm.runtime import signals as signals_lib
 from lm.training import early_stopping, privacy, step
 
@@ -480,6 +480,8 @@ def main(argv: list[str]) -> None:
   memory.prepare()
   try:
     with processes.start() as group:
+      if group.leads:
+        devices.announce()
       train(c, workdir, group)
   except stream.Stalled as error:
     # Python would wait at exit for the thread that hangs in the file system.

@@ -6,6 +6,7 @@ A pytest plugin, for its fixtures; see conftest.py.
 from collections.abc import Callable, Iterator, Mapping
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,12 @@ class Process:
   def text(self) -> str:
     """What it has printed."""
     return self.output.read_text()
+
+  def printed(self) -> str:
+    """Returns what it has printed after the devices, which come first."""
+    first, _, rest = self.text().partition('\n')
+    assert re.fullmatch(r'device: \d+ x .+', first), self.text()
+    return rest
 
   def wait(self) -> int:
     """Waits for the end and returns the exit code."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from lm import sharding
+from lm import errors, sharding
 from lm.layers import blockwise, masks, ring
 
 NAMES = ('auto', 'einsum', 'blockwise', 'splash', 'cudnn')
@@ -76,7 +76,7 @@ def choose(
     ],
     'cudnn': [
       (platform == 'gpu', f'is for GPU, and this is {platform}'),
-      (_has_cudnn(), "needs jax's CUDA plug-in: pip install 'jax[cuda13]'"),
+      (_has_cudnn(), f"needs jax's CUDA plug-in: {errors.install('cuda')}"),
       (not cut, 'cuts no text: set mesh.sequence=1'),
       (compute_dtype == 'bfloat16', "needs compute_dtype='bfloat16'"),
       (softcap is None, 'knows no softcap'),

@@ -145,7 +145,7 @@ def test_the_program_prints_what_the_function_returns(trained, start, tmp_path):
   )
   assert process.wait() == 0, process.text()
   (text,) = sample.sample(trained, 'the ', length=4, temperature=0)
-  assert process.text() == f'{text}\n{"-" * 72}\n{text}\n'
+  assert process.printed() == f'{text}\n{"-" * 72}\n{text}\n'
   process = start(
     'sample',
     [f'--workdir={workdir}', '--prompt=the ', '--length=3', '--nats'],
@@ -155,6 +155,6 @@ def test_the_program_prints_what_the_function_returns(trained, start, tmp_path):
   lines = [
     f'{n:8.3f}  {p!r}\n' for n, p in zip(text.nats, text.pieces, strict=True)
   ]
-  assert process.text() == f'{text.text}\n{"".join(lines)}'
+  assert process.printed() == f'{text.text}\n{"".join(lines)}'
   process = start('sample', [f'--workdir={workdir}', '--length=1000'])
   assert process.error(2).endswith('model.length=16: ask for fewer tokens')

@@ -619,7 +619,7 @@ def test_the_program_ends_on_sigterm(trained, start):
   assert 'LM_TOKEN' not in os.environ
   process = start('serve', [f'--workdir={trained}', '--port=0'])
   process.wait_for(lambda: '#token=' in process.text())
-  (line,) = process.text().splitlines()
+  (line,) = process.printed().splitlines()
   address, token = line.split('/#token=')
   made = http.client.HTTPConnection(address.removeprefix('http://'))
   with contextlib.closing(made):

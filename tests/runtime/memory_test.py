@@ -11,7 +11,7 @@ import resource
 
 import numpy as np
 
-from lm import memory
+from lm.runtime import memory
 
 
 def faults():

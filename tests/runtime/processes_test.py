@@ -234,7 +234,10 @@ def test_a_wrong_variable_is_one_line(spec):
 @pytest.mark.process
 def test_processes_that_do_not_come_are_waited_for_with_a_deadline():
   spec = f'localhost:{free_port()},1,2'
-  code = f'from lm import processes; processes.start("{spec}", wait_seconds=2)'
+  code = (
+    'from lm.runtime import processes; '
+    f'processes.start("{spec}", wait_seconds=2)'
+  )
   found = subprocess.run(
     [sys.executable, '-c', code],
     cwd=programs.ROOT,

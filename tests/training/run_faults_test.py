@@ -217,7 +217,7 @@ def test_every_checkpoint_damaged_never_starts_anew(data, alone, start, place):
     f'{workdir}/checkpoints: no sound step left: 12, 6 are damaged'
   )
   assert error.endswith('bring back a copy, or remove them to start anew')
-  listed = process.text().splitlines()[:-1]
+  listed = process.printed().splitlines()[:-1]
   assert [re.findall(r'/(\d{8})/', line)[0] for line in listed] == [
     '00000012',
     '00000006',
@@ -360,8 +360,8 @@ def test_sigterm_while_compiling(data, start, place, monkeypatch):
 # this. The trainer's own deadline is 25 s.
 STUCK = """
 import hashlib, sys
-from lm import stop
-with stop.Stop(deadline_seconds=float(sys.argv[1])):
+from lm.runtime import signals
+with signals.Stop(deadline_seconds=float(sys.argv[1])):
   print('ready', flush=True)
   hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)
 """
