@@ -1,4 +1,4 @@
-"""What tests/runtime/processes_test.py starts twice: one of two processes of a group.
+"""One of two processes of a group; tests/runtime/processes_test.py starts both.
 
 python -m tests.processes_peer laws FOLDER
 python -m tests.processes_peer watch
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import checkpoint, errors, sharding
-from lm.checkpoint import checkpointer, manifest, sharded_arrays
+from lm.checkpoint import manifest, polling, sharded_arrays
 from lm.data import stream
 from lm.data.tokenizers import builtin
-from lm.runtime import processes
+from lm.runtime import process_group, processes
 
 MESHES: tuple[dict[str, int], ...] = (
   {'data': 8},
@@ -64,7 +64,7 @@ def same(found, expected) -> None:
       np.testing.assert_array_equal(np.asarray(x.data), np.asarray(y.data))
 
 
-def laws(group: processes.Group, folder: Path) -> None:
+def laws(group: process_group.ProcessGroup, folder: Path) -> None:
   """Checks what two processes do together with what one does."""
   values = group.gather('numbers', group.index * 10, 60.0)
   assert values == ([0, 10] if group.leads else None)
@@ -152,7 +152,7 @@ def laws(group: processes.Group, folder: Path) -> None:
         found = manifest.root(folder / 'rows').iterdir()
         assert [path.name for path in found] == ['00000007']
   # a folder that is not shared is refused before anything is saved
-  checkpointer._UNSEEN_SECONDS = 0.5
+  polling.LONGEST_SECONDS = 0.5
   place = folder / ('rows' if group.leads else 'elsewhere')
   try:
     with checkpoint.Checkpointer(place, group=group):
@@ -164,7 +164,7 @@ def laws(group: processes.Group, folder: Path) -> None:
   print('all laws hold', flush=True)
 
 
-def watch(group: processes.Group) -> None:
+def watch(group: process_group.ProcessGroup) -> None:
   """Goes on for a minute, or until something happens to the others."""
   print('ready', flush=True)
   for step in range(600):

@@ -1,7 +1,8 @@
-"""Leaves of a state on the host: copies, hashes, and what files may claim.
+"""The arrays of a state in host memory: copies, hashes and their files.
 
-A typed random key is kept as its words, under the name of its dtype; every
-other leaf as it is. Bytes are little-endian and in C order.
+A typed random key is stored as its words (uint32), under the name of its own
+dtype; every other leaf is stored as it is. Bytes are little-endian and in C
+order.
 """
 
 import hashlib
@@ -17,18 +18,23 @@ import numpy as np
 
 from lm import errors, tree
 
-NOTHING = hashlib.sha256().hexdigest()  # of a leaf without elements
+EMPTY_SHA256 = hashlib.sha256().hexdigest()  # of an array without elements
 assert sys.byteorder == 'little', 'hashes would differ from those elsewhere'
 
 
-class Leaf(NamedTuple):
-  """One leaf in host memory: the name of its dtype, and its array."""
+class HostArray(NamedTuple):
+  """One leaf of a state in host memory.
+
+  Attributes:
+    dtype: the name of the leaf's dtype, such as 'key<fry>' for a random key.
+    array: its value; the words of a random key.
+  """
 
   dtype: str
   array: np.ndarray
 
   def record(self) -> dict[str, Any]:
-    """Returns what the manifest says about it."""
+    """Returns the record of the leaf in the manifest."""
     return {
       'shape': list(self.array.shape),
       'dtype': self.dtype,
@@ -37,23 +43,26 @@ class Leaf(NamedTuple):
 
 
 class Spec:
-  """The shape and the name of the dtype of a leaf, as `tree.diff` wants."""
+  """The shape and the dtype's name of a leaf, for `tree.diff`."""
 
   def __init__(self, shape: Any, dtype: str):
-    """Takes any sequence of sizes."""
+    """Turns any sequence of sizes into the shape."""
     self.shape, self.dtype = tuple(shape), dtype
 
 
 def specs(like: Any) -> dict[str, Spec]:
-  """Describes a tree of arrays or shapes as it would be stored, by path."""
+  """Describes by path how a tree of arrays or shapes is stored."""
   return {
-    path: Spec(raw(leaf).shape, str(leaf.dtype))
+    path: Spec(unwrap_key(leaf).shape, str(leaf.dtype))
     for path, leaf in tree.paths(like)
   }
 
 
-def raw(leaf: Any) -> Any:
-  """Turns a typed key, or the shape of one, into its words."""
+def unwrap_key(leaf: Any) -> Any:
+  """Turns a random key, or the shape of one, into its words.
+
+  Every other leaf is returned as it is.
+  """
   if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return leaf
   if isinstance(leaf, jax.Array):
@@ -61,8 +70,8 @@ def raw(leaf: Any) -> Any:
   return jax.eval_shape(jax.random.key_data, leaf)
 
 
-def cooked(leaf: jax.Array, like: Any) -> jax.Array:
-  """Turns words back into a typed key if `like` is one."""
+def wrap_key(leaf: jax.Array, like: Any) -> jax.Array:
+  """Turns words back into a random key, if `like` is one."""
   if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
     return leaf
   impl = jax.random.key_impl(jnp.empty((), like.dtype))
@@ -82,19 +91,19 @@ def nbytes(like: Any) -> int:
   )
 
 
-def copy(state: Any, old: dict[str, Leaf]) -> dict[str, Leaf]:
-  """Copies all leaves to host memory of our own, by path.
+def copy(state: Any, old: dict[str, HostArray]) -> dict[str, HostArray]:
+  """Copies all leaves to host memory that nothing else writes to, by path.
 
   Args:
     state: tree of arrays; may be donated when this returns.
-    old: the last copy, whose memory is used again: fresh pages cost more than
-      the copy itself.
+    old: the last copy, whose memory is used again, since the kernel takes
+      longer to give fresh pages than the copy itself takes.
 
   Raises:
     ValueError: a leaf cannot be stored.
   """
   flat = by_path(state)
-  arrays = {path: raw(leaf) for path, leaf in flat.items()}
+  arrays = {path: unwrap_key(leaf) for path, leaf in flat.items()}
   for path, leaf in arrays.items():
     if isinstance(leaf, jax.Array):
       if not leaf.is_fully_addressable:
@@ -102,11 +111,11 @@ def copy(state: Any, old: dict[str, Leaf]) -> dict[str, Leaf]:
           f'{path}: lies on devices of several processes: give the Checkpointer'
           ' their group, of lm.runtime.processes'
         )
-      leaf.copy_to_host_async()
+      leaf.copy_to_host_async()  # all transfers run at once
   return {
-    path: Leaf(
+    path: HostArray(
       str(flat[path].dtype),
-      keep(leaf, old[path].array if path in old else None),
+      copy_array(leaf, old[path].array if path in old else None),
     )
     for path, leaf in arrays.items()
   }
@@ -124,11 +133,11 @@ def by_path(state: Any) -> dict[str, Any]:
   return flat
 
 
-def keep(leaf: Any, buffer: np.ndarray | None) -> np.ndarray:
-  """Copies an array to memory of our own: to `buffer`, where that fits."""
+def copy_array(leaf: Any, buffer: np.ndarray | None) -> np.ndarray:
+  """Copies an array to memory of our own, to `buffer` if that fits."""
   view = np.asarray(leaf)
-  if _is_ours_alone(leaf):
-    return view
+  if _is_copy(leaf):
+    return view  # a second copy would only cost time
   if (
     buffer is None
     or buffer.shape != view.shape
@@ -146,7 +155,7 @@ def sha256(array: np.ndarray) -> str:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-  """Looks at an array's bytes, in C order."""
+  """Returns a view of an array's bytes, in C order."""
   return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
@@ -163,24 +172,28 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_written(content: dict[str, Any]) -> None:
-  """Compares what lies on disk with what lay in memory.
+  """Checks that the files on disk are the arrays that were in memory.
 
-  An array that is written whole is one file of just its bytes, so that the
-  two hashes in a manifest, taken on either side, must be the same.
+  An array that is written whole is one file of exactly its bytes. So the hash
+  of the array in a manifest, computed in memory, must be the hash of the file,
+  computed from what was read back.
+
+  Args:
+    content: a manifest.
 
   Raises:
-    errors.Storage: they are not.
+    errors.Storage: two hashes differ.
   """
   for path, record in content['leaves'].items():
     chunk = '.'.join('0' for _ in record['shape']) or '0'
     name = f'state/{path.replace("/", ".")}/{chunk}'
-    found = content['files'].get(name, {'sha256': 'no file'})
-    if 0 not in record['shape'] and found['sha256'] != record['sha256']:
+    file = content['files'].get(name, {'sha256': 'no file'})
+    if 0 not in record['shape'] and file['sha256'] != record['sha256']:
       raise not_as_written(name, content['step'])
 
 
 def not_as_written(name: str, step: int) -> errors.Storage:
-  """Says that a file on disk is not what was in memory."""
+  """Makes the error for a file that is not what was in memory."""
   return errors.Storage(
     f'{name}: what was written at step {step} is not what was in memory: look'
     ' for a faulty disk or memory'
@@ -188,10 +201,12 @@ def not_as_written(name: str, step: int) -> errors.Storage:
 
 
 def check_files(state: Path, records: dict[str, dict[str, Any]]) -> None:
-  """Makes sure that files ask for no more memory than they have bytes.
+  """Checks that reading takes no more memory than the files have bytes.
 
-  A tiny zarr file may announce terabytes of zeros, or inflate to them; ours
-  are never compressed, and all their chunks are there.
+  The hashes of a stranger's checkpoint may all be right. But a tiny zarr file
+  can announce terabytes of zeros, or decompress to them. Ours are never
+  compressed, and all their chunks are there, so that anything else is refused
+  before a parser sees it.
 
   Args:
     state: directory of arrays whose bytes are verified already.
@@ -200,13 +215,15 @@ def check_files(state: Path, records: dict[str, dict[str, Any]]) -> None:
   Raises:
     errors.Damaged: something is not in the one format that lm writes.
   """
-  found = json.loads((state / '_METADATA').read_bytes())
-  if found['use_ocdbt'] or found['use_zarr3']:
+  metadata = json.loads((state / '_METADATA').read_bytes())
+  if metadata['use_ocdbt'] or metadata['use_zarr3']:
     raise errors.Damaged(f'{state}: not in the format of lm; use another step')
   for path, record in records.items():
     folder = state / path.replace('/', '.')
     zarr = json.loads((folder / '.zarray').read_bytes())
     want = dtype(record['dtype'])
+    # zarr has NumPy's codes ('<f4'), and plain names for the rest ('bfloat16').
+    zarr_dtype = want.str if want.kind in 'biufc' else want.name
     chunk = want.itemsize * math.prod(zarr['chunks'])
     files = [file for file in folder.iterdir() if file.name != '.zarray']
     sizes = [file.stat().st_size for file in files]
@@ -214,10 +231,11 @@ def check_files(state: Path, records: dict[str, dict[str, Any]]) -> None:
     if (
       zarr['shape'] != record['shape']
       or not all(type(size) is int and size > 0 for size in zarr['chunks'])
-      or zarr['dtype'] != (want.str if want.kind in 'biufc' else want.name)
+      or zarr['dtype'] != zarr_dtype
       or zarr['compressor'] is not None
       or zarr['filters'] is not None
       or any(size != chunk for size in sizes)
+      # No chunk is missing, and their padding is bounded.
       or not need <= sum(sizes) <= 2 * need
     ):
       raise errors.Damaged(
@@ -227,9 +245,10 @@ def check_files(state: Path, records: dict[str, dict[str, Any]]) -> None:
       )
 
 
-def _is_ours_alone(leaf: Any) -> bool:
-  """Whether `np.asarray` gave memory that no later step can overwrite."""
-  # On CPU it is a view of the device's own buffer.
+def _is_copy(leaf: Any) -> bool:
+  """Tells whether `np.asarray` of a leaf has copied it."""
+  # On a CPU it is a view of the device's own buffer, which the next training
+  # step may overwrite once the state is donated.
   return isinstance(leaf, jax.Array) and all(
     device.platform != 'cpu' for device in leaf.devices()
   )

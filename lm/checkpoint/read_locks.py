@@ -1,8 +1,9 @@
-"""Pins: how a reader keeps a checkpoint from being deleted under it.
+"""Read locks: how a reader keeps a checkpoint from being deleted under it.
 
-A pin is a file in `workdir/pins` that its owner holds under `flock`. Pinning
-and deleting exclude each other through one more lock, held for an instant, so
-a step is either pinned or already gone, never pinned and then gone.
+A read lock is a file in `workdir/read_locks` that the reader holds under
+`flock`. Locking a step and deleting a step exclude each other by one more lock,
+which is held for an instant. So a step is either locked or already gone; it is
+never locked and gone afterwards.
 """
 
 from collections.abc import Iterator
@@ -18,28 +19,32 @@ from lm import errors
 from lm.checkpoint import manifest
 from lm.runtime import faults
 
-_OLDEST_SECONDS = 3600.0  # a forgotten pin must not fill the disk for ever
+_FOLDER = 'read_locks'
+_OLDEST_SECONDS = 3600.0  # a forgotten lock must not fill the disk for ever
 _WAIT_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def pin(workdir: str | os.PathLike[str], step: int) -> Iterator[None]:
+def read_lock(workdir: str | os.PathLike[str], step: int) -> Iterator[None]:
   """Keeps one step from being deleted while inside `with`, for an hour.
 
   Raises:
-    errors.Gone: the step is not there (any more).
+    errors.Gone: there is no such step (any more).
+    errors.Missing: there is no such work directory.
     errors.Storage: the work directory cannot be written to.
   """
-  folder = Path(workdir) / 'pins'
+  folder = Path(workdir) / _FOLDER
   try:
     folder.mkdir(exist_ok=True)
     with _excluding(folder):
+      # Under the lock: the step is there now, and no deletion can begin before
+      # our file is there too.
       manifest.read(workdir, step)
       name = f'{step:08d}.{os.getpid()}.{time.monotonic_ns()}'
       file = (folder / name).open('x')
       file.write(socket.gethostname())
       file.flush()
-      with contextlib.suppress(OSError):  # without locks, age decides
+      with contextlib.suppress(OSError):  # without `flock`, its age decides
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except FileNotFoundError:
     raise errors.Missing(
@@ -47,7 +52,7 @@ def pin(workdir: str | os.PathLike[str], step: int) -> Iterator[None]:
     ) from None
   except OSError as error:
     raise errors.Storage(
-      f'{folder}: cannot pin step {step}: {error.strerror}: make it writable'
+      f'{folder}: cannot lock step {step}: {error.strerror}: make it writable'
     ) from error
   try:
     yield
@@ -56,47 +61,50 @@ def pin(workdir: str | os.PathLike[str], step: int) -> Iterator[None]:
     (folder / name).unlink(missing_ok=True)
 
 
-def pinned(workdir: str | os.PathLike[str]) -> set[int]:
-  """Returns the steps that a living reader has pinned within the hour."""
-  folder = Path(workdir) / 'pins'
-  found = set()
+def locked_steps(workdir: str | os.PathLike[str]) -> set[int]:
+  """Returns the steps that a living reader has locked within the hour."""
+  folder = Path(workdir) / _FOLDER
+  steps = set()
   for path in folder.glob('[0-9]*.*.*'):
     with contextlib.suppress(OSError, ValueError):
-      if _held(path):
-        found.add(int(path.name.split('.')[0]))
+      if _is_held(path):
+        steps.add(int(path.name.split('.')[0]))
       else:
         path.unlink(missing_ok=True)
-  return found
+  return steps
 
 
-def remove(workdir: str | os.PathLike[str], step: int, to: Path) -> bool:
-  """Moves a step away from readers, unless it is pinned.
+def remove(workdir: str | os.PathLike[str], step: int, target: Path) -> bool:
+  """Moves a step out of the readers' sight, unless one has locked it.
+
+  The step loses its name by one rename, before any of its files is deleted: no
+  reader ever sees half a step.
 
   Args:
     workdir: of a run.
     step: the one to move.
-    to: where, in the same file system; must not exist.
+    target: where to, in the same file system; must not exist.
 
   Returns:
-    False if the step is pinned, and still there.
+    False if the step is locked, and still there.
 
   Raises:
-    errors.Storage: a reader has held the lock for ten seconds.
+    errors.Storage: another process has held the lock for ten seconds.
   """
-  folder = Path(workdir) / 'pins'
+  folder = Path(workdir) / _FOLDER
   folder.mkdir(exist_ok=True)
   with _excluding(folder):
-    if step in pinned(workdir):
+    if step in locked_steps(workdir):
       return False
-    os.rename(manifest.directory(workdir, step), to)
+    os.rename(manifest.directory(workdir, step), target)
   return True
 
 
 def delete(path: Path, step: int | None = None) -> None:
-  """Deletes what lies under a name that is no step's (any more).
+  """Deletes a file, a link or a folder, if it is there.
 
   Args:
-    path: a file, a link or a directory.
+    path: must not have the name of a step any more.
     step: that it was, for fault injection.
   """
   if path.is_symlink() or path.is_file():
@@ -112,17 +120,20 @@ def delete(path: Path, step: int | None = None) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if not path.exists():
       return
-    time.sleep(0.1)  # a failed write may still have calls in flight
+    # A write that failed may still have calls in flight, which make files anew.
+    time.sleep(0.1)
   manifest.warn(f'{path}: cannot be removed; do so by hand')
 
 
-def _held(path: Path) -> bool:
+def _is_held(path: Path) -> bool:
   if time.time() - path.stat().st_mtime > _OLDEST_SECONDS:
     return False
   with path.open() as file:
     if file.read() != socket.gethostname():
-      return True  # its lock may not reach us: age decides
+      # Another host's `flock` may not reach this one; only age can tell.
+      return True
     try:
+      # Succeeds when the kernel has freed the lock because its holder died.
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
       return True
@@ -131,6 +142,7 @@ def _held(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _excluding(folder: Path) -> Iterator[None]:
+  """Lets one process at a time lock or remove a step."""
   deadline = time.monotonic() + _WAIT_SECONDS
   with (folder / '.lock').open('a') as file:
     while True:
@@ -145,5 +157,5 @@ def _excluding(folder: Path) -> Iterator[None]:
           ) from None
         time.sleep(0.01)
       except OSError:
-        break  # no locks on this file system
+        break  # this file system has no locks
     yield

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run: config, tokenizer and model, rebuilt."""
+"""A run read back from its checkpoint: config, tokenizer, model, parameters."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import checkpoint, config, tree, types
+from lm import config, tree, types
+from lm.checkpoint import manifest, step_reader
 
-# What may differ between a checkpoint and the config that resumes it: where and
-# how often, never what is computed. `allow` names more.
-FREE = (
+# The config keys that may change when a run is resumed: where it runs and how
+# often it reports, never what it computes. The config key `allow` names more.
+CHANGEABLE_KEYS = (
   'allow',
   'early',
   'eval_every',
@@ -30,23 +31,27 @@ FREE = (
 )
 
 
-class Saved(NamedTuple):
-  """A run's config, and what it builds."""
+class RestoredRun(NamedTuple):
+  """A run's config, and the tokenizer and model that it describes."""
 
   config: config.Config
   tokenizer: types.Tokenizer
   model: types.Model
 
 
-def build(workdir: str | Path, step: int | None = None) -> Saved:
-  """Rebuilds a run's tokenizer and model from a checkpoint; None: the newest.
+def restore_run(workdir: str | Path, step: int | None = None) -> RestoredRun:
+  """Rebuilds a run's tokenizer and model from the config in a checkpoint.
+
+  Args:
+    workdir: of the run.
+    step: None for the newest sound one.
 
   Raises:
     config.ConfigError: the config cannot be built, or the tokenizer is not the
       one that the run was trained with.
     errors.Failure: there is no sound checkpoint.
   """
-  meta = checkpoint.read_meta(workdir, step)
+  meta = manifest.read_meta(workdir, step)
   c = config.from_json(meta['config'])
   tokenizer = config.build(c.tokenizer)
   if tokenizer.sha256 != meta['tokenizer']:
@@ -54,37 +59,40 @@ def build(workdir: str | Path, step: int | None = None) -> Saved:
       f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
       f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
     )
-  return Saved(c, tokenizer, config.build(c.model, vocab=tokenizer.size))
+  return RestoredRun(c, tokenizer, config.build(c.model, vocab=tokenizer.size))
 
 
-def parameters(
+def initial_params(
   workdir: str | Path,
   paths: Iterable[str],
   like: types.Params,
   tokenizer: types.Tokenizer,
 ) -> dict[str, np.ndarray]:
-  """Reads what another run starts from, of a run's newest sound checkpoint.
+  """Reads the parameters with which a new run starts from another run's.
+
+  They are those of the other run's newest sound checkpoint.
 
   Args:
-    workdir: of the run.
-    paths: 'theirs=ours' each: the parameters at or below the path `theirs` of
-      the run become those at or below `ours`; 'x' is 'x=x', and an empty path
-      is the whole tree. None at all take it as it is.
-    like: shapes of the parameters that the other run has.
-    tokenizer: the other run's.
+    workdir: of the other run.
+    paths: items of the form 'theirs=ours': the parameters at or below the path
+      `theirs` of the other run become those at or below `ours`. 'x' stands for
+      'x=x', and an empty path for the whole tree. Without any items, the whole
+      tree is read as it is.
+    like: shapes of the new run's parameters.
+    tokenizer: the new run's.
 
   Returns:
-    Arrays by path, as in `like`.
+    Arrays by their path in `like`.
 
   Raises:
-    config.ConfigError: one side lacks a parameter that the other has there, or
-      has it in another shape or type; a parameter is taken twice; or a table
-      of words is of another tokenizer.
+    config.ConfigError: one side has no parameter where the other has one, or
+      has it in another shape or type; a parameter is set twice; or a table of
+      embeddings was trained with another tokenizer.
     errors.Failure: there is no sound checkpoint.
   """
-  have = dict(tree.paths(checkpoint.restore_params(workdir)))
+  have = dict(tree.paths(step_reader.restore_params(workdir)))
   want = dict(tree.paths(like))
-  found: dict[str, np.ndarray] = {}
+  result: dict[str, np.ndarray] = {}
   for item in paths or ('',):
     theirs, equals, ours = str(item).partition('=')
     ours = ours if equals else theirs
@@ -95,30 +103,37 @@ def parameters(
           f'{what}: {who} has no parameters at {path}'
           f'{config.did_you_mean(path, flat)}'
         )
-    taken, needed = (
-      {f'{ours}/{rest}'.strip('/'): leaf for rest, leaf in parts.items()}
-      for parts in (_below(have, theirs), _below(want, ours))
+    new, needed = (
+      {f'{ours}/{rest}'.strip('/'): leaf for rest, leaf in part.items()}
+      for part in (_below(have, theirs), _below(want, ours))
     )
-    if lines := tree.diff(taken, needed):
+    if lines := tree.diff(new, needed):
       raise config.ConfigError(
         f'{what} does not fit the model: {"; ".join(lines)}'
       )
-    if twice := sorted(found.keys() & taken.keys()):
-      raise config.ConfigError(f'{what}: {twice[0]} is taken twice: remove one')
-    found |= taken
-  theirs = checkpoint.read_meta(workdir)['tokenizer']
-  tables = [path for path in found if path.endswith('embed/table')]
+    if twice := sorted(result.keys() & new.keys()):
+      raise config.ConfigError(f'{what}: {twice[0]} is set twice: remove one')
+    result |= new
+  _check_tokenizer(workdir, result, tokenizer)
+  return result
+
+
+def _check_tokenizer(
+  workdir: str | Path, params: Iterable[str], tokenizer: types.Tokenizer
+) -> None:
+  """Refuses embeddings whose rows stand for the tokens of another tokenizer."""
+  theirs = manifest.read_meta(workdir)['tokenizer']
+  tables = [path for path in params if path.endswith('embed/table')]
   if tables and theirs != tokenizer.sha256:
     raise config.ConfigError(
-      f'init_from={workdir}: the words of its {tables[0]} are of tokenizer '
+      f'init_from={workdir}: its {tables[0]} was trained with tokenizer '
       f'{theirs[:12]}, and this one is {tokenizer.sha256[:12]}: use that, or '
       'leave the table out of init_paths'
     )
-  return found
 
 
 def _below(flat: dict[str, Any], path: str) -> dict[str, Any]:
-  """Picks what lies at or below a path, by the rest of its own path."""
+  """Selects what is at or below a path, by the rest of its own path."""
   return {
     key[len(path) :].strip('/'): leaf
     for key, leaf in flat.items()
@@ -126,7 +141,7 @@ def _below(flat: dict[str, Any], path: str) -> dict[str, Any]:
   }
 
 
-def check_same(
+def check_same_config(
   meta: dict[str, Any], c: config.Config, workdir: Path, allow: Iterable[str]
 ) -> None:
   """Checks that a checkpoint was made with a config.
@@ -134,12 +149,12 @@ def check_same(
   Args:
     meta: of the checkpoint.
     c: filled.
-    workdir: where it lies, for the message.
+    workdir: of the run, for the message.
     allow: keys, or prefixes of keys, that may differ; so may `c.allow`.
 
   Raises:
-    config.ConfigError: it was made with another; where the line has no room for
-      all differences, they are printed before.
+    config.ConfigError: it was made with another config. Where one line has no
+      room for all differences, they are printed on stderr first.
   """
   old = config.from_json(meta['config'])
   lines = config.diff(old, c, allow=(*allow, *c.allow))
@@ -149,6 +164,6 @@ def check_same(
     f'{workdir}: was made with another config: {"; ".join(lines)}; use'
     ' another --workdir, or name the keys in --config.allow'
   )
-  if not all(line in str(error) for line in lines):  # it had no room
+  if not all(line in str(error) for line in lines):  # it was cut
     print('\n'.join(lines), file=sys.stderr)
   raise error

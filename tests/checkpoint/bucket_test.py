@@ -9,10 +9,10 @@ import time
 import pytest
 
 from lm import checkpoint, config, errors, train
-from lm.checkpoint import bucket as bucket_lib
-from lm.checkpoint import manifest
+from lm.checkpoint import bucket, manifest, mirror
 from lm.reporting import metrics_log
-from tests import bucket, programs
+from tests import bucket as fake_bucket
+from tests import programs
 
 STEPS = 36
 ADDRESS = 'gs://shelf/runs/a'
@@ -21,7 +21,7 @@ ADDRESS = 'gs://shelf/runs/a'
 @pytest.fixture
 def shelf():
   """A server of buckets."""
-  with bucket.serve() as server:
+  with fake_bucket.serve() as server:
     yield server
 
 
@@ -90,8 +90,8 @@ def place(tmp_path, monkeypatch):
   return tmp_path / 'bucket'
 
 
-def mirror(place, **settings):
-  return bucket_lib.Mirror(place, beat_seconds=0.2, **settings)
+def start_mirror(place, **settings):
+  return mirror.Mirror(place, beat_seconds=0.2, **settings)
 
 
 def save(folder, step, value=1.0):
@@ -103,11 +103,11 @@ def save(folder, step, value=1.0):
 
 
 def steps(place) -> list[int]:
-  return bucket_lib.Bucket(place).steps()
+  return bucket.Bucket(place).steps()
 
 
 def test_a_copy_has_the_steps_that_are_kept(place):
-  with mirror(place, keep=2, keep_every=10) as copy:
+  with start_mirror(place, keep=2, keep_every=10) as copy:
     for step in (5, 10, 15, 20, 25):
       save(copy.folder, step)
       (copy.folder / 'metrics.jsonl').write_text(f'{step}')
@@ -120,31 +120,31 @@ def test_a_copy_has_the_steps_that_are_kept(place):
 
 
 def test_what_is_read_is_whole_while_it_is_written(place):
-  bucket, ending = bucket_lib.Bucket(place), threading.Event()
+  shelf, ending = bucket.Bucket(place), threading.Event()
   sizes = {1: b'a' * (1 << 20), 2: b'b' * (1 << 20)}
-  bucket.write('x', sizes[1])
+  shelf.write('x', sizes[1])
 
   def write():
     while not ending.is_set():
       for data in sizes.values():
-        bucket.write('x', data)
+        shelf.write('x', data)
 
   thread = threading.Thread(target=write)
   thread.start()
   try:
-    assert all(bucket.read('x') in sizes.values() for _ in range(300))
+    assert all(shelf.read('x') in sizes.values() for _ in range(300))
   finally:
     ending.set()
     thread.join()
 
 
 def test_a_damaged_step_is_not_where_a_run_goes_on(place, capsys, monkeypatch):
-  with mirror(place) as copy:
+  with start_mirror(place) as copy:
     for step in (1, 2):
       save(copy.folder, step)
   programs.damage(place, 2)
   monkeypatch.setenv('LM_SCRATCH', str(place.parent / 'other'))
-  with mirror(place) as copy:
+  with start_mirror(place) as copy:
     assert manifest.steps(copy.folder) == [1]
     save(copy.folder, 2, 5.0)  # its number is free again
   assert 'trying the step before it' in capsys.readouterr().err
@@ -153,17 +153,17 @@ def test_a_damaged_step_is_not_where_a_run_goes_on(place, capsys, monkeypatch):
     programs.damage(place, step)
   monkeypatch.setenv('LM_SCRATCH', str(place.parent / 'third'))
   with pytest.raises(errors.Damaged, match='no sound step left of 2'):
-    mirror(place).__enter__()
+    start_mirror(place).__enter__()
 
 
 def test_what_this_machine_has_beyond_the_bucket_is_copied(place):
-  with mirror(place) as copy:
+  with start_mirror(place) as copy:
     save(copy.folder, 1)
   save(copy.folder, 2)  # by a process that died before its copy
   (copy.folder / 'metrics.jsonl').write_text('two')
   (copy.folder / 'tmp.fetch.1').mkdir()
   before = (manifest.directory(place, 1) / manifest.NAME).stat().st_mtime_ns
-  with mirror(place):
+  with start_mirror(place):
     assert not (copy.folder / 'tmp.fetch.1').exists()
   assert steps(place) == [1, 2]
   after = (manifest.directory(place, 1) / manifest.NAME).stat().st_mtime_ns
@@ -194,13 +194,13 @@ def test_one_machine_at_a_time(place):
   other.start()
   try:
     with pytest.raises(errors.Locked, match='held by pid 1 on far: stop it or'):
-      mirror(place).__enter__()
+      start_mirror(place).__enter__()
   finally:
     ending.set()
     other.join()
   # It has fallen silent: taken over, but not at once.
   began = time.monotonic()
-  with mirror(place) as copy:
+  with start_mirror(place) as copy:
     assert time.monotonic() - began > 2.5 * 0.4
     save(copy.folder, 1)
     while steps(place) != [1]:
@@ -220,17 +220,17 @@ def test_one_machine_at_a_time(place):
 
 
 def test_every_request_has_a_deadline(place, monkeypatch):
-  slow = bucket_lib.Bucket(place, seconds=0.1)
+  slow = bucket.Bucket(place, seconds=0.1)
   forever = threading.Event()
   with pytest.raises(errors.Storage, match=r'x: no answer in 0.1 s: check the'):
-    slow._ask('x', forever.wait)
+    slow._request('x', forever.wait)
   forever.set()
   with pytest.raises(errors.Storage, match='x: no: check the address, the net'):
-    slow._ask('x', lambda: (_ for _ in ()).throw(ValueError('no')))
-  with mirror(place, deadline_seconds=0.5) as copy:
+    slow._request('x', lambda: (_ for _ in ()).throw(ValueError('no')))
+  with start_mirror(place, deadline_seconds=0.5) as copy:
     monkeypatch.setattr(
-      bucket_lib.Bucket,
-      'up',
+      bucket.Bucket,
+      'upload',
       lambda *unused: (_ for _ in ()).throw(errors.Storage('full')),
     )
     save(copy.folder, 1)
@@ -245,10 +245,10 @@ def test_every_request_has_a_deadline(place, monkeypatch):
 def test_what_a_bucket_cannot_be_used_for_is_one_line(
   data, monkeypatch, tmp_path
 ):
-  from lm.runtime import processes
+  from lm.runtime import process_group
 
   c = programs.on_eight(data)
-  group = processes.alone()
+  group = process_group.alone()
   monkeypatch.setattr(group, 'count', 2)
   with pytest.raises(config.ConfigError, match='2 processes need a folder tha'):
     train.train(c, ADDRESS, group)
@@ -258,4 +258,4 @@ def test_what_a_bucket_cannot_be_used_for_is_one_line(
   with pytest.raises(
     errors.Remote, match=r"needs gcsfs: pip install -e '.\[gcs"
   ):
-    bucket_lib.Bucket(ADDRESS)
+    bucket.Bucket(ADDRESS)

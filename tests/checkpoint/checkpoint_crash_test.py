@@ -237,14 +237,14 @@ def test_a_reader_that_races_with_deletion_is_never_wrong(tmp_path, start):
   wait_for(lambda: len(checkpoint.steps(workdir)) > 1)
   first = checkpoint.steps(workdir)[0]
   seen, gone = set(), 0
-  with contextlib.suppress(errors.Gone), checkpoint.pin(workdir, first):
+  with contextlib.suppress(errors.Gone), checkpoint.read_lock(workdir, first):
     while process.poll() is None:
       for step in checkpoint.steps(workdir):
         try:
           if step % 2:
-            with checkpoint.pin(workdir, step):
+            with checkpoint.read_lock(workdir, step):
               params = checkpoint.restore_params(workdir, step)
-          else:  # without a pin it may vanish, but never be half there
+          else:  # without a lock it may vanish, but never be half there
             params = checkpoint.restore_params(workdir, step)
         except errors.Gone:
           gone += 1
@@ -259,7 +259,7 @@ def test_a_reader_that_races_with_deletion_is_never_wrong(tmp_path, start):
   assert checkpoint.steps(workdir)[-2:] == [39, 40]
 
 
-def test_pinned_steps_stay_and_go_later(tmp_path):
+def test_locked_steps_stay_and_are_deleted_later(tmp_path):
   with checkpoint.Checkpointer(tmp_path, keep=2) as saver:
 
     def save(*steps):
@@ -268,46 +268,46 @@ def test_pinned_steps_stay_and_go_later(tmp_path):
       saver.wait()
 
     save(1)
-    with checkpoint.pin(tmp_path, 1):
+    with checkpoint.read_lock(tmp_path, 1):
       save(2, 3, 4)
       assert checkpoint.steps(tmp_path) == [1, 3, 4]
-      assert read_locks.pinned(tmp_path) == {1}
+      assert read_locks.locked_steps(tmp_path) == {1}
     save(5)
     assert checkpoint.steps(tmp_path) == [4, 5]
     with (
       pytest.raises(errors.Gone, match='00000001: no such step: never saved'),
-      checkpoint.pin(tmp_path, 1),
+      checkpoint.read_lock(tmp_path, 1),
     ):
       pass
   with (
     pytest.raises(errors.Missing, match='no such work directory: check'),
-    checkpoint.pin(tmp_path / 'typo', 1),
+    checkpoint.read_lock(tmp_path / 'typo', 1),
   ):
     pass
 
 
 @pytest.mark.process
-def test_pins_of_the_dead_and_of_last_hour_do_not_count(tmp_path):
+def test_read_locks_of_the_dead_and_old_ones_do_not_count(tmp_path):
   with checkpoint.Checkpointer(tmp_path) as saver:
     saver.save(1, state(1), {})
   code = (
-    'import os, sys\nfrom lm import pins\n'
-    'with pins.pin(sys.argv[1], 1):\n  os._exit(9)\n'
+    'import os, sys\nfrom lm import checkpoint\n'
+    'with checkpoint.read_lock(sys.argv[1], 1):\n  os._exit(9)\n'
   )
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT)
-  (left,) = tmp_path.glob('pins/0*')
-  assert read_locks.pinned(tmp_path) == set()
+  (left,) = tmp_path.glob('read_locks/0*')
+  assert read_locks.locked_steps(tmp_path) == set()
   assert not left.exists()
-  with checkpoint.pin(tmp_path, 1):
-    (mine,) = tmp_path.glob('pins/0*')
-    assert read_locks.pinned(tmp_path) == {1}
+  with checkpoint.read_lock(tmp_path, 1):
+    (mine,) = tmp_path.glob('read_locks/0*')
+    assert read_locks.locked_steps(tmp_path) == {1}
     then = time.time() - 4000
     os.utime(mine, (then, then))
-    assert read_locks.pinned(tmp_path) == set()
-  # A pin of another host, whose lock cannot be seen, counts while it is young.
-  other = tmp_path / 'pins/00000001.1.1'
+    assert read_locks.locked_steps(tmp_path) == set()
+  # A lock of another host, whose lock cannot be seen, counts while it is young.
+  other = tmp_path / 'read_locks/00000001.1.1'
   other.write_text('elsewhere')
-  assert read_locks.pinned(tmp_path) == {1}
+  assert read_locks.locked_steps(tmp_path) == {1}
 
 
 def limited(free):

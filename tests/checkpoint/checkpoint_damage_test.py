@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, errors
-from lm.checkpoint import manifest
+from lm.checkpoint import manifest, orbax_io
 
 LIKE = {
   'params': {
@@ -346,7 +346,7 @@ def test_bombs_are_refused_before_memory_is_taken(
 ):
   bomb(workdir, **change)
   monkeypatch.setattr(
-    checkpoint, '_orbax', lambda: pytest.fail('orbax was asked to read')
+    orbax_io, 'read', lambda *_: pytest.fail('orbax was asked to read')
   )
   with pytest.raises(errors.Damaged, match='00000003') as caught:
     checkpoint.restore_params(workdir, 3)

@@ -200,6 +200,20 @@ def test_the_copy_is_complete_when_save_returns(tmp_path, monkeypatch, one):
   assert bits(checkpoint.restore(tmp_path, like, one, 2)[0]) == second
 
 
+def test_one_call_saves_a_step_for_a_notebook(tmp_path):
+  params = {'embed': {'table': jnp.arange(6.0).reshape(2, 3)}}
+  for step in (1, 2, 3):
+    checkpoint.save(tmp_path, step, {'params': params}, {'note': step}, keep=2)
+  assert checkpoint.steps(tmp_path) == [2, 3]
+  assert bits(checkpoint.restore_params(tmp_path)) == bits(params)
+  assert checkpoint.read_meta(tmp_path, 2) == {'note': 2}
+  assert checkpoint.holder(tmp_path) is None  # others may train here now
+  checkpoint.save(tmp_path, 4, {'params': params})
+  assert checkpoint.verify(tmp_path, 4)['meta'] == {}
+  with pytest.raises(ValueError, match='step 4 is not newer than step 4'):
+    checkpoint.save(tmp_path, 4, {'params': params})
+
+
 def test_an_existing_or_older_step_is_refused(tmp_path):
   state = {'x': jnp.ones(3)}
   with checkpoint.Checkpointer(tmp_path) as saver:

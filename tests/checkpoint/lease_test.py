@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 HOLD = """
 import sys, time
-from lm import lease
+from lm.checkpoint import lease
 beat = float(sys.argv[2])
 with lease.Lease(sys.argv[1], beat_seconds=beat, stale_seconds=0.5) as held:
   print('held', held.token, flush=True)
@@ -168,7 +168,7 @@ def test_a_forked_child_does_not_keep_it(tmp_path):
   """A data worker must not hold the lease of a trainer that is gone."""
   code = (
     'import os, sys, time\n'
-    'from lm import lease\n'
+    'from lm.checkpoint import lease\n'
     'lease.Lease(sys.argv[1], beat_seconds=300).__enter__()\n'
     'if os.fork() == 0:\n'
     '  print(os.getpid(), flush=True)\n'

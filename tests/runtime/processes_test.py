@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, sharding, train
+from lm import checkpoint, config, errors, sharding, train
 from lm.checkpoint import manifest
 from lm.reporting import metrics_log
-from lm.runtime import processes
+from lm.runtime import process_group, processes
 from tests import processes_peer, programs
 
 STEPS = 24
@@ -98,7 +98,7 @@ def test_two_processes_place_save_and_restore_what_one_does(
   assert len(list((files / 'params.cut').glob('[0-9]*'))) == 8
   # and a changed bit in one of many parts is found
   programs.flip(files / 'params.cut' / '1.3.0')
-  with pytest.raises(checkpoint.Damaged, match='sha256 differs'):
+  with pytest.raises(errors.Damaged, match='sha256 differs'):
     checkpoint.verify(tmp_path / 'both', 7)
 
 
@@ -111,7 +111,7 @@ def test_one_process_two_with_one_killed_and_one_again(
   two[0].wait_for(lambda: checkpoint.steps(workdir)[-1] == 12)
   two[1].send(signal.SIGKILL)
   since = time.monotonic()
-  assert two[0].error(processes.Lost.exit_code) == (
+  assert two[0].error(process_group.Lost.exit_code) == (
     f'{named(two[1], 1)} ended without a word: see its output'
   )
   assert time.monotonic() - since < LIMIT_SECONDS
@@ -202,7 +202,7 @@ def test_one_that_stands_still_is_left_behind_and_ends_when_it_wakes(start):
 
 def test_by_default_the_last_process_ends_within_half_a_minute():
   default = processes.start.__globals__['_parse']('localhost:1,0,2')[3]
-  longest = default * 1.1 + processes._GRACE_SECONDS * 2
+  longest = default * 1.1 + process_group.GRACE_SECONDS * 2
   assert default >= 10 and longest < LIMIT_SECONDS
 
 
@@ -235,7 +235,7 @@ def test_a_wrong_variable_is_one_line(spec):
 def test_processes_that_do_not_come_are_waited_for_with_a_deadline():
   spec = f'localhost:{free_port()},1,2'
   code = (
-    'from lm.runtime import processes; '
+    'from lm.runtime import processes\n'
     f'processes.start("{spec}", wait_seconds=2)'
   )
   found = subprocess.run(
