@@ -44,8 +44,7 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from lm import checkpoint, config, errors, sharding, types
-from lm.checkpoint import bucket, manifest
-from lm.checkpoint import run as run_lib
+from lm.checkpoint import bucket, bucket_reader, manifest
 from lm.evals import context as context_lib
 from lm.evals import items, results
 from lm.evals.reports import html, recipes
@@ -71,7 +70,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
   """Judges what `evals.jsonl` does not have yet.
 
-  A step is pinned while it is read, so that training cannot delete it; one
+  A step is locked while it is read, so that training cannot delete it; one
   that is deleted before that, or is damaged, costs one line and is left out.
 
   Args:
@@ -178,7 +177,7 @@ class _Run:
     self.name = str(workdir)
     self.place: Any = _Folder(Path(workdir))
     if bucket.is_address(workdir):
-      self.place = bucket.Reader(workdir)
+      self.place = bucket_reader.Reader(workdir)
     self.path = self.place.folder / 'evals.jsonl'
     self.refused: dict[tuple[int, str], str] = {}
     self._judges = judges
@@ -205,15 +204,15 @@ class _Run:
 
     Args and errors are those of `evaluate`; `wait` is for those others to end.
     """
-    if isinstance(self.place, bucket.Reader):
+    if isinstance(self.place, bucket_reader.Reader):
       poll_seconds = max(poll_seconds, 10.0)
     alone_since = time.monotonic()
-    with self.place.alone():
+    with self.place.lock_evals():
       while True:
         # Both asked before looking for steps: a trainer saves first and then
         # leaves, and its last step must not be overlooked.
         finished = not watch or self._finished()
-        if self.place.trained():
+        if self.place.is_training():
           alone_since = time.monotonic()
         busy = self._look()
         idle = time.monotonic() - alone_since
@@ -230,7 +229,7 @@ class _Run:
     meta, steps = None, self.place.steps()
     for step in reversed(steps):
       with contextlib.suppress(errors.Gone, errors.Damaged):
-        meta = self.place.about(step)['meta']
+        meta = self.place.read_manifest(step)['meta']
         break
     return recipes.run(
       self.name,
@@ -246,7 +245,7 @@ class _Run:
     for step in self.steps():
       digest = ''  # of a step that is gone already, or damaged
       try:
-        about = self.place.about(step)
+        about = self.place.read_manifest(step)
         digest = about['checkpoint']
         if (step, digest) in self.refused:
           continue
@@ -262,7 +261,7 @@ class _Run:
                 busy |= not mine
                 continue
               if params is None:
-                held.enter_context(self.place.hold(step))
+                held.enter_context(self.place.read_lock(step))
                 params = judge.load(self.place.folder, step)
               self._write(step, cell, judge.evaluate(name, params))
       except (errors.Gone, errors.Damaged) as e:
@@ -296,7 +295,7 @@ class _Run:
     if not steps:
       return False
     try:
-      meta = self.place.about(steps[-1])['meta']
+      meta = self.place.read_manifest(steps[-1])['meta']
     except (errors.Gone, errors.Damaged):
       return False  # a trainer will replace it, or our patience ends
     return steps[-1] >= config.from_json(meta['config']).steps
@@ -516,12 +515,12 @@ class _Judge:
   def __init__(self, specs: Mapping[str, Any]):
     self._specs = specs
     self.tasks = {name: results.task(spec) for name, spec in specs.items()}
-    self._saved: run_lib.Saved | None = None
+    self._saved: checkpoint.RestoredRun | None = None
     self._built: dict[str, Any] = {}
 
   def load(self, folder: Path, step: int) -> types.Params:
     """Reads a step's parameters, onto whatever devices this process has."""
-    self._saved = self._saved or run_lib.build(folder, step)
+    self._saved = self._saved or checkpoint.restore_run(folder, step)
     where = sharding.shardings(
       params := checkpoint.restore_params(folder, step),
       mesh=sharding.make_mesh(),
@@ -553,22 +552,22 @@ def _known(path: Path) -> set[Cell]:
 
 
 class _Folder:
-  """A work directory of this machine, as `remote.Reader` is one in a bucket."""
+  """A run in a folder, with the methods of `bucket_reader.Reader`."""
 
   def __init__(self, folder: Path):
     self.folder = folder
     self.steps = partial(checkpoint.steps, folder)
-    self.about = partial(manifest.read, folder)
-    self.hold = partial(checkpoint.pin, folder)
+    self.read_manifest = partial(manifest.read, folder)
+    self.read_lock = partial(checkpoint.read_lock, folder)
 
-  def trained(self) -> bool:
+  def is_training(self) -> bool:
     return checkpoint.holder(self.folder) is not None
 
   def publish(self, *files: Path) -> None:
     pass  # they lie where they belong
 
   @contextlib.contextmanager
-  def alone(self) -> Iterator[None]:
+  def lock_evals(self) -> Iterator[None]:
     """Opens the folder; others may be at work here: see `claim`."""
     manifest.root(self.folder)  # refuses an address
     if not self.folder.is_dir():

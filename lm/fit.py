@@ -21,7 +21,6 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from lm import checkpoint, tree, types
-from lm.checkpoint import run
 from lm.data import shards
 from lm.runtime import devices, memory
 
@@ -57,7 +56,9 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
   with checkpoint.Checkpointer(workdir) as saver:
     if checkpoint.steps(workdir):
       meta = checkpoint.read_meta(workdir)
-      run.check_same(meta, c, workdir, allow=('evals', 'evaluate'))
+      checkpoint.check_same_config(
+        meta, c, workdir, allow=('evals', 'evaluate')
+      )
     else:
       config.store(c, workdir / 'config.json')
       sources = [

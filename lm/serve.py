@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 
 from lm import config
 from lm.inference import engine, http_server, openai_api
-from lm.runtime import devices, memory
-from lm.runtime import signals as signals_lib
+from lm.runtime import devices, memory, signals
 
 HOST = '127.0.0.1'
 _LIMITS = openai_api.Limits()
@@ -326,17 +325,15 @@ def main(argv: list[str]) -> None:
   given = os.environ.get('LM_TOKEN')
   token = secrets.token_urlsafe(24) if given is None else given
   with (
-    signals_lib.Stop(2 * http_server.GRACE_SECONDS) as signals,
+    signals.Stop(2 * http_server.GRACE_SECONDS) as stop,
     serving(**args, token=token, limits=limits) as made,
   ):
     # A token that was given is known to who gave it.
     secret = f'#token={token}' if given is None else ''
     print(f'{made.address}{secret}', flush=True)
-    while not signals.requested:
+    while not stop.requested:
       time.sleep(0.1)
-  raise signals_lib.Stopped(
-    f'{args["workdir"]}: no longer served: a signal came'
-  )
+  raise signals.Stopped(f'{args["workdir"]}: no longer served: a signal came')
 
 
 if __name__ == '__main__':

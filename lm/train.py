@@ -42,17 +42,13 @@ import jax
 
 from lm import checkpoint, errors, optim, sharding, tree, types
 from lm import metrics as metrics_lib
-from lm.checkpoint import bucket
-from lm.checkpoint import run as run_lib
+from lm.checkpoint import bucket, bucket_reader, mirror
 from lm.data import stream
 from lm.evals import context as context_lib
 from lm.evals import results
 from lm.reporting import metrics_log, progress
-from lm.runtime import devices, memory, processes
-from lm.runtime import signals as signals_lib
+from lm.runtime import devices, memory, process_group, processes, signals
 from lm.training import early_stopping, privacy, step
-
-FREE = run_lib.FREE  # that may differ between a run and what resumes it
 
 
 class NotFinite(errors.Failure):
@@ -64,7 +60,7 @@ class NotFinite(errors.Failure):
 def train(
   c: config.Config,
   workdir: str | Path,
-  group: processes.Group | None = None,
+  group: process_group.ProcessGroup | None = None,
 ) -> types.TrainState:
   """Trains, or goes on training, until `c.steps` updates are saved.
 
@@ -73,7 +69,7 @@ def train(
   Args:
     c: as `configs/base.py`.
     workdir: made when missing; a run found there is resumed. gs://BUCKET/FOLDER
-      is kept as in `remote.Mirror`.
+      is kept as in `mirror.Mirror`.
     group: the processes that train it together, each by this call; None for
       this one alone.
 
@@ -85,10 +81,10 @@ def train(
       `workdir`.
     errors.Failure: workdir is locked, storage or checkpoints are bad.
     NotFinite: see `max_skipped`.
-    processes.Lost: another process has failed.
+    process_group.Lost: another process has failed.
     stop.Stopped: SIGTERM or Ctrl-C came, to any process; the state is saved.
   """
-  group = group or processes.alone()
+  group = group or process_group.alone()
   c = config.fill(c, given={'data': ('position',)})
   if c.fit is not None:
     raise config.ConfigError(
@@ -111,25 +107,25 @@ def train(
       f'early.metric: {workdir} keeps the newest steps alone, not the best: '
       'mount the bucket (gcsfuse) and give its path'
     )
-  with bucket.Mirror(
+  with mirror.Mirror(
     workdir, keep=c.keep, keep_every=c.keep_every or None
-  ) as mirror:
-    return _train(c, mirror.folder, group, mirror.check)
+  ) as copy:
+    return _train(c, copy.folder, group, copy.check)
 
 
 def _train(
   c: config.Config,
   workdir: Path,
-  group: processes.Group,
+  group: process_group.ProcessGroup,
   check: Callable[[], None],
 ) -> types.TrainState:
   """Trains in a folder; `check` raises what went wrong with its copy."""
   init_from = None
   if c.init_from is not None and not checkpoint.steps(workdir):
-    init_from = bucket.here(c.init_from)
+    init_from = bucket_reader.local_folder(c.init_from)
     checkpoint.read_meta(init_from)  # a typo is an error, not a fresh start
   with (
-    signals_lib.Stop() as signals,
+    signals.Stop() as stop,
     checkpoint.Checkpointer(
       workdir, keep=c.keep, keep_every=c.keep_every or None, group=group
     ) as saver,
@@ -181,7 +177,7 @@ def _train(
         sharding.shapes(example, mesh)
     taken = {}
     if init_from is not None and meta is None:
-      taken = run_lib.parameters(
+      taken = checkpoint.initial_params(
         init_from, c.init_paths, run.like.params, tokenizer
       )
     judged = early_stopping.history(c, workdir)
@@ -241,7 +237,7 @@ def _train(
         if name not in known:
           # Others would wait for a part of theirs that one has left.
           alone = group.count == 1
-          with signals.interrupting() if alone else contextlib.nullcontext():
+          with stop.interrupting() if alone else contextlib.nullcontext():
             found = results.metrics(evaluate(state.params))
           diary.now(done, name, found)
           judged.extend(early_stopping.pick(c, done, name, found))
@@ -258,7 +254,7 @@ def _train(
       known = group.share('known', diary.known(start), 300.0)
       try:
         over = judge(start, known).over
-      except signals_lib.Interrupted:
+      except signals.Interrupted:
         over = True
       until = start if over else until
     with config.refusals():
@@ -284,7 +280,7 @@ def _train(
       diary.note(n, before)
       before = metrics
       done = n + 1
-      stopping = group.stop(signals.requested)
+      stopping = group.stop(stop.requested)
       last = stopping or done == c.steps
       saves = last or done % c.save_every == 0
       if saves:
@@ -292,7 +288,7 @@ def _train(
       if due(done) and not stopping:  # what resumes it does that, if it stops
         try:
           verdict = judge(done)
-        except signals_lib.Interrupted:
+        except signals.Interrupted:
           if not saves:
             save(done)
           break
@@ -302,8 +298,8 @@ def _train(
       if last:
         break
     saver.wait()
-    if group.stop(signals.requested):
-      raise signals_lib.Stopped(
+    if group.stop(stop.requested):
+      raise signals.Stopped(
         f'{workdir}: stopped by a signal at step {int(state.step)}, which is '
         'saved; the same command goes on from there'
       )
@@ -451,7 +447,9 @@ def _place(
       yield n, sharding.put(batch, mesh, host, hosts)
 
 
-def _same_everywhere(c: config.Config, group: processes.Group) -> None:
+def _same_everywhere(
+  c: config.Config, group: process_group.ProcessGroup
+) -> None:
   if jax.process_count() != group.count:
     raise config.ConfigError(
       f'jax runs {jax.process_count()} processes: set {processes.VARIABLE} for'
@@ -466,7 +464,9 @@ def _same_everywhere(c: config.Config, group: processes.Group) -> None:
 
 
 def _same_run(meta: dict[str, Any], c: config.Config, workdir: Path) -> None:
-  run_lib.check_same(meta, c, workdir, allow=FREE)
+  checkpoint.check_same_config(
+    meta, c, workdir, allow=checkpoint.CHANGEABLE_KEYS
+  )
   if meta['data']['step'] > c.steps:
     raise config.ConfigError(
       f'steps: {c.steps}, but {workdir} is at step {meta["data"]["step"]}'

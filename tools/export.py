@@ -50,8 +50,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import checkpoint, config, errors, sharding, types
-from lm.checkpoint import bucket, host_arrays, manifest
-from lm.checkpoint import run as run_lib
+from lm.checkpoint import bucket_reader, host_arrays, manifest
 from lm.data import documents, writer
 from lm.data.finetuning import tasks as tasks_lib
 from lm.data.tokenizers import huggingface
@@ -81,7 +80,7 @@ class Source(NamedTuple):
 
   workdir: Path
   step: int
-  run: run_lib.Saved
+  run: checkpoint.RestoredRun
   params: types.Params
   content: dict[str, Any]
   probe: export_check.Probe
@@ -130,7 +129,7 @@ def export(
     raise ValueError(f'--budget={budget}: must be a number of nats from 0 on')
   _check_free(output)
   tasks = {} if evals is None else _subset(evals, items)
-  source = _read(bucket.here(workdir, step), step, text)
+  source = _read(bucket_reader.local_folder(workdir, step), step, text)
   probe = source.probe
   with tempfile.TemporaryDirectory(
     prefix=f'.{output.name}.', dir=output.parent
@@ -200,7 +199,7 @@ def _read(workdir: Path, step: int | None, text: str | None) -> Source:
     workdir, lambda n: manifest.verify(workdir, n), step
   )
   step = int(content['step'])
-  run = c, tokenizer, model = run_lib.build(workdir, step)
+  run = c, tokenizer, model = checkpoint.restore_run(workdir, step)
   params = jax.device_put(checkpoint.restore_params(workdir, step))
   about = {
     'workdir': str(workdir),
@@ -265,7 +264,7 @@ def _merged(source: Source) -> Source:
   moved = jnp.stack([apart(source.params, params, part) for part in parts])
   meta = {**source.content['meta'], 'config': text}
   return source._replace(
-    run=run_lib.Saved(config.from_json(text), tokenizer, whole),
+    run=checkpoint.RestoredRun(config.from_json(text), tokenizer, whole),
     params=params,
     content={**source.content, 'meta': meta},
     moved=float(moved.max()),
@@ -402,7 +401,7 @@ def _run(
     config.store(source.run.config, folder / 'config.json')
     saver.save(source.step, state, {**source.content['meta'], 'export': told})
     saver.wait()
-  model = run_lib.build(folder, source.step).model
+  model = checkpoint.restore_run(folder, source.step).model
   return model, checkpoint.restore_params(folder, source.step), told
 
 

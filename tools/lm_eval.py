@@ -28,7 +28,6 @@ from typing import Any
 import jax
 
 from lm import checkpoint, config, errors, sharding, types
-from lm.checkpoint import run as run_lib
 from lm.data import objectives
 from lm.data.finetuning import readers
 from lm.evals import context as context_lib
@@ -98,7 +97,7 @@ def make(
     errors.Failure: there is no sound checkpoint.
   """
   api = _lm_eval('api.model')
-  c, tokenizer, model = run_lib.build(workdir, step)
+  c, tokenizer, model = checkpoint.restore_run(workdir, step)
   objective = config.plain(
     c.data.objective if 'objective' in c.data else objectives.CAUSAL
   )

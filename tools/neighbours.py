@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lm import checkpoint, config, tree
-from lm.checkpoint import run
 
 _TABLES = ('embed/table', 'body/embed/table')
 
@@ -106,7 +105,7 @@ def load(workdir: str | Path) -> Vectors:
     config.ConfigError: the run has no table of words, or another tokenizer now.
     errors.Failure: there is no sound checkpoint.
   """
-  tokenizer = run.build(workdir).tokenizer
+  tokenizer = checkpoint.restore_run(workdir).tokenizer
   params = dict(tree.paths(checkpoint.restore_params(workdir)))
   found = [params[path] for path in _TABLES if path in params]
   if not found:

@@ -18,8 +18,7 @@ import sys
 
 from matplotlib.figure import Figure
 
-from lm import config, evaluate
-from lm.checkpoint import run
+from lm import checkpoint, config, evaluate
 from lm.data import shards
 
 HERE = Path(__file__).parent
@@ -43,7 +42,7 @@ def climb(name: str, corpus: str, workdir: Path) -> None:
 
 def result(name: str, workdir: Path) -> dict[str, float | str]:
   """Reads what a rung came to."""
-  c, tokenizer, _ = run.build(workdir)
+  c, tokenizer, _ = checkpoint.restore_run(workdir)
   found = evaluate.records(workdir)[-1]
   row: dict[str, float | str] = {'name': name, 'steps': c.steps}
   metrics = workdir / 'metrics.jsonl'
@@ -72,7 +71,7 @@ def result(name: str, workdir: Path) -> dict[str, float | str]:
 
 def bzip2(workdir: Path) -> dict[str, float | str]:
   """Compresses the splits, as the bar that a model should be below."""
-  c, tokenizer, _ = run.build(workdir)
+  c, tokenizer, _ = checkpoint.restore_run(workdir)
   row: dict[str, float | str] = {'name': 'bzip2 -9'}
   for split, spec in c.evals.items():
     source = shards.load(spec.path, tokenizer)

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import checkpoint, config, types
-from lm.checkpoint import bucket
-from lm.checkpoint import run as run_lib
+from lm import checkpoint, config, errors, types
+from lm.checkpoint import bucket_reader
 from lm.inference import generate
 
 MOST_TOLD = 5  # likeliest tokens that are told; all of them or none are found
@@ -104,10 +103,10 @@ def restore(workdir: str | Path, step: int | None = None) -> Run:
       tokenizer's file has changed.
     errors.Failure: there is no sound checkpoint.
   """
-  workdir = bucket.here(workdir, step)
+  workdir = bucket_reader.local_folder(workdir, step)
   try:
-    c, tokenizer, model = run_lib.build(workdir, step)
-  except (ValueError, checkpoint.Gone) as e:
+    c, tokenizer, model = checkpoint.restore_run(workdir, step)
+  except (ValueError, errors.Gone) as e:
     raise config.ConfigError(str(e)) from e
   # A head tuned on records has no objective.
   trained = c.data.objective if 'objective' in c.data else c.data

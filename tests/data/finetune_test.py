@@ -9,7 +9,6 @@ import pytest
 
 from configs.finetune import preferences, replies, spans, tags, texts
 from lm import checkpoint, config, evaluate, sharding, train, tree
-from lm.checkpoint import run as run_lib
 from lm.data.finetuning import tasks
 from lm.data.tokenizers import builtin
 from lm.evals import context, generation
@@ -122,7 +121,10 @@ FORM = {'fn': 'lm.data.finetuning.tasks:reply', 'template': '{source}'}
 
 
 def test_an_answer_costs_what_its_tokens_cost(trained, tmp_path):
-  run, params = run_lib.build(trained), checkpoint.restore_params(trained)
+  run, params = (
+    checkpoint.restore_run(trained),
+    checkpoint.restore_params(trained),
+  )
   records = pairs(tmp_path / 'x.jsonl', 20)
   found = judged(run, params, records, FORM)
   form = tasks.reply(tokenizer=run.tokenizer, length=16, template='{source}')
@@ -162,7 +164,7 @@ def test_an_answer_costs_what_its_tokens_cost(trained, tmp_path):
 
 def test_what_writes_nothing_is_refused(trained, tmp_path):
   records = pairs(tmp_path / 'x.jsonl')
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   for settings, message in (
     ({'batch_size': 0}, 'batch_size=0 must be a whole number from 1 on'),
     ({'limit': 0}, 'no record is left'),
@@ -196,7 +198,10 @@ def test_a_decoder_is_tuned_to_answer(trained, tmp_path, method):
   c.optim.peak = 1e-2
   train.train(c.lock(), tmp_path / 'run')
   after = evaluate.evaluate(tmp_path / 'run')[-1]['metrics']
-  run, params = run_lib.build(trained), checkpoint.restore_params(trained)
+  run, params = (
+    checkpoint.restore_run(trained),
+    checkpoint.restore_params(trained),
+  )
   before = judged(run, params, c.data.records, FORM, length=8)
   assert after['answers/loss_nats'] < 0.9 * before.metrics['loss_nats']
   assert after['answers/tokens'] == before.metrics['tokens']

@@ -12,7 +12,6 @@ import pytest
 
 from lm import checkpoint, config, errors, evaluate, train
 from lm.checkpoint import manifest
-from lm.checkpoint import run as run_lib
 from lm.evals import items
 from lm.reporting import metrics_log
 from tests import programs
@@ -345,9 +344,11 @@ def ladder(data, trained, tmp_path_factory):
 
 def test_runs_of_one_kind_share_what_judges_them(ladder, tmp_path, monkeypatch):
   folder = shutil.copytree(ladder, tmp_path / 'ladder')
-  built, build = [], run_lib.build
+  built, build = [], checkpoint.restore_run
   monkeypatch.setattr(
-    run_lib, 'build', lambda *args: built.append(args[0].name) or build(*args)
+    checkpoint,
+    'restore_run',
+    lambda *args: built.append(args[0].name) or build(*args),
   )
   names = ('base-0', 'base-1', 'thin')
   evaluate.evaluate_runs([str(folder / name) for name in names], steps='last')

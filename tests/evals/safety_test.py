@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config, sharding
-from lm.checkpoint import run as run_lib
 from lm.data.tokenizers import builtin
 from lm.evals import context, safety
 from lm.inference import generate
@@ -105,7 +104,7 @@ def test_words_and_scores_of_a_text(text, score, want):
 
 
 def test_texts_are_those_of_their_prompts(trained, tmp_path):
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   params = checkpoint.restore_params(trained)
   path = write(tmp_path / 'x.json')
 
@@ -132,7 +131,7 @@ def test_real_prompts_are_read(shared_data, said):
 
 @pytest.mark.parametrize('name', ['english', 'people'])
 def test_a_sweep_finds_all_that_it_asks(trained, shared_data, name):
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   c = config.load(f'{programs.ROOT}/configs/evaluate/{name}.py:{shared_data}')
   assert len(c.evals) in (6, 10)
   asked = context.Context(run.model, run.tokenizer, sharding.make_mesh())

@@ -11,7 +11,6 @@ import pytest
 from configs import base
 from lm import checkpoint, config, evaluate, optim, sharding, train, tree
 from lm.checkpoint import manifest
-from lm.checkpoint import run as run_lib
 from lm.data.finetuning import tasks
 from lm.evals import classification, export_check
 from lm.interop import loader, stablehlo
@@ -257,7 +256,9 @@ def test_a_tuned_head_is_merged_and_answers_the_same(runs, tmp_path):
   assert report['moved_logit'] < 1e-5
   assert report['probe']['rows'] == 64
   assert abs(report['probe']['largest_nats']) < 1e-5
-  (old, new) = (run_lib.build(x) for x in (folder / 'lora', tmp_path / 'out'))
+  (old, new) = (
+    checkpoint.restore_run(x) for x in (folder / 'lora', tmp_path / 'out')
+  )
   assert new.config.model.fn == CLASSIFY['fn']
   c = config.plain(new.config)
   data = tasks.make(
@@ -285,7 +286,7 @@ def test_a_tuned_head_is_exported_and_asked_what_judges_it(
   flags = ['--sparsity=0.1'] * (form == 'prune')
   report = exported(form, folder / 'lora', out, '--budget=0.05', *flags)
   assert report['probe']['tokens'] == 64  # a class each
-  run = run_lib.build(folder / 'lora')
+  run = checkpoint.restore_run(folder / 'lora')
   spec = config.plain(run.config)['evals']['test']
   read, made, rows = classification.read(
     spec['records'], spec['form'], run.tokenizer, 64, 1, None
@@ -336,7 +337,7 @@ def test_a_language_model_is_exported_as_its_body(
   c.save_every, c.optim.warmup = 4, 1
   train.train(c.lock(), tmp_path / 'run')
   report = exported(form, tmp_path / 'run', tmp_path / 'out', '--budget=0.1')
-  whole = run_lib.build(tmp_path / 'out')
+  whole = checkpoint.restore_run(tmp_path / 'out')
   assert whole.config.model.fn == 'lm.models.decoder:make'
   params = checkpoint.restore_params(tmp_path / 'out')
   assert 'embed' in params

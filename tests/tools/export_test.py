@@ -28,7 +28,6 @@ from lm import (
   types,
 )
 from lm.checkpoint import manifest
-from lm.checkpoint import run as run_lib
 from lm.data import objectives, stream
 from lm.evals import export_check
 from lm.interop import loader, transfer
@@ -178,8 +177,8 @@ def test_int8_is_small_on_disk_and_a_run_like_any_other(
   names = [x['metrics']['valid/loss_nats'] for x in (before[-1], after)]
   assert 0 < abs(names[1] - names[0]) < 0.01
   # A start, but nothing to go on with.
-  run_ = run_lib.build(small)
-  taken = run_lib.parameters(
+  run_ = checkpoint.restore_run(small)
+  taken = checkpoint.initial_params(
     small,
     (),
     jax.tree.map(np.asarray, checkpoint.restore_params(small)),
@@ -276,7 +275,7 @@ def test_losses_that_are_not_finite_are_worse(trained, tmp_path, monkeypatch):
 
 
 def test_a_probe_is_one_text_a_row_and_what_it_cost(trained, data, tmp_path):
-  _, words, model = run_lib.build(trained)
+  _, words, model = checkpoint.restore_run(trained)
   params = checkpoint.restore_params(trained)
   settings = {'tokenizer': words, 'length': 16, 'about': {}}
   probe = export_check.make(params, model, path=data / 'train', **settings)
@@ -426,7 +425,7 @@ def test_stablehlo_needs_no_lm_and_takes_other_shapes(data, tmp_path):
       shape = ['batch', 'length'] if free else [1, 16]
       assert report['inputs']['tokens']['shape'] == shape
       assert (report['fixed'] is None) == free
-    _, words, model = run_lib.build(workdir)
+    _, words, model = checkpoint.restore_run(workdir)
     batch = objectives.padded(rows([11, 4, 9]), words.pad)
     inputs = {'tokens': batch.tokens}
     if 'source' in report['inputs']:

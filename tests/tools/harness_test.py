@@ -13,7 +13,6 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lm import checkpoint, config, errors, sample, sharding
-from lm.checkpoint import run as run_lib
 from lm.data import objectives
 from lm.evals import context
 from lm.inference import engine
@@ -54,7 +53,7 @@ def test_lm_eval_finds_what_our_evaluators_find(
   folder = shared_data / 'evals'
   file, _ = lm_eval.TASKS[name]
   found = judge(model, [name], folder, 40)
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   fn, reader = f'lm.evals.choice:{OURS[name]}', f'lm.evals.probes:{name}'
   ours = config.build(
     {
@@ -82,7 +81,7 @@ def test_lm_eval_finds_what_our_evaluators_find(
 
 def test_documents_are_read_in_windows(trained, model, tmp_path):
   (tmp_path / 'long.txt').write_text(LONG)
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   ours = config.build(
     {
       **{'fn': 'lm.evals.choice:documents', 'batch_size': 8, 'length': 16},
@@ -121,11 +120,11 @@ def test_texts_end_at_a_stop_string_or_at_their_length(
     engine, 'parts', lambda run, rows, *_, **__: read.extend(rows) or []
   )
   ask((LONG, {'max_gen_toks': 6}))
-  assert read == [run_lib.build(trained).tokenizer.encode(LONG)[-9:]]
+  assert read == [checkpoint.restore_run(trained).tokenizer.encode(LONG)[-9:]]
 
 
 def test_without_bos_a_context_stands_alone(trained):
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   ids = run.tokenizer.encode('seven pots')
   params = checkpoint.restore_params(trained)
   bare = lm_eval.make(trained, bos=False)
@@ -212,12 +211,12 @@ def test_what_cannot_be_asked_is_refused_in_a_line(
 def test_a_run_that_masks_scores_and_says_that_it_has_no_prompt(
   trained, monkeypatch
 ):
-  run = run_lib.build(trained)
+  run = checkpoint.restore_run(trained)
   c = run.config.copy_and_resolve_references().unlock()
   c.data.objective = {'fn': 'lm.data.masking:masked'}
   words = run.tokenizer._replace(mask=0)
   changed = run._replace(config=c, tokenizer=words)
-  monkeypatch.setattr(run_lib, 'build', lambda *_: changed)
+  monkeypatch.setattr(checkpoint, 'restore_run', lambda *_: changed)
   masked = lm_eval.make(trained)
   ((score, _),) = masked.loglikelihood([request('loglikelihood', 'a', 'b')])
   assert score < 0

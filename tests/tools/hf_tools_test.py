@@ -6,7 +6,6 @@ import pytest
 import safetensors.numpy
 
 from lm import checkpoint, config, sample, train
-from lm.checkpoint import run as run_lib
 from lm.data import writer
 from lm.data.tokenizers import builtin
 from tests.interop import interop_test
@@ -36,7 +35,7 @@ def workdir(source):
 
 
 def test_an_imported_run_is_the_model_and_generates(source, workdir):
-  run = run_lib.build(workdir)
+  run = checkpoint.restore_run(workdir)
   found = interop_test.load(source)
   params = checkpoint.restore_params(workdir)
   jax.tree.map(np.testing.assert_array_equal, params, found.params)
@@ -58,7 +57,7 @@ def test_an_imported_run_is_the_model_and_generates(source, workdir):
 
 
 def test_an_imported_run_is_a_start(workdir, tmp_path):
-  words = run_lib.build(workdir).tokenizer
+  words = checkpoint.restore_run(workdir).tokenizer
   writer.write(tmp_path / 'data', ['the cat sat. ' * 9] * 9, words)
   c = config.load(
     workdir / 'config.json',

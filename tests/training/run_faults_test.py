@@ -18,7 +18,7 @@ from lm import checkpoint, config, errors, train
 from lm.checkpoint import lease, manifest
 from lm.data import writer
 from lm.data.tokenizers import builtin
-from lm.runtime import signals as signals_lib
+from lm.runtime import signals
 from tests import programs
 
 STEPS = 36
@@ -368,9 +368,9 @@ with signals.Stop(deadline_seconds=float(sys.argv[1])):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(('deadline', 'signals'), [(0.2, 1), (1000, 3)])
+@pytest.mark.parametrize(('deadline', 'count'), [(0.2, 1), (1000, 3)])
 def test_a_stuck_program_ends_at_the_deadline_or_the_third_signal(
-  deadline, signals
+  deadline, count
 ):
   process = subprocess.Popen(
     [sys.executable, '-c', STUCK, str(deadline)],
@@ -382,13 +382,13 @@ def test_a_stuck_program_ends_at_the_deadline_or_the_third_signal(
   try:
     assert process.stdout is not None
     assert process.stdout.readline() == 'ready\n'
-    for _ in range(signals):
+    for _ in range(count):
       process.send_signal(signal.SIGTERM)
       time.sleep(0.05)
     _, error = process.communicate(timeout=programs.PATIENCE_SECONDS)
   finally:
     process.kill()
-  assert process.returncode == signals_lib.EXIT_CODE == 143
+  assert process.returncode == signals.EXIT_CODE == 143
   assert error == (
     'error: stopped without a save: the deadline or a third signal\n'
   )

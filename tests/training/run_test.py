@@ -13,9 +13,8 @@ import pytest
 
 from lm import checkpoint, config, train, tree
 from lm.checkpoint import lease, manifest
-from lm.checkpoint import run as run_lib
 from lm.reporting import metrics_log
-from lm.runtime import signals as signals_lib
+from lm.runtime import signals
 from tests import programs
 
 STEPS = 36
@@ -141,10 +140,8 @@ def test_resumed_again_and_again_with_other_threads(
   assert bits(whole) == bits(trained)
   workdir = tmp_path / 'run'
   for at, threads, prefetch in ((7, 0, 0), (13, 4, 8), (14, 1, 1)):
-    monkeypatch.setattr(signals_lib, 'Stop', lambda at=at: _StopAt(workdir, at))
-    with pytest.raises(
-      signals_lib.Stopped, match=f'at step {at}, which is saved'
-    ):
+    monkeypatch.setattr(signals, 'Stop', lambda at=at: _StopAt(workdir, at))
+    with pytest.raises(signals.Stopped, match=f'at step {at}, which is saved'):
       train.train(
         programs.on_eight(
           data, log_every=5, threads=threads, prefetch=prefetch
@@ -164,8 +161,8 @@ def test_a_run_resumed_where_rows_grow_counts_every_token(
     data, data__lengths=((0, 4), (6, 16)), steps=8, save_every=8
   )
   train.train(c, tmp_path / 'whole')
-  monkeypatch.setattr(signals_lib, 'Stop', lambda: _StopAt(tmp_path / 'run', 6))
-  with pytest.raises(signals_lib.Stopped, match='at step 6, which is saved'):
+  monkeypatch.setattr(signals, 'Stop', lambda: _StopAt(tmp_path / 'run', 6))
+  with pytest.raises(signals.Stopped, match='at step 6, which is saved'):
     train.train(c, tmp_path / 'run')
   monkeypatch.undo()
   train.train(c, tmp_path / 'run')
@@ -325,7 +322,7 @@ def test_a_run_starts_from_parts_of_another(
       'does not fit the model: body/embed/positions: float32(259, 16),'
       ' expected float32(16, 16)',
     ),
-    ('=body,embed=body/embed', 'body/embed/positions is taken twice: remove'),
+    ('=body,embed=body/embed', 'body/embed/positions is set twice: remove'),
   ],
 )
 def test_parts_that_do_not_fit_are_one_line_before_any_work(
@@ -347,16 +344,16 @@ def test_parts_that_do_not_fit_are_one_line_before_any_work(
 def test_words_of_another_tokenizer_are_no_start(trained, monkeypatch):
   monkeypatch.chdir(trained.parent)  # a short name, that a line has room for
   like = checkpoint.restore_params(trained)
-  words = run_lib.build(trained).tokenizer
+  words = checkpoint.restore_run(trained).tokenizer
   other = words._replace(sha256='0' * 64)
   with pytest.raises(config.ConfigError) as caught:
-    run_lib.parameters(trained.name, (), like, other)
+    checkpoint.initial_params(trained.name, (), like, other)
   assert str(caught.value) == (
-    f'init_from={trained.name}: the words of its embed/table are of tokenizer '
+    f'init_from={trained.name}: its embed/table was trained with tokenizer '
     f'{words.sha256[:12]}, and this one is 000000000000: use that, or leave '
     'the table out of init_paths'
   )
-  found = run_lib.parameters(trained.name, ('layers_0',), like, other)
+  found = checkpoint.initial_params(trained.name, ('layers_0',), like, other)
   assert found and not any('embed' in path for path in found)
 
 
@@ -429,18 +426,18 @@ def test_a_stop_is_heard_in_the_main_thread_alone():
   found = []
 
   def run():
-    with signals_lib.Stop() as signals:
-      found.append(signals.requested)
+    with signals.Stop() as stop:
+      found.append(stop.requested)
 
   thread = threading.Thread(target=run)
   thread.start()
   thread.join()
   assert found == [False]
   before = signal.getsignal(signal.SIGTERM)
-  with signals_lib.Stop() as signals:
+  with signals.Stop() as stop:
     signal.raise_signal(signal.SIGTERM)
     deadline = time.monotonic() + programs.PATIENCE_SECONDS
-    while not signals.requested:
+    while not stop.requested:
       assert time.monotonic() < deadline
       time.sleep(0.01)
   assert signal.getsignal(signal.SIGTERM) is before

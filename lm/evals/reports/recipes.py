@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import config, errors
-from lm.checkpoint import run as run_lib
+from lm import checkpoint, config, errors
 from lm.evals import items
 from lm.evals.reports import stats
 
 _FOLD = 'data.held_out'
-_APART = tuple(f'{key}.' for key in ('seed', *run_lib.FREE))
+_APART = tuple(f'{key}.' for key in ('seed', *checkpoint.CHANGEABLE_KEYS))
 
 
 class Cell(NamedTuple):
