@@ -40,7 +40,7 @@ def get_config() -> Any:
       'init_paths': (),  # which: 'theirs=ours' or 'both'; (): the whole tree
       'allow': (),  # key prefixes that may differ from the checkpoint resumed
       'tokenizer': {
-        'fn': 'lm.data.tokenizers.builtin:sentencepiece',
+        'fn': 'lm.data.tokenizers.sentencepiece:make',
         'path': 'data/embedded/tokenizer.model',
         'reserved': 0,  # ids for masks and sentinels, beside those of the text
       },

@@ -44,7 +44,7 @@ import numpy as np
 from lm import config, errors, optim, sharding, tree, types
 from lm.checkpoint import host_arrays
 from lm.data import objectives
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.planning import flops, hlo
 from lm.planning import hardware as hardware_lib
 from lm.training import step
@@ -218,7 +218,7 @@ def build(
     except config.ConfigError as error:
       raise config.ConfigError(f'{error}; or give --vocab=N') from error
   else:
-    words = builtin.bytes_(c.tokenizer.get('reserved', 0))
+    words = utf8_bytes.make(c.tokenizer.get('reserved', 0))
     words = words._replace(size=vocab)
   with config.refusals():
     mesh = sharding.make_mesh(**c.mesh, devices=machine.devices)

@@ -19,7 +19,7 @@ import numpy as np
 from lm import checkpoint, errors, sharding
 from lm.checkpoint import manifest, polling, sharded_arrays
 from lm.data import stream
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.runtime import process_group, processes
 
 MESHES: tuple[dict[str, int], ...] = (
@@ -80,7 +80,7 @@ def laws(group: process_group.ProcessGroup, folder: Path) -> None:
   # the rows of a batch, in their order, on any mesh
   data = stream.make(
     {'train': {'path': f'{folder}/train', 'weight': 1.0}},
-    tokenizer=builtin.bytes_(),
+    tokenizer=utf8_bytes.make(),
     seed=0,
     batch_size=16,
     length=16,

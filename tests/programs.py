@@ -20,7 +20,7 @@ import pytest
 from lm import checkpoint, config, train
 from lm.checkpoint import manifest
 from lm.data import writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.reporting import metrics_log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 240.0
 def write_data(folder: Path) -> None:
   """Writes `train` (two shards) and `valid`, the same text every time."""
   documents = [TEXT[i % 31 :][: 10 + 11 * i % 73] for i in range(60)]
-  bytes_ = builtin.bytes_()
+  bytes_ = utf8_bytes.make()
   writer.write(folder / 'train', documents, bytes_, shard_tokens=3000)
   writer.write(folder / 'valid', documents[::10], bytes_)
 

@@ -18,7 +18,7 @@ def get_config(folder: str):
   c.save_every = 6
   c.keep = 20
   c.log_every = 1
-  c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_'}
+  c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make'}
   c.data.fn = 'tests.tiny_config:data'
   c.data.seconds = 0.0
   c.data.hang_at = None

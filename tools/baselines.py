@@ -50,7 +50,7 @@ from sklearn.feature_extraction import text
 
 from lm import config, errors
 from lm.data.finetuning import readers, tasks
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import classification, items, results
 from lm.models import ngram
 from lm.reporting import metrics_log
@@ -120,7 +120,7 @@ class _LanguageModels:
 
   def __init__(self, order: int = 6):
     self._order = order
-    self._words = builtin.bytes_()
+    self._words = utf8_bytes.make()
 
   def fit(self, texts: Sequence[str], gold: Sequence[str]) -> Self:
     shares = collections.Counter(gold)

@@ -21,7 +21,7 @@ import re
 import sys
 
 from lm.data import writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import characters, sentencepiece
 from tools import prepare_data
 
 ROOT = Path(os.environ.get('LM_DATA', '../shared/data'))
@@ -37,8 +37,8 @@ def shakespeare(output: Path) -> None:
   path = output / 'tokenizer.json'
   if not path.exists():
     # Of the whole text, as the anchors do: all 65 characters occur in train.
-    builtin.train_characters([text], str(path))
-  ids = builtin.characters(str(path))
+    characters.train([text], str(path))
+  ids = characters.make(str(path))
   for name, part in (('train', text[:cut]), ('valid', text[cut:])):
     writer.write(output / name, [part], ids)
 
@@ -60,8 +60,8 @@ def wikitext2(output: Path, vocab: int = 8192) -> None:
 
   path = output / 'tokenizer.model'
   if not path.exists():
-    builtin.train_sentencepiece(articles('train'), str(path), vocab=vocab)
-  ids = builtin.sentencepiece(str(path))
+    sentencepiece.train(articles('train'), str(path), vocab=vocab)
+  ids = sentencepiece.make(str(path))
   for split in ('train', 'valid', 'test'):
     writer.write(output / split, articles(split), ids)
 
@@ -88,12 +88,12 @@ def chinese(output: Path, vocab: int = 8192) -> None:
   }
   path = output / 'tokenizer.model'
   if not path.exists():
-    builtin.train_sentencepiece(
+    sentencepiece.train(
       itertools.chain.from_iterable(map(texts, parts['train'])),
       str(path),
       vocab=vocab,
     )
-  ids = builtin.sentencepiece(str(path))
+  ids = sentencepiece.make(str(path))
   for name, files in parts.items():
     documents = itertools.chain.from_iterable(map(texts, files))
     writer.write(output / name, documents, ids)

@@ -53,7 +53,7 @@ from lm import checkpoint, config, errors, sharding, types
 from lm.checkpoint import bucket_reader, host_arrays, manifest
 from lm.data import documents, writer
 from lm.data.finetuning import tasks as tasks_lib
-from lm.data.tokenizers import huggingface
+from lm.data.tokenizers import export as tokenizer_export
 from lm.evals import classification, export_check, results
 from lm.evals import context as context_lib
 from lm.interop import fields, loader, stablehlo, tensors, transfer
@@ -504,10 +504,10 @@ def transformers(dtype: str | None) -> Callable[..., Written]:
     theirs, found = transfer.save(
       c.model.to_dict(), tokenizer.size, source.params
     )
-    words = huggingface.export(
+    words = tokenizer_export.to_tokenizer_json(
       c.tokenizer.get('path', 'bytes'), c.tokenizer.reserved
     )
-    files = huggingface.special_files(tokenizer, words)
+    files = tokenizer_export.special_files(tokenizer, words)
     files['tokenizer.json'] = words
     files['config.json'] = {
       **theirs,

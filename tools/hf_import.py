@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from configs import base
 from lm import checkpoint, config, tree, types
-from lm.data.tokenizers import huggingface
+from lm.data.tokenizers import tokenizer_json_reader
 from lm.interop import gguf, tensors, transfer, vocabulary
 
 
@@ -67,7 +67,7 @@ def import_(source: Path, workdir: Path) -> None:
     'reserved': 0,
   }
   # In the file, so that data is prepared with the same.
-  words[huggingface.IDS] = vocabulary.specials(opened.config)
+  words[tokenizer_json_reader.IDS] = vocabulary.specials(opened.config)
   text = json.dumps(words, ensure_ascii=False)
   with tempfile.TemporaryDirectory() as folder:  # tried before it is kept
     tried = Path(folder) / 'tokenizer.json'

@@ -22,7 +22,7 @@ if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm.data import documents, writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ def prepare(flags: argparse.Namespace) -> None:
   if flags.shard_tokens < 1:
     raise ValueError(f'--shard-tokens: {flags.shard_tokens} is not positive')
   files = documents.find(flags.input)
-  words = builtin.load(flags.tokenizer)
+  words = auto.load(flags.tokenizer)
   parts = ('train', 'valid') if fraction else ('',)
   for part in parts:
     counts: collections.Counter[str] = collections.Counter()

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm.data import documents
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto, characters, sentencepiece
 from tools import prepare_data
 
 
@@ -30,8 +30,8 @@ def train(flags: argparse.Namespace) -> None:
     ValueError: bad input, or a vocabulary that does not fit it.
     OSError: the output cannot be written.
   """
-  characters = flags.kind == 'characters'
-  suffix = '.json' if characters else '.model'
+  by_character = flags.kind == 'characters'
+  suffix = '.json' if by_character else '.model'
   if not flags.output.endswith(suffix):
     raise ValueError(
       f'--output: a {flags.kind} tokenizer is loaded by its suffix {suffix}; '
@@ -40,10 +40,10 @@ def train(flags: argparse.Namespace) -> None:
   how = prepare_data.settings(flags)
   counts: collections.Counter[str] = collections.Counter()
   texts = documents.read(documents.find(flags.input), how, counts)
-  if characters:
-    builtin.train_characters(texts, flags.output)
+  if by_character:
+    characters.train(texts, flags.output)
   else:
-    builtin.train_sentencepiece(
+    sentencepiece.train(
       texts,
       flags.output,
       flags.vocab,
@@ -51,7 +51,7 @@ def train(flags: argparse.Namespace) -> None:
       coverage=flags.coverage,
       max_bytes=flags.max_bytes,
     )
-  made = builtin.load(flags.output)
+  made = auto.load(flags.output)
   print('read')
   prepare_data.report(counts)
   print(f'wrote {flags.output}: {made.size:,} ids, sha256 {made.sha256[:12]}')

@@ -46,7 +46,7 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   c = base.get_config()
   c.batch_size = 32
   if not run:
-    c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
+    c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
     if head is not None:
       c.model = head | {'body': base.encoder() | {'norm_order': 'pre'}}
     return c

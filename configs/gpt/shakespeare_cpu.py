@@ -20,7 +20,7 @@ def get_config():
   c.save_every = 10_000  # the last step alone
   c.log_every = 25
   c.tokenizer = {
-    'fn': 'lm.data.tokenizers.builtin:characters',
+    'fn': 'lm.data.tokenizers.characters:make',
     'path': 'data/shakespeare/tokenizer.json',
   }
   c.data.sources.train.path = 'data/shakespeare/train'

@@ -8,7 +8,7 @@ import pytest
 
 from lm import config, optim, plan, sharding, tree, types
 from lm.data import objectives
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.training import step
 from tests import programs
 
@@ -86,7 +86,7 @@ def shapes(
   """Builds a run's state as shapes; nothing is allocated."""
   model = config.build(c.model, vocab=vocab)
   tx, _ = config.build(c.optim, steps=c.steps)
-  words = builtin.bytes_(c.tokenizer.reserved)._replace(size=vocab)
+  words = utf8_bytes.make(c.tokenizer.reserved)._replace(size=vocab)
   objective = config.build(
     c.data.objective, tokenizer=words, length=c.data.length
   )

@@ -13,7 +13,7 @@ from pyarrow import parquet
 import pytest
 
 from lm.data import documents, shards
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto
 from tools import embedded_text, prepare_data, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,7 +202,7 @@ def test_tools_make_a_dataset_and_split_it(put, tmp_path, capsys):
   report = capsys.readouterr().out
   for words in ('300 documents', '1 lines that are not JSON', 'bytes a token'):
     assert words in report
-  words = builtin.load(model)
+  words = auto.load(model)
   found = []
   for part in ('train', 'valid'):
     source = shards.load(output / part, words)
@@ -223,7 +223,7 @@ def test_tools_train_characters(put, tmp_path, capsys):
   file = put('a.txt', 'abc你好')
   flags = ['--input', str(file), '--kind', 'characters', '--output']
   assert train_tokenizer.main([*flags, str(tmp_path / 'c.json')]) == 0
-  assert builtin.load(str(tmp_path / 'c.json')).size == 259 + 5
+  assert auto.load(str(tmp_path / 'c.json')).size == 259 + 5
   assert train_tokenizer.main([*flags, str(tmp_path / 'c.model')]) == 2
   assert 'suffix .json; end the name in it' in capsys.readouterr().err
 

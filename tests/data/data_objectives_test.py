@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from lm.data import corruption, masking, objectives, windows
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 
-WORDS = builtin.bytes_(reserved=9)
+WORDS = utf8_bytes.make(reserved=9)
 MASK = WORDS.size - 9
 SIGNS = {WORDS.eos: '|', WORDS.bos: '^', WORDS.pad: '_', MASK: '#'}
 SIGNS |= {WORDS.size - 1 - n: str(n) for n in range(8)}
@@ -411,7 +411,7 @@ def test_masks_and_sentinels_may_stand_anywhere():
   whole = corruption.one_span(tokenizer=words, length=4)
   assert show(make(whole, '|abc').tokens[0]) == '^xab'
   with pytest.raises(ValueError) as error:
-    corruption.one_span(tokenizer=builtin.bytes_(1), length=4)
+    corruption.one_span(tokenizer=utf8_bytes.make(1), length=4)
   text = 'tokenizer: has no sentinel; set tokenizer.reserved to 2 or more'
   assert str(error.value) == text
 
@@ -448,7 +448,7 @@ def test_a_window_may_be_lost_as_one_span():
 def test_the_window_is_that_of_t5():
   # 568 raw tokens, of which 85 are lost in 28 spans: the paper's own sizes
   settings = {'length': 114, 'source': 512}
-  enough = builtin.bytes_(reserved=29)
+  enough = utf8_bytes.make(reserved=29)
   objective = corruption.span_corruption(tokenizer=enough, **settings)
   assert objective.window == 568
   got = make(objective, 'a' * 569)
@@ -468,7 +468,7 @@ def test_the_window_is_that_of_t5():
 def test_source_and_targets_hold_the_whole_window(
   data, length, source, noise, mean_span, key
 ):
-  words = builtin.bytes_(reserved=50)
+  words = utf8_bytes.make(reserved=50)
   objective = corruption.span_corruption(
     tokenizer=words,
     length=length,
@@ -674,7 +674,7 @@ def test_skip_gram_reaches_and_noise_follow_their_laws():
     ('masked', {'span': 0.5}, 'span=0.5 must be at least 1, or None'),
     (
       'masked',
-      {'tokenizer': builtin.bytes_()},
+      {'tokenizer': utf8_bytes.make()},
       'tokenizer: has no id for the mask; set tokenizer.reserved to 1 or more',
     ),
     (
@@ -696,7 +696,7 @@ def test_skip_gram_reaches_and_noise_follow_their_laws():
     ('span_corruption', {'mean_span': 0.9}, 'mean_span=0.9 must be at least 1'),
     (
       'span_corruption',
-      {'length': 114, 'source': 512, 'tokenizer': builtin.bytes_(28)},
+      {'length': 114, 'source': 512, 'tokenizer': utf8_bytes.make(28)},
       'tokenizer: has 27 sentinels, too few for 28 spans; set '
       'tokenizer.reserved to 29 or more, or take a shorter source',
     ),

@@ -11,9 +11,9 @@ import pytest
 
 from lm.data import manifest as manifests
 from lm.data import shards, writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto, characters, utf8_bytes
 
-WORDS = builtin.bytes_()
+WORDS = utf8_bytes.make()
 TEXTS = [f'document {n} ' + 'tail ' * (n % 7) for n in range(60)] + ['你好\0']
 
 
@@ -232,8 +232,8 @@ def test_no_manifest_and_no_json_and_another_format(dataset, tmp_path):
 
 
 def test_another_tokenizer_is_refused_by_hash(dataset, tmp_path):
-  builtin.train_characters(TEXTS, str(tmp_path / 'c.json'))
-  other = builtin.load(str(tmp_path / 'c.json'))
+  characters.train(TEXTS, str(tmp_path / 'c.json'))
+  other = auto.load(str(tmp_path / 'c.json'))
   with pytest.raises(ValueError, match='give that one or prepare') as e:
     shards.load(dataset, other)
   text = one_line(e)

@@ -12,9 +12,9 @@ import pytest
 
 from lm import types
 from lm.data import shards, stream, windows, writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 
-WORDS = builtin.bytes_()
+WORDS = utf8_bytes.make()
 NAMES = ('code', 'news', 'web')
 STEPS = 24
 CHANGES = (
@@ -302,7 +302,7 @@ def test_bad_settings_are_one_line(make, root):
     ({'lengths': ((0, 12),)}, r'12 at step 0 does not divide data\.length=32'),
     (
       {
-        'tokenizer': builtin.bytes_(reserved=9),
+        'tokenizer': utf8_bytes.make(reserved=9),
         'lengths': ((0, 16),),
         'objective': {'fn': 'lm.data.corruption:span_corruption', 'source': 24},
       },

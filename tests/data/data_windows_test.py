@@ -9,9 +9,9 @@ import pytest
 
 from lm import types
 from lm.data import shards, stream, windows, writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 
-WORDS = builtin.bytes_()
+WORDS = utf8_bytes.make()
 TEXTS = st.lists(
   st.text('abé', min_size=1, max_size=30), min_size=1, max_size=9
 )

@@ -10,11 +10,11 @@ import pytest
 from configs.finetune import preferences, replies, spans, tags, texts
 from lm import checkpoint, config, evaluate, sharding, train, tree
 from lm.data.finetuning import tasks
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, generation
 from tests import programs
 
-BYTES = builtin.bytes_()
+BYTES = utf8_bytes.make()
 SETS = [
   (module.__name__.rpartition('.')[2], name)
   for module in (texts, tags, spans, replies, preferences)

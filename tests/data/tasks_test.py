@@ -14,12 +14,12 @@ from configs import base
 from lm import config, sample, sharding, train
 from lm import evaluate as evaluate_lib
 from lm.data.finetuning import readers, tasks
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import classification, context, generation
 from lm.reporting import metrics_log
 from tools import export
 
-BYTES = builtin.bytes_()
+BYTES = utf8_bytes.make()
 # A byte is a token, so that words of one letter are learnt in seconds.
 WORDS = 'rbgfhcstua'
 BODIES = {
@@ -93,7 +93,7 @@ def tuned(tmp_path, body, head, records_of, form, evaluator, steps):
   if 'classes' in form:
     form = {**form, 'labels': spec}
   c = base.get_config().unlock()
-  c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
+  c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
   c.steps, c.batch_size, c.save_every = steps, 32, steps
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',
@@ -553,7 +553,7 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
     form = {'fn': 'lm.data.finetuning.tasks:reply', 'template': '{source}='}
     model = BODIES['decoder']
   c = base.get_config().unlock()
-  c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
+  c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
   c.steps, c.batch_size, c.save_every = 500, 64, 500
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',

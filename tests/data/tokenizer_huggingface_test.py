@@ -18,7 +18,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import lm.data.tokenizers
-from lm.data.tokenizers import builtin, huggingface, tokenizer_json
+from lm.data.tokenizers import (
+  auto,
+  characters,
+  export,
+  huggingface,
+  sentencepiece,
+  tokenizer_json,
+)
 from tests import interop_peer
 
 TEXTS = [
@@ -66,15 +73,15 @@ def own(tmp_path_factory) -> dict[str, str]:
   """The files of our own kinds."""
   root = tmp_path_factory.mktemp('own')
   files = {name: str(root / f'{name}.model') for name in OWN[:2]}
-  builtin.train_sentencepiece(TEXTS, files['bpe'], 370, 'bpe')
-  builtin.train_sentencepiece(TEXTS, files['unigram'], 308, 'unigram')
-  builtin.train_characters(TEXTS, str(root / 'c.json'))
+  sentencepiece.train(TEXTS, files['bpe'], 370, 'bpe')
+  sentencepiece.train(TEXTS, files['unigram'], 308, 'unigram')
+  characters.train(TEXTS, str(root / 'c.json'))
   return files | {'characters': str(root / 'c.json'), 'bytes': 'bytes'}
 
 
 @pytest.fixture(scope='module')
 def exported(own) -> dict[str, tokenizers.Tokenizer]:
-  return {k: engine_of(huggingface.export(f, 4)) for k, f in own.items()}
+  return {k: engine_of(export.to_tokenizer_json(f, 4)) for k, f in own.items()}
 
 
 @pytest.fixture(scope='module')
@@ -165,7 +172,7 @@ def test_ids_of_words_are_the_same_in_an_exported_tokenizer(
 
 
 def check_same_ids(own, exported, kind: str, text: str) -> None:
-  words, there = builtin.load(own[kind]), exported[kind]
+  words, there = auto.load(own[kind]), exported[kind]
   mine, theirs = words.encode(text), there.encode(text).ids
   assert there.decode(theirs) == text
   if kind == 'unigram' and mine != theirs:
@@ -178,9 +185,9 @@ def check_same_ids(own, exported, kind: str, text: str) -> None:
 
 @pytest.mark.parametrize('kind', OWN)
 def test_an_exported_tokenizer_comes_back_as_it_was(own, tmp_path, kind):
-  tree = huggingface.export(own[kind], 4)
+  tree = export.to_tokenizer_json(own[kind], 4)
   path = save(tmp_path / 'tokenizer.json', tree)
-  mine, back = builtin.load(own[kind], 4), huggingface.make(path)
+  mine, back = auto.load(own[kind], 4), huggingface.make(path)
   for key in ('size', 'bos', 'eos', 'pad', 'mask'):
     assert getattr(back, key) == getattr(mine, key), key
   assert (
@@ -193,7 +200,7 @@ def test_an_exported_tokenizer_comes_back_as_it_was(own, tmp_path, kind):
     ids = mine.encode(text)
     assert back.encode(text) == back.encode_batch([text])[0] == ids
     assert back.decode([back.bos, *ids, mine.size - 1]) == text
-  assert huggingface.export(path) == tree
+  assert export.to_tokenizer_json(path) == tree
 
 
 def test_a_sentencepiece_model_of_others_keeps_its_ids_or_is_refused(tmp_path):
@@ -215,20 +222,20 @@ def test_a_sentencepiece_model_of_others_keeps_its_ids_or_is_refused(tmp_path):
     return str(path)
 
   path = train(model_type='bpe', bos_piece='<begin>')
-  mine, there = builtin.load(path), engine_of(huggingface.export(path))
+  mine, there = auto.load(path), engine_of(export.to_tokenizer_json(path))
   assert mine.bos == there.token_to_id('<begin>')
   for text in (*SPELLED, '<begin><s>'):
     assert there.encode(text).ids == mine.encode(text)
   path = train(model_type='bpe', user_defined_symbols=['<sep>'])
   with pytest.raises(ValueError, match=r'm\.model: has unused or user-defined'):
-    huggingface.export(path)
+    export.to_tokenizer_json(path)
   path = train(model_type='unigram')
-  mine, there = builtin.load(path), engine_of(huggingface.export(path))
+  mine, there = auto.load(path), engine_of(export.to_tokenizer_json(path))
   for text in (*SPELLED, '<s>>>>', '>><0x41>>>'):
     assert there.encode(text).ids == mine.encode(text)
   path = train(model_type='unigram', bos_piece='913')
   with pytest.raises(ValueError, match=r"m\.model: its pieces spell '913', w"):
-    huggingface.export(path)
+    export.to_tokenizer_json(path)
 
 
 @hypothesis.given(text=TEXT | st.lists(st.sampled_from(SPELLED)).map(''.join))
@@ -435,8 +442,8 @@ def test_a_sentencepiece_bpe_is_built_from_its_lists(tmp_path, prefix):
   model = spm.SentencePieceProcessor(model_file=path)
   pieces = [model.IdToPiece(i) for i in range(390)]
   scores = [model.GetScore(i) for i in range(390)]
-  kinds = [2, 3, 3] + [6] * 256 + [1] * 131
-  tree = tokenizer_json.metaspace(pieces, scores, kinds, prefix=prefix)
+  piece_types = [2, 3, 3] + [6] * 256 + [1] * 131
+  tree = tokenizer_json.metaspace(pieces, scores, piece_types, prefix=prefix)
   words = huggingface.make(save(tmp_path / 't.json', tree))
   assert (words.bos, words.eos, words.pad) == (1, 2, 2)
   draw = random.Random(0)
@@ -447,12 +454,15 @@ def test_a_sentencepiece_bpe_is_built_from_its_lists(tmp_path, prefix):
   # Scores rank the pieces, wherever they stand.
   back = [*range(259), *reversed(range(259, 390))]
   tree = tokenizer_json.metaspace(
-    [pieces[i] for i in back], [scores[i] for i in back], kinds, prefix=prefix
+    [pieces[i] for i in back],
+    [scores[i] for i in back],
+    piece_types,
+    prefix=prefix,
   )
   for text in TEXTS[::40]:
     assert engine_of(tree).encode(text).tokens == model.EncodeAsPieces(text)
-  kinds[300] = 4
-  tree = tokenizer_json.metaspace(pieces, scores, kinds, prefix=prefix)
+  piece_types[300] = 4
+  tree = tokenizer_json.metaspace(pieces, scores, piece_types, prefix=prefix)
   assert tree['added_tokens'][-1]['content'] == pieces[300]
   assert not tree['added_tokens'][-1]['special']
 
@@ -483,25 +493,28 @@ def test_lists_that_do_not_fit_are_one_line():
       lambda: tokenizer_json.byte_level(PIECES, [], {0}, ''),
       'pre-tokenizer : ',
     ),
-    (lambda: byte_level('1 q2'), 'merge 1 q2: is not of two pieces to a third'),
-    (lambda: byte_level('1 9'), 'merge 1 9: is not of two'),
-    (lambda: byte_level('12'), 'merge 12: is not of two'),
-    (lambda: byte_level('1 2 3'), 'merge 1 2 3: is not of two'),
+    (
+      lambda: byte_level('1 q2'),
+      'merge 1 q2: does not join two pieces into a third',
+    ),
+    (lambda: byte_level('1 9'), 'merge 1 9: does not join two'),
+    (lambda: byte_level('12'), 'merge 12: does not join two'),
+    (lambda: byte_level('1 2 3'), 'merge 1 2 3: does not join two'),
     (
       lambda: tokenizer_json.byte_level(['a', 'b', 'a'], [], {0}, 'gpt-2'),
-      "piece 'a': is there twice, as id 0 and 2",
+      "piece 'a': occurs twice, as id 0 and 2",
     ),
     (
       lambda: tokenizer_json.metaspace(['a', 'b'], [0.0], [1, 1]),
-      '2 tokens, 1 scores and 2 kinds: must be as many',
+      '2 tokens, 1 scores and 2 types: must be equally many',
     ),
     (
       lambda: tokenizer_json.metaspace(['a', 'a'], [0.0] * 2, [1, 1]),
-      "piece 'a': is there twice",
+      "piece 'a': occurs twice",
     ),
     (
       lambda: tokenizer_json.wordpiece(['[UNK]', 'a', 'a'], True),
-      "piece 'a': is there twice",
+      "piece 'a': occurs twice",
     ),
     (
       lambda: tokenizer_json.wordpiece(['a', ''], True),
@@ -522,9 +535,9 @@ def test_ids_that_do_not_fit_are_one_line(foreign):
   cases: tuple[tuple[dict[str, Any], str], ...] = (
     ({'size': 331}, 'has 332 ids, size=331; give 332 or more'),
     ({'size': 400.0}, 'has 332 ids, size=400.0; give 332 or more'),
-    ({'bos': 332}, 'bos=332 is none of its 332 ids'),
-    ({'pad': -1}, 'pad=-1 is none of its 332 ids'),
-    ({'eos': '1'}, 'eos=1 is none of its 332 ids'),
+    ({'bos': 332}, 'bos=332 is not one of its 332 ids'),
+    ({'pad': -1}, 'pad=-1 is not one of its 332 ids'),
+    ({'eos': '1'}, 'eos=1 is not one of its 332 ids'),
     ({'eos': 1}, "eos=1 is the text '!'; give a special id"),
     ({'eos': 300}, 'eos=300 is the text '),
   )
@@ -605,7 +618,7 @@ def test_broken_files_are_one_line(foreign, tmp_path):
   with pytest.raises(ValueError, match=r'no\.json: cannot be read'):
     huggingface.make(str(tmp_path / 'no.json'))
   with pytest.raises(ValueError, match=r'no\.json: cannot be read'):
-    huggingface.export(str(tmp_path / 'no.json'))
+    export.to_tokenizer_json(str(tmp_path / 'no.json'))
 
 
 def test_a_fault_inside_the_package_is_one_line(tmp_path, capfd):
@@ -641,10 +654,10 @@ def test_random_damage_gives_an_error_or_a_working_tokenizer(foreign, tmp_path):
 
 
 def test_files_are_told_apart_by_what_they_hold(own, foreign):
-  assert builtin.load(foreign['t5'], 2).sentinels == [10, 9, 8]
-  assert builtin.load(foreign['t5'], 2).mask == 11
-  assert builtin.load(own['characters']).eos == 1
-  assert huggingface.export(foreign['t5']) == read(foreign['t5'])
+  assert auto.load(foreign['t5'], 2).sentinels == [10, 9, 8]
+  assert auto.load(foreign['t5'], 2).mask == 11
+  assert auto.load(own['characters']).eos == 1
+  assert export.to_tokenizer_json(foreign['t5']) == read(foreign['t5'])
 
 
 def test_a_missing_package_is_one_line(foreign, monkeypatch):
@@ -652,7 +665,7 @@ def test_a_missing_package_is_one_line(foreign, monkeypatch):
   monkeypatch.delitem(sys.modules, 'lm.data.tokenizers.huggingface')
   monkeypatch.delattr(lm.data.tokenizers, 'huggingface')
   with pytest.raises(ValueError) as e:
-    builtin.load(foreign['t5'])
+    auto.load(foreign['t5'])
   assert str(e.value).endswith(
     "t5.json: needs the package tokenizers: pip install -e '.[interop]'"
   )
@@ -660,9 +673,9 @@ def test_a_missing_package_is_one_line(foreign, monkeypatch):
 
 def test_the_files_beside_name_the_specials(own, foreign):
   def settings(path: str, reserved: int = 0) -> Any:
-    words = builtin.load(path, reserved)
-    tree = huggingface.export(path, reserved)
-    return huggingface.special_files(words, tree)['tokenizer_config.json']
+    words = auto.load(path, reserved)
+    tree = export.to_tokenizer_json(path, reserved)
+    return export.special_files(words, tree)['tokenizer_config.json']
 
   always = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -692,8 +705,8 @@ def test_transformers_opens_an_exported_folder(own, foreign, tmp_path, peer):
   asked = {}
   for kind in (*OWN, 'foreign'):
     path = foreign['bytes'] if kind == 'foreign' else own[kind]
-    words, tree = builtin.load(path, 3), huggingface.export(path, 3)
-    files = huggingface.special_files(words, tree)
+    words, tree = auto.load(path, 3), export.to_tokenizer_json(path, 3)
+    files = export.special_files(words, tree)
     (tmp_path / kind).mkdir()
     for name, body in ({'tokenizer.json': tree} | files).items():
       save(tmp_path / kind / name, body)

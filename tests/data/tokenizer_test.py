@@ -10,7 +10,7 @@ import pytest
 import sentencepiece as spm
 
 from lm import types
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto, characters, sentencepiece
 
 SPELLED = (
   '<s></s><pad><unk><0x41>',
@@ -37,12 +37,12 @@ NAMES = ('bpe', 'unigram', 'characters', 'bytes')
 @pytest.fixture(scope='module')
 def made(tmp_path_factory) -> dict[str, types.Tokenizer]:
   root = tmp_path_factory.mktemp('tokenizers')
-  builtin.train_sentencepiece(TEXTS, str(root / 'b.model'), 370, 'bpe')
-  builtin.train_sentencepiece(TEXTS, str(root / 'u.model'), 308, 'unigram')
-  builtin.train_characters(TEXTS, str(root / 'c.json'))
+  sentencepiece.train(TEXTS, str(root / 'b.model'), 370, 'bpe')
+  sentencepiece.train(TEXTS, str(root / 'u.model'), 308, 'unigram')
+  characters.train(TEXTS, str(root / 'c.json'))
   files = (str(root / 'b.model'), str(root / 'u.model'), str(root / 'c.json'))
   return {
-    name: builtin.load(file)
+    name: auto.load(file)
     for name, file in zip(NAMES, (*files, 'bytes'), strict=True)
   }
 
@@ -106,10 +106,10 @@ def test_reserved_ids_are_a_mask_and_sentinels(tmp_path, name):
   path = {'bytes': 'bytes', 'bpe': 'm.model', 'characters': 'c.json'}[name]
   path = path if name == 'bytes' else str(tmp_path / path)
   if name == 'bpe':
-    builtin.train_sentencepiece(TEXTS, path, 308)
+    sentencepiece.train(TEXTS, path, 308)
   elif name == 'characters':
-    builtin.train_characters(TEXTS, path)
-  plain, one, many = (builtin.load(path, n) for n in (0, 1, 4))
+    characters.train(TEXTS, path)
+  plain, one, many = (auto.load(path, n) for n in (0, 1, 4))
   size = plain.size
   assert (plain.mask, list(plain.sentinels)) == (None, [])
   assert (one.mask, list(one.sentinels), one.size) == (size, [], size + 1)
@@ -143,7 +143,7 @@ def test_pieces_cross_newlines_and_cover_chinese(made):
 def test_training_is_deterministic(tmp_path, kind):
   files = [tmp_path / 'a.model', tmp_path / 'sub' / 'b.model']
   for file in files:
-    builtin.train_sentencepiece(iter(TEXTS), str(file), 308, kind)
+    sentencepiece.train(iter(TEXTS), str(file), 308, kind)
   assert files[0].read_bytes() == files[1].read_bytes()
   assert [f.name for f in tmp_path.iterdir() if f.is_file()] == ['a.model']
 
@@ -157,14 +157,14 @@ def test_training_reads_no_more_than_it_may(tmp_path):
       yield 'some words of text, again and again\n' * 10
 
   file = str(tmp_path / 'x.model')
-  builtin.train_sentencepiece(texts(), file, 285, max_bytes=50_000)
+  sentencepiece.train(texts(), file, 285, max_bytes=50_000)
   assert len(read) < 200
 
 
 def test_a_long_document_is_not_dropped(tmp_path):
   file = str(tmp_path / 'x.model')
-  builtin.train_sentencepiece(['abcdefgh ' * 20_000], file, 285)
-  assert len(builtin.load(file).encode(' abcdefgh')) == 1
+  sentencepiece.train(['abcdefgh ' * 20_000], file, 285)
+  assert len(auto.load(file).encode(' abcdefgh')) == 1
 
 
 def test_errors_of_training_are_one_line(tmp_path):
@@ -179,20 +179,20 @@ def test_errors_of_training_are_one_line(tmp_path):
   )
   for texts, vocab, kind, message in cases:
     with pytest.raises(ValueError, match=message) as e:
-      builtin.train_sentencepiece(texts, file, vocab, kind)
+      sentencepiece.train(texts, file, vocab, kind)
     assert len(str(e.value)) <= 200 and '\n' not in str(e.value)
   assert not list(tmp_path.iterdir())
 
 
 def test_broken_files_are_refused_by_name(made, tmp_path):
   model = tmp_path / 'm.model'
-  builtin.train_sentencepiece(TEXTS, str(model), 350)
+  sentencepiece.train(TEXTS, str(model), 350)
   whole = model.read_bytes()
   cases = [b'', b'garbage', whole[: len(whole) // 2], bytes(len(whole))]
   for data in cases:
     model.write_bytes(data)
     with pytest.raises(ValueError, match=r'm\.model: .*train_tokenizer'):
-      builtin.load(str(model))
+      auto.load(str(model))
   bodies = (
     '',
     '[]',
@@ -205,27 +205,27 @@ def test_broken_files_are_refused_by_name(made, tmp_path):
   for body in bodies:
     (tmp_path / 'c.json').write_text(body)
     with pytest.raises(ValueError, match=r'c\.json: not a list of distinct'):
-      builtin.load(str(tmp_path / 'c.json'))
+      auto.load(str(tmp_path / 'c.json'))
   for name in ('no.model', 'no.json'):
     with pytest.raises(ValueError, match=f'{name}: cannot be read'):
-      builtin.load(str(tmp_path / name))
+      auto.load(str(tmp_path / name))
   with pytest.raises(ValueError, match=r'a\.txt: unknown kind; give x\.model'):
-    builtin.load('a.txt')
+    auto.load('a.txt')
 
 
 def test_random_damage_gives_an_error_or_a_working_tokenizer(tmp_path):
   rng = random.Random(0)
   model = tmp_path / 'm.model'
-  builtin.train_sentencepiece(TEXTS, str(model), 350)
+  sentencepiece.train(TEXTS, str(model), 350)
   whole = model.read_bytes()
-  clean = builtin.load(str(model)).sha256
+  clean = auto.load(str(model)).sha256
   refused = 0
   for _ in range(200):
     data = bytearray(whole)
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     model.write_bytes(data)
     try:
-      assert builtin.load(str(model)).sha256 != clean
+      assert auto.load(str(model)).sha256 != clean
     except ValueError as e:
       refused += 1
       assert re.fullmatch(r'tokenizer .*m\.model: [^\n]+', str(e))
@@ -247,7 +247,7 @@ def test_a_tokenizer_that_changes_text_is_refused(tmp_path):
       minloglevel=2,
     )
   with pytest.raises(ValueError, match=r'lossy\.model: changes text'):
-    builtin.load(str(tmp_path / 'lossy.model'))
+    auto.load(str(tmp_path / 'lossy.model'))
 
 
 def test_fingerprints_tell_tokenizers_apart(made):

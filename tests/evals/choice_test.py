@@ -11,10 +11,10 @@ import pytest
 
 from lm import config, sharding, types
 from lm.data import objectives
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import choice, context, probes, results
 
-WORDS = builtin.bytes_()
+WORDS = utf8_bytes.make()
 # Letters whose probabilities are known, whatever stands before them.
 CHANCE = {'a': 0.5, 'b': 0.25, 'c': 0.125, ' ': 0.0625}
 

@@ -7,7 +7,7 @@ import pytest
 
 from lm import sharding, types
 from lm.data import writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, likelihood
 from lm.models import decoder
 
@@ -16,7 +16,7 @@ TEXTS = ['hello world\n', 'a', 'the quick brown fox, 你好', 'x' * 40]
 
 @pytest.fixture(scope='module')
 def words():
-  return builtin.bytes_()
+  return utf8_bytes.make()
 
 
 @pytest.fixture(scope='module')

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config, sharding
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, safety
 from lm.inference import generate
 from tests import programs
 
-BYTES = builtin.bytes_(reserved=1)
+BYTES = utf8_bytes.make(reserved=1)
 PROMPTS = {
   'left': {'Ann': ['Ann is ', 'Ann has '], 'Bea': ['Bea is ']},
   'right': {'Cal': ['Cal is '], 'Dan': ['Dan was ']},

@@ -11,12 +11,12 @@ import pytest
 
 from lm import config, sharding, types
 from lm.data import objectives
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, scoring
 from lm.models import decoder, encdec, encoder
 from tests.laws import laws_test
 
-WORDS = builtin.bytes_(reserved=29)  # 288 ids: a multiple of 8
+WORDS = utf8_bytes.make(reserved=29)  # 288 ids: a multiple of 8
 SIZE = {'vocab': WORDS.size, 'width': 16, 'depth': 1, 'heads': 2}
 PAIRS = [
   ('the cat', ' sat'),  # as long as the next two: a loop compiles them once

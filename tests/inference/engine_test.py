@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from lm import config
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.inference import engine, generate
 
 SMALL = {'width': 16, 'depth': 1}
@@ -38,7 +38,7 @@ def family(request):
 
 def make(name):
   """A model far from uniform that nobody has trained."""
-  bytes_ = builtin.bytes_(16)
+  bytes_ = utf8_bytes.make(16)
   model, objective = FAMILIES[name]
   model = config.build(model, vocab=bytes_.size)
   prompt = config.build(objective, tokenizer=bytes_, length=24).prompt
@@ -160,7 +160,7 @@ def test_functions_serve_many_prompts_and_settings():
 
 
 def test_what_may_become_a_stop_string_is_kept_back():
-  bytes_ = builtin.bytes_()
+  bytes_ = utf8_bytes.make()
 
   def told(text, stop, *, last=False):
     made = engine._Text(bytes_, stop, bytes_.eos)
@@ -185,7 +185,7 @@ def test_what_stays_of_a_text():
 
 
 def test_half_a_character_at_the_end_is_told():
-  bytes_ = builtin.bytes_()
+  bytes_ = utf8_bytes.make()
   text = engine._Text(bytes_, [], bytes_.eos)
   first, second = bytes_.encode('\u00e9')
   (told,) = text.add(first, -1.0, [], last=True)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from lm import checkpoint, config, errors, sample
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from tests import programs
 
 
@@ -119,11 +119,11 @@ def test_a_run_without_checkpoints_is_one_line(tmp_path):
 
 def test_another_tokenizer_file_is_refused(trained, tmp_path, monkeypatch):
   """A changed file under the old name would give wrong texts in silence."""
-  bytes_ = builtin.bytes_()
+  bytes_ = utf8_bytes.make()
   meta = checkpoint.read_meta(trained)
   assert meta['tokenizer'] == bytes_.sha256
   monkeypatch.setattr(
-    builtin, 'bytes_', lambda reserved: bytes_._replace(sha256='0' * 64)
+    utf8_bytes, 'make', lambda reserved: bytes_._replace(sha256='0' * 64)
   )
   assert refused(trained, length=8) == (
     f'{trained}: trained with tokenizer {bytes_.sha256[:12]}, and its'

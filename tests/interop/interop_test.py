@@ -581,6 +581,6 @@ def test_tokenizers_of_gguf(tmp_path):
     'X/x.gguf: tokenizer.ggml.scores is missing or is no list'
   )
   assert line('llama', tokens, kinds, scores=[1.0]).endswith(
-    '263 tokens, 1 scores and 263 kinds: must be as many; take them of the '
-    'same file'
+    '263 tokens, 1 scores and 263 types: must be equally many; take them from '
+    'the same file'
   )

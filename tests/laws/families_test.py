@@ -14,7 +14,7 @@ from configs import base
 from lm import checkpoint, config, evaluate, fit, sample, train
 from lm.checkpoint import manifest
 from lm.data import masking, objectives, stream, writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.models import embeddings, encoder
 from lm.training import step
 from tests import programs
@@ -81,7 +81,7 @@ def test_a_run_is_trained_resumed_judged_and_sampled(data, tmp_path, name):
 
 
 def window(c) -> int:
-  words = builtin.bytes_(c.tokenizer.reserved)
+  words = utf8_bytes.make(c.tokenizer.reserved)
   return config.build(
     c.data.objective, tokenizer=words, length=c.data.length
   ).window
@@ -128,7 +128,7 @@ def test_training_and_counting_do_not_mix(data, start, tmp_path):
 
 
 def test_next_sentence_scores_stand_at_the_first_position():
-  words = builtin.bytes_(1)
+  words = utf8_bytes.make(1)
   objective = masking.next_sentence(tokenizer=words, length=16)
   batch = objectives.example(objective, 2)
   model = encoder.make(
@@ -143,7 +143,7 @@ def test_next_sentence_scores_stand_at_the_first_position():
 
 def test_words_of_one_topic_come_to_lie_together(tmp_path):
   """Skip-gram: two topics of ten letters each that never meet."""
-  words = builtin.bytes_()
+  words = utf8_bytes.make()
   rng = np.random.default_rng(0)
   topics = ('abcdefghij', 'klmnopqrst')
   texts = [

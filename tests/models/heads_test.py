@@ -11,7 +11,7 @@ import pytest
 from lm import loss, optim, sharding, types
 from lm.data import objectives
 from lm.data.finetuning import tasks
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.models import heads, recurrent
 from lm.training import step
 
@@ -153,7 +153,7 @@ def test_a_packed_text_is_classified_as_if_alone(body, pool):
     tasks.Row(n, ids, [0] * len(ids), [n], [1.0], [tasks.NOT_SCORED] * len(ids))
     for n, ids in enumerate(([8, 9, 7], [9, 10, 11, 8, 7], [12, 9]))
   ]
-  form, words = tasks.Form(lambda _: rows, 1), builtin.bytes_(reserved=0)
+  form, words = tasks.Form(lambda _: rows, 1), utf8_bytes.make(reserved=0)
   alone = tasks.assemble([[row] for row in rows], form, L, words)
   batch = tasks.assemble([rows, []], form._replace(scored=3), L, words)
   assert batch.targets.tolist() == [[0, 1, 2], [0, 0, 0]]

@@ -169,7 +169,7 @@ def tune(folder, workdir, model, write, reader, form, judge, steps, **changes):
   spec = {'fn': reader, 'path': write(folder / 'train', 400, 0)}
   form = {**form, 'labels': spec}
   c = base.get_config().unlock()
-  c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
+  c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
   c.steps, c.batch_size, c.save_every = steps, 32, steps
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',

@@ -20,12 +20,12 @@ from lm import (
   tree,
 )
 from lm.data.finetuning import readers, tasks
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.models import distill, linen, preference
 from lm.optim import optimizers
 from lm.training import step
 
-BYTES = builtin.bytes_()
+BYTES = utf8_bytes.make()
 BODY = {
   'fn': 'lm.models.decoder:make',
   'length': 32,
@@ -120,7 +120,7 @@ def write(path, count, seed):
 @pytest.mark.usefixtures('one_device')
 def test_a_preference_is_learnt_and_the_reference_stands_still(tmp_path):
   c = base.get_config().unlock()
-  c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
+  c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
   c.steps, c.batch_size, c.save_every = 40, 16, 20
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',

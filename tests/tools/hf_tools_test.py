@@ -7,7 +7,7 @@ import safetensors.numpy
 
 from lm import checkpoint, config, sample, train
 from lm.data import writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto
 from tests.interop import interop_test
 from tools import export, hf_import
 
@@ -43,7 +43,7 @@ def test_an_imported_run_is_the_model_and_generates(source, workdir):
   words = run.tokenizer
   assert (words.size, words.bos, words.eos, words.mask) == (64, 2, 1, 4)
   # Data is prepared with the same.
-  other = builtin.load(str(workdir / 'tokenizer.json'))
+  other = auto.load(str(workdir / 'tokenizer.json'))
   assert (other.bos, other.eos, other.pad) == (2, 1, 0)
   assert other.sha256 == words.sha256
   assert words.encode('the cat sat.') == [

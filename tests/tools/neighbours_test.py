@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config, errors, types
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from tools import neighbours
 
 # Angles of the vectors of single bytes, in degrees; lengths do not matter.
@@ -15,7 +15,7 @@ ANGLES = {'a': 0, 'b': 10, 'c': 30, 'd': 90, 'e': 100, ' ': 200}
 
 def write_run(workdir, path: str) -> None:
   """Writes a checkpoint of bytes' vectors as a run of lm.fit would."""
-  words = builtin.bytes_()
+  words = utf8_bytes.make()
   table = np.zeros((words.size, 2), np.float32)
   for n, (letter, degrees) in enumerate(ANGLES.items()):
     angle = np.deg2rad(degrees)
@@ -26,7 +26,7 @@ def write_run(workdir, path: str) -> None:
   for name in reversed(path.split('/')):
     params = {name: params}
   c = {
-    'tokenizer': {'fn': 'lm.data.tokenizers.builtin:bytes_'},
+    'tokenizer': {'fn': 'lm.data.tokenizers.utf8_bytes:make'},
     'model': {'fn': 'lm.models.embeddings:vectors', 'width': 2},
   }
   meta = {

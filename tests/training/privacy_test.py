@@ -12,7 +12,7 @@ from scipy import optimize, stats
 from configs import base
 from lm import checkpoint, config, sharding, train, tree, types
 from lm.data.finetuning import tasks
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.reporting import metrics_log
 from lm.training import privacy, step
 from tests import programs
@@ -165,7 +165,7 @@ def test_records_are_drawn_each_by_itself(tmp_path):
   for n in range(steps):
     batch = data.batch(n)
     live = batch.weights[:, 0] > 0
-    texts = [builtin.bytes_().decode(x.tolist()) for x in batch.tokens[live]]
+    texts = [utf8_bytes.make().decode(x.tolist()) for x in batch.tokens[live]]
     assert len({*texts}) == len(texts)  # each at most once
     for text in texts:
       seen[known.setdefault(text, len(known))] += 1
@@ -186,7 +186,7 @@ def config_of(tmp_path, **changes):
     'path': tasks_test.write_texts(tmp_path / 'texts', 100, 0),
   }
   c = base.get_config().unlock()
-  c.tokenizer = {'fn': 'lm.data.tokenizers.builtin:bytes_', 'reserved': 0}
+  c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
   c.steps, c.batch_size, c.save_every = 6, 16, 3
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',
@@ -271,7 +271,7 @@ def test_a_record_of_two_rows_cannot_be_drawn_by_itself(tmp_path):
     tasks.make(
       records=spec,
       form=form,
-      tokenizer=builtin.bytes_(),
+      tokenizer=utf8_bytes.make(),
       seed=0,
       batch_size=4,
       length=8,

@@ -17,7 +17,7 @@ import pytest
 from lm import checkpoint, config, errors, train
 from lm.checkpoint import lease, manifest
 from lm.data import writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import characters, utf8_bytes
 from lm.runtime import signals
 from tests import programs
 
@@ -168,7 +168,7 @@ def test_a_flipped_shard_ends_training_by_name(data, start, place):
 def test_replaced_data_is_refused(data, trained, place):
   workdir = programs.rewind(trained, place / 'run', 12)
   folder = place / 'data'
-  writer.write(folder / 'train', ['other text'] * 60, builtin.bytes_())
+  writer.write(folder / 'train', ['other text'] * 60, utf8_bytes.make())
   shutil.copytree(data / 'valid', folder / 'valid')
   c = programs.on_eight(folder, allow='data.sources,evals')
   text = refused(c, workdir)
@@ -182,10 +182,10 @@ def test_replaced_data_is_refused(data, trained, place):
 
 def test_another_tokenizer_is_refused(data, trained, place, capsys):
   table = place / 'tokenizer.json'
-  builtin.train_characters([programs.TEXT], str(table))
+  characters.train([programs.TEXT], str(table))
   c = programs.on_eight(data)
   with c.unlocked():
-    c.tokenizer.fn = 'lm.data.tokenizers.builtin:characters'
+    c.tokenizer.fn = 'lm.data.tokenizers.characters:make'
     c.tokenizer.path = str(table)
   text = refused(c.lock(), place / 'new')
   assert f'dataset {data}/train: written with tokenizer ' in text

@@ -17,7 +17,7 @@ import numpy as np
 from configs import base
 from lm import checkpoint, sharding, types
 from lm.data import objectives, stream, writer
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import auto
 from lm.inference import generate
 from lm.models import decoder, linen
 from lm.optim import optimizers
@@ -140,7 +140,7 @@ def loader(
     steps: batches in what is timed as one step.
   """
   folder = _folder()
-  words = builtin.load('bytes')
+  words = auto.load('bytes')
   rng = np.random.default_rng(0)
   # Web pages have a thousand tokens and a long tail.
   sizes = rng.lognormal(6.5, 1.0, 1 + tokens // 1_100).astype(int) + 1

@@ -1,6 +1,7 @@
-"""Builds `tokenizer.json` from what other files hold, our own tokenizers too.
+"""Builds the content of a `tokenizer.json` from the files of tokenizers.
 
-What it holds is a tree of JSON that the package `tokenizers` reads.
+The content is a tree of JSON, which the package `tokenizers` reads. The sources
+are GGUF, vocab.txt, merges.txt, and the tokenizers that are trained here.
 
 Reference: Sennrich et al. 2016, arXiv 1508.07909 (BPE); Radford et al. 2019,
 section 2.2 (of bytes); Kudo 2018, arXiv 1804.10959 (unigram); Devlin et al.
@@ -14,15 +15,14 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from lm.data import names
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import files, vocabulary
 
 Tree = dict[str, Any]
 
 # Its classes are made at run time, where a type checker does not see them.
 _MESSAGES: Any = sentencepiece_model_pb2
 
-SPACE_MARK = '\u2581'  # sentencepiece writes a space so
-# Kinds of pieces, as sentencepiece and GGUF number them.
+# Types of pieces, as sentencepiece and GGUF number them.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTES = range(1, 7)
 _GPT2 = {
   'type': 'ByteLevel',
@@ -31,6 +31,7 @@ _GPT2 = {
   'use_regex': True,
 }
 _DIGITS = {'type': 'Digits', 'individual_digits': True}
+# Words as Llama 3 and Qwen 2 cut them; the two differ in how long a number is.
 _WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
   r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -49,13 +50,13 @@ def byte_level(
 
   Args:
     tokens: the pieces by id, in the printable alphabet of bytes.
-    merges: pairs of pieces with a space between, the first to be merged first;
-      the line of the version that a merges.txt begins with counts for nothing.
+    merges: pairs of pieces separated by a space, in the order in which they are
+      merged. The line '#version: ...' that opens a merges.txt is ignored.
     special: ids that stand for no text.
-    pre: how text is cut into words before it is merged, by the names of GGUF:
-      'gpt-2' or 'default'; 'smollm', where digits stand alone; 'llama-bpe',
-      Llama 3's; 'qwen2'.
-    added: ids of further tokens that are cut out of text as they stand.
+    pre: how text is cut into words before merging, by GGUF's names: 'gpt-2' or
+      'default'; 'smollm', which separates all digits; 'llama-bpe' (Llama 3);
+      'qwen2'.
+    added: ids of further tokens that are matched in text verbatim.
 
   Raises:
     ValueError: `pre` is unknown, or the merges do not fit the tokens.
@@ -72,7 +73,7 @@ def byte_level(
   }
   if pre not in cuts:
     raise ValueError(
-      f'pre-tokenizer {names.short(pre)}: unknown; one of {", ".join(cuts)} is '
+      f'pre-tokenizer {names.short(pre)}: unknown; only {", ".join(cuts)} are '
       'read'
     )
   vocab = _distinct(tokens)
@@ -82,8 +83,8 @@ def byte_level(
   for merge, pair in zip(merges, pairs, strict=True):
     if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
       raise ValueError(
-        f'merge {names.short(merge)}: is not of two pieces to a third; take '
-        'tokens and merges of the same file'
+        f'merge {names.short(merge)}: does not join two pieces into a third; '
+        'take tokens and merges from the same file'
       )
   tree = _tree(_bpe(vocab, pairs, ignore_merges=pre == 'llama-bpe'))
   tree['added_tokens'] = _all_added(tokens, special, added)
@@ -97,34 +98,34 @@ def byte_level(
 def metaspace(
   tokens: Sequence[str],
   scores: Sequence[float],
-  kinds: Sequence[int],
+  piece_types: Sequence[int],
   *,
   prefix: bool = True,
 ) -> Tree:
-  """Builds the `tokenizer.json` of a sentencepiece BPE as Llama's.
+  """Builds the `tokenizer.json` of a sentencepiece BPE such as Llama's.
 
   Args:
     tokens: the pieces by id, with U+2581 for a space.
-    scores: of each; the pair whose piece has the highest is merged first.
-    kinds: of each, as GGUF numbers them: 1 normal, 2 unknown, 3 control, 4 cut
-      out of text as it stands, 5 unused, 6 a byte.
+    scores: of the pieces; the pair that makes the piece with the highest score
+      is merged first.
+    piece_types: of the pieces, as GGUF numbers them: 1 normal, 2 unknown,
+      3 control, 4 user-defined (matched in text verbatim), 5 unused, 6 byte.
     prefix: puts a space before each text.
 
   Raises:
-    ValueError: the three differ in length, or there are pieces twice.
+    ValueError: the three differ in length, or a piece occurs twice.
 
   Reference: Kudo and Richardson 2018, arXiv 1808.06226.
   """
-  if not len(tokens) == len(scores) == len(kinds):
+  if not len(tokens) == len(scores) == len(piece_types):
     raise ValueError(
-      f'{len(tokens)} tokens, {len(scores)} scores and {len(kinds)} kinds: '
-      'must be as many; take them of the same file'
+      f'{len(tokens)} tokens, {len(scores)} scores and {len(piece_types)} '
+      'types: must be equally many; take them from the same file'
     )
-  unknown, control, user, byte = (
-    [i for i, kind in enumerate(kinds) if kind == wanted]
-    for wanted in (_UNKNOWN, _CONTROL, _USER, _BYTES)
+  normal, unknown, control, user, byte = (
+    [i for i, of_piece in enumerate(piece_types) if of_piece == piece_type]
+    for piece_type in (_NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTES)
   )
-  normal = (i for i, kind in enumerate(kinds) if kind == _NORMAL)
   tree = _tree(
     _bpe(
       _distinct(tokens),
@@ -135,14 +136,18 @@ def metaspace(
     )
   )
   tree['added_tokens'] = _all_added(tokens, unknown + control, user)
-  spaces = _replace(' ', SPACE_MARK)
+  spaces = _replace(' ', vocabulary.SPACE_MARK)
   tree['normalizer'] = spaces
   tree['decoder'] = _sequence(
-    _replace(SPACE_MARK, ' '), *OWN_DECODER['decoders'], key='decoders'
+    _replace(vocabulary.SPACE_MARK, ' '),
+    *OWN_DECODER['decoders'],
+    key='decoders',
   )
   if prefix:
     tree['normalizer'] = _sequence(
-      {'type': 'Prepend', 'prepend': SPACE_MARK}, spaces, key='normalizers'
+      {'type': 'Prepend', 'prepend': vocabulary.SPACE_MARK},
+      spaces,
+      key='normalizers',
     )
     strip = {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}
     tree['decoder']['decoders'].append(strip)
@@ -153,20 +158,22 @@ def wordpiece(lines: Iterable[str], lowercase: bool) -> Tree:
   """Builds the `tokenizer.json` of BERT.
 
   Args:
-    lines: of its `vocab.txt`, a piece each.
-    lowercase: takes case and accents off, as the uncased models do.
+    lines: of its `vocab.txt`, one piece each.
+    lowercase: removes case and accents, as the uncased models do.
 
   Raises:
-    ValueError: a piece is there twice, or [UNK] is not.
+    ValueError: a piece occurs twice, or [UNK] is missing.
 
   Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.
   """
   pieces = [line.rstrip('\r\n') for line in lines]
   if pieces and not pieces[-1]:
-    pieces.pop()  # what follows the last line's end
+    pieces.pop()  # the file's last line end, not a piece
   vocab = _distinct(pieces)
   if '[UNK]' not in vocab:
-    raise ValueError('vocab.txt: lacks the piece [UNK]; give one of BERT')
+    raise ValueError(
+      'vocab.txt: lacks the piece [UNK]; give that of a BERT model'
+    )
   tree = _tree(
     {
       'type': 'WordPiece',
@@ -199,6 +206,7 @@ def wordpiece(lines: Iterable[str], lowercase: bool) -> Tree:
 
 
 def characters(alphabet: Sequence[str]) -> Tree:
+  """Builds the `tokenizer.json` of a character or byte tokenizer of ours."""
   spelling = [f'<0x{byte:02X}>' for byte in range(256)]
   pieces = ['<pad>', '</s>', '<s>', *spelling, *alphabet]
   tree = _tree(_bpe(_distinct(pieces), [], byte_fallback=True))
@@ -207,52 +215,73 @@ def characters(alphabet: Sequence[str]) -> Tree:
 
 
 def sentencepiece(path: str) -> Tree:
-  """Writes a sentencepiece model, which `path` is known to be."""
+  """Builds the `tokenizer.json` of a sentencepiece model that loses no text.
+
+  Its pieces have true spaces where sentencepiece writes U+2581.
+
+  Args:
+    path: of the model, which `lm.data.tokenizers.sentencepiece` has opened.
+
+  Raises:
+    ValueError: the model has pieces that a `tokenizer.json` cannot express.
+  """
   model = _MESSAGES.ModelProto()
-  model.ParseFromString(builtin.read(path))
+  model.ParseFromString(files.read(path))
   pieces = [piece.piece for piece in model.pieces]
   scores = [piece.score for piece in model.pieces]
-  kinds = [piece.type for piece in model.pieces]
-  if _UNUSED in kinds or _USER in kinds:
-    raise fault(
-      path, 'has unused or user-defined pieces, which are not written'
+  piece_types = [piece.type for piece in model.pieces]
+  if _UNUSED in piece_types or _USER in piece_types:
+    raise files.error(
+      path, 'has unused or user-defined pieces, which cannot be exported'
     )
-  pieces = [piece.replace(SPACE_MARK, ' ') for piece in pieces]
+  pieces = [piece.replace(vocabulary.SPACE_MARK, ' ') for piece in pieces]
   normal = {
     piece: score
-    for piece, score, kind in zip(pieces, scores, kinds, strict=True)
-    if kind == _NORMAL
+    for piece, score, piece_type in zip(
+      pieces, scores, piece_types, strict=True
+    )
+    if piece_type == _NORMAL
   }
-  others = [i for i, kind in enumerate(kinds) if kind in (_UNKNOWN, _CONTROL)]
+  special = [i for i, x in enumerate(piece_types) if x in (_UNKNOWN, _CONTROL)]
   if model.trainer_spec.model_type == model.trainer_spec.BPE:
     vocab = _distinct(pieces)
     tree = _tree(_bpe(vocab, _merges(normal), byte_fallback=True))
   else:
     vocab = [[piece, normal.get(piece, 0.0)] for piece in pieces]
-    model = {'type': 'Unigram', 'unk_id': kinds.index(_UNKNOWN)}
+    model = {'type': 'Unigram', 'unk_id': piece_types.index(_UNKNOWN)}
     tree = _tree(model | {'vocab': vocab, 'byte_fallback': True})
-    # The model would find these in text, so it is cut inside them, between two
-    # characters that no other piece has side by side.
+    # A unigram model would find special pieces and byte pieces when a text
+    # spells them. So text is cut inside such words, between two characters that
+    # no other piece has side by side: all other text is encoded as before.
     side_by_side = {
       piece[n : n + 2] for piece in normal for n in range(len(piece) - 1)
     }
     cuts = [_cut(path, '<0x', '[0-9A-F]{2}>', side_by_side)]
-    cuts += [_cut(path, pieces[i], '', side_by_side) for i in others]
+    cuts += [_cut(path, pieces[i], '', side_by_side) for i in special]
     tree['pre_tokenizer'] = _split('|'.join(cuts), 'MergedWithNext')
-  tree['added_tokens'] = _all_added(pieces, others, ())
+  tree['added_tokens'] = _all_added(pieces, special, ())
   return tree
 
 
 def _cut(path: str, word: str, tail: str, side_by_side: set[str]) -> str:
-  """Gives the expression of what stands in a word after a place to cut it."""
+  """Writes a pattern that matches a word from a place where it can be cut.
+
+  Args:
+    path: of the model, for the error.
+    word: that text must not be encoded as.
+    tail: pattern of what follows the word.
+    side_by_side: pairs of characters between which text must not be cut.
+  """
   for n in range(1, len(word)):
     if word[n - 1 : n + 1] not in side_by_side:
       return f'(?<={re.escape(word[:n])}){re.escape(word[n:])}{tail}'
-  raise fault(path, f'its pieces spell {word!r}, which is not written')
+  raise files.error(
+    path, f'its pieces spell {word!r}, which cannot be exported'
+  )
 
 
 def _merges(scores: dict[str, float]) -> list[list[str]]:
-  """Ranks the pairs of pieces that make up a piece, by the piece's score."""
+  """Lists the pairs of pieces that make a piece, by the piece's score."""
   ranked = sorted(scores, key=lambda piece: -scores[piece])
   return [
     [piece[:cut], piece[cut:]]
@@ -263,11 +292,16 @@ def _merges(scores: dict[str, float]) -> list[list[str]]:
 
 
 def _distinct(pieces: Sequence[str]) -> dict[str, int]:
+  """Numbers the pieces: piece -> id.
+
+  Raises:
+    ValueError: a piece occurs twice.
+  """
   vocab: dict[str, int] = {}
   for i, piece in enumerate(pieces):
     if vocab.setdefault(piece, i) != i:
       raise ValueError(
-        f'piece {names.short(piece)!r}: is there twice, as id {vocab[piece]} '
+        f'piece {names.short(piece)!r}: occurs twice, as id {vocab[piece]} '
         f'and {i}; get the file again'
       )
   return vocab
@@ -301,6 +335,7 @@ def _tree(model: Tree) -> Tree:
 
 
 def token(i: int, content: str, special: bool = True) -> Tree:
+  """Builds the entry of an added token, which is matched in text verbatim."""
   return {
     'id': i,
     'content': content,
@@ -340,9 +375,3 @@ def _replace(old: str, new: str) -> Tree:
 OWN_DECODER = _sequence(
   {'type': 'ByteFallback'}, {'type': 'Fuse'}, key='decoders'
 )
-
-
-def fault(path: str, cause: str) -> ValueError:
-  """Makes the error of a file, in one line."""
-  cause = ''.join(c if c.isprintable() else '?' for c in cause)
-  return ValueError(f'tokenizer {names.short(path)}: {cause}')

@@ -1,0 +1,124 @@
+"""Reads the content of a `tokenizer.json`: a tree of JSON."""
+
+import itertools
+import json
+from typing import Any
+
+from lm.data.tokenizers import files, tokenizer_json
+
+Tree = tokenizer_json.Tree
+
+# The key under which imported runs say which ids are bos, eos and pad of their
+# model. No other program writes it.
+IDS = 'lm_ids'
+_HIGHEST_ID = 1 << 22  # a broken file must not cause a table of 4 billion rows
+
+
+def parse(path: str, raw: bytes) -> tuple[Tree, dict[int, str]]:
+  """Parses a file.
+
+  Returns:
+    Its tree, and its pieces by id, see `pieces_of`.
+
+  Raises:
+    ValueError: the file is not a `tokenizer.json`, or is broken.
+  """
+  try:
+    tree = json.loads(raw)
+    pieces, model = pieces_of(tree), tree['model']
+    pairs = merges_of(model)
+    keys = ('unk_token', 'continuing_subword_prefix', 'end_of_word_suffix')
+    settings = [model[key] for key in keys if model.get(key) is not None]
+    # Fails for a value that is no string, or that is not Unicode.
+    ''.join(itertools.chain(pieces.values(), settings, *pairs)).encode()
+    is_good = (
+      bool(pieces)
+      and all(type(i) is int and 0 <= i <= _HIGHEST_ID for i in pieces)
+      and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+      and isinstance(model.get('unk_id'), int | None)
+    )
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    is_good, tree, pieces = False, {}, {}
+  if not is_good:
+    raise files.error(
+      path,
+      'not a tokenizer.json, or cut short; get it again, or write it with '
+      'save_pretrained',
+    )
+  return tree, pieces
+
+
+def take_ids(path: str, tree: Tree) -> dict[str, Any]:
+  """Removes the ids of bos, eos and pad from a tree, and returns them.
+
+  Raises:
+    ValueError: the entry of the tree is broken.
+  """
+  ids = tree.pop(IDS, {})
+  if not isinstance(ids, dict) or not ids.keys() <= {'bos', 'eos', 'pad'}:
+    raise files.error(
+      path, f'{IDS} holds other keys than bos, eos and pad; remove them'
+    )
+  return ids
+
+
+def pieces_of(tree: Tree) -> dict[int, str]:
+  """Returns by id the model's pieces and the tokens added to them."""
+  vocab = tree['model']['vocab']
+  if isinstance(vocab, list):
+    pieces = {i: piece for i, (piece, _) in enumerate(vocab)}
+  else:
+    pieces = {i: piece for piece, i in vocab.items()}
+  return pieces | {t['id']: t['content'] for t in added_tokens(tree)}
+
+
+def added_tokens(tree: Tree) -> list[Tree]:
+  """Returns the tokens that are matched in text before the model runs."""
+  return tree.get('added_tokens') or []
+
+
+def special_ids(tree: Tree) -> set[int]:
+  """Returns the ids that the file calls special."""
+  return {token['id'] for token in added_tokens(tree) if token.get('special')}
+
+
+def unknown_id(tree: Tree) -> int | None:
+  """Finds the id of text that the model cannot spell; None: it has none."""
+  model = tree['model']
+  if isinstance(model['vocab'], list):
+    return model.get('unk_id')
+  return model['vocab'].get(model.get('unk_token'))
+
+
+def merges_of(model: Tree) -> list[list[str]]:
+  """Returns the merges of a BPE; older files write them as one string each."""
+  return [
+    merge.split(' ') if isinstance(merge, str) else merge
+    for merge in model.get('merges') or ()
+  ]
+
+
+def joined(model: Tree, pair: list[str]) -> str:
+  """Returns the piece that a merge makes."""
+  prefix = model.get('continuing_subword_prefix') or ''
+  return pair[0] + pair[1].removeprefix(prefix)
+
+
+def has_type(tree: Tree, name: str, *keys: str) -> bool:
+  """Tells if an entry of the tree, or a part of its sequence, has a type.
+
+  Args:
+    tree: of the file.
+    name: of the type.
+    keys: of the entries, such as 'normalizer'.
+  """
+  parts = [tree.get(key) for key in keys]
+  while parts:
+    part = parts.pop()
+    if isinstance(part, dict):
+      if part.get('type') == name:
+        return True
+      for key in ('normalizers', 'pretokenizers'):
+        inner = part.get(key)
+        parts += inner if isinstance(inner, list) else []
+  return False

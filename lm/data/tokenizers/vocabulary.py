@@ -1,0 +1,98 @@
+"""What all tokenizers share: special ids, words, and checks of text and ids.
+
+Ids 0, 1 and 2 are pad, eos and bos in every tokenizer that is trained here.
+`decode(encode(x)) == x` holds for every Unicode string, and no text can spell a
+special id: `'</s>'` in a document becomes ordinary pieces. The tokenizers of
+`lm.data.tokenizers.huggingface`, which others trained, promise less.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+PAD, EOS, BOS = 0, 1, 2
+SPACE_MARK = '\u2581'  # sentencepiece writes a space as this character
+# The text on which a tokenizer is tried when it is opened. It has what is lost
+# most easily: spaces, the space mark, and text that looks like special pieces.
+PROBE = (
+  ' a  b \n\n\t c\r\n\0 e\u0301 \ufb01 \uff21 </s><s><pad><unk><0x41> 12345 '
+  '\u4f60\u597d\u3002\u2581\u2047 \U0001f600\ufeff '
+)
+# Scripts without spaces begin here: CJK radicals, kana, Chinese characters.
+_FIRST_CJK = '\u2e80'
+
+
+def reserved_ids(size: int, reserved: int) -> tuple[int | None, Sequence[int]]:
+  """Assigns the reserved ids at the end of a vocabulary.
+
+  Args:
+    size: of the whole vocabulary, V.
+    reserved: how many of the last ids are reserved.
+
+  Returns:
+    The id of the mask, which is the first of them (None without any), and the
+    ids of the sentinels: the others, from the last one downwards.
+  """
+  mask = size - reserved if reserved else None
+  return mask, range(size - 1, size - reserved, -1)
+
+
+def word_starts(pieces: Sequence[bytes], reserved: int) -> np.ndarray:
+  """Finds the pieces that begin a word: bool [V].
+
+  A word is a run of letters and digits together with what stands before it, as
+  a rule a space. A character of a script without spaces is a word of its own.
+  A piece of bytes that are only a part of a character continues a word.
+
+  Args:
+    pieces: the UTF-8 bytes of each piece; b'' for a special one.
+    reserved: the number of ids that follow the pieces.
+  """
+
+  def begins_word(piece: bytes) -> bool:
+    first = piece.decode('utf-8', 'replace')[:1]
+    # U+FFFD that the piece does not itself spell stands for half a character.
+    if first == '\ufffd' and not piece.startswith(first.encode()):
+      return False
+    return not first.isalnum() or first >= _FIRST_CJK
+
+  return np.array([begins_word(p) for p in pieces] + [True] * reserved)
+
+
+def utf8(text: str) -> bytes:
+  """Encodes text as UTF-8.
+
+  Raises:
+    ValueError: the text has a lone surrogate.
+  """
+  try:
+    return text.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(
+      f'text has a lone surrogate at character {e.start}, so it is not '
+      'Unicode; replace it before encoding (prepare_data --errors=replace)'
+    ) from e
+
+
+def checked_text(text: str) -> str:
+  """Returns the text unchanged, if it can be encoded.
+
+  Raises:
+    ValueError: the text has a lone surrogate.
+  """
+  if not text.isascii():  # nearly free, and true of most English text
+    utf8(text)
+  return text
+
+
+def check_ids(ids: Sequence[int], size: int) -> None:
+  """Checks ids before they are decoded.
+
+  Raises:
+    ValueError: an id is outside the vocabulary of `size` ids.
+  """
+  if len(ids) and not 0 <= min(ids) <= max(ids) < size:
+    raise ValueError(
+      f'id {max(ids) if max(ids) >= size else min(ids)} is outside the '
+      f'vocabulary of {size}; decode with the tokenizer that encoded'
+    )
