@@ -11,18 +11,22 @@ class Failure(RuntimeError):
   """An error whose text is one line that names the place, cause and fix.
 
   Attributes:
-    exit_code: what a program that ends because of it returns.
+    exit_code: that of a program which ends because of the error.
   """
 
   exit_code = 1
 
   def __init__(self, text: str):
-    """Takes the text; blanks are joined and a long middle is cut out."""
+    """Makes one line of at most 200 characters of the text.
+
+    Blanks are joined, long paths lose their beginning, and a text that is still
+    too long loses its middle.
+    """
     text = ' '.join(text.split())
-    if len(text) > _LONGEST:  # the end of a long path says enough
+    if len(text) > _LONGEST:  # the last parts of a path tell enough
       text = re.sub(r'/\S{12,}((?:/[^\s/]+){3})', r'...\1', text)
     if len(text) > _LONGEST:
-      # The place stands at the front and the fix at the end.
+      # The place is at the beginning of a line, and the fix at its end.
       text = f'{text[:_FRONT]} ... {text[_FRONT + 5 - _LONGEST :]}'
     super().__init__(text)
 
@@ -34,7 +38,7 @@ class Missing(Failure):
 
 
 class Remote(Failure):
-  """A work directory is where no files of this host can be."""
+  """A work directory is an address, or a path that cannot be used."""
 
   exit_code = 2
 
@@ -49,7 +53,7 @@ class Mismatch(Failure):
   exit_code = 2
 
   def __init__(self, text: str, lines: list[str]):
-    """Takes the text and the whole list of differences."""
+    """Takes the text, which has room for a few of the differences."""
     super().__init__(text)
     self.lines = lines
 
@@ -91,12 +95,12 @@ def install(extra: str) -> str:
 
 
 def refusal(error: BaseException) -> str | None:
-  """Says what the operating system refused, None if it refused nothing."""
+  """Says what the operating system has refused; None if it refused nothing."""
   if isinstance(error, OSError):
     return (
       f'{error.filename}: {error.strerror}' if error.filename else str(error)
     )
-  # Orbax's tensor store reports them as text in a ValueError.
+  # Orbax's tensor store reports the system's errors in the text of another.
   if match := re.search(r"os_error_code='(\d+)'", str(error)):
     return os.strerror(int(match[1]))
   return None

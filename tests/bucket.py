@@ -19,7 +19,8 @@ class Server(http.server.ThreadingHTTPServer):
 
   Attributes:
     objects: content by `bucket/name`.
-    log: `METHOD bucket/name` of what changed something, in order.
+    log: the requests that changed something, in order, each as
+      `METHOD bucket/name`.
   """
 
   daemon_threads = True
@@ -66,12 +67,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     pass
 
   def _where(self) -> tuple[str, str, str, dict[str, str]]:
-    """Reads a path: which door, which bucket, which object, what else."""
+    """Splits a path: the kind of request, bucket, object and query."""
     url = urllib.parse.urlsplit(self.path)
     query = dict(urllib.parse.parse_qsl(url.query))
-    door, _, rest = url.path.partition('/b/')
+    kind, _, rest = url.path.partition('/b/')
     bucket, _, name = rest.partition('/o')
-    return door, bucket, urllib.parse.unquote(name.strip('/')), query
+    return kind, bucket, urllib.parse.unquote(name.strip('/')), query
 
   def _body(self) -> bytes:
     return self.rfile.read(int(self.headers.get('Content-Length', 0)))
@@ -100,13 +101,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     }
 
   def do_GET(self):
-    door, bucket, name, query = self._where()
+    kind, bucket, name, query = self._where()
     full = f'{bucket}/{name}'
     if not name:
       self._list(bucket, query)
     elif full not in self.server.objects:
       self._answer(404, {'error': {'code': 404, 'message': f'no {full}'}})
-    elif 'download' in door or query.get('alt') == 'media':
+    elif 'download' in kind or query.get('alt') == 'media':
       content = self.server.objects[full]
       if span := self.headers.get('Range'):
         first, last = span.removeprefix('bytes=').split('-')

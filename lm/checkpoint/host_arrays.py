@@ -80,6 +80,7 @@ def wrap_key(leaf: jax.Array, like: Any) -> jax.Array:
 
 def dtype(name: str) -> np.dtype:
   """Returns the dtype of the stored array for the name in a manifest."""
+  # jax knows the names that NumPy lacks, such as bfloat16.
   return np.dtype(np.uint32) if name.startswith('key<') else jnp.dtype(name)
 
 
@@ -106,6 +107,7 @@ def copy(state: Any, old: dict[str, HostArray]) -> dict[str, HostArray]:
   arrays = {path: unwrap_key(leaf) for path, leaf in flat.items()}
   for path, leaf in arrays.items():
     if isinstance(leaf, jax.Array):
+      # Half an array would be saved, and nobody would notice before a restore.
       if not leaf.is_fully_addressable:
         raise ValueError(
           f'{path}: lies on devices of several processes: give the Checkpointer'
@@ -128,6 +130,7 @@ def by_path(state: Any) -> dict[str, Any]:
     ValueError: two of them would be stored in one place.
   """
   flat = dict(tree.paths(state))
+  # Orbax calls the folder of leaf a/b 'a.b'.
   if len({path.replace('/', '.') for path in flat}) != len(flat):
     raise ValueError('two leaves have paths that differ only in "." and "/"')
   return flat
@@ -185,6 +188,7 @@ def check_written(content: dict[str, Any]) -> None:
     errors.Storage: two hashes differ.
   """
   for path, record in content['leaves'].items():
+    # The only chunk of a matrix is called '0.0', that of a scalar '0'.
     chunk = '.'.join('0' for _ in record['shape']) or '0'
     name = f'state/{path.replace("/", ".")}/{chunk}'
     file = content['files'].get(name, {'sha256': 'no file'})

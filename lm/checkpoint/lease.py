@@ -1,13 +1,14 @@
 """One writer per work directory: a lock, a heartbeat and a fence.
 
-`workdir/lease` is a short JSON file whose holder keeps it under `flock`, so
-that the kernel frees it when the holder dies, and touches it every few
-seconds, so that other hosts can judge a lock they may not see. Whoever takes
-over puts a new file in its place; the old holder's file is then no longer the
-one at that path, which is how a process that was stopped, replaced and
-continued learns that it must write nothing more (`Lease.check`).
+`workdir/lease` is a short JSON file. Its holder keeps it under `flock`, so that
+the kernel frees it when the holder dies. It also touches the file every few
+seconds, because other hosts may not see the lock: they judge by its age.
 
-Nothing here imports JAX, so a second trainer is refused before it starts.
+Whoever takes over puts a new file in its place. The old holder's file is then
+no longer the one at that path. This is how a process that was stopped, replaced
+and continued learns that it must write nothing more (`Lease.check`).
+
+Nothing here imports JAX, so that a second trainer is refused before it starts.
 """
 
 import contextlib
@@ -44,13 +45,15 @@ class Lease:
   ):
     """Prepares a lease; nothing is touched before `with`.
 
+    Both times are written into the lease: a holder is judged by its own.
+
     Args:
       workdir: an existing directory.
       beat_seconds: time between heartbeats.
-      stale_seconds: a heartbeat older than this lets another process take over
-        a lease whose holder cannot be seen to be dead. It then first watches
-        for two and a half beats: the clock, not the holder, may have jumped.
-        Both are written into the lease: a holder is judged by its own terms.
+      stale_seconds: age of a heartbeat that lets another process take over,
+        where the kernel cannot say that the holder is dead. The other process
+        first watches for two and a half beats, since the clock may have jumped
+        while the holder lives.
     """
     self.token = 0
     self._path = Path(workdir) / NAME
@@ -63,6 +66,11 @@ class Lease:
     )
 
   def __enter__(self) -> 'Lease':
+    """Takes the lease.
+
+    Raises:
+      errors.Locked: another process holds it, or is just taking it.
+    """
     self._watch_stale()
     with _guard(self._path):
       self._take()
@@ -72,9 +80,10 @@ class Lease:
     return self
 
   def __exit__(self, *unused: object) -> None:
+    """Gives the lease back; the file stays, with its token."""
     self._stop.set()
     self._thread.join()
-    # Goes to our own file: if we were replaced, this changes nothing.
+    # Written to our own file: if we were replaced, nobody reads it any more.
     with contextlib.suppress(OSError):
       os.pwrite(self._fd, _encode({'token': self.token, 'pid': None}), 0)
     self._close()
@@ -83,8 +92,9 @@ class Lease:
     """Makes sure that this process is still the holder.
 
     Raises:
-      Locked: another process has taken over, or the lease was removed.
+      errors.Locked: another process has taken over, or the lease was removed.
     """
+    # A successor has put its file at the path; ours is open but has no name.
     try:
       mine = os.path.samestat(os.stat(self._path), os.fstat(self._fd))
     except FileNotFoundError:
@@ -102,7 +112,7 @@ class Lease:
   def _take(self) -> None:
     """Puts a new lease in place; runs under the guard."""
     old = _read(self._path)
-    if old and _alive(self._path, old):
+    if old and _is_alive(self._path, old):
       raise errors.Locked(self._refusal(old))
     self.token = (old['token'] if old else 0) + 1
     fresh = self._path.with_name(f'{NAME}.{os.getpid()}.{self.token}')
@@ -118,7 +128,8 @@ class Lease:
       }
       os.pwrite(self._fd, _encode(content), 0)
       os.fsync(self._fd)
-      # Without lock support in the file system the heartbeat alone protects.
+      # Locked before the rename: nobody sees the new lease without its lock.
+      # Where the file system has no locks, the heartbeat alone protects.
       with contextlib.suppress(OSError):
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
       os.rename(fresh, self._path)
@@ -130,11 +141,11 @@ class Lease:
   def _watch_stale(self) -> None:
     """Gives a holder that looks stale time to prove that it is not."""
     old = _read(self._path)
-    if not old or not old['pid'] or _alive(self._path, old):
+    if not old or not old['pid'] or _is_alive(self._path, old):
       return
     seen = _mtime(self._path)
     deadline = time.monotonic() + 2.5 * old['beat_seconds']
-    while time.monotonic() < deadline and not _dead(self._path, old):
+    while time.monotonic() < deadline and not _is_dead(self._path, old):
       time.sleep(min(0.2, old['beat_seconds'] / 4))
       if _mtime(self._path) != seen:
         raise errors.Locked(self._refusal(old))
@@ -161,40 +172,41 @@ class Lease:
 
 
 def holder(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """Tells who is training into a work directory, None for nobody.
+  """Describes who is training into a work directory; None for nobody.
 
   Returns:
     `pid`, `host`, `token`, `started` and `heartbeat` (seconds since the epoch)
     and `age_seconds` of the heartbeat, never negative.
   """
   path = Path(workdir) / NAME
-  found = _read(path)
-  if not found or not _alive(path, found):
+  lease = _read(path)
+  if not lease or not _is_alive(path, lease):
     return None
   age = max(0.0, _age(path))
-  return {**found, 'heartbeat': _mtime(path), 'age_seconds': age}
+  return {**lease, 'heartbeat': _mtime(path), 'age_seconds': age}
 
 
 def token(workdir: str | os.PathLike[str]) -> int:
   """Returns the token of a work directory's last lease, 0 without any."""
-  found = _read(Path(workdir) / NAME)
-  return found['token'] if found else 0
+  lease = _read(Path(workdir) / NAME)
+  return lease['token'] if lease else 0
 
 
-def _alive(path: Path, found: dict[str, Any]) -> bool:
-  if not found['pid'] or _dead(path, found):
+def _is_alive(path: Path, lease: dict[str, Any]) -> bool:
+  if not lease['pid'] or _is_dead(path, lease):
     return False
   # A heartbeat from the far future says as little as one from the far past.
-  return abs(_age(path)) < found['stale_seconds']
+  return abs(_age(path)) < lease['stale_seconds']
 
 
-def _dead(path: Path, found: dict[str, Any]) -> bool:
-  """Whether the kernel knows that the holder, on this host, is gone."""
-  if found.get('host') != socket.gethostname():
+def _is_dead(path: Path, lease: dict[str, Any]) -> bool:
+  """Tells whether the kernel knows that the holder, on this host, is gone."""
+  if lease.get('host') != socket.gethostname():
     return False
   try:
     with path.open('rb') as file:
-      # Shared, so that two processes that only look never see each other.
+      # A shared lock: two processes that only look do not take each other for
+      # a holder.
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
@@ -204,16 +216,16 @@ def _dead(path: Path, found: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-  """Reads a lease, None if there is none or it is not readable."""
+  """Reads a lease; None if there is none or it is not readable."""
   try:
-    found = json.loads(path.read_bytes()[:_BYTES])
+    content = json.loads(path.read_bytes()[:_BYTES])
     return {
-      'token': int(found['token']),
-      'pid': found['pid'] and int(found['pid']),
-      'host': str(found.get('host')),
-      'started': float(found.get('started', 0)),
-      'beat_seconds': float(found.get('beat_seconds', 10)),
-      'stale_seconds': float(found.get('stale_seconds', 60)),
+      'token': int(content['token']),
+      'pid': content['pid'] and int(content['pid']),
+      'host': str(content.get('host')),
+      'started': float(content.get('started', 0)),
+      'beat_seconds': float(content.get('beat_seconds', 10)),
+      'stale_seconds': float(content.get('stale_seconds', 60)),
     }
   except (OSError, ValueError, LookupError, TypeError, AttributeError):
     return None
@@ -250,5 +262,5 @@ def _guard(path: Path):
           ) from None
         time.sleep(0.1)
       except OSError:
-        break  # no locks on this file system
+        break  # this file system has no locks
     yield

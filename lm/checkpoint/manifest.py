@@ -1,4 +1,4 @@
-"""What a checkpoint on disk is, and whether its bytes are still right.
+"""The steps in a work directory, and their manifests.
 
 A work directory holds
 
@@ -6,10 +6,10 @@ A work directory holds
     checkpoints/00000120/state/...        the arrays, as orbax wrote them
     checkpoints/tmp.save.00000130.7/      being written, by lease holder 7
     checkpoints/tmp.delete.00000100.7/    being deleted
-    checkpoints/damaged.00000110/         set aside after a fallback
+    checkpoints/damaged.00000110.7/       set aside after a fallback
 
 A step gets its eight-digit name by one rename, when all of it is on disk, and
-loses it by one rename, before any of it is deleted: whatever has such a name
+loses it by one rename, before any of it is deleted. So whatever has such a name
 is whole. The manifest lists every file with its size and sha256, and protects
 itself with one more. Everything here is standard library: readers need no JAX.
 
@@ -19,22 +19,18 @@ followed or read, and nothing is unpickled.
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
-import hashlib
 import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 import re
-import stat
 import sys
 import types
 from typing import Any, TypeVar
 
 from lm import errors
+from lm.checkpoint import manifest_format
 
 NAME = 'MANIFEST.json'
-_LARGEST_BYTES = 1 << 26  # a manifest of 100,000 leaves has 25 MB
-_FIELDS = {'format', 'step', 'meta', 'leaves', 'files', 'checkpoint', 'sha256'}
-_FORMAT = 1
 
 T = TypeVar('T')
 
@@ -74,7 +70,7 @@ def candidates(workdir: str | os.PathLike[str]) -> list[int]:
 
 
 def steps(workdir: str | os.PathLike[str]) -> list[int]:
-  """Lists the committed steps, oldest first; never one half there."""
+  """Lists the committed steps, oldest first; never half a step."""
   return [
     step
     for step in candidates(workdir)
@@ -83,7 +79,7 @@ def steps(workdir: str | os.PathLike[str]) -> list[int]:
 
 
 def strays(workdir: str | os.PathLike[str]) -> list[str]:
-  """Lists names among the checkpoints that do not belong there."""
+  """Lists names among the checkpoints that lm has not given."""
   known = {f'{step:08d}' for step in candidates(workdir)}
   known.update(leftovers(workdir))
   return sorted(
@@ -95,6 +91,7 @@ def strays(workdir: str | os.PathLike[str]) -> list[str]:
 
 def leftovers(workdir: str | os.PathLike[str]) -> list[str]:
   """Lists names of what a writer that was killed left unfinished."""
+  # Orbax makes temporary directories of its own beside ours.
   return sorted(
     name
     for name in _names(workdir)
@@ -109,39 +106,47 @@ def write(
   meta: Any,
   known: Mapping[str, dict[str, Any]] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
-  """Hashes and syncs all files under `place` and writes its manifest.
+  """Hashes and syncs all files of a step, and writes its manifest.
 
   Args:
-    place: a directory that nobody writes to any more.
-    step: the step it will be known by.
+    place: the step's directory, to which nobody writes any more.
+    step: the number that the directory will be called.
     leaves: `{path: {'shape': [...], 'dtype': str, 'sha256': str}}`.
-    meta: JSON; its item `data` says where in the data the step stands.
-    known: records of files that are synced and were hashed on disk already.
+    meta: JSON; its item `data` is the position in the data.
+    known: records of files that are synced, and hashed as they are on disk.
 
   Returns:
-    The manifest. Its `checkpoint` is one hash over step, data position and
-    leaves: equal for equal bits, whatever the time, mesh or host.
+    The manifest. Its item `checkpoint` is one hash of step, data position and
+    leaves: it is equal for equal bits, whatever the time, the mesh or the host.
   """
+  # From disk, not from memory, so that a reader's first verification cannot be
+  # the first time that anybody looks at these bytes.
   files = {
     name: known.get(name)
-    or {'bytes': path.stat().st_size, 'sha256': _sha256(path, sync=True)}
+    or {
+      'bytes': path.stat().st_size,
+      'sha256': manifest_format.file_hash(path, sync=True),
+    }
     for name, path in sorted(_walk(place))
   }
   content = {
-    'format': _FORMAT,
+    'format': manifest_format.VERSION,
     'step': step,
     'meta': meta,
     'leaves': leaves,
     'files': files,
-    'checkpoint': content_hash(step, leaves, meta),
+    'checkpoint': manifest_format.content_hash(step, leaves, meta),
   }
-  content['sha256'] = hashlib.sha256(_encode(content)).hexdigest()
+  content['sha256'] = manifest_format.own_hash(content)
+  # A directory without a manifest is no step: so it comes last, as a whole.
   fresh = place / f'{NAME}.tmp'
   with fresh.open('wb') as file:
-    file.write(_encode(content))
+    # The very bytes that were hashed: a reader compares them one by one.
+    file.write(manifest_format.encode(content))
     file.flush()
     os.fsync(file.fileno())
   os.rename(fresh, place / NAME)
+  # The names in a directory are data of the directory, and need a sync too.
   for folder in {place, *(path.parent for _, path in _walk(place))}:
     sync(folder)
   return content
@@ -152,16 +157,8 @@ def listing(place: Path) -> set[str]:
   return {name for name, _ in _walk(place)}
 
 
-def content_hash(step: int, leaves: dict[str, Any], meta: Any) -> str:
-  """Hashes what training continues from: step, data position and leaves."""
-  data = meta.get('data') if isinstance(meta, dict) else None
-  return hashlib.sha256(
-    _encode({'step': step, 'data': data, 'leaves': leaves})
-  ).hexdigest()
-
-
 def read(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
-  """Reads one step's manifest; says nothing yet about the arrays' bytes.
+  """Reads one step's manifest, and does not look at its other files.
 
   Raises:
     errors.Gone: there is no such step (any more).
@@ -172,9 +169,11 @@ def read(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   try:
     if place.is_symlink():
       raise errors.Damaged(f'{place}: is a symlink, which is not followed')
-    with _open(path) as file:
-      text = file.read(_LARGEST_BYTES + 1)
+    # One byte more than allowed tells a file that is too large.
+    with manifest_format.open_regular(path) as file:
+      text = file.read(manifest_format.LARGEST_BYTES + 1)
   except FileNotFoundError:
+    # Either the whole step is gone, or it has lost its manifest.
     _check_there(workdir, step)
     raise errors.Damaged(
       f'{path}: missing: not a whole checkpoint of lm; use another step'
@@ -182,7 +181,7 @@ def read(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   except OSError as error:
     _check_there(workdir, step)
     raise errors.Damaged(f'{path}: {error.strerror}') from error
-  cause = _wrong(text, step)
+  cause = manifest_format.manifest_error(text, step)
   if cause:
     raise errors.Damaged(f'{path}: {cause}; use another step')
   return json.loads(text)
@@ -201,13 +200,15 @@ def verify(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   listed = content['files']
   place = directory(workdir, step)
   try:
-    found = dict(_walk(place))
-    found.pop(NAME, None)
-    for name in sorted(listed.keys() | found.keys()):
-      cause = _wrong_file(name, found.get(name), listed.get(name))
+    files = dict(_walk(place))
+    files.pop(NAME, None)
+    # Both ways: a file that is not listed is refused like one that is missing.
+    for name in sorted(listed.keys() | files.keys()):
+      cause = manifest_format.file_error(files.get(name), listed.get(name))
       if cause:
         raise errors.Damaged(f'{place / name}: {cause}; use another step')
   except errors.Damaged:
+    # A step that is deleted meanwhile seems to lose files: that is no damage.
     _check_there(workdir, step)
     raise
   except OSError as error:
@@ -223,8 +224,8 @@ def read_meta(
 
   Args:
     workdir: of a run.
-    step: of which nothing but the manifest is read; None verifies, and takes
-      the newest sound step, which is the one that will be restored.
+    step: whose manifest is read, without verifying its files. None verifies,
+      and reads that of the newest sound step: the one that will be restored.
 
   Raises:
     errors.Missing: there is no checkpoint; errors.Gone: not this step.
@@ -236,7 +237,9 @@ def read_meta(
 
 
 def digest(workdir: str | os.PathLike[str], step: int) -> str:
-  """Returns the hash that is equal for equal states; see `write`.
+  """Returns a step's content hash, which is equal for equal states.
+
+  See `write`.
 
   Raises:
     errors.Gone: there is no such step (any more).
@@ -252,12 +255,12 @@ def newest(
 ) -> T:
   """Returns `use(step)` for the newest step for which it works.
 
-  A damaged step costs one line on stderr, and the one before it is tried.
+  For each damaged step it prints one line on stderr, and tries the step before.
 
   Args:
     workdir: of a run.
     use: called with steps from new to old; raises `Damaged` for a bad one.
-    step: this one only, without falling back.
+    step: uses this one only; None for the newest.
 
   Raises:
     errors.Missing: there is no checkpoint here.
@@ -266,11 +269,12 @@ def newest(
   if step is not None:
     return use(step)
   bad: dict[int, str] = {}
+  # Listed again each time: a trainer saves and deletes steps meanwhile.
   while left := [n for n in candidates(workdir) if n not in bad]:
     try:
       return use(left[-1])
     except errors.Gone:
-      continue  # its owner deletes old steps while we look: look again
+      continue
     except errors.Damaged as error:
       bad[left[-1]] = str(error)
       warn(f'{error}; trying the step before it')
@@ -288,7 +292,7 @@ def newest(
 
 @functools.lru_cache(maxsize=1000)
 def warn(text: str) -> None:
-  """Prints one line on stderr, the first time it is asked to."""
+  """Prints one line on stderr, unless it has printed the same line before."""
   print(f'lm: {" ".join(text.split())}', file=sys.stderr, flush=True)
 
 
@@ -305,7 +309,7 @@ def _names(workdir: str | os.PathLike[str]) -> list[str]:
   try:
     return os.listdir(root(workdir))
   except (FileNotFoundError, NotADirectoryError):
-    return []
+    return []  # no run yet; anything else must not look like an empty run
   except OSError as error:
     raise errors.Storage(
       f'{root(workdir)}: cannot be listed: {error.strerror}: check the path'
@@ -313,6 +317,7 @@ def _names(workdir: str | os.PathLike[str]) -> list[str]:
 
 
 def _is_step(name: str) -> bool:
+  # '0000000000000009' would be step 9 twice: only the one form that lm writes.
   return bool(re.fullmatch('[0-9]{8,18}', name)) and f'{int(name):08d}' == name
 
 
@@ -327,105 +332,11 @@ def _check_there(workdir: str | os.PathLike[str], step: int) -> None:
 
 
 def _walk(place: Path, prefix: str = '') -> Iterator[tuple[str, Path]]:
-  """Yields `(relative name, path)` of what is not a directory."""
+  """Yields `(relative name, path)` of everything that is not a directory."""
   with os.scandir(place) as entries:
     for entry in sorted(entries, key=lambda e: e.name):
+      # A link to a directory is listed as a file, and refused as one.
       if entry.is_dir(follow_symlinks=False):
         yield from _walk(Path(entry.path), f'{prefix}{entry.name}/')
       else:
         yield prefix + entry.name, Path(entry.path)
-
-
-def _open(path: Path) -> Any:
-  """Opens a regular file for reading; a link or a pipe is an error."""
-  fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-  file = os.fdopen(fd, 'rb')
-  if not stat.S_ISREG(os.fstat(fd).st_mode):
-    file.close()
-    raise OSError(0, 'not a regular file')
-  return file
-
-
-def _sha256(path: Path, *, sync: bool = False) -> str:
-  with _open(path) as file:
-    if sync:
-      os.fsync(file.fileno())
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _encode(content: dict[str, Any]) -> bytes:
-  return json.dumps(content, sort_keys=True, indent=1).encode() + b'\n'
-
-
-def _wrong(text: bytes, step: int) -> str:
-  """Says what is wrong with a manifest, '' for nothing."""
-  if len(text) > _LARGEST_BYTES:
-    return f'larger than {_LARGEST_BYTES} bytes'
-  try:
-    content = json.loads(text)
-    if not isinstance(content, dict) or content.keys() != _FIELDS:
-      return 'not a manifest of lm'
-    rest = {k: v for k, v in content.items() if k != 'sha256'}
-    # Byte for byte, so that no flip hides in what a parser forgives.
-    if _encode(content) != text:
-      return 'changed (not in the form in which lm writes it)'
-    if content['sha256'] != hashlib.sha256(_encode(rest)).hexdigest():
-      return 'changed (its own sha256 differs)'
-    if content['format'] != _FORMAT:
-      return f'format {content["format"]}, this lm reads {_FORMAT}'
-    if content['step'] != step:
-      return f'says step {content["step"]}: the directory was renamed'
-    return _wrong_content(content)
-  except (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-  ) as error:
-    return f'unreadable ({type(error).__name__})'
-
-
-def _wrong_content(content: dict[str, Any]) -> str:
-  for name, record in content['files'].items():
-    parts = PurePosixPath(name).parts
-    if (
-      not parts or '/'.join(parts) != name or parts[0] == '/' or '..' in parts
-    ) or '\0' in name:
-      return f'unsafe file name {name[:40]!r}'
-    if not _natural(record['bytes']) or not isinstance(record['sha256'], str):
-      return f'bad record of file {name[:40]!r}'
-  for path, record in content['leaves'].items():
-    if any(part in ('', '.', '..') for part in path.split('/')) or '\0' in path:
-      return f'unsafe leaf name {path[:40]!r}'
-    if (
-      not isinstance(record['shape'], list)
-      or not all(_natural(size) for size in record['shape'])
-      or not all(isinstance(record[key], str) for key in ('dtype', 'sha256'))
-    ):
-      return f'bad record of leaf {path[:40]!r}'
-  hashed = content_hash(content['step'], content['leaves'], content['meta'])
-  return '' if hashed == content['checkpoint'] else 'content hash differs'
-
-
-def _natural(value: Any) -> bool:
-  return type(value) is int and 0 <= value < 1 << 62
-
-
-def _wrong_file(
-  name: str, path: Path | None, record: dict[str, Any] | None
-) -> str:
-  """Says what is wrong with one file, '' for nothing."""
-  if record is None:
-    return 'extra file, not in the manifest'
-  if path is None:
-    return 'missing'
-  if path.is_symlink():
-    return 'is a symlink, which is not followed'
-  size = path.stat().st_size
-  if size != record['bytes']:
-    kind = 'truncated' if size < record['bytes'] else 'grown'
-    return f'{kind}: {size} bytes, expected {record["bytes"]}'
-  if _sha256(path) != record['sha256']:
-    return 'sha256 differs from the manifest: bits have changed'
-  return ''

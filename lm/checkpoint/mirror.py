@@ -80,6 +80,8 @@ class Mirror:
         f'{self.folder}: cannot be made: {error.strerror}: set'
         f' {bucket.VARIABLE}'
       ) from error
+    # Before anything is downloaded or cleared away: a living writer may be at
+    # work there.
     self._lease.take()
     try:
       self._clear_unfinished()
@@ -108,6 +110,7 @@ class Mirror:
       return  # this machine is ahead, and so are its metrics
     for name in _LINES:
       with contextlib.suppress(FileNotFoundError):
+        # By a rename, so that a kill never leaves half of the metrics.
         self._bucket.download(name, self.folder / f'tmp.{name}')
         os.replace(self.folder / f'tmp.{name}', self.folder / name)
 
@@ -131,6 +134,8 @@ class Mirror:
         raise
       error.add_note(f'and the last copy failed: {late}')
     else:
+      # Given back only if it is still ours, and at once: the next trainer need
+      # not wait for the heartbeat to grow old.
       with contextlib.suppress(errors.Failure):
         self._lease.check()
         self._lease.write(held=False)
@@ -199,6 +204,7 @@ class Mirror:
     for step in steps:
       try:
         digest = manifest.digest(self.folder, step)
+        # Not older ones: the bucket has deleted them, or never needed them.
         if step < newest or self._uploaded.get(f'{step}') == digest:
           continue
         self._bucket.upload_step(self.folder, step, self._lease.check)

@@ -58,6 +58,7 @@ def copy(state: Any, old: dict[str, ShardedArray]) -> dict[str, ShardedArray]:
   leaves = []
   for path, leaf in host_arrays.by_path(state).items():
     array = host_arrays.unwrap_key(leaf)
+    # jax shards evenly, so that all shards of a leaf have the shape of a chunk.
     chunk = array.sharding.shard_shape(array.shape)
     shards = {
       chunk_name(shard.index, chunk): shard.data
@@ -103,6 +104,7 @@ def write_header(folder: Path, array: ShardedArray) -> None:
   """
   header = folder / '.zarray'
   zarr = json.loads(header.read_bytes())
+  # All else in the header (dtype, order, no compressor) is as orbax wrote it.
   zarr |= {'shape': list(array.shape), 'chunks': list(array.chunk)}
   header.write_text(json.dumps(zarr))
   for file in folder.iterdir():
@@ -118,6 +120,7 @@ def write(folder: Path, array: ShardedArray) -> dict[str, str]:
   """
   hashes = {}
   for name, shard in array.shards.items():
+    # Before it is written: this is the hash that the disk is compared with.
     hashes[name] = host_arrays.sha256(shard)
     # 'x': a file that is there already means that two processes write it.
     with (folder / name).open('xb') as file:
@@ -166,7 +169,7 @@ def _bands(
     chunks = {
       name: np.memmap(folder / name, dtype, 'r', shape=array.chunk)
       for name in names
-      if int(name.split('.')[0]) == first // array.chunk[0]
+      if int(name.split('.')[0]) == first // array.chunk[0]  # these rows
     }
     for top in range(0, array.chunk[0], rows):
       size = min(rows, array.chunk[0] - top)
@@ -222,7 +225,8 @@ def read(
     spans = [part.indices(n)[:2] for part, n in zip(index, shape, strict=True)]
     name = chunk_name(index, chunk)
     if spans == _chunk_spans(name, chunk):
-      return read_chunk(name)  # sharded as it was written
+      return read_chunk(name)  # sharded as it was written: no copy
+    # Sharded in another way: put together from all chunks that overlap.
     out = np.empty([stop - first for first, stop in spans], dtype)
     for name in chunk_names(shape, chunk):
       if slices := _overlap(spans, _chunk_spans(name, chunk)):

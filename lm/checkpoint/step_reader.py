@@ -98,6 +98,8 @@ def load(
   """
   content = verified or manifest.verify(workdir, step)
   specs = host_arrays.specs(like)
+  # Compared by path, before any array is read: a state is never cast, filled up
+  # or cut to fit a config.
   if lines := tree.diff(_specs(content['leaves']), specs):
     raise errors.Mismatch(
       f'{manifest.directory(workdir, step)}: {len(lines)} leaves differ from'
@@ -110,6 +112,8 @@ def load(
   else:
     by_path = dict(tree.paths(shardings))
   assert specs.keys() == by_path.keys(), sorted(specs.keys() ^ by_path.keys())
+  # With other processes, each reads only what it holds, and orbax, which would
+  # wait for the others, is not asked.
   if all(sharding.is_fully_addressable for sharding in by_path.values()):
     arrays = _read(workdir, step, content['leaves'], by_path)
     # Arrays without elements, which orbax cannot store, are numpy's until here.
@@ -133,6 +137,7 @@ def _read_sharded(
   records = content['leaves']
   arrays = {}
   with _explained(state.parent):
+    # The files' hashes are compared chunk by chunk, when they are read.
     host_arrays.check_files(state, _with_elements(records))
     for path, record in records.items():
       folder = state / path.replace('/', '.')
@@ -157,6 +162,7 @@ def _load_params(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
       f'{manifest.directory(workdir, step)}: has no params: use another run'
     )
   arrays = _read(workdir, step, records)
+  # The weights are stored as whole numbers times a scale per row or column.
   for path in [path for path in arrays if path.startswith(_SCALES)]:
     name, scale = f'params/{path.removeprefix(_SCALES)}', arrays[path]
     param = arrays.get(name, np.empty(()))
@@ -183,6 +189,7 @@ def _read(
   place = manifest.directory(workdir, step)
   stored = _with_elements(records)
   with _explained(place):
+    # Arrays without elements have no files; the manifest says all about them.
     arrays: dict[str, Any] = {
       path: np.empty(record['shape'], host_arrays.dtype(record['dtype']))
       for path, record in records.items()
@@ -221,6 +228,8 @@ def _explained(place: Path) -> Iterator[None]:
   except errors.Failure:
     raise
   except Exception as error:
+    # Without a read lock, a trainer may delete the step at any moment: then its
+    # files are missing, and nothing is damaged.
     if not place.exists():
       raise errors.Gone(
         f'{place}: deleted while it was read: use a newer step'

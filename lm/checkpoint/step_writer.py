@@ -103,8 +103,11 @@ class StepWriter:
     """Writes one step as the only process of a run."""
     self._lease.check()
     place.mkdir()
+    # Orbax refuses arrays without elements; the manifest alone keeps them.
     arrays = {k: v.array for k, v in self._copies.items() if v.array.size}
     orbax_io.write(place / 'state', arrays)
+    # Hashed in memory here, and on disk by `manifest.write`: a bit that flips
+    # on the way between the two is found before the step counts.
     records = {k: v.record() for k, v in self._copies.items()}
     _inject_faults(step)
     content = manifest.write(place, step, records, meta)
@@ -125,11 +128,13 @@ class StepWriter:
   ) -> None:
     """Writes one step together with the other processes, each its shards.
 
-    Each process then reads back whole leaves that it has not written alone. So
-    the disk is verified, the work of hashing is shared, and no process ever
-    holds more than one leaf.
+    Each process then reads some leaves back as a whole, with the shards of the
+    others. So the disk is verified, the work of hashing is shared, and no process
+    ever holds more than one leaf.
     """
     stored = [k for k, v in self._sharded.items() if 0 not in v.shape]
+    # Each round begins when all processes have finished the one before: nobody
+    # writes into a directory that is not there, or reads half a file.
     self._round(step, 'begun', lambda: self._begin(place, stored))
     written = self._round(
       step, 'written', lambda: self._write_shards(place, stored)
@@ -179,6 +184,8 @@ class StepWriter:
       The sha256 of whole leaves by path, and records of their files by name.
     """
     leaves, files = {}, {}
+    # Every process sees the same list in the same order: they need not talk
+    # about who reads what.
     for path in stored[self._group.index :: self._group.count]:
       folder = _folder(place, path)
       leaves[path], records = sharded_arrays.read_back(
@@ -205,6 +212,7 @@ class StepWriter:
     for leaves, records in read:
       hashes |= leaves
       files |= records
+    # `written` was hashed in memory and `read` on disk, often by another host.
     for name, sha256 in (pair for part in written for pair in part.items()):
       if files[name]['sha256'] != sha256:
         raise host_arrays.not_as_written(name, step)
@@ -243,6 +251,7 @@ class StepWriter:
     try:
       result = work()
     except Exception as error:
+      # Raised below: the others must hear of it first, or they would wait.
       failure = error
     text = failure and (errors.refusal(failure) or str(failure))
     key, seconds = f'step {step} {stage}', self._deadline_seconds

@@ -1,7 +1,7 @@
-"""A run's diary: metrics.jsonl always, TensorBoard if it is installed.
+"""The log of a run's metrics: metrics.jsonl, and TensorBoard if installed.
 
-`step` counts finished updates everywhere in this file: a line of step 10 was
-written after ten updates, and a run resumed at 10 keeps it.
+Everywhere in this file, `step` counts finished updates: a line of step 10 was
+written after ten updates, and a run that resumes at step 10 keeps it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def number(value: Any) -> int | float:
 
 
 def _writable(value: Any) -> Any:
-  """JSON has no nan: 'NaN', 'Infinity' and '-Infinity' stand for themselves."""
+  """Turns a value into JSON; strings stand for the numbers that JSON lacks."""
   if isinstance(value, Mapping):
     return {k: _writable(v) for k, v in value.items()}
   if isinstance(value, list | tuple) and not isinstance(value, types.Metric):
@@ -54,13 +54,14 @@ def _readable(value: Any) -> Any:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-  """Adds one JSON object as a line; it survives a kill of the program."""
+  """Appends one JSON object as a line, which survives a kill of the program."""
   line = json.dumps(_writable(record), allow_nan=False).encode() + b'\n'
   with path.open('ab+') as f:
     if f.tell():
       f.seek(-1, os.SEEK_END)
       if f.read(1) != b'\n':
-        line = b'\n' + line  # a torn line must not take this one with it
+        # The program was killed within the last line: keep this one apart.
+        line = b'\n' + line
     f.write(line)
 
 
@@ -76,7 +77,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-  """Reads the records of a .jsonl file; a line torn by a crash is left out."""
+  """Reads the records of a .jsonl file, without a line that a kill has cut."""
   if not path.exists():
     return []
   with path.open('rb') as f:
@@ -84,7 +85,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def trim(path: Path, step: int) -> None:
-  """Drops torn lines and those of a later step, all at once or not at all."""
+  """Drops the lines of later steps and those that a kill has cut.
+
+  The file is replaced by one rename: a kill meanwhile leaves all of it.
+  """
   if not path.exists():
     return
   part = path.with_name(f'{path.name}.part')
@@ -137,14 +141,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 class Log:
   """Writes a run's metrics: one JSON object per step in metrics.jsonl.
 
-  Of several processes only one may hold it.
+  Only one process may write it.
   """
 
   def __init__(self, workdir: Path | str, start: int = 0):
     """Opens the log of a run that starts, or resumes, after `start` updates.
 
-    What an earlier attempt wrote beyond `start` is dropped, so that the file
-    reads as one run. TensorBoard files go to workdir/tensorboard.
+    Lines that an earlier attempt wrote after that step are dropped, so that the
+    file reads as one run. TensorBoard's files go to workdir/tensorboard.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -166,24 +170,25 @@ class Log:
   def later(
     self, step: int, values: Mapping[str, Any]
   ) -> tuple[int, dict[str, float]] | None:
-    """Keeps this step's metrics and writes those of the call before.
+    """Keeps this step's metrics, and writes those of the call before.
 
-    The device works on a step while the host waits only for the step before.
+    So the host only waits for a step that is over, while the device works on
+    the next one.
 
     Returns:
-      What was written: `(step, numbers)`, or None at the first call.
+      `(step, numbers)` that were written; None at the first call.
     """
     written = self.flush()
     self._pending = step, dict(values)
     return written
 
   def flush(self) -> tuple[int, dict[str, float]] | None:
-    """Writes what `later` keeps, before a save and at the end."""
+    """Writes the metrics that `later` keeps, before a save and at the end."""
     pending, self._pending = self._pending, None
     return pending and (pending[0], self._write(*pending))
 
   def _write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-    fetched = jax.device_get(dict(values))  # all at once
+    fetched = jax.device_get(dict(values))  # one transfer for all of them
     numbers = {name: number(value) for name, value in fetched.items()}
     append(self._path, {'step': int(step), **numbers})
     if self._board is not None:
@@ -192,7 +197,7 @@ class Log:
     return numbers
 
   def close(self) -> None:
-    """Writes what is left."""
+    """Writes the metrics that are left, and closes TensorBoard's files."""
     self.flush()
     if self._board is not None:
       self._board.close()

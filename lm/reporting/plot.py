@@ -1,4 +1,4 @@
-"""A picture of a run: loss and bits per byte against the tokens seen."""
+"""Draws a run: loss and bits per byte over the tokens that it has seen."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from lm.reporting import metrics_log
 def _line(
   records: list[dict[str, Any]], name: str
 ) -> tuple[list[float], list[float]]:
-  found = [r for r in records if name in r and 'tokens' in r]
-  return [r['tokens'] for r in found], [r[name] for r in found]
+  points = [r for r in records if name in r and 'tokens' in r]
+  return [r['tokens'] for r in points], [r[name] for r in points]
 
 
 def report(
@@ -31,15 +31,16 @@ def report(
     workdir: a run's folder. Lines of metrics.jsonl need `tokens`, the tokens
       seen so far. Lines of evals.jsonl hold `step` and `metrics`.
     loss: name of the training loss in metrics.jsonl, in nats per token.
-    bits: name of the bits per byte; of an evaluation, the last part of a name
-      ('valid/bits_per_byte').
-    bzip2_bits_per_byte: what bzip2 needs for the same text, drawn as a line.
+    bits: name of the bits per byte; evaluations have it as the last part of a
+      name ('valid/bits_per_byte').
+    bzip2_bits_per_byte: of the same text compressed by bzip2, drawn as a line;
+      None draws none.
 
   Returns:
     The path of the picture.
 
   Raises:
-    ConfigError: where metrics.jsonl has no line with `tokens` and the loss.
+    config.ConfigError: metrics.jsonl has no line with `tokens` and the loss.
   """
   workdir = Path(workdir)
   records = metrics_log.read(workdir / 'metrics.jsonl')
@@ -56,7 +57,7 @@ def report(
   train = _line(records, bits)
   if train[0]:
     right.plot(*train, linewidth=1, label='training')
-  # an evaluated step lies between logged ones; before the first update is 0
+  # An evaluated step may lie between two logged ones, or before the first.
   seen = [(0, 0), *((r['step'], r['tokens']) for r in records if 'tokens' in r)]
   steps, seen_tokens = zip(*seen, strict=True)
   points: dict[str, list[tuple[float, float]]] = {}

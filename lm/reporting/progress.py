@@ -1,4 +1,4 @@
-"""A progress line on stderr that tells the truth about speed."""
+"""A progress line on stderr, with the speed of the last steps."""
 
 import collections
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def short(value: float) -> str:
 
 
 class Progress:
-  """A live line on stderr: redrawn on a terminal, else one every 10 seconds."""
+  """A line on stderr: redrawn on a terminal, else printed every 10 seconds."""
 
   def __init__(
     self,
@@ -33,7 +33,7 @@ class Progress:
     self._clock = clock
     self._live = self._stream.isatty()
     self._every_seconds = 0.1 if self._live else 10.0
-    # rates are those of the last updates, so compiling does not count for long
+    # The rate is that of the last updates: compiling does not count for long.
     self._times: collections.deque[tuple[float, int]] = collections.deque(
       maxlen=50
     )
@@ -41,7 +41,7 @@ class Progress:
     self._open = False
 
   def rate(self) -> float:
-    """Steps per second over the last updates; 0 while it is not known."""
+    """Returns the steps per second of the last updates; 0 while unknown."""
     if len(self._times) < 2:
       return 0.0
     (t0, s0), (t1, s1) = self._times[0], self._times[-1]
@@ -53,7 +53,7 @@ class Progress:
     loss_nats: float | None = None,
     bits_per_byte: float | None = None,
   ) -> None:
-    """Notes a finished step, and draws when it is time or the last one."""
+    """Notes a finished step, and draws it if it is time, or the last step."""
     now = self._clock()
     self._times.append((now, step))
     if step < self._steps and 0 <= now - self._drawn < self._every_seconds:
@@ -76,7 +76,7 @@ class Progress:
     if self._live:
       done = round(20 * min(1.0, step / max(1, self._steps)))
       line = f'[{"#" * done}{"." * (20 - done)}] {line}'
-      # a line wider than the terminal would not be overwritten
+      # The terminal would break a wider line, and `\r` overwrites one row.
       line = line[: shutil.get_terminal_size().columns - 1]
       self._stream.write(f'\r{line}\x1b[K')
       self._open = True

@@ -1,8 +1,8 @@
-"""Fault injection through one environment variable, read only here.
+"""Fault injection through the environment variable FAULT, for tests.
 
-`FAULT='nan_grad@17,slow_save@0.5'` names faults with a step, a range of steps
-(`nan_grad@5-60`) or, for those that start with `slow_`, seconds. Without the
-variable every question below answers "no", so production code stays clean.
+`FAULT='nan_grad@17,slow_save@0.5'` names faults, each with a step, a range of
+steps (`nan_grad@5-60`) or, if its name begins with `slow_`, seconds. Without
+the variable no fault ever strikes. It is read only here.
 """
 
 import functools
@@ -21,7 +21,7 @@ NAMES = (
 
 
 def at(name: str) -> tuple[int, ...]:
-  """Returns the steps at which a fault strikes, () for none.
+  """Returns the steps at which a fault strikes; () for none.
 
   Raises:
     ValueError: FAULT is malformed.
@@ -31,7 +31,7 @@ def at(name: str) -> tuple[int, ...]:
 
 
 def seconds(name: str) -> float:
-  """Returns how long a `slow_` fault lasts, 0 for none.
+  """Returns how many seconds a `slow_` fault lasts, 0 for none.
 
   Raises:
     ValueError: FAULT is malformed.
@@ -41,7 +41,7 @@ def seconds(name: str) -> float:
 
 
 def strike(name: str, step: int) -> None:
-  """Kills (`die_`) or stops (`stop_`) this process if the fault says so."""
+  """Kills (`die_`) or stops (`stop_`) this process at the steps of a fault."""
   if step in at(name):
     stop = name.startswith('stop_')
     os.kill(os.getpid(), signal.SIGSTOP if stop else signal.SIGKILL)
@@ -53,7 +53,7 @@ def _read() -> dict[str, tuple[float, ...]]:
 
 @functools.lru_cache(maxsize=8)
 def _parse(text: str) -> dict[str, tuple[float, ...]]:
-  found: dict[str, tuple[float, ...]] = {}
+  faults: dict[str, tuple[float, ...]] = {}
   for item in filter(None, (part.strip() for part in text.split(','))):
     name, _, value = item.partition('@')
     if name not in NAMES:
@@ -61,11 +61,11 @@ def _parse(text: str) -> dict[str, tuple[float, ...]]:
         f'FAULT={item[:40]}: unknown fault; choose from {", ".join(NAMES)}'
       )
     try:
-      found[name] = found.get(name, ()) + _values(name, value)
+      faults[name] = faults.get(name, ()) + _values(name, value)
     except ValueError:
       want = 'SECONDS' if name.startswith('slow_') else 'STEP or FIRST-LAST'
       raise ValueError(f'FAULT={item[:40]}: want {name}@{want}') from None
-  return found
+  return faults
 
 
 def _values(name: str, value: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Memory and threads of a process that computes on CPU."""
+"""Memory and threads of a process that computes on a CPU."""
 
 import ctypes
 from importlib import metadata, util
@@ -10,20 +10,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def prepare() -> bool:
-  """Readies a process for computing on CPU; a program calls this first.
+  """Prepares a process to compute on a CPU; a program calls this first.
 
   Returns:
-    What `keep_freed` does.
+    The same as `keep_freed`.
   """
   give_threads()
   return keep_freed()
 
 
 def give_threads() -> None:
-  """Gives XLA a thread for all that simulated devices wait for at once.
+  """Gives XLA enough threads for simulated devices that wait for each other.
 
-  A device that waits for its peers blocks a thread, and XLA has one a core: on
-  two cores eight devices wait for ever (a ring of `ppermute`s in jax 0.10.2).
+  A device that waits for its peers blocks a thread, and XLA has one thread per
+  core. On two cores, eight devices would wait for ever (seen with a ring of
+  `ppermute`s in jax 0.10.2).
   """
   simulated = os.environ.get('JAX_NUM_CPU_DEVICES') or '0'
   flag = '--xla_force_host_platform_device_count='
@@ -38,16 +39,17 @@ def give_threads() -> None:
 def keep_freed() -> bool:
   """Lets malloc keep freed memory for the next request.
 
-  A training step asks for the same hundreds of megabytes every time. By default
-  glibc takes large blocks from the kernel and hands them back, so that each
-  step pays for having every page zeroed again; experiments/LOG.md has how much.
-  The process keeps its peak, so nothing happens where jax may compute on
-  anything but the CPU.
+  A training step allocates the same hundreds of megabytes every time. By
+  default glibc takes large blocks from the kernel and gives them back, so that
+  the kernel zeroes every page again in each step; experiments/LOG.md has the
+  cost. With this setting a process never shrinks below its peak, so it is only
+  made where jax computes on nothing but the CPU.
 
-  Threads that have started keep their settings.
+  Call it early: threads that have started keep their settings.
 
   Returns:
-    Whether it is so: not where the C library has no such settings (macOS).
+    True if the setting was made: not with an accelerator, nor where the C
+    library has no such setting (macOS).
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if not _only_cpu() or mallopt is None:

@@ -57,6 +57,7 @@ def start(
     f'{VARIABLE}={spec}: processes did not meet at {where} in'
     f' {wait_seconds:g} s: start them all, and check address and firewall'
   )
+  # jax may wait in C++ code that no exception can leave: so a timer decides.
   with _deadline(wait_seconds, late):
     # jax would handle SIGTERM itself, which is the task of lm.runtime.signals.
     jax.config.update('jax_enable_preemption_service', False)
@@ -123,7 +124,9 @@ def _connect(
     }
     peer.sendall(json.dumps(hello).encode() + b'\n')
     return {0: peer}, json.loads(_line(peer, connections.LARGEST_BYTES))
+  # A run on one machine opens no port to the network.
   local = host in _LOOPBACK
+  # Whoever finds the port must not be able to join, or to stop the run.
   token = secrets.token_hex(16)
   with socket.create_server(('127.0.0.1' if local else '', 0)) as server:
     hosts = [host] if host else _own_addresses()
@@ -134,7 +137,7 @@ def _connect(
     while len(peers) < count - 1:
       peer, _ = server.accept()
       try:
-        peer.settimeout(5)
+        peer.settimeout(5)  # a stranger who says nothing must not block us
         hello = json.loads(_line(peer, _HELLO_BYTES))
         known = secrets.compare_digest(hello['token'], token)
         process = int(hello['process'])
@@ -152,6 +155,7 @@ def _connect(
 
 def _broadcast(text: str) -> str:
   """Sends the text of process 0 to all processes, through jax."""
+  # jax broadcasts arrays of one shape: the text is padded to a fixed size.
   sent = np.frombuffer(text.encode().ljust(_HELLO_BYTES), np.uint8)
   received = multihost_utils.broadcast_one_to_all(sent)
   return np.asarray(received, np.uint8).tobytes().decode().rstrip()

@@ -1,4 +1,4 @@
-"""Stopping in good order: SIGTERM saves first, and never takes too long."""
+"""Stops a run in good order: SIGTERM saves first, and never takes too long."""
 
 from collections.abc import Iterator
 import contextlib
@@ -19,8 +19,10 @@ class Stopped(RuntimeError):
 
 
 class Interrupted(BaseException):
-  """A signal came inside `Stop.interrupting`. Nothing that catches all errors
-  on the way may take it for one.
+  """A signal came inside `Stop.interrupting`.
+
+  It is no `Exception`, so that code which catches all errors on the way lets it
+  pass.
   """
 
 
@@ -28,17 +30,24 @@ class Stop:
   """Listens for SIGTERM and SIGINT while inside `with`.
 
   The first signal sets `requested`, which the training loop reads between
-  steps. Python handlers wait while a compiler or a device runs, so a thread
-  that is woken by the operating system holds the deadline: when the loop has
-  not ended by then, or at the third signal, the process exits at once. Nothing
-  is lost but the steps since the last save, and that save stays valid.
+  steps. Python's handlers have to wait while a compiler or a device runs, so a
+  thread that the operating system wakes keeps the deadline. When the loop has
+  not ended by then, or at the third signal, the process exits at once. Only the
+  steps since the last save are lost, and that save stays valid.
 
-  Signals are only taken in the main thread; elsewhere (some notebooks) this
-  does nothing.
+  Python delivers signals to the main thread alone. Elsewhere, as in some
+  notebooks, this does nothing.
+
+  Attributes:
+    requested: True once a signal has come.
   """
 
   def __init__(self, deadline_seconds: float = 25.0):
-    """Takes the time from the first signal to the forced exit."""
+    """Prepares to listen.
+
+    Args:
+      deadline_seconds: from the first signal to the forced exit.
+    """
     self.requested = False
     self._interrupts = False
     self._deadline_seconds = deadline_seconds
@@ -49,7 +58,8 @@ class Stop:
     if threading.current_thread() is not threading.main_thread():
       return self
     self._read, self._write = socket.socketpair()
-    # What the C-level handler writes to must never block.
+    # Python's handler in C writes the number of each signal to this socket, and
+    # must never block.
     self._write.setblocking(False)
     self._old_fd = signal.set_wakeup_fd(
       self._write.fileno(), warn_on_full_buffer=False
@@ -69,11 +79,11 @@ class Stop:
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
-    """Lets a signal end what is inside, which can be done again.
+    """Lets a signal interrupt the body of `with`, which can be done again.
 
     Raises:
-      Interrupted: where the signal came, as soon as a compiler or a device lets
-        Python go on; or at once, if it has come already.
+      Interrupted: a signal came, and compiler or device let Python go on; or it
+        had come before.
     """
     self._interrupts = True
     try:

@@ -1,4 +1,4 @@
-"""The diary of a run survives kills; progress tells no lies; reports draw."""
+"""The log of a run survives kills; progress and pictures show it."""
 
 import io
 import json
@@ -25,8 +25,8 @@ def lines(workdir: Path) -> list[dict]:
 
 
 def test_a_line_holds_plain_numbers(tmp_path):
-  diary = metrics_log.Log(tmp_path)
-  numbers = diary.now(
+  log = metrics_log.Log(tmp_path)
+  numbers = log.now(
     3,
     {
       'loss_nats': types.Metric(jnp.float32(6), jnp.float32(4)),
@@ -62,14 +62,14 @@ def test_lines_are_json_even_where_numbers_are_not_finite(tmp_path):
 
 
 def test_later_is_one_step_behind_and_keeps_the_order(tmp_path):
-  diary = metrics_log.Log(tmp_path)
-  assert diary.later(1, {'x': 1.0}) is None
+  log = metrics_log.Log(tmp_path)
+  assert log.later(1, {'x': 1.0}) is None
   assert not (tmp_path / 'metrics.jsonl').exists()
-  assert diary.later(2, {'x': 2.0}) == (1, {'x': 1.0})
-  diary.now(2, {'valid': 9.0})
-  diary.later(3, {'x': 3.0})
-  diary.close()
-  diary.close()
+  assert log.later(2, {'x': 2.0}) == (1, {'x': 1.0})
+  log.now(2, {'valid': 9.0})
+  log.later(3, {'x': 3.0})
+  log.close()
+  log.close()
   assert lines(tmp_path) == [
     {'step': 1, 'x': 1.0},
     {'step': 2, 'x': 2.0},
@@ -79,11 +79,11 @@ def test_later_is_one_step_behind_and_keeps_the_order(tmp_path):
 
 
 def test_a_resumed_run_reads_as_one(tmp_path):
-  diary = metrics_log.Log(tmp_path)
+  log = metrics_log.Log(tmp_path)
   for step in range(1, 6):
-    diary.now(step, {'x': 1.0})
-  diary = metrics_log.Log(tmp_path, start=3)
-  diary.now(4, {'x': 2.0})
+    log.now(step, {'x': 1.0})
+  log = metrics_log.Log(tmp_path, start=3)
+  log.now(4, {'x': 2.0})
   assert [(r['step'], r['x']) for r in lines(tmp_path)] == [
     (1, 1.0),
     (2, 1.0),
@@ -155,9 +155,9 @@ def test_tensorboard_is_written_when_it_is_installed(tmp_path, monkeypatch):
   board.__dict__['SummaryWriter'] = SummaryWriter
   board.__spec__ = json.__spec__  # find_spec wants one
   monkeypatch.setitem(sys.modules, 'tensorboardX', board)
-  diary = metrics_log.Log(tmp_path, start=4)
-  diary.now(5, {'x': 1.0})
-  diary.close()
+  log = metrics_log.Log(tmp_path, start=4)
+  log.now(5, {'x': 1.0})
+  log.close()
   assert calls == [('tensorboard', 5), ('x', 1.0, 5), 'closed']
 
 
@@ -249,9 +249,9 @@ def test_rates_are_never_negative():
 def test_report_draws_training_evals_and_bzip2(tmp_path, monkeypatch):
   with pytest.raises(config.ConfigError, match='train first'):
     plot.report(tmp_path)
-  diary = metrics_log.Log(tmp_path)
+  log = metrics_log.Log(tmp_path)
   for step in (10, 20):
-    diary.now(step, {'loss_nats': 3.0, 'tokens': step * 100})
+    log.now(step, {'loss_nats': 3.0, 'tokens': step * 100})
   for step in (0, 15):
     metrics_log.append(
       tmp_path / 'evals.jsonl',
