@@ -128,9 +128,9 @@ class StepWriter:
   ) -> None:
     """Writes one step together with the other processes, each its shards.
 
-    Each process then reads some leaves back as a whole, with the shards of the
-    others. So the disk is verified, the work of hashing is shared, and no process
-    ever holds more than one leaf.
+    Each process then reads some leaves back as a whole, with the shards of
+    others. So the disk is verified, the work of hashing is shared, and no
+    process ever holds more than one leaf.
     """
     stored = [k for k, v in self._sharded.items() if 0 not in v.shape]
     # Each round begins when all processes have finished the one before: nobody
