@@ -106,7 +106,7 @@ def steps(place) -> list[int]:
   return bucket.Bucket(place).steps()
 
 
-def test_a_copy_has_the_steps_that_are_kept(place):
+def test_the_bucket_keeps_the_steps_that_it_should(place):
   with start_mirror(place, keep=2, keep_every=10) as copy:
     for step in (5, 10, 15, 20, 25):
       save(copy.folder, step)
@@ -119,7 +119,7 @@ def test_a_copy_has_the_steps_that_are_kept(place):
   assert json.loads((place / 'lease.json').read_text())['held'] is False
 
 
-def test_what_is_read_is_whole_while_it_is_written(place):
+def test_an_object_is_read_whole_while_it_is_written(place):
   shelf, ending = bucket.Bucket(place), threading.Event()
   sizes = {1: b'a' * (1 << 20), 2: b'b' * (1 << 20)}
   shelf.write('x', sizes[1])
@@ -138,7 +138,7 @@ def test_what_is_read_is_whole_while_it_is_written(place):
     thread.join()
 
 
-def test_a_damaged_step_is_not_where_a_run_goes_on(place, capsys, monkeypatch):
+def test_a_run_does_not_resume_from_a_damaged_step(place, capsys, monkeypatch):
   with start_mirror(place) as copy:
     for step in (1, 2):
       save(copy.folder, step)
@@ -156,7 +156,7 @@ def test_a_damaged_step_is_not_where_a_run_goes_on(place, capsys, monkeypatch):
     start_mirror(place).__enter__()
 
 
-def test_what_this_machine_has_beyond_the_bucket_is_copied(place):
+def test_newer_steps_of_this_machine_are_uploaded(place):
   with start_mirror(place) as copy:
     save(copy.folder, 1)
   save(copy.folder, 2)  # by a process that died before its copy
@@ -242,9 +242,7 @@ def test_every_request_has_a_deadline(place, monkeypatch):
   assert steps(place) == []
 
 
-def test_what_a_bucket_cannot_be_used_for_is_one_line(
-  data, monkeypatch, tmp_path
-):
+def test_unsupported_uses_of_a_bucket_are_one_line(data, monkeypatch, tmp_path):
   from lm.runtime import process_group
 
   c = programs.on_eight(data)

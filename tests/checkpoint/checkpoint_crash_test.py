@@ -196,7 +196,9 @@ def replace_lease(workdir):
   os.rename(workdir / 'new', path)
 
 
-def test_the_fence_stands_at_every_door(tmp_path, monkeypatch):
+def test_a_replaced_writer_neither_commits_nor_saves_again(
+  tmp_path, monkeypatch
+):
   real = manifest.write
 
   def replaced(*args):

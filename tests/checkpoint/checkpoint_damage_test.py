@@ -341,7 +341,7 @@ HUGE = {
     {'shape': None},
   ],
 )
-def test_bombs_are_refused_before_memory_is_taken(
+def test_bombs_are_refused_before_memory_is_allocated(
   workdir, one, monkeypatch, change
 ):
   bomb(workdir, **change)

@@ -102,7 +102,7 @@ def test_two_processes_place_save_and_restore_what_one_does(
     checkpoint.verify(tmp_path / 'both', 7)
 
 
-def test_one_process_two_with_one_killed_and_one_again(
+def test_a_run_moves_from_one_process_to_two_and_back_after_a_kill(
   start, data, uninterrupted, tmp_path
 ):
   workdir = programs.rewind(uninterrupted, tmp_path / 'run', 6)
@@ -157,7 +157,7 @@ def test_sigterm_to_one_stops_both_at_the_same_saved_step(
 # --- none outlives the other
 
 
-def test_process_0_that_is_killed_is_named_by_one_that_is_busy(start):
+def test_a_busy_process_names_process_0_when_it_is_killed(start):
   two = pair(start, 'tests.processes_peer', ['sleep'])
   wait_until_ready(two)
   two[0].send(signal.SIGKILL)
@@ -168,7 +168,7 @@ def test_process_0_that_is_killed_is_named_by_one_that_is_busy(start):
   assert time.monotonic() - since < LIMIT_SECONDS
 
 
-def test_one_that_raises_is_named_with_its_error_by_the_other(start):
+def test_a_process_names_the_one_that_raises_and_its_error(start):
   two = pair(start, 'tests.processes_peer', ['watch'], raises_at='20')
   wait_until_ready(two)
   since = time.monotonic()
@@ -180,7 +180,7 @@ def test_one_that_raises_is_named_with_its_error_by_the_other(start):
   assert time.monotonic() - since < LIMIT_SECONDS
 
 
-def test_one_that_stands_still_is_left_behind_and_ends_when_it_wakes(start):
+def test_a_process_that_stands_still_is_given_up_and_ends_when_it_wakes(start):
   groups = {
     index: pair(start, 'tests.processes_peer', ['watch'], ',6')
     for index in (0, 1)
@@ -232,7 +232,7 @@ def test_a_wrong_variable_is_one_line(spec):
 
 
 @pytest.mark.process
-def test_processes_that_do_not_come_are_waited_for_with_a_deadline():
+def test_waiting_for_missing_processes_has_a_deadline():
   spec = f'localhost:{free_port()},1,2'
   code = (
     'from lm.runtime import processes\n'
@@ -254,7 +254,7 @@ def test_processes_that_do_not_come_are_waited_for_with_a_deadline():
   )
 
 
-def test_alone_nothing_is_waited_for():
+def test_a_single_process_never_waits():
   group = processes.start('')
   assert group.leads and group.count == 1
   assert group.gather('x', 5, 0.0) == [5]
