@@ -51,7 +51,7 @@ from sklearn.feature_extraction import text
 from lm import config, errors
 from lm.data.finetuning import readers, tasks
 from lm.data.tokenizers import utf8_bytes
-from lm.evals import classification, items, results
+from lm.evals import classification, fingerprint, items, results
 from lm.models import ngram
 from lm.reporting import metrics_log
 
@@ -324,8 +324,8 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
         'step': 0,
         'checkpoint': digest,
         'evaluator': evaluator,
-        'task': results.task(config.plain(evals[evaluator])),
-        'code': results.code(),
+        'task': fingerprint.task(config.plain(evals[evaluator])),
+        'code': fingerprint.code(config.plain(evals[evaluator])),
       }
       metrics = {f'{evaluator}/{k}': v for k, v in result.metrics.items()}
       try:

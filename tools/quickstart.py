@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from lm import evaluate
+from lm.evals import records
 from lm.reporting import plot
 
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   _run('lm.evaluate', f'--workdir={workdir}')
   bar = bzip2_bits_per_byte(data / 'valid.jsonl')
-  last = evaluate.records(workdir)[-1]
+  last = records.read(workdir)[-1]
   found = last['metrics']['valid/bits_per_byte']
   picture = plot.report(workdir, bzip2_bits_per_byte=bar)
   print(

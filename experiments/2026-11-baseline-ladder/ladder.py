@@ -18,8 +18,9 @@ import sys
 
 from matplotlib.figure import Figure
 
-from lm import checkpoint, config, evaluate
+from lm import checkpoint, config
 from lm.data import shards
+from lm.evals import records
 
 HERE = Path(__file__).parent
 RUNGS = tuple(runpy.run_path(str(HERE / 'config.py'))['RUNGS'])
@@ -43,7 +44,7 @@ def climb(name: str, corpus: str, workdir: Path) -> None:
 def result(name: str, workdir: Path) -> dict[str, float | str]:
   """Reads what a rung came to."""
   c, tokenizer, _ = checkpoint.restore_run(workdir)
-  found = evaluate.records(workdir)[-1]
+  found = records.read(workdir)[-1]
   row: dict[str, float | str] = {'name': name, 'steps': c.steps}
   metrics = workdir / 'metrics.jsonl'
   if metrics.exists():

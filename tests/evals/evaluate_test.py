@@ -1,4 +1,4 @@
-"""Judging checkpoints: each once, never wrong, whatever happens meanwhile."""
+"""Each checkpoint is evaluated once, whatever is killed or deleted then."""
 
 import csv
 import json
@@ -12,7 +12,8 @@ import pytest
 
 from lm import checkpoint, config, errors, evaluate, train
 from lm.checkpoint import manifest
-from lm.evals import items
+from lm.evals import evaluators, items, records
+from lm.evals.reports import table
 from lm.reporting import metrics_log
 from tests import programs
 from tools import compare
@@ -22,9 +23,9 @@ KEYS = ['loss_nats', 'perplexity', 'bits_per_byte', 'tokens']
 
 
 @pytest.fixture(scope='module')
-def judged(trained, tmp_path_factory):
+def evaluated(trained, tmp_path_factory):
   """A finished run with its evals.jsonl; do not change it."""
-  workdir = tmp_path_factory.mktemp('judged') / 'run'
+  workdir = tmp_path_factory.mktemp('evaluated') / 'run'
   shutil.copytree(trained, workdir)
   evaluate.evaluate(workdir)
   return workdir
@@ -35,8 +36,8 @@ def rows_of(path):
     return list(csv.DictReader(file))
 
 
-def test_a_line_a_checkpoint_and_evaluator(judged):
-  lines = (judged / 'evals.jsonl').read_text().splitlines()
+def test_a_line_a_checkpoint_and_evaluator(evaluated):
+  lines = (evaluated / 'evals.jsonl').read_text().splitlines()
   lines = [json.loads(line) for line in lines]
   assert [(line['step'], line['evaluator']) for line in lines] == [
     (step, name) for step in (6, 12, 18, 24, 30, 36) for name in EVALUATORS
@@ -50,18 +51,18 @@ def test_a_line_a_checkpoint_and_evaluator(judged):
       'code',
       'metrics',
     }
-    assert line['checkpoint'] == checkpoint.digest(judged, line['step'])
+    assert line['checkpoint'] == checkpoint.digest(evaluated, line['step'])
   assert len({line['task'] for line in lines}) == 2
-  records = evaluate.records(judged)
-  assert [r['step'] for r in records] == [6, 12, 18, 24, 30, 36]
-  for record in records:
+  stored = records.read(evaluated)
+  assert [r['step'] for r in stored] == [6, 12, 18, 24, 30, 36]
+  for record in stored:
     names = [f'valid/{key}' for key in KEYS] + ['pause/tables']
     assert sorted(record['metrics']) == sorted(names)
     assert all(type(x) in (int, float) for x in record['metrics'].values())
-  found = [r['metrics'] for r in records]
-  nats = [m['valid/loss_nats'] for m in found]
+  metrics = [r['metrics'] for r in stored]
+  nats = [m['valid/loss_nats'] for m in metrics]
   assert nats[-1] < nats[0] < math.log(259)
-  for m in found:
+  for m in metrics:
     assert m['valid/perplexity'] == pytest.approx(
       math.exp(m['valid/loss_nats'])
     )
@@ -69,22 +70,24 @@ def test_a_line_a_checkpoint_and_evaluator(judged):
     assert m['valid/bits_per_byte'] > m['valid/loss_nats'] / math.log(2)
 
 
-def test_a_table_row_a_checkpoint(judged):
-  rows = evaluate.table(evaluate.evaluate(judged)).splitlines()
+def test_a_table_row_a_checkpoint(evaluated):
+  rows = table.table(evaluate.evaluate(evaluated)).splitlines()
   head = rows[0].split()
   assert head[:2] == ['step', 'checkpoint'] and len(head) == len(set(head)) == 7
   assert [int(row.split()[0]) for row in rows[1:]] == [6, 12, 18, 24, 30, 36]
-  assert rows[1].split()[1] == checkpoint.digest(judged, 6)[:8]
+  assert rows[1].split()[1] == checkpoint.digest(evaluated, 6)[:8]
   assert max(map(len, rows)) <= 100
 
 
-def test_judging_again_changes_nothing(judged):
-  before = (judged / 'evals.jsonl').read_bytes()
-  assert [r['step'] for r in evaluate.evaluate(judged, watch=True)][-1] == 36
-  assert (judged / 'evals.jsonl').read_bytes() == before
+def test_evaluating_again_changes_nothing(evaluated):
+  before = (evaluated / 'evals.jsonl').read_bytes()
+  assert [r['step'] for r in evaluate.evaluate(evaluated, watch=True)][-1] == 36
+  assert (evaluated / 'evals.jsonl').read_bytes() == before
 
 
-def test_training_finds_what_sweeping_finds(data, judged, trained, tmp_path):
+def test_training_and_lm_evaluate_give_the_same_metrics(
+  data, evaluated, trained, tmp_path
+):
   workdir = programs.rewind(trained, tmp_path / 'run', 30)
   train.train(programs.on_eight(data, eval_every=36), workdir)
   (found,) = [
@@ -92,7 +95,7 @@ def test_training_finds_what_sweeping_finds(data, judged, trained, tmp_path):
     for r in metrics_log.read(workdir / 'metrics.jsonl')
     if r.keys() >= {'valid/loss_nats'}
   ]
-  record = evaluate.records(judged)[-1]
+  record = records.read(evaluated)[-1]
   assert found.pop('step') == 36 and found.keys() == {
     f'valid/{key}' for key in KEYS
   }
@@ -115,17 +118,17 @@ def test_killed_and_restarted_records_each_once(data, start, tmp_path):
     f.write(b'{"step": 36, "checkpoint": "')  # what a kill in a write leaves
   process = start('evaluate', [f'--workdir={workdir}'])
   assert process.wait() == 0, process.text()
-  cells = [(line['step'], line['evaluator']) for line in metrics_log.read(path)]
-  assert cells == [
+  done = [(line['step'], line['evaluator']) for line in metrics_log.read(path)]
+  assert done == [
     (step, name) for step in (6, 12, 18, 24, 30, 36) for name in EVALUATORS
   ]
   # those that were there are not computed again, and the table has all
   lines = process.text().splitlines()
-  told = [x.split()[1:3] for x in lines if x.startswith('step ')][:-1]
-  assert [(int(step), name.split('/')[0]) for step, name in told] == cells[
+  printed = [x.split()[1:3] for x in lines if x.startswith('step ')][:-1]
+  assert [(int(step), name.split('/')[0]) for step, name in printed] == done[
     begun:
   ]
-  last = evaluate.records(workdir)[-1]['checkpoint']
+  last = records.read(workdir)[-1]['checkpoint']
   assert lines[-1].split()[:2] == ['36', last[:8]]
 
 
@@ -136,8 +139,8 @@ def test_two_processes_share_the_work(data, start, tmp_path):
   for process in both:
     assert process.wait() == 0, process.text()
   lines = metrics_log.read(workdir / 'evals.jsonl')
-  cells = [(line['step'], line['evaluator']) for line in lines]
-  assert len(cells) == len(set(cells)) == 12
+  done = [(line['step'], line['evaluator']) for line in lines]
+  assert len(done) == len(set(done)) == 12
   tables = []
   for process in both:
     text = process.text().splitlines()
@@ -147,8 +150,10 @@ def test_two_processes_share_the_work(data, start, tmp_path):
   assert tables[0] == tables[1]
 
 
-def test_what_is_added_later_judges_what_is_there(judged, tmp_path, capsys):
-  workdir = shutil.copytree(judged, tmp_path / 'run')
+def test_an_evaluator_that_is_added_later_evaluates_old_checkpoints(
+  evaluated, tmp_path, capsys
+):
+  workdir = shutil.copytree(evaluated, tmp_path / 'run')
   file = tmp_path / 'more.py'
   text = """
 from configs import base
@@ -163,7 +168,7 @@ def get_config():
   assert len(metrics_log.read(workdir / 'evals.jsonl')) == 12 + 1
   evaluate.main([*arguments, f'--csv={tmp_path / "all.csv"}'])
   assert len(metrics_log.read(workdir / 'evals.jsonl')) == 12 + 6
-  found = evaluate.records(workdir)
+  found = records.read(workdir)
   assert all('more/tables' in record['metrics'] for record in found)
   rows = rows_of(tmp_path / 'all.csv')
   assert {(r['evaluator'], r['metric']) for r in rows} == {
@@ -172,11 +177,11 @@ def get_config():
     *(('valid', key) for key in KEYS),
   }
   assert len(rows) == 6 * 6
-  # Other settings are another task: judged again, and the later line counts.
+  # Other settings are another task: evaluated again, and the later line counts.
   file.write_text(text.replace('0.0', '0.001'))
   evaluate.main([*arguments, '--last'])
   assert len(metrics_log.read(workdir / 'evals.jsonl')) == 12 + 6 + 1
-  assert len(evaluate.records(workdir)) == 6
+  assert len(records.read(workdir)) == 6
   # Of several runs there is one table.
   other = shutil.copytree(workdir, tmp_path / 'other')
   evaluate.main([*arguments, f'--workdir={other}'])
@@ -199,21 +204,21 @@ def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
   assert trainer.wait() == 0, trainer.text()
   assert watcher.wait() == 0, watcher.text()
   assert 'Traceback' not in watcher.text()
-  records = evaluate.records(workdir)
-  steps = [r['step'] for r in records]
+  stored = records.read(workdir)
+  steps = [r['step'] for r in stored]
   assert steps == sorted(set(steps)) and steps[-1] == 36
   assert set(steps) <= set(range(2, 37, 2))
   left = checkpoint.steps(workdir)
   # Two stay in any case, and a pinned one may have.
   assert left[-1] == 36 and 2 <= len(left) <= 3
-  for record in records:
+  for record in stored:
     if record['step'] in left:
       assert record['checkpoint'] == checkpoint.digest(workdir, record['step'])
   # What was read beside the deleting is what is there.
   again = shutil.copytree(workdir, tmp_path / 'again')
   (again / 'evals.jsonl').unlink()
   for record in evaluate.evaluate(again):
-    (same,) = [r for r in records if r['step'] == record['step']] or [record]
+    (same,) = [r for r in stored if r['step'] == record['step']] or [record]
     np.testing.assert_allclose(
       same['metrics']['valid/loss_nats'],
       record['metrics']['valid/loss_nats'],
@@ -221,16 +226,16 @@ def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
     )
 
 
-def test_damaged_steps_are_left_out(judged, tmp_path, capsys):
-  workdir = shutil.copytree(judged, tmp_path / 'run')
+def test_damaged_steps_are_left_out(evaluated, tmp_path, capsys):
+  workdir = shutil.copytree(evaluated, tmp_path / 'run')
   (workdir / 'evals.jsonl').unlink()
   programs.damage(workdir, 12)
   programs.flip(manifest.directory(workdir, 18) / manifest.NAME)
-  records = evaluate.evaluate(workdir)
-  assert [r['step'] for r in records] == [6, 24, 30, 36]
+  stored = evaluate.evaluate(workdir)
+  assert [r['step'] for r in stored] == [6, 24, 30, 36]
   out = capsys.readouterr().out.splitlines()
-  told = [line for line in out if 'left out' in line]
-  assert [line.split(':')[0] for line in told] == ['step 12', 'step 18']
+  notes = [line for line in out if 'left out' in line]
+  assert [line.split(':')[0] for line in notes] == ['step 12', 'step 18']
   for step in (6, 24, 30, 36):
     programs.damage(workdir, step)
   (workdir / 'evals.jsonl').unlink()
@@ -243,17 +248,17 @@ def test_damaged_steps_are_left_out(judged, tmp_path, capsys):
   assert not (workdir / 'evals.jsonl').exists()
 
 
-def test_nothing_to_judge_is_an_error(tmp_path):
+def test_a_run_without_checkpoints_is_an_error(tmp_path):
   with pytest.raises(errors.Missing) as caught:
     evaluate.evaluate(tmp_path / 'typo')
   assert str(caught.value) == (
     f'{tmp_path}/typo: no such folder: check --workdir'
   )
   assert caught.value.exit_code == 2
-  with pytest.raises(errors.Missing, match='no checkpoint to judge: train'):
+  with pytest.raises(errors.Missing, match='no checkpoint to evaluate: train'):
     evaluate.evaluate(tmp_path)
   # and watching in vain has an end
-  with pytest.raises(errors.Missing, match='no checkpoint to judge: train'):
+  with pytest.raises(errors.Missing, match='no checkpoint to evaluate: train'):
     evaluate.evaluate(
       tmp_path, watch=True, poll_seconds=0.01, patience_seconds=0.05
     )
@@ -310,7 +315,7 @@ def test_items_lie_beside_the_line_and_two_runs_can_be_compared(
     (record,) = evaluate.evaluate(workdir)
     assert record['metrics']['pairs/accuracy'] > 0.6
     assert last['pairs/accuracy'] == record['metrics']['pairs/accuracy']
-    assert 'pairs/accuracy/order' not in evaluate.table([record])
+    assert 'pairs/accuracy/order' not in table.table([record])
     (line,) = metrics_log.read(workdir / 'evals.jsonl')
     assert line['card']['name'] == 'blimp' and len(line['card']['sha256']) == 64
     header, rows = items.read(items.find(workdir)['pairs'])
@@ -342,7 +347,7 @@ def ladder(data, trained, tmp_path_factory):
   return folder
 
 
-def test_runs_of_one_kind_share_what_judges_them(ladder, tmp_path, monkeypatch):
+def test_runs_of_one_kind_share_their_evaluators(ladder, tmp_path, monkeypatch):
   folder = shutil.copytree(ladder, tmp_path / 'ladder')
   built, build = [], checkpoint.restore_run
   monkeypatch.setattr(
@@ -353,7 +358,7 @@ def test_runs_of_one_kind_share_what_judges_them(ladder, tmp_path, monkeypatch):
   names = ('base-0', 'base-1', 'thin')
   evaluate.evaluate_runs([str(folder / name) for name in names], steps='last')
   assert built == ['base-0', 'thin']
-  # And each is judged by its own parameters.
+  # And each has its own parameters.
   losses = {
     metrics_log.read(folder / name / 'evals.jsonl')[-1]['metrics'][
       'valid/loss_nats'
@@ -370,7 +375,7 @@ def _late(folder, names):
 
 
 def write_config(path, *lines):
-  """Writes a config that judges by `valid` of the run, and by `extra`."""
+  """Writes a config that adds the evaluator `extra` to those of the run."""
   path.write_text(
     '\n  '.join(
       [
@@ -394,7 +399,7 @@ def copied(ladder, to, *names):
   return to
 
 
-def test_one_config_names_the_whole_cross_product(ladder, tmp_path, capsys):
+def test_a_config_names_runs_steps_and_evaluators(ladder, tmp_path, capsys):
   folder = copied(ladder, tmp_path, 'base-0', 'base-1', 'base-soon', 'thin')
   file = write_config(
     tmp_path / 'all.py',
@@ -407,15 +412,15 @@ def test_one_config_names_the_whole_cross_product(ladder, tmp_path, capsys):
   assert f'{folder}/base-soon: left out: no checkpoint yet\n' in out
   for name in ('base-0', 'base-1', 'thin'):
     lines = metrics_log.read(folder / name / 'evals.jsonl')
-    cells = [(line['step'], line['evaluator']) for line in lines]
-    assert sorted(cells) == [
+    done = [(line['step'], line['evaluator']) for line in lines]
+    assert sorted(done) == [
       (step, x) for step in (30, 36) for x in ('extra', *EVALUATORS)
     ]
   # The table: a row a checkpoint, then what the seeds of a recipe say.
-  table = out[out.index('One metric a task') :]
-  assert max(map(len, table.splitlines())) <= 100
-  assert 'valid bits_per_byte' in table
-  head, *rows = (row.split() for row in table.split('\n\n')[1].splitlines())
+  text = out[out.index('One metric a task') :]
+  assert max(map(len, text.splitlines())) <= 100
+  assert 'valid bits_per_byte' in text
+  head, *rows = (row.split() for row in text.split('\n\n')[1].splitlines())
   assert head == ['run', 'recipe', 'seed', 'step', 'extra', 'pause', 'valid']
   base, thin = rows[0][1], rows[-1][1]
   assert base != thin
@@ -446,7 +451,7 @@ def test_one_config_names_the_whole_cross_product(ladder, tmp_path, capsys):
     assert float(row['sd']) == pytest.approx(np.std(values[:2], ddof=1))
     assert len(row['checkpoint']) == len(row['task']) == len(row['code']) == 64
   assert last[2]['sd'] == '' and float(last[2]['mean']) == values[2]
-  # And the page, with the same names.
+  # And the report, with the same names.
   text = html.read_text()
   assert base in text and 'base-soon: left out' in text
   # Nothing is left to do, and --workdir adds to the config.
@@ -489,9 +494,7 @@ def test_steps_are_all_or_the_last_or_those_named(ladder, tmp_path, capsys):
     evaluate.evaluate(folder / 'base-1', steps=(7,))
 
 
-def test_a_run_that_fails_keeps_no_other_from_being_judged(
-  ladder, start, tmp_path
-):
+def test_a_run_that_fails_does_not_stop_the_others(ladder, start, tmp_path):
   folder = copied(ladder, tmp_path, 'base-0', 'early')
   for step in (6, 12):
     programs.damage(folder / 'early', step)
@@ -517,18 +520,18 @@ def test_a_run_that_fails_keeps_no_other_from_being_judged(
     assert 'base-0' in where
 
 
-def test_a_fault_of_ours_in_one_run_is_raised_at_the_end(
+def test_a_bug_in_one_run_is_raised_at_the_end(
   ladder, tmp_path, monkeypatch, capsys
 ):
   folder = copied(ladder, tmp_path, 'base-0', 'base-1')
-  load = evaluate._Judge.load
+  load = evaluators.Evaluators.load
 
   def fail(self, place, step):
     if place.name == 'base-0':
       raise ZeroDivisionError('a fault')
     return load(self, place, step)
 
-  monkeypatch.setattr(evaluate._Judge, 'load', fail)
+  monkeypatch.setattr(evaluators.Evaluators, 'load', fail)
   with pytest.raises(ZeroDivisionError, match='a fault'):
     evaluate.main([f'--workdir={folder}/base-{n}' for n in (0, 1)])
   assert 'base-0: left out: ZeroDivisionError: a fault' in (
@@ -537,10 +540,10 @@ def test_a_fault_of_ours_in_one_run_is_raised_at_the_end(
   assert len(metrics_log.read(folder / 'base-1' / 'evals.jsonl')) == 12
 
 
-def test_processes_share_a_cross_product_and_survive_one_that_is_killed(
+def test_processes_share_several_runs_and_one_may_be_killed(
   ladder, start, tmp_path
 ):
-  """Each cell once, by two processes; one is killed, and comes again."""
+  """Two processes do each evaluation once, though one of them is killed."""
   folder = copied(ladder, tmp_path, 'base-0', 'base-1')
   file = write_config(
     tmp_path / 'all.py', f"c.evaluate.workdirs = ('{folder}/base-*',)"
@@ -562,7 +565,7 @@ def test_processes_share_a_cross_product_and_survive_one_that_is_killed(
     assert process.wait() == 0, process.text()
   found = lines()
   assert len(found) == len(set(found)) == 2 * 6 * 3
-  # All have worked, and what is told in the end is the same.
+  # All have worked, and print the same table in the end.
   assert first.text().count('  step ') >= 2
   assert second.text().count('  step ') < 36
   tables = [
@@ -574,7 +577,7 @@ def test_processes_share_a_cross_product_and_survive_one_that_is_killed(
   assert not list(tmp_path.glob('*.part'))
 
 
-def test_a_run_that_is_named_twice_is_judged_once(ladder, tmp_path, capsys):
+def test_a_run_that_is_named_twice_is_evaluated_once(ladder, tmp_path, capsys):
   folder = copied(ladder, tmp_path, 'base-0')
   (folder / 'base-link').symlink_to(folder / 'base-0')
   evaluate.main(
@@ -591,7 +594,7 @@ def test_a_run_that_is_named_twice_is_judged_once(ladder, tmp_path, capsys):
   assert 'mean' not in capsys.readouterr().out
 
 
-def test_what_a_sweep_cannot_use_is_one_line(ladder, tmp_path, capsys):
+def test_wrong_arguments_cost_one_line(ladder, tmp_path, capsys):
   def refused(*arguments, code=2):
     with pytest.raises((config.ConfigError, errors.Failure)) as caught:
       evaluate.main(list(arguments))
@@ -625,7 +628,7 @@ def test_what_a_sweep_cannot_use_is_one_line(ladder, tmp_path, capsys):
     '/x-*: matches no folder: check the pattern'
   )
   assert refused(f'--workdir={ladder}/*-soon').endswith(
-    '/base-soon: no checkpoint to judge: train first'
+    '/base-soon: no checkpoint to evaluate: train first'
   )
   assert refused('--workdir=gs://bucket/x-*') == (
     'gs://bucket/x-*: patterns are of folders of this machine: name each run'
@@ -647,22 +650,6 @@ def test_what_a_sweep_cannot_use_is_one_line(ladder, tmp_path, capsys):
   assert not (ladder / 'base-0' / 'evals.jsonl').exists()
 
 
-def test_a_config_of_before_there_was_a_sweep_is_read(ladder, tmp_path):
-  text = (ladder / 'base-0' / 'config.json').read_text()
-  c = json.loads(text)
-  del c['evaluate']
-  (tmp_path / 'config.json').write_text(json.dumps(c))
-  copied(ladder, tmp_path, 'base-0')
-  evaluate.main(
-    [
-      f'--config={tmp_path}/config.json',
-      f'--workdir={tmp_path}/base-0',
-      '--last',
-    ]
-  )
-  assert len(metrics_log.read(tmp_path / 'base-0' / 'evals.jsonl')) == 2
-
-
 def test_a_table_of_many_tasks_is_cut_at_the_edge():
   metrics = {
     f'{name}/{key}': 0.123456
@@ -670,17 +657,13 @@ def test_a_table_of_many_tasks_is_cut_at_the_edge():
     for key in ('accuracy', 'accuracy_per_byte', 'brier')
   }
   front = {'recipe': 'ab' * 4, 'seed': 0, 'step': 120_000}
-  records = [
-    {'run': f'base-{n}', **front, 'metrics': metrics} for n in range(2)
-  ]
-  text = evaluate.table(records, {'blimp': 'brier'})
+  rows = [{'run': f'base-{n}', **front, 'metrics': metrics} for n in range(2)]
+  text = table.table(rows, {'blimp': 'brier'})
   assert max(map(len, text.splitlines())) <= 100
-  legend, table = text.split('\n\n')
+  legend, body = text.split('\n\n')
   assert 'arc_easy accuracy, blimp brier, crows_pairs acc' in legend
-  assert len(table.splitlines()) == 3
-  wide = [
-    {**r, 'run': f'{r["run"]}-with-a-long-name-of-its-own'} for r in records
-  ]
-  first, second = evaluate.table(wide).split('\n\n')[1:]
+  assert len(body.splitlines()) == 3
+  wide = [{**r, 'run': f'{r["run"]}-with-a-long-name-of-its-own'} for r in rows]
+  first, second = table.table(wide).split('\n\n')[1:]
   assert second.splitlines()[1].startswith('base-0-with')
   assert first.split()[4:-1] and max(map(len, first.splitlines())) <= 100

@@ -1,4 +1,4 @@
-"""Runs become recipes, recipes get intervals, and all of it one safe page."""
+"""Runs become recipes with intervals, and a report shows them safely."""
 
 import datetime
 from html import parser
@@ -11,9 +11,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from configs import base
-from lm import config, errors, evaluate
+from lm import config, errors
 from lm.evals import items
-from lm.evals.reports import html, recipes, stats
+from lm.evals.reports import html as report
+from lm.evals.reports import recipes, stats
+from lm.evals.reports import table as table_lib
+from lm.reporting import html
 from tests import programs
 
 CODE, TASK = 'c' * 64, 'a' * 64
@@ -115,15 +118,15 @@ def test_one_seed_with_two_states_is_two_recipes(tmp_path):
   assert found == {3: [1.0, 1.0], 6: [1.0], 9: [1.0]}
 
 
-def test_the_later_line_counts_and_older_forms_are_read(tmp_path):
-  old = {'step': 3, 'checkpoint': '0' * 64, 'metrics': {'a/x': 1, 'b/y': 2}}
+def test_the_later_line_counts(tmp_path):
   lines = [line(6, {'x': 3.0}, evaluator=name) for name in ('a', 'b')]
   rewound = line(6, {'x': 5.0}, evaluator='a', state='1')
-  newer = line(3, {'x': 4.0}, evaluator='a', card=CARD)
-  run = make(tmp_path, 'x', [old, *lines, rewound, newer])
-  found = {key: cell.metrics for key, cell in run.cells.items()}
-  assert found == {(3, 'a'): {'x': 4}, (3, 'b'): {'y': 2}, (6, 'a'): {'x': 5}}
-  assert run.cells[3, 'a'].card == CARD and run.cells[3, 'b'].task == ''
+  old, new = (line(3, {'x': x}, evaluator='a', card=CARD) for x in (1.0, 4.0))
+  run = make(tmp_path, 'x', [old, new, *lines, rewound])
+  metrics = {key: x.metrics for key, x in run.evaluations.items()}
+  assert metrics == {(3, 'a'): {'x': 4.0}, (6, 'a'): {'x': 5.0}}
+  assert run.evaluations[3, 'a'].card == CARD
+  assert run.evaluations[3, 'a'].task == TASK
 
 
 # --- intervals
@@ -201,15 +204,15 @@ def test_a_metric_that_is_no_mean_of_items_has_its_seeds(tmp_path):
 def test_items_that_do_not_fit_or_are_damaged_are_not_used(tmp_path):
   run = ask(tmp_path, 'a', {'accuracy': [1, 0, 1]})
   assert estimate([run]).basis == 'items'
-  cell = run.cells[9, 'blimp']
+  key, evaluation = (9, 'blimp'), run.evaluations[9, 'blimp']
   for change in ({'task': 'b' * 64}, {'checkpoint': 'b' * 64}):
-    other = run._replace(cells={(9, 'blimp'): cell._replace(**change)})
+    other = run._replace(evaluations={key: evaluation._replace(**change)})
     assert estimate([other]).basis == ''
   path = items.find(tmp_path / 'a')['blimp']
   programs.flip(path)
-  found, (told,) = recipes.estimates([run], 'blimp')
+  found, (problem,) = recipes.estimates([run], 'blimp')
   assert found['accuracy'].basis == ''
-  assert told.startswith('a: ') and 'no sound file of items' in told
+  assert problem.startswith('a: ') and 'no sound file of items' in problem
   assert 'no sound file of items' in seen([run]).text
   path.unlink()
   assert estimate([run]).basis == ''
@@ -260,9 +263,9 @@ def test_folds_that_share_items_have_none(tmp_path):
     for fold in (0, 1)
   ]
   rows = [{'id': 'blimp/0-0', 'accuracy': 1.0}, {'id': 'x', 'accuracy': 0.0}]
-  ((step, name),) = runs[1].cells
+  ((step, name),) = runs[1].evaluations
   header = {'evaluator': name, 'step': step, 'task': '1' * 64, 'code': CODE}
-  header['checkpoint'] = runs[1].cells[step, name].checkpoint
+  header['checkpoint'] = runs[1].evaluations[step, name].checkpoint
   items.write(tmp_path / '1', header, rows)
   assert estimate(runs) == (9, 0.5, None, 1, 0, None, '')
 
@@ -273,7 +276,7 @@ def test_folds_asked_the_same_are_draws(tmp_path):
   assert estimate(runs, 'x')[:5] == pytest.approx((9, 2.0, 2**0.5, 2, 0))
 
 
-def test_folds_are_told_together(tmp_path):
+def test_folds_are_shown_together(tmp_path):
   runs = [
     ask(tmp_path, f'{fold}', {'accuracy': [1.0, fold]}, fold=fold)
     for fold in (0, 1)
@@ -281,13 +284,13 @@ def test_folds_are_told_together(tmp_path):
   text = seen(runs).text
   assert '1 task, 1 recipe' in text and 'seed 0, fold 1' in text
   assert '0.75 0.3006 – 0.9544' in text and '†' not in text
-  table = evaluate.rows(runs)
+  table = table_lib.rows(runs)
   assert [row.get('fold') for row in table] == [0, 1, None]
   assert table[-1]['run'] == 'mean of folds'
   assert table[-1]['metrics'] == {'blimp/accuracy': 0.75}
 
 
-# --- the page
+# --- the report
 
 
 class Seen(parser.HTMLParser):
@@ -325,7 +328,7 @@ class Seen(parser.HTMLParser):
 
 
 def seen(runs, **more):
-  return Seen(html.render(runs, made=NOW, **more))
+  return Seen(report.render(runs, time=NOW, **more))
 
 
 def ladder(folder, name='base', *, seeds=3, **keys):
@@ -343,7 +346,7 @@ def ladder(folder, name='base', *, seeds=3, **keys):
   ]
 
 
-def test_a_page_has_tables_curves_and_cards(tmp_path):
+def test_a_report_has_tables_curves_and_cards(tmp_path):
   runs = ladder(tmp_path) + ladder(tmp_path, 'wide', seeds=1, model__width=16)
   found = seen(runs, notes=['base-9: left out: damaged'], commit='afac2c7')
   text = found.text
@@ -362,24 +365,28 @@ def test_a_page_has_tables_curves_and_cards(tmp_path):
   assert found.pictures == 2 and 'blimp / n ● A 6 30' in text
   assert 'part' not in text and '†' not in text
   # Equal runs give equal bytes.
-  assert html.render(runs, made=NOW) == html.render(runs, made=NOW)
+  assert report.render(runs, time=NOW) == report.render(runs, time=NOW)
 
 
 def test_names_cannot_break_out(tmp_path):
   (run,) = ladder(tmp_path, seeds=1)
   card = dict.fromkeys((*CARD, HOSTILE), HOSTILE)
-  cell = recipes.Cell('', HOSTILE, HOSTILE, card, {HOSTILE: 0.5, 'x': 0.25})
-  cells = {(step, HOSTILE): cell for step in (3, 6)}
-  run = run._replace(name=f'runs/{HOSTILE}\udcff', cells=cells)
+  one = recipes.Evaluation(
+    '', HOSTILE, HOSTILE, card, {HOSTILE: 0.5, 'x': 0.25}
+  )
+  run = run._replace(
+    name=f'runs/{HOSTILE}\udcff',
+    evaluations={(step, HOSTILE): one for step in (3, 6)},
+  )
   others = ladder(tmp_path, 'wide', seeds=1, init_from=HOSTILE)
   found = seen([run, *others], notes=[HOSTILE], commit=HOSTILE)
   assert '<script src="//x.y/z">' in found.text  # as text
   assert '\x07' not in found.text
-  html.write(tmp_path / 'all.html', html.render([run]))
+  html.write(tmp_path / 'all.html', report.render([run]))
   Seen((tmp_path / 'all.html').read_text())
 
 
-def test_what_recipes_differ_in_is_told(tmp_path):
+def test_the_settings_that_recipes_differ_in_are_shown(tmp_path):
   runs = [
     make(tmp_path, 'news-1', [line(3, {'x': 1.0})], seed=12345),
     make(tmp_path, 'news-2', [line(3, {'x': 1.0})]),
@@ -394,14 +401,14 @@ def test_what_recipes_differ_in_is_told(tmp_path):
   assert '● A news ' in text and 'news-1 seed 12345 news-2 seed 0 ' in text
   told = 'model.mlp=None optim.clip=1.0 its weights, under one seed'
   assert text.count(f'init_from=None {told}') == 2
-  assert f"long seed 0 init_from='{'x' * 99}' Pictures" in text
+  assert f"long seed 0 init_from='{'x' * 99}' Curves" in text
 
 
-def test_what_was_not_judged_is_told(tmp_path):
+def test_what_was_not_evaluated_is_shown(tmp_path):
   (run,) = ladder(tmp_path, seeds=1)
   # There may be other checkpoints, as with --last.
-  told = 'Nothing: every task judged every checkpoint that was asked for.'
-  assert told in seen([run]).text
+  words = 'Nothing: every task evaluated every checkpoint that was asked for.'
+  assert words in seen([run]).text
   lines = [line(3, {'x': 1.0}), line(6, {'x': 1.5}, evaluator='piqa')]
   run = make(tmp_path, 'half', lines, steps=[3, 9])
   other = make(tmp_path, 'none', [line(3, {'x': 1.0})], steps=[3], seed=1)
@@ -412,13 +419,13 @@ def test_what_was_not_judged_is_told(tmp_path):
   assert '4, 5, 6, 7, 8, 9, 10, 11, and 18 more' in seen([many]).text
 
 
-def test_other_versions_of_a_task_are_told(tmp_path):
+def test_other_versions_of_a_task_are_marked(tmp_path):
   runs = [
     make(tmp_path, f'{k}', [line(3, {'x': 1.0}, task=task)], seed=k)
     for k, task in enumerate((TASK, 'b' * 64))
   ]
   text = seen(runs).text
-  assert '† Judged with other versions of the task' in text
+  assert '† Evaluated with other versions of the task' in text
   assert 'step blimp† x' in text and 'b' * 12 in text
 
 
@@ -455,7 +462,7 @@ def test_more_recipes_than_colours_at_one_step(tmp_path):
   assert found.pictures == 1
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   file = tmp_path / 'all.html'
   html.write(file, 'old')
 

@@ -5,7 +5,7 @@ import pytest
 from configs import base
 from lm import config
 from lm.data.finetuning import readers
-from lm.evals import items, results
+from lm.evals import fingerprint, items
 from lm.reporting import metrics_log
 from tests.data import tasks_test
 from tools import baselines, compare
@@ -58,7 +58,7 @@ def test_baselines_find_words_that_decide(tmp_path):
   assert len({line['checkpoint'] for line in lines}) == 4
   # A run stores its config with defaults: that task is what it judges.
   stored = config.plain(config.fill(c, given={'data': ('position',)}).evals)
-  assert {line['task'] for line in lines} == {results.task(stored['test'])}
+  assert {line['task'] for line in lines} == {fingerprint.task(stored['test'])}
   for row, line in zip(found, lines, strict=True):
     assert line['metrics']['test/macro_f1'] == row['test/macro_f1']
     folder = tmp_path / 'classic' / row['baseline']

@@ -1,14 +1,15 @@
-"""Runs that were judged, the recipes that they are seeds of, and what these do.
+"""Groups evaluated runs by recipe, and estimates the metrics of each recipe.
 
-A recipe is what a run computes: its config without the seed, the fold that it
-does not train on and what says only where and how often, and hashes of its data
-and tokenizer in place of their paths. One seed is one draw: what is said of a
-recipe is a mean over its seeds, with their standard deviation, and an interval
-for that mean. Where runs were each asked their own fold of the records, all
-folds of one seed are one draw: its metric is the mean of theirs, and its items
-are those of all.
+A recipe is what a run computes: its config without the seed, without the fold
+that is held out of training and without the keys that only say where and how
+often things happen; hashes of its data and tokenizer stand in place of their
+paths. Each seed is one draw: a metric of a recipe is the mean over its seeds,
+with their standard deviation and an interval for the mean. If each run was
+evaluated on its own fold of the records, all folds of one seed together are one
+draw: its metric is the mean over the folds, and its items are those of all
+folds.
 
-Letters here: N items, G groups of items, K seeds.
+Letters here: N items, G groups of items, K seeds, F folds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,12 +28,14 @@ _FOLD = 'data.held_out'
 _APART = tuple(f'{key}.' for key in ('seed', *checkpoint.CHANGEABLE_KEYS))
 
 
-class Cell(NamedTuple):
-  """What one evaluator found in one checkpoint.
+class Evaluation(NamedTuple):
+  """The result of one evaluator for one checkpoint.
 
   Attributes:
-    checkpoint, task, code: hashes; '' where an older form has none.
-    card: what was asked; {} where the evaluator does not say.
+    checkpoint: hash of the checkpoint's content.
+    task: hash of the evaluator's settings and files.
+    code: hash of the program behind the evaluator.
+    card: describes the questions; {} if the evaluator has none.
     metrics: by name, without that of the evaluator.
   """
 
@@ -44,17 +47,17 @@ class Cell(NamedTuple):
 
 
 class Run(NamedTuple):
-  """A run, and what was found in it.
+  """A run and its stored results.
 
   Attributes:
-    name: as it was given.
+    name: as the user gave it.
     folder: where its items lie.
     recipe: a short hash of `settings`; see `part`.
-    seed: None if no checkpoint says.
-    fold: of the records, that it did not train on; None: none.
-    settings: by dotted key, what its recipe is.
-    steps: that were to be judged.
-    cells: by (step, evaluator).
+    seed: None if no checkpoint is left to say it.
+    fold: the fold of the records that was held out of training, if any.
+    settings: what makes up its recipe, by dotted key.
+    steps: that were to be evaluated.
+    evaluations: by (step, evaluator).
   """
 
   name: str
@@ -64,20 +67,21 @@ class Run(NamedTuple):
   fold: int | None
   settings: Mapping[str, Any]
   steps: Sequence[int]
-  cells: Mapping[tuple[int, str], Cell]
+  evaluations: Mapping[tuple[int, str], Evaluation]
 
 
 class Estimate(NamedTuple):
-  """What a metric of a recipe is.
+  """An estimate of one metric of a recipe.
 
   Attributes:
-    step: the newest of those that most of its seeds have.
+    step: the newest of the steps that most of its seeds have.
     value: the mean over seeds.
-    deviation: over seeds; None of one.
-    seeds, items: how many it comes from; no items: they were not stored, or the
-      metric is not their mean.
-    interval: of the mean, 95 %; None where nothing tells.
-    basis: what it is over: 'items', 'seeds', 'items and seeds' or ''.
+    deviation: the standard deviation over seeds; None for a single seed.
+    seeds: how many seeds it comes from.
+    items: how many items it comes from; 0 if none were stored, or the metric is
+      not the mean of an outcome.
+    interval: for the mean, 95 %; None if there is nothing to estimate it from.
+    basis: what the interval covers: 'items', 'seeds', 'items and seeds' or ''.
   """
 
   step: int
@@ -96,15 +100,17 @@ def run(
   steps: Sequence[int],
   lines: Iterable[Mapping[str, Any]],
 ) -> Run:
-  """Describes a run.
+  """Describes a run by its newest checkpoint and its evals.jsonl.
 
   Args:
-    name, folder, steps: as of `Run`.
-    meta: of its newest sound checkpoint; None: it has none, and is a recipe of
-      its own.
-    lines: of its evals.jsonl. Of two of one step and evaluator the later one
-      counts, and of two checkpoints of one step, as a run that was rewound
-      leaves them, the one that was judged last.
+    name: as the user gave it.
+    folder: where its items lie.
+    meta: of its newest sound checkpoint; a run without one (None) is a recipe
+      of its own.
+    steps: that were to be evaluated.
+    lines: of its evals.jsonl. If a step and evaluator have two lines, the later
+      one counts; if a step has two checkpoints, as after a run was rewound, the
+      one that was evaluated last counts.
   """
   seed, fold, settings = None, None, {'workdir': name}
   if meta is not None:
@@ -124,42 +130,40 @@ def run(
     settings |= {f'data.sources.{k}.sha256': v for k, v in prints.items()}
   text = json.dumps(settings, sort_keys=True)
   recipe = hashlib.sha256(text.encode()).hexdigest()[:8]
-  cells, states = {}, {}
+  evaluations, states = {}, {}
   for line in lines:
-    step = line['step']
+    step, evaluator = line['step'], line['evaluator']
     states[step] = line['checkpoint']
-    task, code = line.get('task', ''), line.get('code', '')
-    metrics: dict[str, dict[str, float]] = {}  # older lines have several
-    for key, value in line['metrics'].items():
-      evaluator, _, metric = key.partition('/')
-      metrics.setdefault(evaluator, {})[metric] = value
-    for evaluator, found in metrics.items():
-      cells[step, evaluator] = Cell(
-        line['checkpoint'], task, code, line.get('card', {}), found
-      )
-  cells = {
-    (step, evaluator): cell
-    for (step, evaluator), cell in sorted(cells.items())
-    if cell.checkpoint == states[step]
+    evaluations[step, evaluator] = Evaluation(
+      line['checkpoint'],
+      line['task'],
+      line['code'],
+      line.get('card', {}),
+      {k.removeprefix(f'{evaluator}/'): v for k, v in line['metrics'].items()},
+    )
+  evaluations = {
+    (step, evaluator): evaluation
+    for (step, evaluator), evaluation in sorted(evaluations.items())
+    if evaluation.checkpoint == states[step]
   }
-  return Run(name, folder, recipe, seed, fold, settings, steps, cells)
+  return Run(name, folder, recipe, seed, fold, settings, steps, evaluations)
 
 
 def part(runs: Iterable[Run]) -> list[Run]:
-  """Gives runs of one config, but other weights, recipes of their own.
+  """Gives runs with one config but different weights recipes of their own.
 
-  Such as imported models, of which a config does not say where they come from.
-  Their recipes end in .2 and so on.
+  Imported models are such runs: their config does not say where the weights
+  come from. Their recipes end in .2 and so on.
   """
   parted: list[Run] = []
   for run in runs:
-    states = {step: cell.checkpoint for (step, _), cell in run.cells.items()}
+    states = {step: x.checkpoint for (step, _), x in run.evaluations.items()}
     name, n = run.recipe, 1
     while any(
-      states.get(step, cell.checkpoint) != cell.checkpoint
+      states.get(step, x.checkpoint) != x.checkpoint
       for other in parted
       if (other.recipe, other.seed, other.fold) == (name, run.seed, run.fold)
-      for (step, _), cell in other.cells.items()
+      for (step, _), x in other.evaluations.items()
     ):
       n += 1
       name = f'{run.recipe}.{n}'
@@ -169,33 +173,36 @@ def part(runs: Iterable[Run]) -> list[Run]:
 
 def by_recipe(runs: Iterable[Run]) -> dict[str, list[Run]]:
   """Lists the runs of each recipe, in their order."""
-  found: dict[str, list[Run]] = {}
+  groups: dict[str, list[Run]] = {}
   for run in runs:
-    found.setdefault(run.recipe, []).append(run)
-  return found
+    groups.setdefault(run.recipe, []).append(run)
+  return groups
 
 
 def headlines(runs: Iterable[Run]) -> dict[str, str]:
-  """Names the metric of each evaluator that is told first."""
-  found: dict[str, str] = {}
+  """Names the most important metric of each evaluator."""
+  metrics: dict[str, str] = {}
   for run in runs:
-    for (_, evaluator), cell in run.cells.items():
-      names = (cell.card.get('metric', ''), 'bits_per_byte', *cell.metrics)
-      found[evaluator] = next(x for x in names if x in cell.metrics)
-  return found
+    for (_, evaluator), x in run.evaluations.items():
+      names = (x.card.get('metric', ''), 'bits_per_byte', *x.metrics)
+      metrics[evaluator] = next(name for name in names if name in x.metrics)
+  return metrics
 
 
 def seeds(
   runs: Iterable[Run], evaluator: str, metric: str
 ) -> dict[int, list[float]]:
-  """Lists a metric of a recipe by step: a value a seed, copies left out."""
-  found: dict[int, list[float]] = {}
-  for step, drawn in sorted(_by_step(runs, evaluator).items()):
-    for folds in drawn:
-      metrics = [run.cells[step, evaluator].metrics for run in folds]
+  """Lists a metric of a recipe by step: one value for each seed.
+
+  Copies of a run count once.
+  """
+  values: dict[int, list[float]] = {}
+  for step, draws in sorted(_by_step(runs, evaluator).items()):
+    for folds in draws:
+      metrics = [run.evaluations[step, evaluator].metrics for run in folds]
       if all(metric in x for x in metrics):
-        found.setdefault(step, []).append(mean([x[metric] for x in metrics]))
-  return found
+        values.setdefault(step, []).append(mean([x[metric] for x in metrics]))
+  return values
 
 
 def mean(values: Sequence[float]) -> float:
@@ -205,10 +212,10 @@ def mean(values: Sequence[float]) -> float:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-  """Estimates the standard deviation over seeds; None of one."""
+  """Estimates the standard deviation over seeds; None for a single seed."""
   if len(values) < 2:
     return None
-  size = max(map(abs, values)) or 1.0  # the squares of some overflow
+  size = max(map(abs, values)) or 1.0  # or squares would overflow
   with np.errstate(invalid='ignore'):  # of infinite ones it is nan
     return float(np.std(np.array(values) / size, ddof=1) * size)
 
@@ -219,56 +226,59 @@ def estimates(
   """Estimates an evaluator's metrics for a recipe, from its runs.
 
   Returns:
-    Estimates by metric, without single categories, {} if none of the runs has
-    them; and what is wrong with stored items, a line each.
+    Estimates by metric, without those of categories, and {} if no run has them;
+    and a line for each file of items that cannot be used.
   """
   by_step = _by_step(runs, evaluator)
   if not by_step:
     return {}, []
   step = max(by_step, key=lambda step: (sum(map(len, by_step[step])), step))
-  drawn, wrong = by_step[step], []
-  asked: list[list[dict[str, dict[str, Any]]]] = []  # by draw, fold by fold
-  for folds in drawn:
-    asked.append([])
+  draws, problems = by_step[step], []
+  rows_KF: list[list[dict[str, dict[str, Any]]]] = []  # by draw, fold by fold
+  for folds in draws:
+    rows_KF.append([])
     for run in folds:
       try:
-        asked[-1].append(_items(run, step, evaluator))
+        rows_KF[-1].append(_items(run, step, evaluator))
       except errors.Failure as error:
-        asked[-1].append({})
-        wrong.append(f'{run.name}: {error}')
-  cells = [[run.cells[step, evaluator] for run in folds] for folds in drawn]
-  found = {}
-  for metric in cells[0][0].metrics:
-    if '/' in metric or not all(metric in x.metrics for c in cells for x in c):
+        rows_KF[-1].append({})
+        problems.append(f'{run.name}: {error}')
+  metrics_KF = [
+    [run.evaluations[step, evaluator].metrics for run in folds]
+    for folds in draws
+  ]
+  result = {}
+  for metric in metrics_KF[0][0]:
+    if '/' in metric or not all(metric in x for xs in metrics_KF for x in xs):
       continue
-    x_KF = [[cell.metrics[metric] for cell in folds] for folds in cells]
+    x_KF = [[metrics[metric] for metrics in xs] for xs in metrics_KF]
     values = [mean(x_F) for x_F in x_KF]
-    x_KN, groups = _outcomes(asked, metric, x_KF)
+    x_KN, groups = _outcomes(rows_KF, metric, x_KF)
     interval, basis = _interval(np.array(values, float), x_KN, groups)
     K, N = x_KN.shape
-    found[metric] = Estimate(
+    result[metric] = Estimate(
       step, mean(values), deviation(values), K, N, interval, basis
     )
-  return found, wrong
+  return result, problems
 
 
 def _by_step(runs: Iterable[Run], evaluator: str) -> dict[int, list[list[Run]]]:
   """Lists the draws that have an evaluator by step, each as its folds."""
-  found: dict[int, dict[tuple[int | None, int | None], Run]] = {}
+  distinct: dict[int, dict[tuple[int | None, int | None], Run]] = {}
   for run in runs:
-    for step, name in run.cells:
+    for step, name in run.evaluations:
       if name == evaluator:
-        found.setdefault(step, {}).setdefault((run.seed, run.fold), run)
+        distinct.setdefault(step, {}).setdefault((run.seed, run.fold), run)
   return {
     step: _draws(list(chosen.values()), step, evaluator)
-    for step, chosen in found.items()
+    for step, chosen in distinct.items()
   }
 
 
 def _draws(runs: list[Run], step: int, evaluator: str) -> list[list[Run]]:
-  """Joins the folds of a seed; of seeds with fewer folds, none counts."""
-  if len({run.cells[step, evaluator].task for run in runs}) < 2:
-    return [[run] for run in runs]  # all were asked the same
+  """Joins the folds of each seed; seeds with fewer folds do not count."""
+  if len({run.evaluations[step, evaluator].task for run in runs}) < 2:
+    return [[run] for run in runs]  # all were asked the same questions
   by_seed: dict[int | None, dict[int | None, Run]] = {}
   for run in runs:
     by_seed.setdefault(run.seed, {})[run.fold] = run
@@ -281,28 +291,29 @@ def _draws(runs: list[Run], step: int, evaluator: str) -> list[list[Run]]:
 
 
 def _items(run: Run, step: int, evaluator: str) -> dict[str, dict[str, Any]]:
-  """Reads the items behind a cell by id; {} if they are not there."""
-  cell = run.cells[step, evaluator]
+  """Reads the items of an evaluation by id; {} if they are not there."""
+  evaluation = run.evaluations[step, evaluator]
   path = items.find(run.folder, step).get(evaluator)
   header, rows = items.read(path) if path else ({}, [])
-  if any(header.get(x) != getattr(cell, x) for x in ('checkpoint', 'task')):
-    return {}
+  for name in ('checkpoint', 'task'):
+    if header.get(name) != getattr(evaluation, name):
+      return {}
   return {row['id']: row for row in rows}
 
 
 def _outcomes(
-  asked: Sequence[Sequence[Mapping[str, Mapping[str, Any]]]],
+  rows_KF: Sequence[Sequence[Mapping[str, Mapping[str, Any]]]],
   metric: str,
   x_KF: Sequence[Sequence[float]],
 ) -> tuple[np.ndarray, list[str]]:
   """Lists a metric's outcome of each draw and item, and the items' groups.
 
-  No items, if draws were not asked the same, a fold has items of another or the
-  metric is not their mean.
+  There are no items (N = 0) if the draws were not asked the same questions, two
+  folds share an item, or the metric is not the mean of its outcomes.
   """
-  none = np.empty((len(asked), 0)), []
+  none = np.empty((len(rows_KF), 0)), []
   rows_K: list[dict[str, Mapping[str, Any]]] = []
-  for rows_F, x_F in zip(asked, x_KF, strict=True):
+  for rows_F, x_F in zip(rows_KF, x_KF, strict=True):
     rows_K.append({})
     for rows, x in zip(rows_F, x_F, strict=True):
       has = {
@@ -320,38 +331,40 @@ def _outcomes(
   if any(rows.keys() != first.keys() for rows in others):
     return none
   x_KN = np.array([[rows[i][metric] for i in first] for rows in rows_K], float)
-  # One without a label was drawn by itself; no label has this character.
+  # An item without a label is a group of its own; no label contains \0.
   return x_KN, [row.get('group') or f'\0{i}' for i, row in first.items()]
 
 
 def _interval(
   x_K: np.ndarray, x_KN: np.ndarray, groups: Sequence[str]
 ) -> tuple[tuple[float, float] | None, str]:
-  """Gives the interval of a mean and what it is over; see `Estimate`.
+  """Gives the interval of a mean and its basis; see `Estimate`.
 
-  Wilson's for the answers of one seed; otherwise Student's, by the variance
-  over items plus that over seeds, as in `stats.difference`, from nothing.
+  For right and wrong answers of one seed this is Wilson's interval. Otherwise
+  it is Student's, by the variance over items plus the variance over seeds: that
+  of `stats.difference` between side A, all 0, and the outcomes.
   """
   K, N, G = *x_KN.shape, len(set(groups))
-  # Seeds that all agree are of what none changes, such as a count.
+  # If all seeds agree, the metric does not depend on the seed, as a count.
   if not np.isfinite(x_K).all() or (G < 2 and len(set(x_K)) < 2):
     return None, ''
   basis = 'seeds' if G < 2 else 'items' if K < 2 else 'items and seeds'
   binary = G > 1 and np.isin(x_KN, (0, 1)).all()
   if binary and K == 1 and G == N:
     return stats.proportion(int(x_KN.sum()), N), basis
-  # Two equal items, or seeds, have no variance, which leaves the others'.
+  # Two equal items, or two equal seeds, add no variance of their own: what is
+  # left is the variance of the other source.
   if G < 2:
     x_KN = np.stack([x_K, x_K], axis=1)
   elif K < 2:
     x_KN = np.repeat(x_KN, 2, axis=0)
-  size = float(np.abs(x_KN).max()) or 1.0  # the squares of some overflow
-  found = stats.difference(
+  size = float(np.abs(x_KN).max()) or 1.0  # or squares would overflow
+  rise = stats.difference(
     np.zeros_like(x_KN), x_KN / size, groups=groups if 1 < G < N else None
   )
-  low, high = found.low * size, found.high * size
+  low, high = rise.low * size, rise.high * size
   if not binary:
     return (low, high), basis
-  if low == high:  # all are right, or all are wrong
+  if low == high:  # all answers are right, or all are wrong
     return stats.proportion(round(low * G), G), basis
   return (max(low, 0.0), min(high, 1.0)), basis

@@ -1,0 +1,100 @@
+"""Builds the evaluators of runs, as their configs and `--config` name them."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import checkpoint, config, sharding, types
+from lm.evals import context as context_lib
+from lm.evals import fingerprint, records, results
+
+
+class Evaluators:
+  """Evaluators by name, each built when it is first needed.
+
+  Attributes:
+    specs: of each evaluator, by name.
+  """
+
+  def __init__(self, specs: Mapping[str, Any]):
+    """Hashes the tasks and the code; builds nothing yet.
+
+    Raises:
+      config.ConfigError: the code of an evaluator cannot be found.
+    """
+    self.specs = specs
+    self._hashes = {
+      name: (fingerprint.task(spec), fingerprint.code(spec))
+      for name, spec in specs.items()
+    }
+    self._run: checkpoint.RestoredRun | None = None
+    self._built: dict[str, results.Evaluator] = {}
+
+  def keys(self, digest: str) -> list[records.EvaluationKey]:
+    """Lists the evaluations of a checkpoint, given the hash of its content."""
+    return [
+      records.EvaluationKey(digest, name, *hashes)
+      for name, hashes in self._hashes.items()
+    ]
+
+  def load(self, folder: Path, step: int) -> types.Params:
+    """Reads a step's parameters onto the devices that this process has."""
+    # Seeds of one recipe share their model and tokenizer.
+    self._run = self._run or checkpoint.restore_run(folder, step)
+    params = checkpoint.restore_params(folder, step)
+    where = sharding.shardings(
+      params,
+      mesh=sharding.make_mesh(),
+      axes=self._run.model.axes,
+      rules=self._run.config.sharding,
+    )
+    return jax.device_put(params, where)
+
+  def evaluate(
+    self, name: str, params: types.Params
+  ) -> results.Result | Mapping[str, float]:
+    """Evaluates parameters that `load` has read by one evaluator."""
+    assert self._run is not None, 'nothing is loaded'
+    if name not in self._built:
+      self._built[name] = config.build(
+        self.specs[name],
+        context=context_lib.Context(
+          self._run.model, self._run.tokenizer, sharding.make_mesh()
+        ),
+      )
+    return self._built[name](params)
+
+
+class EvaluatorCache:
+  """Evaluators of many runs, built again only where the runs differ."""
+
+  def __init__(self, evals: Mapping[str, Any] | None):
+    """Takes specs by name that are added to those of each run's config."""
+    self._evals = evals
+    self._last: tuple[str, Evaluators] | None = None
+
+  def get(self, workdir: Path, about: Mapping[str, Any]) -> Evaluators:
+    """Gives the evaluators of a run: its config's own and those added.
+
+    Args:
+      workdir: folder of the run, for the error message.
+      about: manifest of one of its checkpoints.
+
+    Raises:
+      config.ConfigError: there are none, or one cannot be found.
+    """
+    c = config.from_json(about['meta']['config'])
+    more = config.fill({'evals': dict(self._evals or {})}).evals
+    specs = config.plain({**c.evals, **more})
+    if not specs:
+      raise config.ConfigError(f'{workdir}: its config has no evals: add one')
+    parts = specs, config.plain(c.model), config.plain(c.sharding)
+    key = json.dumps([*parts, about['meta']['tokenizer']], sort_keys=True)
+    # Only the last one is kept, to save memory: compiled programs are large,
+    # and the seeds of a recipe stand side by side.
+    if self._last is None or self._last[0] != key:
+      self._last = key, Evaluators(specs)
+    return self._last[1]

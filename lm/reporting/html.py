@@ -1,0 +1,200 @@
+"""Pages of HTML that load nothing: text, tables and figures in one file.
+
+Styles and pictures lie in the page itself, there are no scripts, and a policy
+in its head keeps browsers from loading anything else. Names of runs and tasks
+are never trusted: `text` escapes them.
+"""
+
+from collections.abc import Iterable, Sequence
+import contextlib
+import html
+import io
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+import matplotlib
+from matplotlib import figure
+
+from lm import errors
+
+# Stand-ins that matplotlib draws with; `svg` puts the page's own colours there.
+INK = '#0a0bff'  # the colour of text
+COLOURS = tuple(f'#0a0b0{n}' for n in range(6))  # --c0 to --c5 of the style
+
+_STYLE = """
+:root { color-scheme: light dark; --page: light-dark(#fff, #14161a);
+  --ink: light-dark(#1b1d22, #e6e8ec); --soft: light-dark(#5b616e, #a2a9b6);
+  --rule: light-dark(#d9dce3, #363b45);
+  --c0: light-dark(#0067b1, #5cb3f5); --c1: light-dark(#c44900, #ff9a5c);
+  --c2: light-dark(#00795a, #45c9a0); --c3: light-dark(#a93c83, #ec8fc8);
+  --c4: light-dark(#7a5c00, #dfbe4f); --c5: light-dark(#5a4fcf, #a99ff8); }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 2.5rem 1.5rem 4rem;
+  background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, 'Segoe UI', 'Noto Sans', sans-serif; }
+h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .3rem; }
+p { margin: .3rem 0 .8rem; max-width: 46rem; }
+.soft, small { color: var(--soft); }
+code { font: .86em/1.4 ui-monospace, 'DejaVu Sans Mono', monospace;
+  unicode-bidi: isolate; overflow-wrap: anywhere; }
+.hash { white-space: nowrap; }
+.wide { overflow-x: auto; margin: .6rem 0 1rem; }
+table { border-collapse: collapse; font-size: .88rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; }
+thead th { font-weight: 600; vertical-align: bottom;
+  border-bottom: 2px solid var(--ink); }
+tbody th { font-weight: 400; }
+tbody tr > * { border-bottom: 1px solid var(--rule); }
+.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
+small { display: block; font-size: .8rem; font-weight: 400; }
+.key { display: inline-block; margin-right: 1.2rem; }
+figure { margin: 0; break-inside: avoid; }
+figcaption { font-size: .88rem; font-weight: 600; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg text { font-family: inherit !important; }
+.grid { display: grid; gap: 1.4rem 2rem;
+  grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
+ul { font-size: .88rem; padding-left: 1.2rem; }
+@media print { :root { color-scheme: light; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .wide { overflow: visible; } h2 { break-after: avoid; }
+  tr { break-inside: avoid; } .grid { grid-template-columns: 1fr 1fr; } }
+"""
+
+
+def page(title: str, body: str) -> str:
+  """Puts a body of HTML into a page.
+
+  Args:
+    title: escaped.
+    body: what is shown.
+  """
+  return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{_STYLE}</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def write(path: Path, content: str) -> None:
+  """Writes a page as a whole or not at all.
+
+  Raises:
+    errors.Storage: it cannot be written there.
+  """
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  try:
+    with part.open('wb') as file:
+      file.write(content.encode('utf-8', 'replace'))
+      file.flush()
+      os.fsync(file.fileno())
+    part.replace(path)
+  except OSError as error:
+    raise errors.Storage(
+      f'--html: {errors.refusal(error)}: give another file'
+    ) from error
+  finally:
+    with contextlib.suppress(OSError):
+      part.unlink(missing_ok=True)
+
+
+def text(value: Any) -> str:
+  """Escapes what others have named."""
+  # Control characters could turn or hide a line.
+  return html.escape(re.sub(r'[\x00-\x1f\x7f-\x9f]', '\ufffd', str(value)))
+
+
+def code(value: Any) -> str:
+  """Shows a name as code."""
+  return f'<code>{text(value)}</code>'
+
+
+def digest(value: str) -> str:
+  """Shows the beginning of a hash."""
+  return f'<code class="hash">{text(value[:12])}</code>'
+
+
+def number(value: float | None) -> str:
+  """Shows a number with four digits, or all digits of a whole one."""
+  if value is None:
+    return '—'
+  whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e9)
+  shown = f'{int(value):,}' if whole else f'{value:.4g}'
+  return shown.replace('-', '−')
+
+
+def count(n: int, noun: str) -> str:
+  """Shows a number of things, such as '2 runs'."""
+  return f'{n} {noun}{"" if n == 1 else "s"}'
+
+
+def few(words: Sequence[str], most: int) -> list[str]:
+  """Lists at most so many words, and how many more there are."""
+  rest = len(words) - most
+  return [*words[:most], *([f'and {rest} more'] if rest > 0 else [])]
+
+
+def table(
+  head: Iterable[str], rows: Iterable[Sequence[str]], kind: str = 'words'
+) -> str:
+  """Lays out a table of HTML; the first cell of a row is its heading.
+
+  Args:
+    head: of the columns.
+    rows: as many cells each as there are columns.
+    kind: 'numbers' aligns cells to the right.
+  """
+  top = ''.join(f'<th scope="col">{cell}</th>' for cell in head)
+  lines = [
+    f'<tr><th scope="row">{first}</th><td>{"</td><td>".join(rest)}</td></tr>\n'
+    for first, *rest in rows
+  ]
+  return (
+    f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
+    f'<tbody>{"".join(lines)}</tbody></table></div>'
+  )
+
+
+@contextlib.contextmanager
+def style():
+  """Sets what matplotlib must know before a figure of a page is drawn."""
+  with matplotlib.rc_context(
+    {
+      'axes.formatter.useoffset': False,
+      'svg.fonttype': 'none',  # text stays text: searched, in the page's font
+      'svg.hashsalt': 'lm',  # equal figures give equal bytes
+    }
+  ):
+    yield
+
+
+def svg(drawn: figure.Figure, prefix: str) -> str:
+  """Turns a figure into an element with the page's colours and font.
+
+  Args:
+    drawn: with the colours `INK` and `COLOURS`, under `style`.
+    prefix: of the ids in the figure, another one for each figure of a page.
+  """
+  out = io.StringIO()
+  drawn.savefig(out, format='svg', transparent=True)
+  result = out.getvalue()
+  result = result[result.index('<svg') :].strip()
+  for old, new in (
+    (r' xmlns(:xlink)?="[^"]*"', ''),  # HTML knows them
+    (r'xlink:href', 'href'),
+    (r'(?s)<metadata>.*?</metadata>', ''),
+    (r'( id="|href="#|url\(#)', rf'\g<1>{prefix}'),  # each id once on a page
+    (r'\s*\n\s*', ' '),
+    (INK, 'currentColor'),
+    *((colour, f'var(--c{n})') for n, colour in enumerate(COLOURS)),
+  ):
+    result = re.sub(old, new, result)
+  return result
