@@ -1,8 +1,9 @@
-"""Attention of a text that is cut over devices: keys and values go round.
+"""Attention over a text that is cut across devices: keys go round a ring.
 
-Each device holds the queries of its part, and sees one part's keys after
-another, its own first. So no device ever holds a whole text, nor in the
-backward pass.
+Each device holds the queries, keys and values of its part of the text. It mixes
+its own part first, then the keys and values that its neighbour hands on, and so
+on until it has seen all parts. So no device ever holds a whole text, nor does
+it in the backward pass.
 
 Reference: Liu et al. 2023, arXiv 2310.01889.
 """
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from lm.layers import blockwise, masks
 
-AXIS = 'sequence'
+AXIS = 'sequence'  # the mesh axis that the ring runs along
 
 
 def attend(
@@ -24,9 +25,9 @@ def attend(
   mask: masks.AttentionMask,
   settings: blockwise.Settings,
 ) -> jax.Array:
-  """Mixes values as `blockwise.attend` does, of all parts: [B, K, G, L, H].
+  """Mixes the values of all parts, as `blockwise.attend` does: [B, K, G, L, H].
 
-  To be called under `jax.shard_map`: all arrays are this device's part.
+  Call it under `jax.shard_map`: all arrays are this device's part.
   """
   return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings)
 
@@ -37,10 +38,12 @@ def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
 
 
 def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
-  (q_BKGLH, *kv), kinds = blockwise.narrow(settings, q_BKGLH, k_BKSH, v_BKSH)
+  (q_BKGLH, *kv), dtypes = blockwise.narrow(settings, q_BKGLH, k_BKSH, v_BKSH)
 
-  def step(t, carry):
+  def step(turn, carry):
     sums, (k_BKSH, v_BKSH), tokens = carry
+    # The running softmax does not care in which order keys arrive: so the sums
+    # stay here, and each turn only adds the part that has just come.
     sums = blockwise.absorb(
       sums,
       q_BKGLH,
@@ -48,59 +51,64 @@ def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
       v_BKSH,
       mask,
       mask.replace(**tokens),
-      _first(t, mask),
+      _first(turn, mask),
       settings,
     )
-    return sums, *_turn(carry[1:])
+    return sums, *_hand_on(carry[1:])
 
+  # Keys travel with what the mask says of their tokens: the next device has
+  # other documents and positions.
   carry = blockwise.start(q_BKGLH), kv, mask.tokens()
   sums, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(AXIS), step, carry)
-  out_BKGLH, log_BKGL = blockwise.finish(sums)
-  return out_BKGLH, (q_BKGLH, kv, mask, out_BKGLH, log_BKGL, kinds)
+  out_BKGLH, log_z_BKGL = blockwise.finish(sums)
+  return out_BKGLH, (q_BKGLH, kv, mask, out_BKGLH, log_z_BKGL, dtypes)
 
 
 def _backward(settings, residuals, cotangent_BKGLH):
-  q_BKGLH, kv, mask, out_BKGLH, log_BKGL, kinds = residuals
-  mean_BKGL = blockwise.mean(cotangent_BKGLH, out_BKGLH)
+  q_BKGLH, kv, mask, out_BKGLH, log_z_BKGL, dtypes = residuals
+  delta_BKGL = blockwise.delta(cotangent_BKGLH, out_BKGLH)
+  rows = blockwise.Rows(q_BKGLH, cotangent_BKGLH, delta_BKGL, log_z_BKGL)
 
-  def step(t, carry):
+  def step(turn, carry):
     dq_BKGLH, dkv, (k_BKSH, v_BKSH), tokens = carry
     more_BKGLH, *more = blockwise.pull(
-      q_BKGLH,
+      rows,
       k_BKSH,
       v_BKSH,
       mask,
       mask.replace(**tokens),
-      _first(t, mask),
-      cotangent_BKGLH,
-      mean_BKGL,
-      log_BKGL,
+      _first(turn, mask),
       settings,
     )
     dkv = jax.tree.map(jnp.add, dkv, more)
-    # Gradients go with what they are of; all are home after the last turn.
-    return dq_BKGLH + more_BKGLH, *_turn((dkv, *carry[2:]))
+    # The gradients of keys and values travel with them and collect what every
+    # device adds; after a full turn of the ring both are home again.
+    return dq_BKGLH + more_BKGLH, *_hand_on((dkv, *carry[2:]))
 
   def zeros(x):
+    # Float32, since as many parts are added up as there are devices.
     return jnp.zeros(x.shape, jnp.float32)
 
   carry = zeros(q_BKGLH), [zeros(x) for x in kv], kv, mask.tokens()
   dq_BKGLH, dkv, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(AXIS), step, carry)
-  return *blockwise.widen((dq_BKGLH, *dkv), kinds), None
+  return *blockwise.widen((dq_BKGLH, *dkv), dtypes), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _first(t, mask):
-  """Finds the slot of the own first query among the keys of turn t."""
+def _first(turn, mask):
+  """Finds the slot of this device's first query among the keys of a turn.
+
+  It is negative where the keys come from later in the text.
+  """
   here = jax.lax.axis_index(AXIS)
-  there = (here - t) % jax.lax.axis_size(AXIS)
+  there = (here - turn) % jax.lax.axis_size(AXIS)
   return (here - there) * mask.segments.shape[1]
 
 
-def _turn(tree):
-  """Hands all arrays to the next device."""
+def _hand_on(tree):
+  """Sends all arrays to the next device, and receives the previous one's."""
   count = jax.lax.axis_size(AXIS)
   order = [(i, (i + 1) % count) for i in range(count)]
   return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, order), tree)
