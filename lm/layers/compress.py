@@ -1,8 +1,8 @@
-"""Parameters made smaller: matrices in int8, and matrices with zeros.
+"""Compresses parameters: rounds matrices to int8, or prunes their weights.
 
-Both take a tree of parameters as a checkpoint holds it, on the host, and give
-one with the same paths. Blocks that `scan` has stacked come out as they would
-one by one.
+Both functions take a tree of parameters as a checkpoint holds it, on the host,
+and return one with the same paths. Blocks that `scan` has stacked come out as
+they would one by one.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ import numpy as np
 from lm import tree, types
 from lm.layers import linear
 
-# Dimensions, counted from the right, that a product sums over; a word's row in
-# the table is read alone. Experts and stacked blocks have more on the left.
-# What is in no row stays as it is: biases, norms, routers, positions.
+# Which dimensions a product sums over, counted from the right, since experts
+# and stacked blocks have further ones on the left. A row of the embedding table
+# is looked up by itself, so it counts as a matrix of its own, summed along its
+# width. Parameters that no row names stay as they are: biases, norms, routers,
+# positions.
 _MATRICES = (
   (r'(attention|cross)/[qkv]$', (-3,)),
   (r'(attention|cross)/o$', (-3, -2)),
@@ -33,29 +35,31 @@ SCOPES = ('global', 'matrix')
 def int8(
   params: types.Params, paths: str = ALL
 ) -> tuple[types.Params, dict[str, np.ndarray]]:
-  """Rounds matrices to whole numbers, with a scale for each output.
+  """Rounds matrices to int8, with a scale for each output of their product.
 
-  Symmetric: 0 stays 0. An output is what a product does not sum over, so that
-  no large weight coarsens those of another output.
+  Rounding is symmetric, so 0 stays 0. Outputs are the dimensions that a product
+  does not sum over: a large weight makes no other output coarser.
 
   Args:
-    params: float32.
-    paths: a regular expression; a matrix in whose path it is found is rounded.
+    params: float32 parameters.
+    paths: a regular expression; matrices in whose path it is found are rounded.
 
   Returns:
-    The parameters, and the scales of the int8 ones among them by path: their
-    product is what was rounded.
+    The parameters, and the scale of each int8 matrix by its path: the matrix
+    times its scale is the value that was rounded.
 
   Raises:
     ValueError: no matrix has such a path, or qwix is not installed.
   """
   linear.check('int8')
-  found, scales = matrices(params, paths), {}
+  summed, scales = matrices(params, paths), {}
 
   def rounded(path, leaf):
-    if path not in found:
+    if path not in summed:
       return leaf
-    kept = [n for n in range(leaf.ndim) if n - leaf.ndim not in found[path]]
+    # One scale for each entry along the dimensions that are not summed over.
+    # Only these can be taken out of the sum and multiplied afterwards.
+    kept = [n for n in range(leaf.ndim) if n - leaf.ndim not in summed[path]]
     x = linear.quantized(leaf, kept, 'int8')
     scales[path] = np.asarray(x.scale)
     return np.asarray(x.qvalue)
@@ -70,37 +74,41 @@ def prune(
   sparsity: float,
   scope: str = 'global',
 ) -> types.Params:
-  """Puts the weights of the smallest magnitudes to zero.
+  """Sets the weights with the smallest magnitudes to zero.
 
   Args:
-    params: float32.
-    paths: as of `int8`; by default the matrices of blocks.
-    sparsity: the share of those matrices' weights that becomes zero, rounded
-      down; of equal weights at its border all stay.
-    scope: where weights are compared: 'global' in all of the matrices together,
-      'matrix' in each.
+    params: float32 parameters.
+    paths: a regular expression; matrices in whose path it is found are pruned.
+      By default these are the matrices of the blocks.
+    sparsity: the fraction of the weights of these matrices that becomes zero.
+      The count is rounded down, and weights equal to the threshold all stay.
+    scope: which weights are compared with each other: those of all matrices
+      ('global'), or those of one matrix ('matrix').
 
   Raises:
     ValueError: a setting is out of range, or no matrix has such a path.
 
-  Reference: Han et al. 2015, arXiv 1506.02626, section 3.1, without training
-  again.
+  Reference: Han et al. 2015, arXiv 1506.02626, section 3.1, without the
+  retraining.
   """
   if not 0 < sparsity < 1:
     raise ValueError(f'sparsity={sparsity} must be above 0 and below 1')
   if scope not in SCOPES:
     raise ValueError(f'scope={scope!r} is not one of {", ".join(SCOPES)}')
-  found = matrices(params, paths)
+  names = matrices(params, paths)
 
   def cut(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     sizes = np.concatenate([np.abs(x).ravel() for x in weights])
-    least = np.partition(sizes, n := int(sparsity * sizes.size))[n]
-    return [np.where(np.abs(x) < least, np.float32(0), x) for x in weights]
+    # Weight number n in ascending order; linear time, where sorting is not.
+    threshold = np.partition(sizes, n := int(sparsity * sizes.size))[n]
+    return [np.where(np.abs(x) < threshold, np.float32(0), x) for x in weights]
 
-  leaves = {k: np.asarray(x) for k, x in tree.paths(params) if k in found}
+  leaves = {k: np.asarray(x) for k, x in tree.paths(params) if k in names}
   if scope == 'global':
     pruned = dict(zip(leaves, cut([*leaves.values()]), strict=True))
   else:
+    # A stack of scanned blocks is as many matrices as it has blocks. The path
+    # tells: unrolled ones are called layers_0, layers_1 and so on.
     pruned = {
       path: np.stack([cut([part])[0] for part in x])
       if 'layers' in path.split('/')
@@ -111,32 +119,50 @@ def prune(
 
 
 def sparsity(params: types.Params, paths: str = BLOCKS) -> float:
-  """Tells which share of the weights of matrices is zero.
+  """Returns the fraction of the weights of matrices that are zero.
+
+  Args:
+    params: parameters.
+    paths: a regular expression; matrices in whose path it is found count.
 
   Raises:
     ValueError: no matrix has such a path.
   """
-  found = matrices(params, paths)
-  leaves = [x for path, x in tree.paths(params) if path in found]
+  names = matrices(params, paths)
+  leaves = [x for path, x in tree.paths(params) if path in names]
   zeros = sum(x.size - np.count_nonzero(x) for x in leaves)
   return zeros / sum(x.size for x in leaves)
 
 
 def flat(shape: Sequence[int], summed: Sequence[int]) -> tuple[int, ...]:
-  """Gives the shape of a matrix, or of many, with one dimension a side.
+  """Returns the shape [..., rows, columns] of a parameter as plain matrices.
 
   Args:
-    shape: of a leaf.
-    summed: what a product sums over of it, see `matrices`.
+    shape: the shape of the parameter.
+    summed: the dimensions that a product sums over, see `matrices`.
   """
-  right = -1 - max(summed) or 1  # of a word's row, which is summed over itself
+  # Outputs are all dimensions to the right of those that are summed over. An
+  # embedding table has none there, so its width takes their place.
+  right = -1 - max(summed) or 1
   left = len(summed) + right
   sides = shape[-left:-right], shape[-right:]
   return (*shape[:-left], *map(math.prod, sides))
 
 
 def matrices(params: types.Params, paths: str) -> dict[str, tuple[int, ...]]:
-  """Finds matrices and what a product sums over of each, by path."""
+  """Finds the matrices whose paths match.
+
+  Args:
+    params: parameters.
+    paths: a regular expression that is searched for in each path.
+
+  Returns:
+    By path, the dimensions that a product with this matrix sums over, counted
+    from the right: (-3,) is the width of a query kernel [D, N, H].
+
+  Raises:
+    ValueError: `paths` is no regular expression, or no matrix matches it.
+  """
   try:
     wanted = re.compile(paths)
   except re.error as error:
@@ -147,10 +173,10 @@ def matrices(params: types.Params, paths: str) -> dict[str, tuple[int, ...]]:
     for regex, summed in _MATRICES
     if re.search(regex, path)
   }
-  found = {
+  result = {
     path: summed for path, summed in known.items() if wanted.search(path)
   }
-  if not found:
+  if not result:
     some = ', '.join([*known][:3]) or 'none: it is counted, not trained'
     raise ValueError(f'paths={paths}: found in no matrix; there are {some}')
-  return found
+  return result

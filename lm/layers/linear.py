@@ -1,8 +1,9 @@
 """Matrix products in a chosen precision, in the backward pass too.
 
-The rule of low precision: linear layers, `contract`, are what `compute_dtype` says;
-products of another kind are in bfloat16 where it says less, see `floating`; and
-sums of products, norms, softmax, rotations and losses are always in float32.
+The rule of low precision has three parts. Linear layers (`contract`) run in
+`compute_dtype`. Other products run in bfloat16 where `compute_dtype` has fewer
+bits, see `floating`. Sums of products, norms, softmax, rotations and losses are
+always float32.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ import numpy as np
 
 from lm import errors
 
-# Types of the factors of a quantized product, and of the gradients that come
-# back to it. Gradients have longer tails than 255 even steps hold unless they
-# are rounded at random: after int8 they are in bfloat16, which is safe. FP8 has
-# a type with more exponents for them: Micikevicius et al. 2022, arXiv
-# 2209.05433, section 3.
+# The type of the factors of a quantized product, and of the gradient that comes
+# back to it. Gradients have longer tails than 255 even steps can hold without
+# stochastic rounding, so int8 products have bfloat16 gradients. FP8 has a type
+# with more exponents for gradients: Micikevicius et al. 2022, arXiv 2209.05433,
+# section 3.
 _QUANTIZED = {
   'int8': ('int8', 'bfloat16'),
   'fp8': ('float8_e4m3fn', 'float8_e5m2'),
@@ -35,9 +36,10 @@ class Dense(nn.Module):
 
   Attributes:
     outputs: F.
-    kernel_init: of the kernel; the bias starts at 0.
-    dtype, compute_dtype: result and operand types of the product.
-    bias: whether there is one.
+    kernel_init: initializer of the kernel; the bias starts at 0.
+    dtype: type of the result.
+    compute_dtype: type that the factors are rounded to, see `contract`.
+    bias: whether to add a bias.
   """
 
   outputs: int
@@ -62,44 +64,45 @@ class Dense(nn.Module):
 def contract(
   spec: str, x: jax.Array, y: jax.Array, compute_dtype: str, result: str
 ) -> jax.Array:
-  """Multiplies like `jnp.einsum(spec, x, y)` with stated precisions.
+  """Multiplies like `jnp.einsum(spec, x, y)`, in stated precisions.
+
+  The gradient is written by hand. Autodiff of a bfloat16 product with a float32
+  result would multiply a float32 gradient with a bfloat16 factor, in float32;
+  here all three products run in the compute dtype, each in its best order.
 
   Args:
     spec: einsum letters; each letter of an input also stands in the other
       input or in the result.
     x, y: the factors, in any float type.
-    compute_dtype: one of `COMPUTE_DTYPES`, that both factors are rounded to before they
-      are multiplied, and the incoming gradient in the backward pass. 'int8' and
-      'fp8' scale each row and column by its largest entry; gradients with
-      'int8' are those of 'bfloat16'.
-    result: dtype of the product. Sums always run in float32, of integers in
+    compute_dtype: one of `COMPUTE_DTYPES`. Both factors are rounded to it, and
+      so is the incoming gradient in the backward pass. 'int8' and 'fp8' scale
+      each row and column by its largest entry; gradients of 'int8' products
+      are computed in bfloat16.
+    result: dtype of the product. Sums run in float32, those of integers in
       int32.
-
-  Autodiff of a bfloat16 product with a float32 result would multiply a float32
-  gradient with a bfloat16 factor, in float32: the rule is written by hand so
-  that all three products run on such compute_dtype, each in its best order.
   """
   return _contract(x, y, spec, compute_dtype, result)
 
 
 def floating(compute_dtype: str) -> str:
-  """Names the type of products that are no linear layer's.
+  """Names the type of all products that are not linear layers.
 
-  Scores of attention, logits and experts' groups of tokens are not quantized: a
-  softmax blows errors up, and there is no such product of groups.
+  Attention scores, logits and grouped products of experts are never quantized:
+  a softmax amplifies errors, and no quantized grouped product exists.
   """
   return 'bfloat16' if compute_dtype in _QUANTIZED else compute_dtype
 
 
 def check(compute_dtype: str) -> None:
-  """Checks that products can be computed so.
+  """Checks that products can be computed in `compute_dtype` here.
 
   Raises:
-    ValueError: they cannot.
+    ValueError: there is no such type, or qwix, which it needs, is missing.
   """
   if compute_dtype not in COMPUTE_DTYPES:
     raise ValueError(
-      f'compute_dtype={compute_dtype!r} is not one of {", ".join(COMPUTE_DTYPES)}'
+      f'compute_dtype={compute_dtype!r} is not one of '
+      f'{", ".join(COMPUTE_DTYPES)}'
     )
   if compute_dtype in _QUANTIZED and importlib.util.find_spec('qwix') is None:
     raise ValueError(
@@ -115,30 +118,36 @@ def _contract(x, y, spec, compute_dtype, result):
 def _forward(x, y, spec, compute_dtype, result):
   # What the backward pass reads is kept in the narrow type: half the memory.
   narrow = x.astype(floating(compute_dtype)), y.astype(floating(compute_dtype))
-  # Empty arrays carry the original dtypes, which jax types do not travel in.
-  kinds = jnp.zeros((0,), x.dtype), jnp.zeros((0,), y.dtype)
+  # Residuals of a custom_vjp must be arrays, so empty ones carry the dtypes.
+  dtypes = jnp.zeros((0,), x.dtype), jnp.zeros((0,), y.dtype)
   if compute_dtype not in _QUANTIZED:
-    return multiply(spec, *narrow, result), (narrow, kinds)
+    return multiply(spec, *narrow, result), (narrow, dtypes)
   inputs, output = spec.split('->')
   x_spec, y_spec = inputs.split(',')
   factor, gradient = _QUANTIZED[compute_dtype]
   x, y = (_quantized(*a, output, factor) for a in ((x, x_spec), (y, y_spec)))
+  # Gradients in bfloat16 multiply bfloat16 factors, which were not quantized.
   kept = narrow if gradient == 'bfloat16' else (x, y)
-  return multiply(spec, x, y, result), (kept, kinds)
+  return multiply(spec, x, y, result), (kept, dtypes)
 
 
 def _backward(spec, compute_dtype, result, residuals, cotangent):
   del result
-  (x, y), (x_kind, y_kind) = residuals
+  (x, y), (x_dtype, y_dtype) = residuals
   inputs, output = spec.split('->')
   x_spec, y_spec = inputs.split(',')
 
   def round_for(factor, letters, other):
-    """Rounds the gradient, to be multiplied with a factor for the other."""
+    """Rounds the gradient so that it can be multiplied with `factor`.
+
+    Returns:
+      The rounded gradient, and the factor without its scales.
+    """
     if isinstance(factor, jax.Array):
       return cotangent.astype(factor.dtype), factor
-    # The factor's scales are of what is summed over now: they go to the
-    # gradient before it is rounded.
+    # The factor has a scale for each of its outputs, and these are summed over
+    # in the backward pass. A scale inside a sum cannot be multiplied
+    # afterwards, so the gradient takes it before it is rounded.
     sizes = dict(zip(letters, factor.shape, strict=True))
     kept = [a for a in letters if a in output]
     order = [a for a in output if a in letters]
@@ -146,33 +155,43 @@ def _backward(spec, compute_dtype, result, residuals, cotangent):
       f'{"".join(kept)}->{"".join(order)}',
       factor.scale.reshape([sizes[a] for a in kept]),
     ).reshape([sizes.get(a, 1) for a in output])
-    kind = _QUANTIZED[compute_dtype][1]
-    return _quantized(cotangent * scale, output, other, kind), factor.qvalue
+    dtype = _QUANTIZED[compute_dtype][1]
+    return _quantized(cotangent * scale, output, other, dtype), factor.qvalue
 
+  # dx sums the gradient times y over the letters that x does not have; dy
+  # likewise.
   gradient, y = round_for(y, y_spec, x_spec)
-  dx = multiply(f'{output},{y_spec}->{x_spec}', gradient, y, x_kind.dtype)
+  dx = multiply(f'{output},{y_spec}->{x_spec}', gradient, y, x_dtype.dtype)
   gradient, x = round_for(x, x_spec, y_spec)
-  dy = multiply(f'{x_spec},{output}->{y_spec}', x, gradient, y_kind.dtype)
+  dy = multiply(f'{x_spec},{output}->{y_spec}', x, gradient, y_dtype.dtype)
   return dx, dy
 
 
 _contract.defvjp(_forward, _backward)
 
 
-def quantized(x: Any, kept: Sequence[int], kind: str) -> Any:
+def quantized(x: Any, kept: Sequence[int], dtype: str) -> Any:
   """Rounds to a type of few bits, with a scale for each entry along `kept`.
 
+  Args:
+    x: an array of a float type.
+    kept: the dimensions along which entries have scales of their own.
+    dtype: 'int8' or a float8 type.
+
   Returns:
-    An array of qwix: `qvalue`, times `scale` of size 1 along other dimensions.
+    A `qwix.QArray`. Its value is `qvalue * scale`, where `scale` has size 1
+    along all other dimensions.
   """
-  import qwix  # seconds, and few want it
+  import qwix  # takes seconds, and few runs need it
 
-  # So are the scales.
-  return qwix.quantize(x.astype(jnp.float32), kind, channelwise_axes=kept)
+  # Scales have the type of what is quantized, and bfloat16 ones would be wrong
+  # by up to 0.4 %.
+  return qwix.quantize(x.astype(jnp.float32), dtype, channelwise_axes=kept)
 
 
-def _quantized(x, letters, kept, kind):
-  return quantized(x, [i for i, a in enumerate(letters) if a in kept], kind)
+def _quantized(x, letters, kept, dtype):
+  """Does the same for dimensions that are given as letters."""
+  return quantized(x, [i for i, a in enumerate(letters) if a in kept], dtype)
 
 
 def _dot(a, b, dimensions, result):
@@ -185,16 +204,17 @@ def _dot(a, b, dimensions, result):
 
 
 def multiply(spec: str, x: Any, y: Any, result: str | np.dtype) -> jax.Array:
-  """Multiplies, without a rule of its own for gradients.
+  """Multiplies two factors in the order that costs a CPU the fewest copies.
 
-  In the order in which a CPU has the least to transpose: XLA:CPU wants the
-  summed letters of the left factor last, and writes the left factor's letters
-  before the right one's. What is otherwise is copied in one thread, which
-  costs more than the product when it is large.
+  XLA:CPU wants the summed letters of the left factor last, and writes the left
+  factor's letters before the right one's. Everything else it copies in one
+  thread, which costs more than the product when the array is large.
+
+  Gradients are those of autodiff; `contract` has a rule of its own.
 
   Args:
-    spec, x, y: as of `contract`; the factors have one dtype, or are arrays of
-      qwix.
+    spec: einsum letters, with the same restriction as in `contract`.
+    x, y: the factors, of one dtype, or both of type `qwix.QArray`.
     result: dtype of the product.
   """
   inputs, output = spec.split('->')
@@ -205,13 +225,14 @@ def multiply(spec: str, x: Any, y: Any, result: str | np.dtype) -> jax.Array:
     return math.prod(sizes[a] for a in letters)
 
   def written(left, right):
-    """The result's letters, as they are written: both's, left's, right's."""
+    """Orders the result's letters as XLA does: of both, of left, of right."""
     kept = [a for a in left + right if a in output]
     return sorted(
       dict.fromkeys(kept), key=lambda a: 2 * (a not in left) + (a not in right)
     )
 
   def copied(order):
+    """Counts the elements that have to be transposed."""
     (left, _), (right, _) = order
     kept_last = sorted(left, key=lambda a: a not in output) != list(left)
     moved = written(left, right) != list(output)
@@ -230,7 +251,8 @@ def multiply(spec: str, x: Any, y: Any, result: str | np.dtype) -> jax.Array:
   natural = ''.join(written(left, right))
   if natural == output:
     return product
-  # A barrier, or XLA:CPU folds the transposition into the product again.
+  # Without a barrier XLA:CPU folds the transposition into the product again,
+  # which then runs in its slow order.
   product = jax.lax.platform_dependent(
     product, cpu=jax.lax.optimization_barrier, default=lambda x: x
   )

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm."""
+"""Normalization of each token's vector: LayerNorm and RMSNorm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 
 class RMSNorm(nn.Module):
-  """Divides by the root mean square and scales.
+  """Divides by the root mean square, and scales.
 
   Attributes:
-    epsilon: added to the mean square. 1e-6 is Llama's and Qwen's; without any,
-      a row of zeros would be divided by nothing.
-    offset: added to the scale, which then starts at 1 - offset; Gemma's
-      weights are made for 1.
+    epsilon: added to the mean square, so that a row of zeros is not divided by
+      zero. 1e-6 is the value of Llama and Qwen.
+    offset: added to the scale, which then starts at 1 - offset. Gemma's weights
+      need 1.
 
   Reference: Zhang and Sennrich 2019, arXiv 1910.07467.
   """
@@ -31,11 +31,11 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Subtracts the mean, divides by the deviation, scales and shifts.
+  """Subtracts the mean, divides by the standard deviation, scales and shifts.
 
   Attributes:
-    epsilon: added to the variance; 1e-5 is GPT-2's.
-    bias: whether to shift.
+    epsilon: added to the variance; 1e-5 is the value of GPT-2.
+    bias: whether to add a learned shift.
 
   Reference: Ba et al. 2016, arXiv 1607.06450.
   """
@@ -54,18 +54,19 @@ class LayerNorm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalized(x, scale, bias, epsilon, centered):
-  """Normalizes rows; the gradient keeps two numbers of each beside `x`.
+  """Normalizes rows, with a gradient that is written by hand.
 
-  Autodiff keeps more, and on a GPU has the factor of the scale's gradient
-  written in float32: 2 % of a step of GPT-2 on an H200.
+  It keeps `x` and two numbers a row for the backward pass. Autodiff keeps more:
+  on a GPU it writes a float32 array as large as `x` for the gradient of the
+  scale, which took 2 % of a step of GPT-2 on an H200.
   """
   return _forward(x, scale, bias, epsilon, centered)[0]
 
 
 def _forward(x, scale, bias, epsilon, centered):
-  # Float32: the mean of 4,096 bfloat16 squares loses its last 6 bits; and the
-  # two-pass variance because mean(x^2) - mean(x)^2 cancels when the mean is
-  # large.
+  # Float32, since the mean of 4,096 bfloat16 squares loses its last 6 bits. The
+  # variance takes a second pass, since mean(x^2) - mean(x)^2 cancels when the
+  # mean is large.
   wide = x.astype(jnp.float32)
   mean = jnp.zeros((*x.shape[:-1], 1))
   if centered:
@@ -83,8 +84,8 @@ def _forward(x, scale, bias, epsilon, centered):
 def _backward(epsilon, centered, residuals, cotangent):
   del epsilon
   x, scale, bias, mean, factor = residuals
-  # Or a GPU's compiler finds the means of a row once more, and with them writes
-  # the factor of the scale's gradient.
+  # Without a barrier a GPU's compiler computes the means of all rows again, and
+  # writes the normalized rows in float32 on the way.
   x, mean, factor = jax.lax.optimization_barrier((x, mean, factor))
   wide = (x.astype(jnp.float32) - mean) * factor
   cotangent = cotangent.astype(jnp.float32)
@@ -96,6 +97,8 @@ def _backward(epsilon, centered, residuals, cotangent):
   dscale = summed(cotangent * wide, scale)
   dbias = None if bias is None else summed(cotangent, bias)
   cotangent *= _broadcast(scale, x)
+  # Normalizing removes from the gradient what points along the row, since a
+  # longer row gives the same result; centering removes the mean.
   dx = cotangent - wide * jnp.mean(cotangent * wide, axis=-1, keepdims=True)
   if centered:
     dx -= jnp.mean(cotangent, axis=-1, keepdims=True)
@@ -113,16 +116,16 @@ def _broadcast(vector, x):
 def make(
   name: str, *, epsilon: float | None, offset: float = 0.0, bias: bool = True
 ) -> Callable[..., nn.Module]:
-  """Chooses a norm; the result builds a module, given `name`.
+  """Returns a function that builds the norm called `name`.
 
   Args:
     name: 'layernorm' or 'rmsnorm'.
-    epsilon: None is the norm's own default.
-    offset: of RMSNorm.
-    bias: of LayerNorm.
+    epsilon: see the two classes; None is the default of the class.
+    offset: see `RMSNorm`; LayerNorm ignores it.
+    bias: see `LayerNorm`; RMSNorm has none.
 
   Raises:
-    ValueError: for another name.
+    ValueError: there is no norm of this name.
   """
   given = {} if epsilon is None else {'epsilon': epsilon}
   if name == 'rmsnorm':

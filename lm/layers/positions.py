@@ -1,4 +1,7 @@
-"""Positions: rotations, sinusoids and relative buckets."""
+"""Positions in a text: rotations (RoPE), sinusoids and relative buckets.
+
+h numbers pairs of features: half of the features that are rotated.
+"""
 
 import math
 from typing import NamedTuple
@@ -9,7 +12,11 @@ import numpy as np
 
 
 class Rotation(NamedTuple):
-  """Cosines and sines [B, L, 1, H / 2], float32, of `rope`'s angles."""
+  """Cosines and sines of the angles that `rope` uses.
+
+  Attributes:
+    cos, sin: float32 [B, L, 1, h].
+  """
 
   cos: jax.Array
   sin: jax.Array
@@ -19,17 +26,22 @@ class Scaling(NamedTuple):
   """Slows rotations down, for texts longer than those trained on before.
 
   Attributes:
-    factor: how many times longer; 1 changes nothing.
-    kind: 'linear' divides all frequencies (position interpolation, Chen et al.
-      2023, arXiv 2306.15595). 'ntk' raises their base, so that the lowest is
-      divided and the highest stays (NTK-aware, Peng et al. 2023, arXiv
-      2309.00071, section 3.1). 'llama3' leaves frequencies that turn more than
-      `high` times in `length`, divides those below `low` turns, and goes from
-      one to the other by their turns (Llama 3.1; the ramp of YaRN, section
-      3.2). 'yarn' goes by their number, as the code of its authors does, and
-      makes cosines and sines larger, which sharpens attention (section 3.3).
-    length: of those texts; of 'llama3' and 'yarn'.
-    low, high: turns.
+    factor: how many times longer the texts are; 1 changes nothing.
+    kind: how frequencies change.
+      'linear' divides all of them by `factor` (position interpolation, Chen et
+        al. 2023, arXiv 2306.15595).
+      'ntk' raises their base, so that the lowest frequency is divided by
+        `factor` and the highest stays (NTK-aware scaling, Peng et al. 2023,
+        arXiv 2309.00071, section 3.1).
+      'llama3' keeps frequencies that turn more than `high` times in `length`,
+        divides those that turn less than `low` times, and interpolates between
+        the two by the number of turns (Llama 3.1; the ramp of YaRN, section
+        3.2).
+      'yarn' interpolates by the index of the frequency, as its authors' code
+        does. It also makes cosines and sines larger, which sharpens attention
+        (section 3.3).
+    length: tokens of the texts trained on before, for 'llama3' and 'yarn'.
+    low, high: numbers of turns in `length`.
   """
 
   factor: float
@@ -46,13 +58,17 @@ def scaling(
   low: float = 1.0,
   high: float | None = None,
 ) -> Scaling:
-  """Makes a `Scaling`; `high` None is 32 for 'yarn', as in its paper, or 4.
+  """Makes a checked `Scaling` from what a config says.
+
+  Args:
+    factor, kind, length, low: see `Scaling`.
+    high: None is 32 for 'yarn', as in its paper, and 4 otherwise.
 
   Raises:
-    ValueError: for values that do not fit together.
+    ValueError: the values do not fit together.
   """
   high = (32.0 if kind == 'yarn' else 4.0) if high is None else high
-  made = Scaling(factor, kind, length, low, high)
+  result = Scaling(factor, kind, length, low, high)
   if kind not in ('linear', 'ntk', 'llama3', 'yarn'):
     raise ValueError(
       f'rope_scaling: kind={kind!r:.40} is not one of linear, ntk, llama3, yarn'
@@ -64,10 +80,10 @@ def scaling(
     )
   if not (factor > 0 and 0 < low < high and (length is None or length > 0)):
     raise ValueError(
-      f'rope_scaling: {made._asdict()}: factor and length must be above 0, and '
-      'low above 0 and below high'
+      f'rope_scaling: {result._asdict()}: factor and length must be above 0, '
+      'and low above 0 and below high'
     )
-  return made
+  return result
 
 
 def rotation(
@@ -79,23 +95,27 @@ def rotation(
   """Computes the angles of `rope`, once for all layers.
 
   Args:
-    positions_BL: of each token in its document.
-    width: features that are rotated, an even number.
-    base: of the frequencies.
-    scaling: of the frequencies.
+    positions_BL: position of each token in its document.
+    width: how many features are rotated, an even number.
+    base: the frequencies are base^(-h / half) radians a token.
+    scaling: None leaves the frequencies as they are.
 
   Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.2.
   """
   half = width // 2
   if scaling is not None and scaling.kind == 'ntk':
-    # Of two features the one frequency is 1, whatever the base.
+    # So that base^(-(width - 2) / width), the lowest frequency, is divided by
+    # exactly `factor`. Two features have one frequency, which is always 1.
     base *= scaling.factor ** (width / max(width - 2, 1))
   frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   gain = 1.0
   if scaling is not None and scaling.kind != 'ntk':
     kept = _kept(frequencies, base, scaling)
+    # Interpolates between 1 (kept) and 1 / factor.
     frequencies *= 1 + (1 - kept) * (1 / scaling.factor - 1)
     if scaling.kind == 'yarn':
+      # On the cosines and sines of queries and keys alike, so that scores grow
+      # by its square: 1 / temperature in the paper.
       gain = 1 + 0.1 * math.log(max(scaling.factor, 1))
   # Float32: an angle of 10,000 radians in bfloat16 is off by whole turns.
   angles_BL1h = (
@@ -106,7 +126,7 @@ def rotation(
 
 
 def _kept(frequencies, base, scaling):
-  """Says how much each frequency stays as it is, from 0 to 1."""
+  """Returns how far each frequency stays as it is, from 0 to 1: [h]."""
   if scaling.length is None:
     return 0.0
   if scaling.kind == 'llama3':
@@ -115,12 +135,12 @@ def _kept(frequencies, base, scaling):
   half = len(frequencies)
 
   def number(turns):
-    """Which frequency turns that often."""
+    """Returns the index of the frequency that turns that often."""
     return half * math.log(scaling.length / (2 * math.pi * turns), base)
 
   first = max(math.floor(number(scaling.high)), 0)
   last = min(math.ceil(number(scaling.low)), 2 * half - 1)
-  # Where both are one, all up to it stay.
+  # Where both are the same, all frequencies up to that one stay.
   steps = max(last - first, 1e-3)
   return 1 - jnp.clip((jnp.arange(half) - first) / steps, 0, 1)
 
@@ -128,10 +148,12 @@ def _kept(frequencies, base, scaling):
 def rope(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:
   """Rotates pairs of features by an angle that grows with the position.
 
-  Pairs feature h with h + H/2, as GPT-NeoX and Llama weights expect; the paper
-  pairs neighbours, which is the same up to a permutation of features. Features
-  that the rotation is too narrow for pass as they are (partial RoPE, Black et
-  al. 2022, arXiv 2204.06745, section 2.1).
+  The product of a query and a key then depends on the distance between them,
+  not on where they are. Features beyond the width of the rotation stay as they
+  are (partial RoPE, Black et al. 2022, arXiv 2204.06745, section 2.1).
+
+  Feature h is paired with h + half, as the weights of GPT-NeoX and Llama
+  expect. The paper pairs neighbours, which is the same up to a permutation.
   """
   half = rotation.cos.shape[-1]
   a, b, rest = jnp.split(x_BLNH.astype(jnp.float32), (half, 2 * half), axis=-1)
@@ -142,10 +164,10 @@ def rope(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:
 
 
 def sinusoids(positions_BL: jax.Array, width: int) -> jax.Array:
-  """Gives each position a vector: float32 [B, L, D].
+  """Encodes each position as a vector of sines and cosines: float32 [B, L, D].
 
-  Sines fill the first half of the features and cosines the second; the paper
-  puts them in turn, which is the same up to a permutation of features.
+  Sines fill the first half of the features and cosines the second. The paper
+  alternates them, which is the same up to a permutation.
 
   Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
   """
@@ -165,16 +187,17 @@ def buckets(
 ) -> jax.Array:
   """Sorts pairs of positions into buckets by their distance: int32 [B, L, S].
 
-  Half of the buckets hold one distance each, the others grow logarithmically
-  up to `reach`; all that is farther shares the last. Looking both ways, the
-  upper half of the buckets is for what lies to the right.
+  Half of the buckets hold one distance each. The others grow logarithmically up
+  to `max_distance`; all pairs that are farther apart share the last one.
 
   Args:
-    positions_BL: of the queries.
-    positions_BS: of the keys.
-    count: R, an even number.
-    max_distance: distance from which on all is one bucket.
-    bidirectional: False sees only what is left of the query; the rest is at 0.
+    positions_BL: positions of the queries.
+    positions_BS: positions of the keys.
+    count: R, how many buckets there are, an even number.
+    max_distance: the distance, in tokens, at which the last bucket begins.
+    bidirectional: True splits the buckets in two halves, the upper one for keys
+      to the right of the query. False has buckets for keys to its left, and
+      puts all others into bucket 0.
 
   Reference: Raffel et al. 2020, arXiv 1910.10683, section 2.1.
   """
@@ -186,7 +209,8 @@ def buckets(
     distance_BLS = jnp.abs(distance_BLS)
   distance_BLS = jnp.maximum(distance_BLS, 0)
   exact = count // 2
-  # On the host in double, so that no device rounds a border another way.
+  # On the host in float64, so that no device rounds a distance at the border of
+  # two buckets into the other one.
   far = np.arange(max_distance + 1)
   grown = np.log(np.maximum(far, exact) / exact) / np.log(max_distance / exact)
   table = np.where(

@@ -1,6 +1,10 @@
-"""Recurrent layers: Elman's, LSTM and GRU, over packed documents.
+"""Recurrent layers over packed documents: Elman networks, LSTM and GRU.
 
-Reference: Elman 1990, Cognitive Science 14; Hochreiter and Schmidhuber 1997,
+Letters that differ from `types`: C gates of a cell; F numbers the D cells of a
+layer, since a kernel has one dimension for what is read and one for the cells
+that read it; X = C F.
+
+References: Elman 1990, Cognitive Science 14; Hochreiter and Schmidhuber 1997,
 Neural Computation 9, with the forget gate of Gers et al. 2000; Cho et al. 2014,
 arXiv 1406.1078.
 """
@@ -22,9 +26,10 @@ class Cell(NamedTuple):
   """One step of a recurrence.
 
   Attributes:
-    gates: C, products with the input and with the state.
-    names: of the carry's arrays.
-    step: `(input [B, C, D], product with h [B, C, D], carry) -> carry`.
+    gates: C, how many products with the input, and with the state, a cell has.
+    names: the names of the arrays in the carry.
+    step: `(x_BCF, r_BCF, carry) -> carry`, where x is the product with the
+      input, r the product with the state h, and the carry of shape [B, F].
   """
 
   gates: int
@@ -32,25 +37,26 @@ class Cell(NamedTuple):
   step: Callable[[jax.Array, jax.Array, Carry], Carry]
 
 
-def _elman(x_BCD, r_BCD, carry):
+def _elman(x_BCF, r_BCF, carry):
   del carry
-  return {'h': jnp.tanh(x_BCD + r_BCD)[:, 0]}
+  return {'h': jnp.tanh(x_BCF + r_BCF)[:, 0]}
 
 
-def _lstm(x_BCD, r_BCD, carry):
-  i, f, g, o = jnp.moveaxis(x_BCD + r_BCD, 1, 0)
-  # Forgetting starts half closed: gradients reach far back from the beginning.
-  # Reference: Jozefowicz et al. 2015, section 2.2.
+def _lstm(x_BCF, r_BCF, carry):
+  i, f, g, o = jnp.moveaxis(x_BCF + r_BCF, 1, 0)
+  # With 1 added, the forget gate starts at sigmoid(1) = 0.73 and not at 0.5, so
+  # that gradients reach far back from the first step of training. Reference:
+  # Jozefowicz et al. 2015, section 2.2.
   kept = jax.nn.sigmoid(f + 1) * carry['c']
   c = kept + jax.nn.sigmoid(i) * jnp.tanh(g)
   return {'h': jax.nn.sigmoid(o) * jnp.tanh(c), 'c': c}
 
 
-def _gru(x_BCD, r_BCD, carry):
-  # The reset gate scales the product with the state, not the state: one product
-  # for all gates, as in cuDNN; the paper's first version multiplies later.
-  reset, update = jnp.moveaxis(jax.nn.sigmoid((x_BCD + r_BCD)[:, :2]), 1, 0)
-  new = jnp.tanh(x_BCD[:, 2] + reset * r_BCD[:, 2])
+def _gru(x_BCF, r_BCF, carry):
+  # The reset gate scales the product with the state, as in cuDNN, and not the
+  # state itself, as in the paper: so one product serves all three gates.
+  reset, update = jnp.moveaxis(jax.nn.sigmoid((x_BCF + r_BCF)[:, :2]), 1, 0)
+  new = jnp.tanh(x_BCF[:, 2] + reset * r_BCF[:, 2])
   return {'h': (1 - update) * new + update * carry['h']}
 
 
@@ -64,17 +70,18 @@ CELLS: Mapping[str, Cell] = MappingProxyType(
 
 
 def start(cell: str, batch: int, width: int) -> Carry:
-  """Makes the carry before the first token: zeros."""
+  """Makes the carry before the first token: zeros [B, D]."""
   return {name: jnp.zeros((batch, width)) for name in CELLS[cell].names}
 
 
 class Recurrent(nn.Module):
-  """A layer of D cells.
+  """A layer of D recurrent cells.
 
   Attributes:
     cell: one of `CELLS`.
-    kernel_init: of the kernels [D, C, D] for input and state.
-    dtype, compute_dtype: as in `attention.Attention`; the carry is float32.
+    kernel_init: initializer of the kernels [D, C, F] for input and state.
+    dtype: type of the result; the carry is always float32.
+    compute_dtype: type that the factors of products are rounded to.
   """
 
   cell: str
@@ -94,46 +101,49 @@ class Recurrent(nn.Module):
     """Returns [B, L, D] and the carry after the last live token.
 
     Args:
-      x_BLD: what the layer reads.
-      starts_BL: bool, where a document starts: the carry is forgotten.
-      live_BL: bool, False where padding must leave the carry as it is.
-      carry: before the first token.
-      keep_BD: multiplies the state before its product, the same at all steps:
-        variational dropout. Reference: Gal and Ghahramani 2016, arXiv
-        1512.05287, section 4.2.
+      x_BLD: the layer's input.
+      starts_BL: bool, True where a document starts and the carry is forgotten.
+      live_BL: bool, False at padding, which leaves the carry as it is.
+      carry: the carry before the first token.
+      keep_BD: a dropout mask that multiplies the state before its product, the
+        same in all steps (variational dropout). None drops nothing. Reference:
+        Gal and Ghahramani 2016, arXiv 1512.05287, section 4.2.
     """
     D, cell = x_BLD.shape[-1], CELLS[self.cell]
     shape = D, cell.gates, D
-    kernel_DCD = self.param('input', self.kernel_init, shape)
-    state_DCD = self.param('state', self.kernel_init, shape)
-    bias_CD = self.param('bias', nn.initializers.zeros, shape[1:])
-    # One product for all steps, outside of the loop over them. F is D here.
-    x_BLCD = linear.contract(
-      'BLD,DCF->BLCF', x_BLD, kernel_DCD, self.compute_dtype, 'float32'
+    kernel_DCF = self.param('input', self.kernel_init, shape)
+    state_DCF = self.param('state', self.kernel_init, shape)
+    bias_CF = self.param('bias', nn.initializers.zeros, shape[1:])
+    # The input does not depend on the state: one large product for all steps,
+    # outside of the loop over them. Only the small one below is in the loop.
+    x_BLCF = linear.contract(
+      'BLD,DCF->BLCF', x_BLD, kernel_DCF, self.compute_dtype, 'float32'
     )
-    x_BLCD += bias_CD[None, None]
-    # F is C D here: XLA:CPU has no product of bfloat16 for what gradients of
-    # the three dimensions need.
-    state_DF = state_DCD.reshape(D, -1)
+    x_BLCF += bias_CF[None, None]
+    # Gates and cells as one dimension: XLA:CPU has no bfloat16 product for the
+    # gradient of a kernel of three dimensions inside a loop.
+    state_DX = state_DCF.reshape(D, -1)
 
     def step(carry, now):
-      x_BCD, starts_B1, live_B1 = now
+      x_BCF, starts_B1, live_B1 = now
+      # A document must not see the state that the previous one left behind.
       clean = {k: jnp.where(starts_B1, 0, v) for k, v in carry.items()}
       h_BD = clean['h'] if keep_BD is None else clean['h'] * keep_BD
-      r_BF = linear.contract(
-        'BD,DF->BF', h_BD, state_DF, self.compute_dtype, 'float32'
+      r_BX = linear.contract(
+        'BD,DX->BX', h_BD, state_DX, self.compute_dtype, 'float32'
       )
-      new = cell.step(x_BCD, r_BF.reshape(x_BCD.shape), clean)
+      new = cell.step(x_BCF, r_BX.reshape(x_BCF.shape), clean)
       carry = {k: jnp.where(live_B1, new[k], v) for k, v in carry.items()}
       return carry, new['h'].astype(self.dtype)
 
-    carry, h_LBD = jax.lax.scan(
+    # `scan` runs along the first dimension.
+    carry, h_LBF = jax.lax.scan(
       step,
       carry,
       (
-        jnp.moveaxis(x_BLCD, 1, 0),
+        jnp.moveaxis(x_BLCF, 1, 0),
         jnp.moveaxis(starts_BL, 1, 0)[..., None],
         jnp.moveaxis(live_BL, 1, 0)[..., None],
       ),
     )
-    return jnp.moveaxis(h_LBD, 0, 1), carry
+    return jnp.moveaxis(h_LBF, 0, 1), carry

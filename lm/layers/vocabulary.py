@@ -9,15 +9,16 @@ from lm.layers import linear
 
 
 class Embed(nn.Module):
-  """Looks tokens up, adds learned positions.
+  """Looks up a vector for each token, and adds those of positions and types.
 
   Attributes:
     vocab: V.
     width: D.
-    length: rows of the table of learned positions; None has none.
-    token_types: rows of the table of token_types of text (BERT's sentences); 0 has none.
-    std: deviation of the initial tables. 0.02 is GPT-2's and BERT's, for tied
-      and untied tables alike.
+    length: rows of the table of learned positions; None has no such table.
+    token_types: rows of the table of token types (BERT's sentences A and B);
+      0 has no such table.
+    std: standard deviation of the initial tables. GPT-2 and BERT use 0.02, for
+      tied and untied tables alike.
   """
 
   vocab: int
@@ -28,7 +29,7 @@ class Embed(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BL, positions_BL=None, token_types_BL=None):
-    """Returns [B, L, D].
+    """Returns vectors [B, L, D] for tokens, positions and types [B, L].
 
     Raises:
       ValueError: the batch is longer than the table of positions.
@@ -44,7 +45,7 @@ class Embed(nn.Module):
     x_BLD = look_up('table', self.vocab, tokens_BL, 'vocab')
     if self.length is not None:
       if tokens_BL.shape[1] > self.length:
-        # A lookup beyond the table would be nan, without a word.
+        # A lookup beyond the table gives nan, without an error.
         raise ValueError(
           f'a batch of length {tokens_BL.shape[1]} is longer than '
           f'model.length={self.length} learned positions: raise it'
@@ -66,9 +67,9 @@ class Logits(nn.Module):
 
   Attributes:
     vocab: V.
-    compute_dtype: type that the product reads.
-    std: deviation of the initial kernel.
-    bias: whether to add one an entry.
+    compute_dtype: type that the factors of the product are rounded to.
+    std: standard deviation of the initial kernel.
+    bias: whether to add a bias for each entry.
     softcap: bounds logits by `softcap * tanh(logit / softcap)`; None is off.
       Reference: Gemma 2, arXiv 2408.00118, section 2.
   """
@@ -83,7 +84,7 @@ class Logits(nn.Module):
   def __call__(
     self, x_BLD: jax.Array, table_VD: jax.Array | None = None
   ) -> jax.Array:
-    """Multiplies with the table [V, D], or with a kernel of its own if None."""
+    """Multiplies with `table_VD`, or with a kernel of its own if it is None."""
     # Logits in float32: the loss is a small difference of large numbers.
     precision = linear.floating(self.compute_dtype), 'float32'
     if table_VD is not None:
