@@ -1,4 +1,7 @@
-"""Token cross-entropy with exact weights, for any size of vocabulary."""
+"""Token cross-entropy with exact weights, for any size of vocabulary.
+
+Where a row is scored in chunks, M numbers chunks and l the positions in one.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,16 +18,18 @@ Head = Callable[[jax.Array], jax.Array]
 def make(
   *, z_weight: float = 0.0, smoothing: float = 0.0, chunks: int = 1
 ) -> Callable[[types.Output, types.Batch, Head | None], types.Metric]:
-  """Makes the training loss of `step.train_step`.
+  """Makes the training loss that `step.train_step` minimizes.
 
   Args:
-    z_weight, smoothing: as of `token_loss`.
-    chunks: above 1, that many parts of each row are scored one after another,
-      see `chunked_loss`; it divides a row's positions on a device. It costs
-      nothing but small products, so make it as large as memory asks for.
+    z_weight: weight of the z-loss, see `token_loss`.
+    smoothing: label smoothing, see `token_loss`.
+    chunks: how many parts of each row are scored one after another, see
+      `chunked_loss`; 1 scores a row at once. It must divide the positions of a
+      row that a device holds. More chunks need less memory, and cost nothing
+      until products become too small to be efficient.
 
   Raises:
-    ValueError: for settings out of range.
+    ValueError: a setting is out of range.
   """
   if smoothing >= 1:
     raise ValueError(f'smoothing={smoothing} must be below 1')
@@ -56,11 +61,12 @@ def token_loss(
 
   Args:
     logits: [B, L, V].
-    batch: its `targets` [B, L] are scored with `weights` [B, L].
-    z_weight: adds `z_weight * log(Z)^2` a token, which keeps the softmax
-      normalizer near 1. Reference: PaLM, arXiv 2204.02311, section 5.
-    smoothing: mass taken from the target and spread over all V classes.
-      Reference: Szegedy et al. 2015, arXiv 1512.00567, section 7.
+    batch: the batch whose `targets` [B, L] are scored with `weights` [B, L].
+    z_weight: adds `z_weight * log(Z)^2` to each token, which keeps the
+      normalizer Z of the softmax near 1. Reference: PaLM, arXiv 2204.02311,
+      section 5.
+    smoothing: probability taken from the target and spread evenly over all V
+      ids. Reference: Szegedy et al. 2015, arXiv 1512.00567, section 7.
   """
   nats_BL = cross_entropy(logits, batch.targets, z_weight, smoothing)
   return types.Metric(jnp.sum(nats_BL * batch.weights), jnp.sum(batch.weights))
@@ -75,29 +81,29 @@ def chunked_loss(
   z_weight: float = 0.0,
   smoothing: float = 0.0,
 ) -> types.Metric:
-  """Sums as `token_loss(head(hidden_BLD), batch)`, a part of a row at a time.
+  """Computes `token_loss(head(hidden_BLD), batch)`, a part of a row at a time.
 
-  Logits and their gradient are of L / chunks positions, never of all. Gradients
-  are taken in the forward pass, while the logits are there, so that no product
-  is computed twice; weights have none.
+  Only the logits of L / chunks positions exist at any time, and only their
+  gradients. Gradients are computed in the forward pass, while the logits are
+  there, so that no product is computed twice; `batch.weights` gets none.
 
   Args:
-    head: a `jax.tree_util.Partial` with its parameters, `hidden -> logits`.
-    hidden_BLD: what it reads.
-    batch, z_weight, smoothing: as of `token_loss`.
-    chunks: how many; each device has L / chunks of its own positions in each.
+    head: `hidden -> logits`, a `jax.tree_util.Partial` with its parameters.
+    hidden_BLD: the input of the output layer.
+    batch, z_weight, smoothing: the same as in `token_loss`.
+    chunks: how many parts; each device has its share of every part.
 
   Raises:
-    config.ConfigError: the positions do not divide.
+    config.ConfigError: the positions cannot be divided into so many chunks.
 
   Reference: Hsu et al. 2024, arXiv 2410.10989, section 3.2.
   """
   params, rest = _parameters(head, hidden_BLD)
 
-  def total(params, x_BMD, targets_BM, weights_BM):
-    logits_BMV = rest(params)(x_BMD)
-    nats_BM = cross_entropy(logits_BMV, targets_BM, z_weight, smoothing)
-    return jnp.sum(nats_BM * weights_BM)
+  def total(params, x_BlD, targets_Bl, weights_Bl):
+    logits_BlV = rest(params)(x_BlD)
+    nats_Bl = cross_entropy(logits_BlV, targets_Bl, z_weight, smoothing)
+    return jnp.sum(nats_Bl * weights_Bl)
 
   nats = _chunked(
     total, chunks, params, hidden_BLD, batch.targets, batch.weights
@@ -106,17 +112,22 @@ def chunked_loss(
 
 
 def _parameters(head, x_BLD):
-  """Finds the parameters that a head reads, and how to put others in place.
+  """Finds the parameters that a head uses.
 
-  A model's head holds all of its parameters: a gradient for each would be as
-  large as they are.
+  A model's head holds all parameters of the model. A gradient for each of them
+  would take as much memory as the model does, in every chunk.
+
+  Returns:
+    The parameters that the head uses, and a function that makes the head with
+    others in their place.
   """
   leaves, treedef = jax.tree.flatten(head)
   traced = jax.make_jaxpr(lambda *leaves: treedef.unflatten(leaves)(x_BLD))(
     *leaves
   ).jaxpr
-  read = {id(x) for step in traced.eqns for x in step.invars}
-  places = [i for i, x in enumerate(traced.invars) if id(x) in read]
+  # An input of the traced program that no operation reads is not used.
+  used = {id(x) for step in traced.eqns for x in step.invars}
+  places = [i for i, x in enumerate(traced.invars) if id(x) in used]
 
   def rest(params):
     new = dict(zip(places, params, strict=True))
@@ -127,7 +138,7 @@ def _parameters(head, x_BLD):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked(total, chunks, params, hidden_BLD, targets_BL, weights_BL):
-  """Adds up `total(params, hidden, targets, weights)` over chunks."""
+  """Adds up `total(params, hidden, targets, weights)` over chunks of rows."""
 
   def run(params, *arrays):
     parts = _split(chunks, arrays)
@@ -139,14 +150,17 @@ def _chunked(total, chunks, params, hidden_BLD, targets_BL, weights_BL):
 def _chunked_forward(total, chunks, params, *arrays):
   def run(params, *arrays):
     def step(sums, part):
-      value, (dparams, dx_BMD) = jax.value_and_grad(total, argnums=(0, 1))(
+      value, (dparams, dx_BlD) = jax.value_and_grad(total, argnums=(0, 1))(
         params, *part
       )
-      return jax.tree.map(jnp.add, sums, (value, dparams)), dx_BMD
+      return jax.tree.map(jnp.add, sums, (value, dparams)), dx_BlD
 
+    # The loss and the gradients of parameters are sums over chunks; the
+    # gradient of the hidden vectors is put together from the chunks' parts.
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    sums, dx_CBMD = jax.lax.scan(step, zeros, _split(chunks, arrays))
-    return sums, jnp.moveaxis(dx_CBMD, 0, 2).reshape(arrays[0].shape)
+    sums, dx_MBlD = jax.lax.scan(step, zeros, _split(chunks, arrays))
+    # Undoes `_split`: chunks become the fastest part of the positions again.
+    return sums, jnp.moveaxis(dx_MBlD, 0, 2).reshape(arrays[0].shape)
 
   (value, dparams), dhidden_BLD = _on_each_device(run, params, *arrays)
   return value, (dparams, dhidden_BLD)
@@ -154,6 +168,8 @@ def _chunked_forward(total, chunks, params, *arrays):
 
 def _chunked_backward(total, chunks, residuals, cotangent):
   del total, chunks
+  # The loss is one number, so its gradients only have to be scaled by what the
+  # step above makes of it (a mean's weight, a loss scale).
   scaled = jax.tree.map(lambda x: (x * cotangent).astype(x.dtype), residuals)
   return *scaled, None, None
 
@@ -162,7 +178,11 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _split(chunks, arrays):
-  """Deals positions to chunks, strided: [B, L, ...] to [C, B, L / C, ...]."""
+  """Deals the positions of rows to chunks: [B, L, ...] to [M, B, l, ...].
+
+  Chunk m takes positions m, m + M, m + 2 M and so on. Padding stands at the end
+  of rows, and so is spread over all chunks.
+  """
   B, L = arrays[0].shape[:2]
   if L % chunks:
     raise config.ConfigError(
@@ -178,17 +198,17 @@ def _split(chunks, arrays):
 
 
 def _on_each_device(fn, params, *arrays):
-  """Calls `fn(params, *arrays) -> sums, rows` on each device's rows.
+  """Calls `fn(params, *arrays) -> sums, rows` on the rows of each device.
 
-  Parameters are collected, and sums added up over devices, once. Outside of
-  `shard_map` the compiler does both for each chunk.
+  Parameters are gathered once, and sums are added up over devices once. Without
+  `shard_map` the compiler would do both again for each chunk.
   """
   B, L = arrays[0].shape[:2]
   rows = sharding.free(*sharding.BATCH)
   texts = sharding.free('sequence')
   axes = rows + texts
   if B % sharding.parts(*rows) or L % sharding.parts(*texts):
-    axes = ()
+    axes = ()  # every device computes all rows of a batch too small to cut
   if sharding.parts(*axes) == 1:
     return fn(params, *arrays)
 
@@ -202,7 +222,8 @@ def _on_each_device(fn, params, *arrays):
     in_specs=(PartitionSpec(), *(place for _ in arrays)),
     out_specs=(PartitionSpec(), place),
     axis_names=set(axes),
-    # Gradients of what all devices share are added up here, not by autodiff.
+    # The check would have autodiff add up the gradients of parameters; here
+    # the psum above does it, once after all chunks.
     check_vma=False,
   )(params, *arrays)
 
@@ -214,22 +235,31 @@ def cross_entropy(
   z_weight: float = 0.0,
   smoothing: float = 0.0,
 ) -> jax.Array:
-  """Scores each position: float32 [B, L], in nats.
+  """Computes the loss of each position, in nats: float32 [B, L].
 
-  The gradient is written by hand: softmax minus target in one pass over the
-  logits, where autodiff would scatter into a zero tensor as large as they are.
+  The gradient is written by hand: softmax minus target, in one pass over the
+  logits. Autodiff would scatter into an array of zeros as large as the logits.
+
+  Args:
+    logits_BLV: scores of the vocabulary, in any float type.
+    targets_BL: the right ids.
+    z_weight, smoothing: the same as in `token_loss`.
   """
   return _forward(logits_BLV, targets_BL, z_weight, smoothing)[0]
 
 
 def _forward(logits_BLV, targets_BL, z_weight, smoothing):
-  # A sum over a vocabulary in bfloat16 keeps two digits; always float32.
+  # Always float32: a sum over a vocabulary in bfloat16 keeps two digits.
   wide_BLV = logits_BLV.astype(jnp.float32)
   log_z_BL = jax.lax.platform_dependent(
     wide_BLV, cuda=_log_sum_exp, default=partial(jax.nn.logsumexp, axis=-1)
   )
+  # One gather of B * L scores; a product with one-hot targets would read an
+  # array as large as the logits.
   score_BL = jnp.take_along_axis(wide_BLV, targets_BL[..., None], -1)[..., 0]
   nats_BL = log_z_BL - (1 - smoothing) * score_BL
+  # Smoothing mixes the one-hot target with a uniform one, whose cross-entropy
+  # is log Z minus the mean logit.
   if smoothing:
     nats_BL -= smoothing * jnp.mean(wide_BLV, axis=-1)
   if z_weight:
@@ -238,19 +268,24 @@ def _forward(logits_BLV, targets_BL, z_weight, smoothing):
 
 
 def _log_sum_exp(x_BLV):
-  """Reads the logits once, where the maximum and then the sum read them twice.
+  """Computes log(sum(exp(x))) over the vocabulary in one pass: [B, L].
+
+  The usual way reads the logits twice, for the maximum and then for the sum. On
+  a GPU reading them is most of the loss's cost.
 
   Reference: Milakov and Gimelshein 2018, arXiv 1805.02867, section 3.
   """
 
   def join(one, other):
+    # Each side is (highest, sum of exp(x - highest)) of some of the logits.
     (high, many), (low, few) = one, other
-    # One exponential for each: of the two, the greater has a factor of 1.
+    # The sum with the lower maximum shrinks, the other has a factor of 1: so
+    # one exponential is enough, and two would make this slower than two passes.
     small = jnp.exp(-jnp.abs(high - low))
     total = jnp.where(high > low, many + few * small, many * small + few)
     return jnp.maximum(high, low), total
 
-  # Finite, or two of them would make a nan.
+  # Finite, since -inf minus -inf would be nan.
   start = jnp.finfo(jnp.float32).min, jnp.zeros(())
   highest_BL, sum_BL = jax.lax.reduce(
     (x_BLV, jnp.ones_like(x_BLV)), start, join, (2,)
@@ -261,8 +296,10 @@ def _log_sum_exp(x_BLV):
 def _backward(z_weight, smoothing, residuals, cotangent_BL):
   logits_BLV, targets_BL, log_z_BL = residuals
   wide_BLV = logits_BLV.astype(jnp.float32)
+  # The softmax, which is the gradient of log Z.
   grad_BLV = jnp.exp(wide_BLV - log_z_BL[..., None])
   if z_weight:
+    # d (z log(Z)^2) = 2 z log(Z) d log(Z).
     grad_BLV *= (1 + 2 * z_weight * log_z_BL)[..., None]
   hit_BLV = _one_hot(targets_BL, logits_BLV)
   grad_BLV -= jnp.where(hit_BLV, 1 - smoothing, 0)
@@ -275,6 +312,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _one_hot(targets_BL, logits_BLV):
-  # A comparison with an iota fuses into the loop that reads the logits.
+  # A comparison with an iota fuses into the loop over the logits; a scatter, or
+  # jax.nn.one_hot in float32, would be written to memory first.
   ids_11V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits_BLV.shape[-1]), 2)
   return ids_11V == targets_BL[..., None]

@@ -1,7 +1,8 @@
-"""Where arrays live: a mesh, a strict table from paths to axes, three hints.
+"""Places arrays on devices: a mesh, and a strict table from paths to axes.
 
-A model names the dimensions of its parameters once, in `Model.axes`; rules map
-those names to mesh axes. Nothing in a model's arithmetic mentions a device.
+A model names the dimensions of its parameters once, in `Model.axes`, and rules
+of the config map those names to mesh axes. The arithmetic of a model mentions
+no device; `constrain` fixes the layout of activations in a few places.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,14 @@ import numpy as np
 
 from lm import tree, types
 
-# From the slowest links to the fastest: replicas and pipeline stages talk
-# least, tensor parts in every layer.
+# From the slowest links to the fastest. Replicas and pipeline stages
+# communicate least, and parts of a tensor in every layer.
 AXES = ('data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
 BATCH = ('data', 'fsdp', 'expert')  # the axes that split the rows of a batch
 
-# What activations are split over. Parameters follow the rules of the config;
-# activations follow the batch, or every layer would move them.
+# The mesh axes that activations are split over. Parameters follow the rules of
+# the config; activations always follow the batch, or every layer would have to
+# move them.
 _ACTIVATIONS = {
   'batch': BATCH,
   'length': ('sequence',),
@@ -48,20 +50,22 @@ def make_mesh(
   """Makes the device mesh.
 
   Args:
-    data: replicas; None takes all devices that the other axes leave.
-    stage: parts that layers are dealt to, one after another (GPipe).
-    fsdp: parts that parameters and optimizer state are cut into (ZeRO-3).
-    expert: parts that experts are dealt to; the rest of the model takes them
-      for more of `fsdp`'s rows of the batch.
-    sequence: parts that the positions of a text are cut into.
-    tensor: parts that heads, mlp and vocabulary are cut into (Megatron).
-    slices: groups of devices with slow links between them; `data` is cut over
-      them first.
-    devices: None takes all there are.
+    data: number of replicas; None takes all devices that the other axes leave.
+    stage: number of pipeline stages, each with a run of layers (GPipe).
+    fsdp: number of parts that parameters, optimizer state and the rows of a
+      batch are cut into (ZeRO-3).
+    expert: number of parts that experts are dealt to; for the rest of the model
+      this axis cuts the rows of a batch, as `fsdp` does.
+    sequence: number of parts that the positions of a text are cut into.
+    tensor: number of parts that heads, mlp and vocabulary are cut into
+      (Megatron).
+    slices: number of groups of devices with slow links between them; `data` is
+      cut over these first.
+    devices: None takes all devices.
 
   Raises:
-    ValueError: if the product is not the number of devices, or `data` cannot
-      be cut over the slices.
+    ValueError: the product of the axes is not the number of devices, or `data`
+      does not divide over the slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {
@@ -87,20 +91,22 @@ def make_mesh(
     )
   shape = tuple(sizes[name] for name in AXES)
   if slices == 1 or not hasattr(devices[0], 'slice_index'):
-    # Simulated slices are runs of neighbours, as `data` is the outermost axis.
+    # `data` is the outermost axis, so simulated slices are runs of neighbours.
     placed = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )
   else:
+    # The first shape lies within a slice, the second across slices: only `data`
+    # crosses the slow links.
     placed = mesh_utils.create_hybrid_device_mesh(
       (data // slices, *shape[1:]),
       (slices, *(1 for _ in shape[1:])),
       devices,
       allow_split_physical_axes=True,
     )
-  # Auto axes: Linen does not take the Explicit ones that are jax's default.
-  kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.sharding.Mesh(placed, AXES, axis_types=kinds)
+  # Linen does not accept Explicit axes, which are jax's default.
+  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.sharding.Mesh(placed, AXES, axis_types=auto)
 
 
 def shardings(
@@ -110,22 +116,22 @@ def shardings(
   axes: Table,
   rules: Mapping[str, str | Sequence[str] | None],
 ) -> Any:
-  """Gives every leaf of a tree its NamedSharding, by its path.
+  """Chooses a NamedSharding for every leaf of a tree, by its path.
 
   The first row of `axes` whose regex is found in a path names the last
-  dimensions of that leaf; a leading dimension beyond them is that of scanned
+  dimensions of that leaf. One more dimension before them is that of scanned
   layers, called 'layers'. Rows match optimizer state too, since its paths
   contain those of the parameters. Scalars are replicated.
 
   Args:
-    state: arrays or shapes.
-    mesh: of `make_mesh`.
+    state: a tree of arrays or shapes.
+    mesh: the mesh, from `make_mesh`.
     axes: `((path_regex, logical_axes), ...)`; empty logical axes replicate.
-    rules: logical axis -> mesh axis, mesh axes or None.
+    rules: the mesh axis, mesh axes or None of each logical axis.
 
   Raises:
-    ValueError: for a path that no row matches, a rank that does not fit its
-      row, a logical axis without a rule, or a dimension that does not divide.
+    ValueError: no row matches a path, a rank does not fit its row, a logical
+      axis has no rule, or a dimension does not divide over its mesh axes.
   """
 
   def place(path: str, leaf) -> NamedSharding:
@@ -134,6 +140,8 @@ def shardings(
     names = next((row for regex, row in axes if re.search(regex, path)), None)
     if names is None:
       raise ValueError(f'{path}: no row of the sharding table matches: add one')
+    # Too few or too many dimensions mean that the row was written for another
+    # parameter: aligning it anyway would cut the wrong dimension.
     if names and len(leaf.shape) - len(names) not in (0, 1):
       raise ValueError(
         f'{path}: rank {len(leaf.shape)} does not fit its sharding row {names}'
@@ -175,22 +183,26 @@ def _tuple(split) -> tuple[str, ...]:
 
 
 def parts(*axes: str) -> int:
-  """Counts the parts that mesh axes cut into: 1 without a mesh."""
+  """Counts the parts that mesh axes cut a dimension into; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[a] for a in axes)
 
 
 def free(*axes: str) -> tuple[str, ...]:
-  """Keeps the mesh axes that no `shard_map` around has cut; none without."""
+  """Returns those mesh axes that no surrounding `shard_map` has cut already.
+
+  Without a mesh there are none.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   known = set(mesh.axis_names) - set(mesh.manual_axes)
   return tuple(a for a in axes if a in known)
 
 
 def spec(*names: str | None) -> PartitionSpec:
-  """Says where an activation lies: a name of `constrain` a dimension.
+  """Returns the layout of an activation, one name of `constrain` a dimension.
 
-  What a `shard_map` around has cut is left out: it is cut already.
+  Axes that a surrounding `shard_map` has cut are left out: within it an array
+  is the part of one device.
   """
   cut = jax.sharding.get_abstract_mesh().manual_axes
   return PartitionSpec(
@@ -202,10 +214,15 @@ def spec(*names: str | None) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Pins an activation's layout: after embed, after each block, on logits.
+  """Fixes the layout of an activation, so that the compiler does not choose it.
 
-  A no-op without a mesh (`jax.set_mesh`). `names` are 'batch', 'length',
-  'heads', 'vocab', 'stage' or None, one a dimension.
+  Models call it after the embedding, after each block and on logits. Without a
+  mesh (`jax.set_mesh`) it returns `x` as it is.
+
+  Args:
+    x: an activation.
+    *names: 'batch', 'length', 'heads', 'vocab', 'stage' or None for each
+      dimension.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size == 1 or not free(*mesh.axis_names):
@@ -214,10 +231,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def shapes(example: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
-  """Describes a batch of all processes as `put` places its parts.
+  """Describes the global batch, laid out as `put` lays it out.
+
+  Args:
+    example: the batch of all processes together.
+    mesh: the mesh of all processes.
 
   Raises:
-    ValueError: if rows or positions do not divide over their axes.
+    ValueError: rows or positions do not divide over their axes.
   """
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -228,14 +249,17 @@ def shapes(example: types.Batch, mesh: jax.sharding.Mesh) -> types.Batch:
 
 
 def host(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
-  """Says which rows of a batch this process has to read: `(host, hosts)`.
+  """Finds which rows of a batch this process has to read.
 
-  For `lm.data` and `put`. Processes that hold the same rows, parts of a tensor
-  or a text, are the same host; where a mesh deals rows out of order, a process
-  reads them all.
+  Processes that need the same rows, for other parts of a tensor or of a text,
+  count as one host. Where a mesh deals rows out of order, every process reads
+  all rows.
+
+  Returns:
+    `(host, hosts)`: the rows are part number `host` of `hosts` equal parts.
 
   Raises:
-    ValueError: if rows do not divide over their axes.
+    ValueError: rows do not divide over their axes.
   """
   where = _batch_sharding((batch_size,), mesh)
   if where.is_fully_addressable:
@@ -245,6 +269,8 @@ def host(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
     for index in where.addressable_devices_indices_map((batch_size,)).values()
     for rows in index or ()
   ]
+  # From the first row of any device of this process to the last; if that is not
+  # one of equal parts, the mesh deals rows out of order.
   first = min(span[0] for span in spans)
   size = max(span[1] for span in spans) - first
   if first % size or batch_size % size:
@@ -255,16 +281,16 @@ def host(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
 def put(
   batch: types.Batch, mesh: jax.sharding.Mesh, host: int = 0, hosts: int = 1
 ) -> types.Batch:
-  """Turns rows of a batch into global arrays.
+  """Makes global arrays from the rows that this process has read.
 
   Args:
-    batch: the rows of a host, as of the function `host`.
-    mesh: of all processes.
-    host: which rows these are,
-    hosts: of how many parts.
+    batch: the rows of this host.
+    mesh: the mesh of all processes.
+    host: which part of the rows these are, from the function `host`.
+    hosts: how many parts there are.
 
   Raises:
-    ValueError: if rows or positions do not divide over their axes.
+    ValueError: rows or positions do not divide over their axes.
   """
 
   def place(x):
@@ -274,6 +300,8 @@ def put(
     if where.is_fully_addressable:
       return jax.device_put(x, where)
 
+    # jax asks for parts by their place in the global array; this process holds
+    # rows from `offset` on.
     def part(index):
       first, stop, _ = index[0].indices(shape[0])
       offset = host * len(x)
@@ -285,7 +313,10 @@ def put(
 
 
 def _batch_sharding(shape, mesh) -> NamedSharding:
-  """Splits rows, and positions unless there is one (the target of a class)."""
+  """Splits rows, and positions if there are several.
+
+  Classes are targets [B, 1], whose one position cannot be split.
+  """
   axes = [BATCH, *(('sequence',) for _ in shape[1:2] if shape[1] > 1)]
   rows, length = shape[0], shape[1] if len(axes) > 1 else 0
   into = math.prod(mesh.shape[a] for a in BATCH)

@@ -1,4 +1,4 @@
-"""Trees as paths: strings, regular expressions over them, readable diffs."""
+"""Trees of arrays as paths, for regular expressions and readable messages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ def path_string(path: tuple[Any, ...]) -> str:
 
 
 def paths(tree: Any) -> list[tuple[str, Any]]:
-  """Lists `(path, leaf)` in jax's leaf order."""
+  """Lists `(path, leaf)` for all leaves, in the order of jax."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return [(path_string(path), leaf) for path, leaf in leaves]
 
@@ -33,9 +33,13 @@ def count(tree: Any) -> int:
 
 
 def diff(have: Any, want: Any) -> list[str]:
-  """Lists what differs between two trees of arrays or shapes, a line a leaf.
+  """Lists the differences between two trees, one line for each leaf.
 
-  Compares paths, shapes and dtypes, not values.
+  It compares paths, shapes and dtypes, not values.
+
+  Args:
+    have: a tree of arrays or shapes.
+    want: the tree that is expected.
   """
   a, b = dict(paths(have)), dict(paths(want))
   lines = [f'{path}: missing' for path in b if path not in a]

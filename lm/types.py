@@ -1,4 +1,4 @@
-"""The words of the house: what every floor above agrees on.
+"""The types that all of `lm` shares: batches, models, metrics, tokenizers.
 
 Dimension legend, used as suffixes of local arrays and as einsum letters:
 
@@ -6,10 +6,16 @@ Dimension legend, used as suffixes of local arrays and as einsum letters:
   D width            N query heads         K kv heads
   G = N / K          H head width          F mlp width
   V vocabulary       C classes             E experts
-  M microbatches     R position buckets    1 broadcast
+  M parts in turn    R position buckets    1 broadcast
 
-"axis" is a mesh axis (`data`, `fsdp`, `tensor`), "dimension" a tensor's.
-This file must not import jax at run time: `lm.data` reads it on hosts, and in
+M numbers microbatches, or the chunks of a loss. A small letter is a part of its
+dimension: l is a part of the positions L. A module that needs other letters
+says so in its docstring.
+
+An "axis" belongs to a mesh (`data`, `fsdp`, `tensor`), a "dimension" to an
+array.
+
+This file must not import jax at run time: `lm.data` imports it on hosts and in
 worker processes, where no device may be touched.
 """
 
@@ -22,21 +28,22 @@ Cache = Any  # KV cache, RNN carry or encoder memory: one idea for `generate`
 
 
 class Batch(NamedTuple):
-  """What every model reads and every loss scores.
+  """A batch of examples: every model reads one, and every loss scores one.
 
   Attributes:
-    tokens: int32 [B, L], the model's input on the scored side.
-    targets: int32 [B, L], what position l is scored on ([B, K] for the classes
-      of K texts a row).
+    tokens: int32 [B, L], the input of the side that is scored.
+    targets: int32 [B, L], the id that is right at each position; [B, K] for the
+      classes of K texts in a row.
     weights: float32 [B, L], 0 where nothing is scored.
     positions: int32 [B, L], restarting at 0 in each packed document.
-    segments: int32 [B, L], 0 is padding, documents count from 1.
+    segments: int32 [B, L], the number of each token's document, from 1; 0 is
+      padding.
     prefix: bool [B, L], the bidirectional region of a prefix LM, or None.
-    source: int32 [B, S], the encoder side, or None.
-    source_segments: int32 [B, S], 0 is padding, or None; a document of the
-      target side reads the part of the source that has its number.
-    token_types: int32 [B, L], which of the model's token_types of text a token belongs to
-      (BERT's sentence A and B), or None: all 0.
+    source: int32 [B, S], the tokens of the encoder's side, or None.
+    source_segments: int32 [B, S], like `segments`, or None. A document of the
+      target side reads the source tokens that have its number.
+    token_types: int32 [B, L], the type of each token (0 and 1 are BERT's
+      sentences A and B); None stands for zeros.
   """
 
   tokens: Array
@@ -51,16 +58,16 @@ class Batch(NamedTuple):
 
 
 class Output(NamedTuple):
-  """A model's answer.
+  """The result of applying a model to a batch.
 
   Attributes:
     logits: [B, L, V].
-    cache: the new one.
-    aux: what a model measures of itself, by name: `Metric`s over the tokens of
+    cache: the updated cache, or None where none was given.
+    aux: metrics that the model reports of itself, by name, over the tokens of
       the batch that are not padding. Those whose names end in '_loss' are added
-      to what is minimized, each as its mean over the batch's tokens.
-    hidden: [B, L, D], what the output layer reads: features for `models.heads`;
-      None of an n-gram.
+      to the training loss, each as its mean over the tokens.
+    hidden: [B, L, D], the input of the output layer, which `models.heads` use
+      as features; None for an n-gram model.
   """
 
   logits: Array
@@ -70,10 +77,10 @@ class Output(NamedTuple):
 
 
 class Metric(NamedTuple):
-  """A sum and its weight; its value is `total / weight`.
+  """A sum and its weight; the value of the metric is `total / weight`.
 
-  Merging adds both fields, so means are exact under packing, microbatches,
-  uneven last batches and any number of hosts.
+  Merging two metrics adds both fields. So means are exact under packing,
+  microbatches, uneven last batches and any number of hosts.
   """
 
   total: Array | float
@@ -81,22 +88,23 @@ class Metric(NamedTuple):
 
 
 class Model(NamedTuple):
-  """A model is pure values, shaped like `optax.GradientTransformation`.
+  """A model as a tuple of pure functions, like optax.GradientTransformation.
 
   Attributes:
     init: `(rng, batch) -> Params`.
     apply: `(params, batch, *, cache=None, rng=None) -> Output`; dropout is on
       exactly when `rng` is given.
-    start: `(params, batch, length) -> Cache`, room for `length` positions:
-      zeros of a KV cache, an RNN's carry or the encoder's memory.
+    start: `(params, batch, length) -> Cache` with room for `length` positions:
+      an empty KV cache, the first carry of an RNN, the memory of an encoder.
     axes: `((path_regex, logical_axes), ...)`, the sharding table of the
-      parameters; first match wins, aligned to the right.
-    head: `(params, hidden) -> logits`, the output layer alone, position by
-      position, for losses that never hold the logits of all positions; None:
-      it cannot be had apart.
-    fixed: regexes, from the beginning of their paths, of the parameters that
-      never learn: the step computes no gradient for them, and `optim.holding`
-      keeps an optimizer from them.
+      parameters. The first row that matches wins; its axes name the last
+      dimensions.
+    head: `(params, hidden) -> logits`, the output layer alone, for losses that
+      never hold the logits of all positions at once; None where a model has no
+      such layer.
+    fixed: regexes, matched at the beginning of paths, of the parameters that
+      never learn: a step computes no gradient for them, and `optim.holding`
+      hides them from the optimizer.
   """
 
   init: Callable[..., Params]
@@ -108,14 +116,15 @@ class Model(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """All that training carries from one step to the next.
+  """Everything that training carries from one step to the next.
 
   Attributes:
-    step: int32 scalar, updates tried so far; also the index of the next batch.
-    params: the model's parameters.
-    opt_state: the optax state.
-    extra: dict of further state: `skipped` (updates dropped because they were
-      not finite), averages of parameters and the like.
+    step: int32 scalar, how many updates were tried so far; also the index of
+      the next batch.
+    params: the parameters of the model.
+    opt_state: the state of the optax optimizer.
+    extra: further state by name, such as `skipped` (how many updates were
+      dropped because they were not finite) and averages of parameters.
   """
 
   step: Array
@@ -125,19 +134,21 @@ class TrainState(NamedTuple):
 
 
 class Tokenizer(NamedTuple):
-  """Text to ids and back, as pure functions.
+  """Turns text into ids and back, by pure functions.
 
   Attributes:
     encode: `str -> list[int]`, without bos or eos.
-    encode_batch: `list[str] -> list[list[int]]`, the same, faster.
-    decode: `list[int] -> str`; the inverse of `encode`, skips bos, eos, pad.
-    size: vocabulary size V; every id is below it.
-    bos: id put before a document's first token.
-    eos: id that ends a document.
+    encode_batch: `list[str] -> list[list[int]]`, the same for many texts,
+      faster.
+    decode: `list[int] -> str`, the inverse of `encode`; it skips bos, eos and
+      pad.
+    size: V, the size of the vocabulary; every id is below it.
+    bos: id before the first token of a document.
+    eos: id after the last token of a document.
     pad: id of padding.
-    sha256: fingerprint; shards written with another one are refused.
-    reserved: how many ids at the end of the vocabulary stand for nothing that
-      is written: no text is encoded to them.
+    sha256: fingerprint; shards written by a tokenizer with another one are
+      refused.
+    reserved: how many ids at the end of the vocabulary no text is encoded to.
     mask: id of BERT's mask, or None.
     sentinels: ids of T5's sentinels, in the order of their use.
     word_starts: bool [V], whether a piece begins a word.
