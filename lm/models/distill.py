@@ -1,9 +1,10 @@
-"""Distillation: a student that learns what a teacher would have said.
+"""Distillation: a student learns the probabilities that a teacher gives.
 
   c.model = {'fn': 'lm.models.distill:make', 'body': ..., 'teacher': ...}
   c.init_from, c.init_paths = 'runs/large', ('=teacher',)
 
-What was learnt is under `body`: `init_paths` 'body=' of another run takes it.
+The parameters of the student are under `body`: another run starts from them
+with the `init_paths` ('body=',).
 """
 
 from collections.abc import Mapping
@@ -23,17 +24,18 @@ def make(
   temperature: float = 2.0,
   weight: float = 1.0,
 ) -> types.Model:
-  """Makes a model of the body's logits, with a loss beside that of the text.
+  """Makes a model with the student's logits and one more loss.
 
-  `distill_loss` is weight * T^2 times the divergence KL(teacher || body) at
-  temperature T, of each token of the batch; a body that is its teacher has 0.
+  `distill_loss` is weight * T^2 * KL(teacher || student), in nats, at
+  temperature T, for each token that is scored. It is 0 for a student that
+  equals its teacher.
 
   Args:
-    vocab: V of both.
-    body: spec of the student.
-    teacher: spec of a model that reads the same batches, and never learns.
-    temperature: T, divides both logits.
-    weight: of the divergence; that of the text is 1.
+    vocab: V of both models.
+    body: the spec of the student.
+    teacher: the spec of a model that reads the same batches and never learns.
+    temperature: T, which divides the logits of both.
+    weight: weight of the divergence, where the loss of the text has weight 1.
 
   Raises:
     ValueError: a setting is out of range.
@@ -45,36 +47,43 @@ def make(
   if not weight > 0:
     raise ValueError(f'weight={weight} must be above 0')
   student = config.build(body, vocab=vocab)
-  master = config.build(teacher, vocab=vocab)
+  teacher_model = config.build(teacher, vocab=vocab)
 
   def init(rng, batch):
     body_rng, teacher_rng = jax.random.split(rng)
     return {
       'body': student.init(body_rng, batch),
-      'teacher': master.init(teacher_rng, batch),
+      'teacher': teacher_model.init(teacher_rng, batch),
     }
 
   def apply(params, batch, *, cache=None, rng=None):
     out = student.apply(params['body'], batch, cache=cache, rng=rng)
-    if cache is not None:  # texts are the student's alone
+    if cache is not None:  # the student generates texts without its teacher
       return out
-    wanted_BLV, given_BLV = (
+    teacher_BLV, student_BLV = (
       jax.nn.log_softmax(x.logits.astype(jnp.float32) / temperature, axis=-1)
-      for x in (master.apply(params['teacher'], batch), out)
+      for x in (teacher_model.apply(params['teacher'], batch), out)
     )
-    apart_BL = jnp.sum(jnp.exp(wanted_BLV) * (wanted_BLV - given_BLV), axis=-1)
+    # KL(p || q) = sum of p (log p - log q). Its gradient shrinks with 1 / T^2,
+    # so T^2 keeps its share of the loss the same at all temperatures.
+    divergence_BL = jnp.sum(
+      jnp.exp(teacher_BLV) * (teacher_BLV - student_BLV), axis=-1
+    )
     live_BL = batch.weights > 0
-    total = weight * temperature**2 * jnp.sum(jnp.where(live_BL, apart_BL, 0))
+    total = (
+      weight * temperature**2 * jnp.sum(jnp.where(live_BL, divergence_BL, 0))
+    )
     metric = types.Metric(total, jnp.sum(live_BL).astype(jnp.float32))
     return out._replace(aux={**out.aux, 'distill_loss': metric})
 
   def start(params, batch, room):
     return student.start(params['body'], batch, room)
 
-  # Chunked losses would not see the teacher, but need none of it.
+  # A loss in chunks scores the text alone, for which the student's output layer
+  # is enough.
   head = student.head and (
     lambda params, hidden: student.head(params['body'], hidden)
   )
   fixed = ('teacher/', *(f'body/{regex}' for regex in student.fixed))
-  axes = (*student.axes, *master.axes)
+  axes = (*student.axes, *teacher_model.axes)
   return types.Model(init, apply, start, axes, head, fixed)

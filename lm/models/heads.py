@@ -1,12 +1,15 @@
 """Heads that turn any model into a classifier, a tagger or a reader.
 
-A head reads the hidden vectors of a body, whose parameters are under `body`;
-its own are under `task`. What it scores is targets of a batch like any other,
-so that `loss.token_loss` and the training step are the same.
+A head reads the hidden vectors of another model, its body. The parameters of
+the body are under `body`, those of the head under `task`. Its targets are those
+of a batch, so `loss.token_loss` and the training step serve heads too.
 
-With `bidirectional` a decoder reads a text as the prefix of a prefix LM, so that
-each token sees what follows it too (BehnamGhader et al. 2024, arXiv 2404.05961,
-section 2.1, without their further pretraining). Other bodies do not mind.
+With `bidirectional` a decoder reads a text as the prefix of a prefix LM, so
+that each token also sees the tokens after it (BehnamGhader et al. 2024, arXiv
+2404.05961, section 2.1, without their further pretraining). It changes nothing
+for other bodies.
+
+Letters that differ from `types`: K texts that share a row.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,22 +36,23 @@ def classify(
   bias: bool = True,
   bidirectional: bool = False,
 ) -> types.Model:
-  """Classifies the first K texts of each row: logits [B, K, C].
+  """Makes a model that classifies the first K texts of a row: [B, K, C].
 
-  K is that of the targets [B, K], 1 where rows are not packed.
+  K comes from the targets [B, K]; it is 1 where rows are not packed.
 
   Args:
     vocab: V of the body.
-    body: spec of a model.
+    body: the spec of a model.
     classes: C.
-    pool: what stands for the text: its 'first' token (BERT's), its 'last'
-      (GPT's), or the 'mean' of all.
-    hidden: a layer of tanh before the classes, as BERT's pooler.
-    bias: of the scores; a tuned decoder has none in transformers.
-    bidirectional: see above.
+    pool: which vector stands for a text: that of its 'first' token (BERT), that
+      of its 'last' token (GPT), or the 'mean' of all.
+    hidden: whether a tanh layer comes before the scores, like BERT's pooler.
+    bias: whether the scores have a bias. In transformers, classifiers made of
+      decoders have none.
+    bidirectional: see the top of this file.
 
   Raises:
-    ValueError: for settings that do not fit together.
+    ValueError: a setting is out of range.
   """
   settings.check_choices(pool=(pool, POOLS))
   settings.check_counts(classes=classes)
@@ -61,7 +65,7 @@ def classify(
 
 
 def next_sentence(*, vocab: int, body: Mapping[str, Any]) -> types.Model:
-  """Tells whether the second sentence follows the first: classes 1 and 0.
+  """Makes a model of next sentence prediction: class 1 if the second follows.
 
   Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.1, task 2.
   """
@@ -75,7 +79,7 @@ def tag(
   classes: int,
   bidirectional: bool = False,
 ) -> types.Model:
-  """Tags every token: logits [B, L, C] for targets [B, L]."""
+  """Makes a model that tags tokens: logits [B, L, C] for targets [B, L]."""
   settings.check_counts(classes=classes)
   return _make(vocab, body, Head(classes), bidirectional)
 
@@ -83,17 +87,18 @@ def tag(
 def span(
   *, vocab: int, body: Mapping[str, Any], bidirectional: bool = False
 ) -> types.Model:
-  """Finds where an answer starts and ends: logits [B, 2, L].
+  """Makes a model that finds where an answer starts and ends: [B, 2, L].
 
-  Targets [B, 2] are the positions of its first and of its last token. Padding
-  is out of reach.
+  Targets [B, 2] are the positions of the answer's first and last token. Padding
+  has logits so low that it is never chosen.
 
   Reference: Devlin et al. 2019, arXiv 1810.04805, section 4.2.
   """
 
-  def score(x_BL2, batch):
-    x_B2L = jnp.einsum('BLC->BCL', x_BL2)
-    return jnp.where((batch.segments > 0)[:, None], x_B2L, masks.MASKED)
+  def score(x_BLC, batch):
+    # The classes here are positions: start and end each choose one of L.
+    x_BCL = jnp.einsum('BLC->BCL', x_BLC)
+    return jnp.where((batch.segments > 0)[:, None], x_BCL, masks.MASKED)
 
   return _make(vocab, body, Head(2), bidirectional, score=score)
 
@@ -106,14 +111,18 @@ def embed(
   temperature: float = 0.05,
   bidirectional: bool = False,
 ) -> types.Model:
-  """Embeds sentences: `Output.hidden` [B, 1, D], of length 1.
+  """Makes a model that embeds sentences: `Output.hidden` [B, 1, D], of norm 1.
 
-  Logits [B, 1, B] compare each row with all others: trained with targets that
-  name the row that says the same. It has no parameters of its own.
+  Logits [B, 1, B] compare each row with all others. In training, the target of
+  a row is the number of the row that means the same. The head has no parameters
+  of its own.
 
   Args:
-    vocab, body, pool, bidirectional: as of `classify`.
-    temperature: divides the cosines.
+    vocab, body, pool, bidirectional: the same as in `classify`.
+    temperature: divides the cosines that are the logits.
+
+  Raises:
+    ValueError: a setting is out of range.
 
   Reference: Reimers and Gurevych 2019, arXiv 1908.10084; Gao et al. 2021, arXiv
   2104.08821, section 2.
@@ -124,11 +133,13 @@ def embed(
 
   def read(out, batch):
     x_B1D = pooled(out.hidden, batch.segments, pool).astype(jnp.float32)
-    # The largest float32 that a length may be divided by without harm.
+    # Float32, because cosines are divided by a small temperature; and at least
+    # 1e-12 below, because the mean of a row of padding is a vector of zeros.
     length_B11 = jnp.linalg.norm(x_B1D, axis=-1, keepdims=True)
     return x_B1D / jnp.maximum(length_B11, 1e-12)
 
   def score(x_B1D, batch):
+    # A row is most like itself, which would hide the others: it is masked.
     cosines_BB = x_B1D[:, 0] @ x_B1D[:, 0].T
     itself_BB = jnp.eye(len(cosines_BB), dtype=bool)
     return jnp.where(itself_BB, masks.MASKED, cosines_BB / temperature)[:, None]
@@ -139,21 +150,25 @@ def embed(
 def pooled(
   x_BLD: jax.Array, segments_BL: jax.Array, pool: str, texts: int = 1
 ) -> jax.Array:
-  """Makes one vector of each text: [B, K, D].
+  """Makes one vector for each text: [B, K, D].
 
   Args:
-    x_BLD: tokens' vectors.
-    segments_BL: the text of each token, from 1; 0 is padding.
+    x_BLD: vectors of tokens.
+    segments_BL: the number of each token's text, from 1; 0 is padding.
     pool: one of `POOLS`.
-    texts: K; of a row of fewer the mean is 0, and other vectors mean nothing.
+    texts: K. Where a row has fewer texts, the means of the missing ones are 0,
+      and their 'first' and 'last' vectors are those of some other token.
   """
   own_BKL = segments_BL[:, None] == jnp.arange(1, texts + 1)[None, :, None]
   count_BK1 = jnp.sum(own_BKL, axis=2, keepdims=True)
   if pool == 'mean':
+    # Sums the vectors of each text's own tokens. 'highest' because a TPU would
+    # round the vectors to bfloat16 first.
     total_BKD = jnp.einsum(
       'BKL,BLD->BKD', own_BKL.astype(x_BLD.dtype), x_BLD, precision='highest'
     )
     return total_BKD / jnp.maximum(count_BK1, 1).astype(x_BLD.dtype)
+  # argmax of bools finds the first True.
   at_BK1 = jnp.argmax(own_BKL, axis=2, keepdims=True)
   if pool == 'last':
     at_BK1 += jnp.maximum(count_BK1 - 1, 0)
@@ -161,7 +176,13 @@ def pooled(
 
 
 class Head(nn.Module):
-  """A layer of scores, after one of tanh if `hidden`."""
+  """A linear layer of scores, after a tanh layer if `hidden`.
+
+  Attributes:
+    classes: C.
+    hidden: whether there is a tanh layer, of the width of its input.
+    bias: whether the scores have a bias.
+  """
 
   classes: int
   hidden: bool = False
@@ -172,8 +193,9 @@ class Head(nn.Module):
     init = nn.initializers.normal(0.02)
 
     def dense(outputs, name, bias=True):
-      kind = 'float32'
-      return linear.Dense(outputs, init, kind, kind, bias, name=name)
+      # The layers are small, and their scores decide: always float32.
+      dtype = 'float32'
+      return linear.Dense(outputs, init, dtype, dtype, bias, name=name)
 
     if self.hidden:
       x_BLD = jnp.tanh(dense(x_BLD.shape[-1], 'pooler')(x_BLD))
@@ -188,6 +210,16 @@ def _make(
   read: Callable[[types.Output, types.Batch], Any] = lambda out, _: out.hidden,
   score: Callable[[jax.Array, types.Batch], jax.Array] = lambda x, _: x,
 ) -> types.Model:
+  """Puts a head around a body.
+
+  Args:
+    vocab: V of the body.
+    body: the spec of the body.
+    head: maps vectors to scores; None uses the vectors themselves.
+    bidirectional: see the top of this file.
+    read: `(output of the body, batch) -> vectors`.
+    score: `(scores, batch) -> logits`.
+  """
   model = config.build(body, vocab=vocab)
 
   def run(params, batch, rng=None):
@@ -199,6 +231,8 @@ def _make(
     body_rng, head_rng = jax.random.split(rng)
     params = {'body': model.init(body_rng, batch)}
     if head is not None:
+      # The head's parameters depend only on the shape of its input, of which
+      # one row is enough: the body itself computes nothing here.
       row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
       shape = jax.eval_shape(lambda p: read(run(p, row), row), params['body'])
       x_BLD = jnp.zeros(shape.shape, shape.dtype)

@@ -1,9 +1,10 @@
-"""LoRA: a body that stays as it is, and small changes of its matrices.
+"""LoRA: a model that never learns itself, and small updates of its matrices.
 
   c.model = {'fn': 'lm.models.lora:make', 'body': ..., 'rank': 8, ...}
 
-A body that is a head keeps its `task` parameters trained whole: give
-`init_paths` '=body/body' for a run of the model inside, '=body' for one of all.
+The body may be a head around another model. The parameters of the head, `task`,
+are then trained in full. A run of the inner model fits into the `init_paths`
+('=body/body',), a run of the head and its model into ('=body',).
 """
 
 from collections.abc import Mapping
@@ -31,23 +32,23 @@ def make(
 ) -> types.Model:
   """Makes a model that adds `alpha / rank * a @ b` to matrices of its body.
 
-  Its parameters are `body`, and below `lora` an `a` and a `b` at the path of
-  each matrix. `b` starts at 0, so that it begins as its body, which never
-  learns. Matrices are added up in each pass: to write texts, merge it first
-  (tools/export).
+  Its parameters are those of the body, under `body`, and an `a` and a `b` for
+  each matrix, under `lora` and the path of the matrix. `b` starts at 0, so that
+  the model starts as its body. The updates are added in every forward pass: to
+  generate text, merge them first (tools/export).
 
   Args:
     vocab: V of the body.
-    body: spec of a model, or of a head around one.
-    rank: of the changes.
-    alpha: scales them, by `alpha / rank`.
-    paths: a regular expression; a matrix in whose path it is found changes.
+    body: the spec of a model, or of a head around one.
+    rank: rank of the updates.
+    alpha: updates are scaled by `alpha / rank`.
+    paths: a regular expression; matrices in whose path it is found are updated.
 
   Raises:
     ValueError: a setting is out of range; at `init`, no matrix has such a path.
 
   Reference: Hu et al. 2021, arXiv 2106.09685, section 4.1, without dropout. The
-    paper leaves open the variance of `a`; here `x @ a` is as large as `x`.
+    paper does not state the variance of `a`; here `x @ a` is as large as `x`.
   """
   settings.check_counts(rank=rank)
   if not alpha > 0:
@@ -57,12 +58,12 @@ def make(
   def init(rng, batch):
     body_rng, rng = jax.random.split(rng)
     params = model.init(body_rng, batch)
-    found = compress.matrices(params, paths)
-    keys = dict(zip(found, jax.random.split(rng, len(found)), strict=True))
+    summed = compress.matrices(params, paths)
+    keys = dict(zip(summed, jax.random.split(rng, len(summed)), strict=True))
     changes = {
-      path: _start(keys[path], w.shape, found[path], rank)
+      path: _start(keys[path], w.shape, summed[path], rank)
       for path, w in tree.paths(params)
-      if path in found
+      if path in summed
     }
     nested = traverse_util.unflatten_dict(changes, sep='/')
     return {'body': params, 'lora': nested}
@@ -77,7 +78,7 @@ def make(
     assert model.head is not None
     return model.head(_whole(params, alpha), hidden)
 
-  # Changes are small: every device holds all of them.
+  # The updates are small, so every device holds all of them.
   axes = ((r'(^|/)lora/', ()), *model.axes)
   return types.Model(init, apply, start, axes, model.head and head, _FIXED)
 
@@ -85,11 +86,15 @@ def make(
 def merged(
   spec: Mapping[str, Any], params: types.Params
 ) -> tuple[dict[str, Any], types.Params]:
-  """Makes changes part of the body: gives its own spec and parameters.
+  """Adds the updates to the body for good.
 
   Args:
-    spec: of a model, defaults filled in; without LoRA it is given back.
-    params: its parameters.
+    spec: the spec of a model, with its defaults filled in. LoRA may be inside a
+      head, or not there at all.
+    params: the parameters of the model.
+
+  Returns:
+    The spec and the parameters of the same model without LoRA.
   """
   if 'body' not in spec:
     return dict(spec), params
@@ -102,22 +107,32 @@ def merged(
 def _start(
   key: jax.Array, shape: tuple[int, ...], summed: tuple[int, ...], rank: int
 ) -> dict[str, jax.Array]:
-  """Draws the changes of a matrix, or of a stack of them."""
+  """Draws the first update of a matrix, or of a stack of matrices.
+
+  Args:
+    key: for the random numbers.
+    shape: the shape of the parameter.
+    summed: the dimensions that a product sums over, see `compress.matrices`.
+    rank: rank of the update.
+  """
   *lead, rows, columns = compress.flat(shape, summed)
+  # A variance of 1 / inputs keeps x @ a as large as x. A row of the embedding
+  # table is the output of a lookup, so there inputs and outputs change places.
   inputs = columns if summed == (-1,) else rows
   a = jax.random.normal(key, (*lead, rows, rank)) * inputs**-0.5
   return {'a': a, 'b': jnp.zeros((*lead, rank, columns))}
 
 
 def _whole(params: types.Params, alpha: float) -> types.Params:
-  """Adds the changes to the body."""
+  """Returns the parameters of the body with the updates added."""
   changes = dict(tree.paths(params['lora']))
 
   def add(path, w):
     if f'{path}/a' not in changes:
       return w
     a, b = changes[f'{path}/a'], changes[f'{path}/b']
-    # Exact, so that a model merged elsewhere is the one that was trained.
+    # In full precision, so that a model merged on another device is the one
+    # that was trained.
     change = jnp.matmul(a, b, precision='highest').reshape(w.shape)
     return w + alpha / a.shape[-1] * change
 

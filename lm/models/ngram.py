@@ -1,16 +1,17 @@
-"""N-grams: interpolated modified Kneser-Ney, and add-k, as a Model of counts.
+"""N-gram models, as counts in a trie: modified Kneser-Ney, and add-k.
 
-The parameters are a trie: the n-grams that were seen, the shorter ones first
-and those of one length sorted by all but their last word (their context) and
-then by that word, so the n-grams that go on from a context lie side by side. Of
-a context h and a word w,
+The parameters are a trie of the n-grams that were seen. Shorter n-grams come
+first; those of one length are sorted by their context (all words but the last)
+and then by their last word. So all words that follow a context lie side by
+side. The probability of a word w after a context h is
 
   p(w | h) = mass(h w) + gamma(h) p(w | h without its first word),
 
-where a context that was never seen has gamma 1 and no mass: it backs off. Both
-methods of `fit` have this form; they differ in counts and discounts.
+where a context that was never seen has gamma 1 and no masses: it backs off to
+the shorter one. Both methods of `fit` have this form. They differ in how they
+count and in what they take from seen n-grams for unseen ones.
 
-Letters that `types` does not have: P = B L places of a batch, T tokens that are
+Letters that `types` does not have: P = B L places in a batch, T tokens that are
 counted, W n-grams, X contexts, I n-grams of one chunk.
 
 Reference: Chen and Goodman 1998, TR-10-98, section 3.
@@ -28,30 +29,31 @@ import numpy as np
 from lm import types
 from lm.models import settings
 
-AXES = ((r'.', ()),)  # every device looks up anything
+AXES = ((r'.', ()),)  # replicated: any token may need any n-gram
 
-# Masses that are added at once: few enough that a step of decoding wastes
-# little, enough that the loop's own cost is lost among them.
+# How many masses are added at once: few, so that a step of decoding wastes
+# little, and enough to make the cost of the loop itself small.
 _CHUNK = 2**13
-# Of n-grams seen once, twice, more often, where counts are too few to tell;
-# KenLM's `--discount_fallback`.
+# The discounts of n-grams seen once, twice and more often, where the counts are
+# too few to estimate them. KenLM's `--discount_fallback` has the same values.
 _DISCOUNTS = (0.5, 1.0, 1.5)
 
 
 def make(*, vocab: int, order: int) -> types.Model:
-  """Makes an n-gram model; `init` gives a uniform one, `fit` parameters.
+  """Makes an n-gram model; `init` makes a uniform one, `fit` a trained one.
 
-  The logits are log probabilities, in nats. A history begins where a document
-  does, or the window that cuts it: at position p it has at most p + 1 tokens.
-  A cache is the contexts that end at a row's last token, whatever the length.
+  Logits are log probabilities, in nats. A history begins at the start of a
+  document, or of the window that cuts it: at position p it has at most p + 1
+  tokens. The cache holds the contexts that end at the last token of each row,
+  so its size does not depend on the length.
 
   Args:
     vocab: V.
-    order: the longest n-gram, in tokens; 1 knows no history.
+    order: the length of the longest n-gram, in tokens; 1 has no history.
 
   Raises:
-    ValueError: for a setting below 1; by `apply`, for a batch with more n-grams
-      than int32 counts.
+    ValueError: a setting is below 1; or, from `apply`, a batch may have more
+      n-grams than an int32 can count.
   """
   settings.check_counts(vocab=vocab, order=order)
 
@@ -80,7 +82,9 @@ def make(*, vocab: int, order: int) -> types.Model:
     p_PV = jnp.zeros((B * L, vocab), jnp.float32)
     weight_P = jnp.ones(B * L, jnp.float32)
     if contexts:
-      # Longest first: what it leaves is the weight of the next one.
+      # Longest context first. The gamma of a context is the probability that it
+      # leaves to the shorter ones; so the product of the gammas of all longer
+      # contexts is the weight with which a context adds its masses.
       context_XP = jnp.stack(contexts[::-1]).reshape(order - 1, B * L)
       left_XP = jnp.cumprod(params['gamma'][context_XP], axis=0)
       weight_XP = jnp.concatenate([weight_P[None], left_XP[:-1]])
@@ -102,34 +106,36 @@ def fit(
   method: str = 'kneser_ney',
   k: float = 1.0,
 ) -> types.Params:
-  """Counts documents and estimates the parameters of `make`.
+  """Counts documents, and estimates the parameters of `make` from the counts.
 
-  Kneser-Ney: below the highest order an n-gram counts the different words to
-  its left instead of its occurrences, except that n-grams which begin with bos
-  have nothing there and keep their occurrences, as in KenLM. Each order has
-  three discounts, from its counts of counts (equation 26); where one of n1..n4
-  is 0 or a discount is not above 0, as in small corpora, they are 0.5, 1 and
-  1.5. Single words are interpolated with 1 / V, so that every id, bos and
-  padding too, has a probability.
+  Kneser-Ney: below the highest order, the count of an n-gram is the number of
+  different words to its left instead of its occurrences. N-grams that begin
+  with bos have no word there and keep their occurrences, as in KenLM. Each
+  order has three discounts, estimated from how many n-grams occur once to four
+  times, n1 to n4 (equation 26). Where one of these numbers is 0 or a discount
+  is not above 0, as in small corpora, the discounts are 0.5, 1 and 1.5. Single
+  words are interpolated with 1 / V, so that every id has a probability, bos and
+  padding too.
 
-  Add-k: (c(h w) + k) / (c(h) + k V) for histories h of `order - 1` tokens, or
-  from bos on; uniform after any other. With order 1 and k near 0 that is the
-  maximum likelihood of single words.
+  Add-k: p(w | h) = (c(h w) + k) / (c(h) + k V) for histories h of `order - 1`
+  tokens, or shorter ones from bos on; uniform after any other history. With
+  order 1 and k near 0 this is the maximum likelihood estimate of single words.
 
-  Holds everything in memory: up to 300 bytes a token while it counts order 5.
+  Everything is held in memory: up to 300 bytes a token while order 5 is
+  counted.
 
   Args:
     documents: int [length] each, ids that end in eos, without bos.
     vocab: V.
-    order: the longest n-gram.
-    bos: the id that a history begins with at a document's start, as in
+    order: the length of the longest n-gram, in tokens.
+    bos: the id that a history begins with at the start of a document, as in
       `lm.data.windows.pack`. It is not counted as a word to predict.
     method: 'kneser_ney' or 'add_k'.
-    k: what 'add_k' adds to each count.
+    k: the number that 'add_k' adds to each count.
 
   Raises:
-    ValueError: for settings out of range, ids outside the vocabulary, or
-      documents without a token.
+    ValueError: a setting is out of range, an id is outside the vocabulary, or
+      there is no document with a token.
   """
   settings.check_counts(vocab=vocab, order=order)
   estimates = {
@@ -151,26 +157,30 @@ def fit(
 def nats(
   params: types.Params, documents: Iterable[np.ndarray], *, bos: int
 ) -> np.ndarray:
-  """Scores documents on the host, without logits of all words.
+  """Scores documents on the host, without the logits of all words.
 
   Args:
-    params: of `fit`.
-    documents, bos: as of `fit`.
+    params: parameters from `fit`.
+    documents, bos: the same as in `fit`.
 
   Returns:
-    float64 [documents]: -log p of each one's tokens, what `make` gives.
+    float64 [documents]: the sum of -log p over the tokens of each document, in
+    nats, the same as the loss of the model that `make` makes.
   """
   word, mass, first, gamma = (
     np.asarray(params[key]) for key in ('word', 'mass', 'first', 'gamma')
   )
   vocab, none = int(first[0]), len(gamma) - 1  # the context never seen
   tokens_T, places_T = _stream(documents, vocab, bos)
-  # All n-grams above single words in one order: by context, then by word.
+  # All n-grams above single words are sorted by context and then by word: so
+  # one integer each, and one binary search finds an n-gram of any order. The
+  # largest integer at the end stands for the n-gram that was never seen.
   keys = np.repeat(np.arange(none), np.diff(first[:-1])) * vocab
   keys = np.append(keys + word[vocab:-1], np.iinfo(np.int64).max)
   p_T, node_T = mass[tokens_T].astype(np.float64), np.minimum(tokens_T, none)
   for n in itertools.count(1):
-    # What n tokens before a token are as a context, and with it.
+    # The context of n tokens before each token. In the next line, the n-gram
+    # that the context makes with the token itself.
     context_T = np.where(places_T >= n, np.roll(node_T, 1), none)
     if (context_T == none).all():
       break
@@ -188,9 +198,9 @@ class _Level(NamedTuple):
   """The n-grams of one order, sorted by context and word.
 
   Attributes:
-    counts: int64 [W].
-    parents: int64 [W], each one's context: its place in the order below.
-    words: int64 [W], the last word.
+    counts: int64 [W], how often each occurs.
+    parents: int64 [W], the context of each, as its index in the order below.
+    words: int64 [W], the last word of each.
   """
 
   counts: np.ndarray
@@ -199,7 +209,12 @@ class _Level(NamedTuple):
 
 
 def _stream(documents, vocab, bos) -> tuple[np.ndarray, np.ndarray]:
-  """Joins documents, bos before each: tokens [T] and places in them [T]."""
+  """Joins documents, with bos before each.
+
+  Returns:
+    The tokens, int64 [T], and the place of each in its document, int64 [T],
+    where bos has place 0.
+  """
   parts = [np.asarray(document) for document in documents]
   sizes = np.array([len(part) + 1 for part in parts], np.int64)
   starts = np.cumsum(sizes) - sizes
@@ -224,19 +239,18 @@ def _count(
 ) -> list[_Level]:
   """Counts the n-grams of every order.
 
-  An order starts from the one below: an n-gram is the place there of all but
-  its last word, and that word, in one integer.
+  Each order is built from the one below: an n-gram is one integer, made of the
+  index there of all its words but the last, and of its last word.
 
   Args:
-    tokens_T: of `_stream`.
-    places_T: of `_stream`.
+    tokens_T, places_T: from `_stream`.
     vocab: V.
-    order: the longest n-gram.
-    bos: what stands at place 0.
-    continuations: below the highest order, n-grams that do not begin with bos
-      count the different words to their left; otherwise nothing.
+    order: the length of the longest n-gram, in tokens.
+    bos: the id at place 0 of each document.
+    continuations: whether n-grams below the highest order count the different
+      words to their left, unless they begin with bos.
   """
-  # The n-gram that ends at each token; of a word, the word.
+  # The index of the n-gram that ends at each token. That of a word is its id.
   ends_T = tokens_T
   counts = np.bincount(tokens_T[places_T > 0], minlength=vocab)
   levels = [_Level(counts, np.zeros(vocab, np.int64), np.arange(vocab))]
@@ -251,7 +265,7 @@ def _count(
     )
     below = levels[-1]
     if continuations:
-      # Each n-gram is one word to the left of its own last n - 1.
+      # Each different n-gram adds one word to the left of its last n - 1 words.
       left = np.bincount(ends_T[at[first]], minlength=len(below.counts))
     else:
       left = 0
@@ -267,9 +281,9 @@ def _count(
 def _kneser_ney(level: _Level, contexts: int) -> tuple[np.ndarray, np.ndarray]:
   """Estimates mass [W] and gamma [contexts] by modified Kneser-Ney."""
   discounts = np.array([0, *_discounts(level.counts)])
-  # No discount is above its count, so no mass is below 0.
+  # D1 <= 1, D2 <= 2 and D3+ <= 3, so no mass is below 0.
   taken_W = discounts[np.minimum(level.counts, 3)]
-  # A context that nothing follows leaves all to the shorter one.
+  # A context that no word follows leaves everything to the shorter one.
   total_X = np.bincount(level.parents, level.counts, contexts)
   taken_X = np.bincount(level.parents, taken_W, contexts)
   mass_W = (level.counts - taken_W) / total_X[level.parents]
@@ -278,14 +292,17 @@ def _kneser_ney(level: _Level, contexts: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _discounts(counts: np.ndarray) -> tuple[float, ...]:
-  """Gives D1, D2 and D3+ of one order's counts, or `_DISCOUNTS`."""
+  """Estimates D1, D2 and D3+ from the counts of one order (equation 26).
+
+  Returns `_DISCOUNTS` where the counts do not allow an estimate.
+  """
   n1, n2, n3, n4 = (float(np.sum(counts == c)) for c in range(1, 5))
   if not n1 * n2 * n3 * n4:
     return _DISCOUNTS
   y = n1 / (n1 + 2 * n2)
-  found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-  # At 0 or below, what was not seen would get nothing or less.
-  return found if min(found) > 0 else _DISCOUNTS
+  discounts = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+  # With a discount of 0 or less, unseen words would get no probability.
+  return discounts if min(discounts) > 0 else _DISCOUNTS
 
 
 def _add_k(
@@ -297,14 +314,20 @@ def _add_k(
 
 
 def _params(levels: list[_Level], estimate, vocab: int) -> types.Params:
-  """Lays the trie out.
+  """Lays the trie out in arrays.
+
+  Args:
+    levels: the n-grams of each order, from `_count`.
+    estimate: `(level, contexts) -> (mass_W, gamma_X)`.
+    vocab: V.
 
   Returns:
-    `word` int32 [W + 1] and `mass` float32 [W + 1] of the n-grams of all
-    orders, the V single words first, whose mass is p(w) without a history; and
-    `first` int32 [X + 2] and `gamma` float32 [X + 1] of the contexts, which are
-    the n-grams below the highest order. Those that go on from context x are
-    `first[x] : first[x + 1]`. The last entry of each is for what was not seen.
+    Four arrays. `word` int32 [W + 1] and `mass` float32 [W + 1] are of the
+    n-grams of all orders; the V single words come first, with p(w) as their
+    mass. `first` int32 [X + 2] and `gamma` float32 [X + 1] are of the contexts,
+    which are the n-grams below the highest order. The n-grams that continue
+    context x are `first[x] : first[x + 1]`. The last entry of each array is for
+    n-grams or contexts that were never seen.
   """
   mass_V, gamma_1 = estimate(levels[0], 1)
   masses, gammas, parents = [mass_V + gamma_1 / vocab], [], []
@@ -327,24 +350,25 @@ def _params(levels: list[_Level], estimate, vocab: int) -> types.Params:
 
 
 def _unseen(params: types.Params) -> int:
-  """Gives the context that was never seen."""
+  """Returns the index that stands for all contexts that were never seen."""
   return len(params['gamma']) - 1
 
 
 def _walk(params, batch, cache) -> tuple[list[jax.Array], types.Cache]:
   """Finds the contexts that end at each place.
 
-  The one of n tokens goes on from the one of n - 1 tokens a token earlier, so
-  each takes a single search.
+  A context of n tokens continues the context of n - 1 tokens that ends one
+  token earlier, so each takes a single search.
 
   Returns:
-    contexts: int32 [B, L] each, of 1, 2.. tokens; the one never seen where
-      less of the document is known.
-    cache: int32 [B] each, those that end at the row's last token.
+    contexts: int32 [B, L] for each length 1, 2 and so on; the index of unseen
+      contexts where a document has fewer tokens before this place.
+    cache: int32 [B] for each length, the contexts at the last token of a row.
   """
   L = batch.tokens.shape[1]
-  # Slot 0 is the cache, slot l + 1 is place l. Padding is skipped: the token
-  # before may stand far to the left, and a row of padding leaves its cache.
+  # Slot 0 is the cache, slot l + 1 is place l. The running maximum skips
+  # padding: the token before may stand far to the left, and a row of padding
+  # leaves its cache as it is.
   slots_BL = jnp.where(
     batch.segments > 0, jnp.arange(1, L + 1, dtype=jnp.int32)[None], 0
   )
@@ -368,7 +392,13 @@ def _walk(params, batch, cache) -> tuple[list[jax.Array], types.Cache]:
 
 
 def _child(params, context_BL, tokens_BL) -> jax.Array:
-  """Searches the contexts [B, L] that are one token longer."""
+  """Finds the contexts that are one token longer, by binary search: [B, L].
+
+  Args:
+    params: the trie.
+    context_BL: contexts.
+    tokens_BL: the token that follows each.
+  """
   word, first = params['word'], params['first']
   end_BL = first[context_BL + 1]
 
@@ -384,16 +414,24 @@ def _child(params, context_BL, tokens_BL) -> jax.Array:
   low_BL, _ = jax.lax.fori_loop(
     0, len(word).bit_length(), halve, (first[context_BL], end_BL)
   )
-  # Bounds that met at the end may have gone on, into another context.
+  # Every row takes as many halvings as the whole trie would need. So bounds that
+  # have met at the end may have moved on, into another context.
   found_BL = (low_BL < end_BL) & (word[low_BL] == tokens_BL)
   return jnp.where(found_BL, low_BL, _unseen(params))
 
 
 def _add_masses(p_PV, params, context_XP, weight_XP) -> jax.Array:
-  """Adds `weight` times the masses of contexts' n-grams to each place's row.
+  """Adds the masses of all n-grams that continue each place's contexts.
 
-  From a context go on from none to thousands of n-grams. All of them, laid end
-  to end, are cut in chunks of one size, as many as there are.
+  A context has between none and thousands of continuations. Laid end to end,
+  all of them are cut into chunks of one size; the number of chunks depends on
+  the data. Arrays for the largest context at every place would not fit.
+
+  Args:
+    p_PV: probabilities.
+    params: the trie.
+    context_XP: contexts of each place.
+    weight_XP: the weight of each context.
   """
   P = len(p_PV)
   context_X, weight_X = context_XP.reshape(-1), weight_XP.reshape(-1)
@@ -407,10 +445,12 @@ def _add_masses(p_PV, params, context_XP, weight_XP) -> jax.Array:
 
   def add(carry):
     done, p_PV = carry
+    # Number I of all continuations belongs to context x, and is n-gram `gram`.
     place_I = done + jnp.arange(_CHUNK, dtype=jnp.int32)
     x_I = jnp.searchsorted(end_X, place_I, side='right')
     gram_I = place_I + shift_X[x_I]
-    # Beyond the last n-gram the row is outside, so nothing is added.
+    # Numbers beyond the last one get row P, which does not exist: 'drop' then
+    # adds nothing.
     row_I = jnp.where(place_I < end_X[-1], x_I % P, P)
     mass_I = weight_X[x_I] * params['mass'][gram_I]
     p_PV = p_PV.at[row_I, params['word'][gram_I]].add(mass_I, mode='drop')

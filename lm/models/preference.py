@@ -1,10 +1,11 @@
-"""DPO: a model that learns which of two answers is better.
+"""DPO: a model learns to prefer the better one of two answers.
 
   c.data.form = {'fn': 'lm.data.finetuning.tasks:prefer'}
   c.model = {'fn': 'lm.models.preference:make', 'body': ..., 'beta': 0.1}
   c.init_from, c.init_paths = 'runs/tuned', ('=body', '=reference')
 
-What was learnt is under `body`: `init_paths` 'body=' of another run takes it.
+The parameters that learn are under `body`: another run starts from them with
+the `init_paths` ('body=',).
 """
 
 from collections.abc import Mapping
@@ -21,16 +22,17 @@ def make(
 ) -> types.Model:
   """Makes a classifier of rows that hold two answers, the better one first.
 
-  Of a row's documents 1 and 2 the answers' tokens are of kind 1. Logits
-  [B, 1, 2] are beta times by how much more the body prefers the first one than
-  the reference does, and 0: with class 0 for a target, the cross-entropy is
-  DPO's loss, and accuracy is how often the body moved the right way.
+  The answers are documents 1 and 2 of a row, each after its question; the
+  tokens of answers have type 1. Logits [B, 1, 2] are (margin, 0), where the
+  margin is beta times how much more the body prefers the first answer than the
+  reference does. With class 0 as the target, the cross-entropy is the loss of
+  DPO, and the accuracy is how often the body has moved the right way.
 
   Args:
     vocab: V of the body.
-    body: spec of a decoder; the reference is another one like it, which never
+    body: the spec of a decoder. The reference is a second one, which never
       learns.
-    beta: how dear it is to move away from the reference.
+    beta: how strongly the body is held near the reference.
 
   Raises:
     ValueError: beta is not above 0.
@@ -49,11 +51,14 @@ def make(
     }
 
   def likelihoods(params, batch, rng=None):
-    """Sums log p of both answers: [B, 2]."""
+    """Sums the log probabilities of each answer's tokens: [B, 2]."""
+    # Targets of these rows are classes, so the next tokens are shifted here; L
+    # is one shorter from here on.
     logits_BLV = model.apply(params, batch, rng=rng).logits[:, :-1]
     following = batch.tokens[:, 1:]
     log_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32), axis=-1)
     log_BL = jnp.take_along_axis(log_BLV, following[..., None], -1)[..., 0]
+    # The first token of a document is not predicted from the document before.
     answer_BL = (batch.token_types[:, 1:] == 1) & (
       batch.segments[:, 1:] == batch.segments[:, :-1]
     )
@@ -69,7 +74,7 @@ def make(
 
   def apply(params, batch, *, cache=None, rng=None):
     assert cache is None, 'a preference has no cache'
-    # No dropout in the reference, which is to stand still.
+    # The reference gets no rng, so no dropout: its answer must never change.
     gain_B2 = likelihoods(params['body'], batch, rng) - likelihoods(
       params['reference'], batch
     )

@@ -16,7 +16,7 @@ EOS = 1
 
 
 def matrix(documents, vocab, window) -> np.ndarray:
-  """The whole matrix of what `cooccurrences` gives."""
+  """Makes a dense matrix of the result of `cooccurrences`."""
   pairs = embeddings.cooccurrences(documents, vocab=vocab, window=window)
   assert pairs.starts[0] == 0 and pairs.starts[-1] == len(pairs.words)
   dense = np.zeros((vocab, vocab))
@@ -28,7 +28,7 @@ def matrix(documents, vocab, window) -> np.ndarray:
 
 
 def by_hand(documents, vocab, window) -> np.ndarray:
-  """The same from its definition, a place at a time."""
+  """Counts the same pairs by their definition, one place at a time."""
   dense = np.zeros((vocab, vocab))
   for document in documents:
     words = document[:-1]
@@ -40,7 +40,7 @@ def by_hand(documents, vocab, window) -> np.ndarray:
 
 
 def classes(seed: int = 0) -> list[np.ndarray]:
-  """Texts of one class of words, 2..11 or 12..21, but for one word in ten."""
+  """Makes texts of words of one class, 2..11 or 12..21, but for one in ten."""
   rng = np.random.default_rng(seed)
   texts = []
   for n in range(60):
@@ -50,7 +50,7 @@ def classes(seed: int = 0) -> list[np.ndarray]:
 
 
 def fitted(capsys, **changes) -> tuple[np.ndarray, list[float]]:
-  """Vectors of `classes`, and the losses that were printed."""
+  """Fits vectors to the texts of `classes`; returns the printed losses too."""
   settings = {'vocab': 22, 'bos': 0, 'width': 8, 'epochs': 15, 'rate': 0.1}
   params = embeddings.glove(classes(), **{**settings, **changes})
   losses = re.findall(r'epoch \d+ of \d+: loss (\S+)', capsys.readouterr().out)
@@ -58,7 +58,7 @@ def fitted(capsys, **changes) -> tuple[np.ndarray, list[float]]:
   return np.asarray(params['embed']['table']), list(map(float, losses))
 
 
-def test_words_that_meet_are_counted_by_their_distance():
+def test_pairs_of_words_are_counted_by_their_distance():
   a, b, c, d = range(2, 6)
   texts = [np.array(x) for x in ([a, b, a, c, EOS], [d, EOS], [c, c, EOS])]
   want = np.zeros((6, 6))
@@ -89,9 +89,11 @@ def test_counts_are_the_same_however_many_are_sorted_at_once(
 
 def test_what_cannot_be_counted_is_one_line():
   one = [np.array([5, EOS])]
-  with pytest.raises(ValueError, match='no two words meet: give documents of'):
+  with pytest.raises(
+    ValueError, match='no two words occur together: give documents'
+  ):
     embeddings.cooccurrences(one, vocab=6, window=2)
-  with pytest.raises(ValueError, match='no two words meet'):
+  with pytest.raises(ValueError, match='no two words occur together'):
     embeddings.cooccurrences([], vocab=6, window=2)
   with pytest.raises(
     ValueError, match='document 1 holds id 6, outside the vocabulary of 6 ids'
