@@ -16,20 +16,37 @@ SUFFIX = re.compile(r'_([A-Za-z0-9]*[A-Z][A-Za-z0-9]*)$')
 
 
 def suffix(node: ast.AST) -> str | None:
-  """Returns the dimensions in a name; None has none."""
+  """Returns the dimensions in a name; None has none.
+
+  A cast or a power has the dimensions of what it is taken of.
+  """
+  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+    return suffix(node.left)
+  if (
+    isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr == 'astype'
+  ):
+    return suffix(node.func.value)
   if not isinstance(node, ast.Name):
     return None
-  found = SUFFIX.search(node.id)
-  return found and found[1]
+  match = SUFFIX.search(node.id)
+  return match and match[1]
 
 
 def einsums(tree: ast.AST):
-  """Yields (spec, arguments, target) of every product written with letters."""
+  """Yields (spec, arguments, target) of every product written with letters.
+
+  These are `jnp.einsum`, `linear.contract`, `linear.multiply` and whatever else
+  takes a spec first.
+  """
   for node in ast.walk(tree):
     target = None
     call = node
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
       call, target = node.value, node.targets[0]
+    elif isinstance(node, ast.AugAssign):
+      call, target = node.value, node.target
     elif not isinstance(node, ast.Call):
       continue
     if not isinstance(call, ast.Call) or not call.args:
@@ -55,8 +72,7 @@ def disagreements(source: str) -> list[str]:
     for wanted, node in pairs:
       have = suffix(node)
       if have is not None and have != wanted:
-        assert isinstance(node, ast.Name)
-        found.append(f'line {node.lineno}: {node.id} in {spec!r}')
+        found.append(f'line {node.lineno}: {ast.unparse(node)} in {spec!r}')
   return sorted(set(found))
 
 
@@ -74,3 +90,7 @@ def test_a_disagreement_is_found():
   assert disagreements(good) == []
   assert len(disagreements(good.replace('x_BD', 'x_BL'))) == 1
   assert len(disagreements(good.replace('y_BF', 'y_BD'))) == 1
+  assert len(disagreements(good.replace('y_BF =', 'y_BD +='))) == 1
+  cast = good.replace('x_BD', 'x_BD.astype(dtype)')
+  assert disagreements(cast) == []
+  assert len(disagreements(cast.replace('x_BD', 'x_BL'))) == 1
