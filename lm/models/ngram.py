@@ -414,8 +414,8 @@ def _child(params, context_BL, tokens_BL) -> jax.Array:
   low_BL, _ = jax.lax.fori_loop(
     0, len(word).bit_length(), halve, (first[context_BL], end_BL)
   )
-  # Every row takes as many halvings as the whole trie would need. So bounds that
-  # have met at the end may have moved on, into another context.
+  # Every row takes as many halvings as the whole trie would need, so bounds
+  # that have met at the end may have moved on, into another context.
   found_BL = (low_BL < end_BL) & (word[low_BL] == tokens_BL)
   return jnp.where(found_BL, low_BL, _unseen(params))
 
