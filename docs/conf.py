@@ -6,9 +6,11 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from tools.docs import reference  # noqa: E402 the path is set above
+
 project = 'lm'
 author = 'The lm authors'
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+extensions = ['myst_nb', 'sphinx.ext.autodoc']
 source_suffix = {'.md': 'myst-nb'}
 exclude_patterns = ['_build', '**/.ipynb_checkpoints']
 myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
@@ -20,7 +22,26 @@ html_static_path: list[str] = []
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 autodoc_preserve_defaults = True
-napoleon_google_docstring = True
-napoleon_numpy_docstring = False
 # Types of other libraries are not linked: the build asks no server.
 nitpicky = False
+
+
+def docstring(app, what, name, thing, options, lines) -> None:
+  """Turns a docstring of ours into what autodoc expects."""
+  del app, what, name, thing, options
+  lines[:] = reference.rst(lines)
+
+
+def skip(app, what, name, thing, skipped, options) -> bool | None:
+  """Leaves out fields of NamedTuples: their class describes them."""
+  del app, what, name, skipped, options
+  if str(getattr(thing, '__doc__', '')).startswith('Alias for field number'):
+    return True
+  return None
+
+
+def setup(app) -> None:
+  """Writes the pages of the reference before Sphinx looks for pages."""
+  reference.write(HERE / 'api')
+  app.connect('autodoc-process-docstring', docstring)
+  app.connect('autodoc-skip-member', skip)

@@ -1,0 +1,1 @@
+"""What of the documentation a program writes: tables, figures, reference."""
