@@ -1,13 +1,13 @@
 """Writes the tables and figures of the documentation that come from the code.
 
   python -m tools.docs            refreshes them
-  python -m tools.docs --check    says which are out of date, and changes nothing
+  python -m tools.docs --check    lists what is out of date, and changes nothing
 
 A table stands between two comments, `<!-- NAME -->` and `<!-- end of NAME -->`:
 
   core path, reading order   the last cell of a row is the number of lines of
                              the files that the row names
-  exit codes                 written from the table in lm.config
+  exit codes                 those of lm.config, as a table or a sentence
   imports                    which room of lm/ imports which
 
 Counts of lines may be off by a tenth before `--check` complains, so that not
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 import re
 import sys
+import textwrap
 
 from lm import config
 from tools.docs import figures, rooms
@@ -65,12 +66,18 @@ def with_counts(text: str, root: Path, *, slack: float = 0.0) -> str:
     if row.startswith('|') and (names or sums):
       lines = total if sums else sum(count(root, name) for name in names)
       total += 0 if sums else lines
-      head, _, last = row.rstrip('| ').rpartition('|')
+      head, last, _ = row.rsplit('|', 2)
       known = re.sub(r'\D', '', last)
       if not known or abs(int(known) - lines) > slack * lines:
-        row = f'{head.rstrip()} | {lines:,} |'
+        row = f'{head}| {lines:,} |'
     rows.append(row)
   return '\n'.join(rows)
+
+
+def exit_codes_line() -> str:
+  """Lists the exit codes in a sentence, for the README."""
+  parts = [f'`{code}` {text}' for code, text in config.EXIT_CODES.items()]
+  return textwrap.fill('; '.join(parts) + '.', 110) + '\n'
 
 
 def exit_codes() -> str:
@@ -105,7 +112,7 @@ def refreshed(page: str, text: str, root: Path, *, slack: float = 0.0) -> str:
     if name == 'exit codes':
       if page.endswith('.zh.md'):
         continue  # written by hand; a test compares the codes
-      new = exit_codes()
+      new = exit_codes_line() if page == 'README.md' else exit_codes()
     elif name == 'imports':
       new = imports(root)
     else:
@@ -159,9 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if new != text:
       (ROOT / page).write_text(new, encoding='utf-8')
       print(page)
-  for path, (draw, data) in _figures(ROOT).items():
-    if figures.shown(path) != data:
-      draw(path)
+  for path, (draw, _) in _figures(ROOT).items():
+    old = path.read_bytes() if path.exists() else b''
+    draw(path)
+    if path.read_bytes() != old:
       print(path.relative_to(ROOT))
   return 0
 

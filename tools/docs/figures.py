@@ -97,7 +97,7 @@ def _cost(
   """Says how hard a figure is to read: lines under boxes, and their lengths."""
   cost = 0.0
   for room, targets in few.items():
-    for other in targets:
+    for other in sorted(targets):
       cost += abs(place[room] - place[other])
       rise = level[room] - level[other]
       for n in range(1, rise):
@@ -155,7 +155,7 @@ def draw_rooms(path: Path, root: Path = rooms_lib.ROOT) -> None:
     for room in floor
   }
   for room, targets in few.items():
-    for other in targets:
+    for other in sorted(targets):
       (x0, y0), (x1, y1) = at[room], at[other]
       if y0 == y1:  # they import each other
         if x0 < x1:
@@ -165,9 +165,7 @@ def draw_rooms(path: Path, root: Path = rooms_lib.ROOT) -> None:
       else:
         # Lines leave and reach a box apart from each other.
         lean = max(-0.4, min(0.4, (x1 - x0) / 6))
-        _arrow(
-          axes, (x0 + lean, y0 - box[1] / 2), (x1 - lean, y1 + box[1] / 2)
-        )
+        _arrow(axes, (x0 + lean, y0 - box[1] / 2), (x1 - lean, y1 + box[1] / 2))
   for room, (x, y) in at.items():
     modules = names[room]
     _box(axes, x, y, *box)
@@ -239,9 +237,7 @@ def draw_checkpoint(path: Path) -> None:
     color = _ACCENT if accent else _INK
     high, low = ys[first] + box[1] / 2, ys[last] - box[1] / 2
     axes.plot([right - 0.2] * 2, [low, high], color=color, linewidth=2)
-    axes.text(
-      right, (low + high) / 2, text, va='center', size=9.5, color=color
-    )
+    axes.text(right, (low + high) / 2, text, va='center', size=9.5, color=color)
   _save(figure, path, checkpoint_data())
 
 

@@ -82,6 +82,9 @@ def documented(root: Path = ROOT) -> list[str]:
   return [name for names in modules(root).values() for name in names]
 
 
+_ITEM = re.compile(r'\s*(- |\(?\d+[.)] )')
+
+
 def inline(text: str) -> str:
   """Turns a line of a docstring into reST: `code` and **bold**, no more."""
   out = []
@@ -112,14 +115,12 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
   for line in [*lines, '']:
     deeper = bool(block) and bool(line.strip())
     deeper = deeper and (_indent(line) > 0) != (_indent(block[0]) > 0)
+    deeper = deeper and not _ITEM.match(block[0])
     if block and (deeper or not line.strip()):
       yield block
       block = []
     if line.strip():
       block.append(line)
-
-
-_ITEM = re.compile(r'\s*(- |\(?\d+[.)] )')
 
 
 def _items(block: list[str]) -> list[str]:
@@ -182,4 +183,3 @@ def rst(lines: Iterable[str]) -> list[str]:
   for name, content in sections:
     rows += _section(name, content)
   return rows
-

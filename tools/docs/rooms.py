@@ -88,7 +88,7 @@ def floors(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def reduced(graph: Mapping[str, set[str]]) -> Edges:
-  """Leaves out an import that follows from others, so that a figure is clear."""
+  """Leaves out imports that follow from others, so that a figure is clear."""
   found: Edges = {}
   for room, targets in graph.items():
     found[room] = {
