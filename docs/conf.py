@@ -6,7 +6,7 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from tools.docs import reference 
+from tools.docs import reference
 
 project = 'lm'
 author = 'The lm authors'

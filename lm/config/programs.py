@@ -11,15 +11,18 @@ from typing import NoReturn
 from lm.config import files, values
 from lm.config.values import Config, ConfigError, did_you_mean
 
-# What a program's exit code says; the README repeats this table.
+# What the exit codes of all programs mean. `--help` prints this table, and
+# tools/docs writes it into README.md and docs/troubleshooting.md.
 EXIT_CODES = {
   0: 'done and verified',
   2: 'wrong config, usage or input',
-  3: 'refused: another trainer holds the workdir',
+  3: 'refused: another trainer holds the workdir (lm.plan: it does not fit)',
   4: 'checkpoint damaged, and no verified step is left',
   5: 'storage: disk full or read only',
   6: 'losses or gradients were not finite for too long',
   7: 'another process of this run failed: the last line names it',
+  8: 'a launcher: the cloud or cluster failed or did not answer',
+  9: 'an export was refused: it is worse than its budget allows',
   143: 'stopped by SIGTERM, after saving',
 }
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

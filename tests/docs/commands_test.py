@@ -37,10 +37,10 @@ QUICK = {
   'evals.valid.length': '32',
 }
 VOCAB = 400
-WORDS = (
+TEXT = (
   'the quick brown fox jumps over a lazy dog while seven wizards quietly mix '
   'big pots of soup and nobody knows why they return there every evening'
-).split()
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -98,8 +98,9 @@ def plant(folder: Path) -> None:
   """Makes a folder that looks like a checkout, with tiny texts in it."""
   for name in ('configs', 'experiments', 'lm', 'tools', 'Makefile'):
     (folder / name).symlink_to(ROOT / name)
+  words = TEXT.split()
   texts = [
-    ' '.join(WORDS[(i * i + 7 * j) % len(WORDS)] for j in range(20 + i % 50))
+    ' '.join(words[(i * i + 7 * j) % len(words)] for j in range(20 + i % 50))
     for i in range(400)
   ]
   rows = [json.dumps({'text': f'{i}. {text}.'}) for i, text in enumerate(texts)]
@@ -198,14 +199,14 @@ def test_commands_work(page, started, tmp_path):
 
 
 def needing() -> list[tuple[Block, list[str]]]:
-  """Lists the commands that cannot be run here."""
+  """Lists the commands that cannot be run here: a module and its words."""
   return [
-    (block, words)
+    (block, parts[1])
     for page in PAGES
     for block in blocks(page)
     if block.language == 'bash' and block.needs
     for words in commands(block)
-    if module(words)
+    if (parts := module(words))
   ]
 
 
@@ -234,10 +235,9 @@ def helps(names: set[str]) -> dict[str, str]:
 
 def test_flags_of_what_cannot_be_run_are_known(monkeypatch):
   monkeypatch.chdir(ROOT)
-  parts = [(block, module(words)) for block, words in needing()]
-  texts = helps({words[0] for _, (_, words) in parts})
+  texts = helps({words[0] for _, words in needing()})
   wrong = []
-  for block, (_, words) in parts:
+  for block, words in needing():
     text = texts[words[0]]
     where = f'{block.page}:{block.line}: {words[0]}'
     ours, _, rest = ' '.join(words[1:]).partition(' -- ')
@@ -278,15 +278,13 @@ def test_complete_configs_of_pages_load(tmp_path, monkeypatch):
 def test_launchers_of_pages_print_what_they_would_do(launcher):
   name, count = f'tools.launch.{launcher}', 0
   for block, words in needing():
-    parts = module(words)
-    if parts is None or parts[1][0] != name:
+    if words[0] != name:
       continue
-    front, mark, back = ' '.join(map(shlex.quote, words)).partition(' -- ')
-    extra = ' --dry_run --commit=HEAD' if launcher == 'tpu_vm' else ' --dry_run'
-    front = front.replace(name, name + extra, 1)
-    line = front.replace('python', sys.executable, 1) + mark + back
+    # What stands before the command and `--` is for the launcher.
+    extra = ['--dry_run', *['--commit=HEAD'] * (launcher == 'tpu_vm')]
+    words = [name, *extra, *words[1:]]
     done = subprocess.run(
-      ['bash', '-c', line],
+      [sys.executable, '-m', *words],
       cwd=ROOT,
       env={**os.environ, 'PYTHONPATH': str(ROOT)},
       capture_output=True,

@@ -16,8 +16,11 @@ from tools.docs import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-  [*ROOT.glob('README*.md'), ROOT / 'CONTRIBUTING.md']
-  + [x for x in (ROOT / 'docs').glob('*.md')]
+  [
+    *ROOT.glob('README*.md'),
+    ROOT / 'CONTRIBUTING.md',
+    *(ROOT / 'docs').glob('*.md'),
+  ]
 )
 MOST_LINES, MOST_WORDS = 120, 900  # of README
 
@@ -129,9 +132,7 @@ def test_messages_of_troubleshooting_are_in_the_code():
   assert len(messages) > 30
   known, missing = _fixed_texts(), []
   for message in messages:
-    parts = [
-      x.strip(' :"') for x in re.split(r'<[^>]*>|^warning: ', message)
-    ]
+    parts = [x.strip(' :"') for x in re.split(r'<[^>]*>|^warning: ', message)]
     if not all(' '.join(x.split()) in known for x in parts):
       missing.append(message)
   assert not missing, missing
