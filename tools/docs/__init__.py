@@ -1,1 +1,1 @@
-"""What of the documentation a program writes: tables, figures, reference."""
+"""Programs that write tables, figures and the reference of the documentation."""
