@@ -42,14 +42,17 @@ directory, which the next writer removes. Nothing has to be repaired by hand.
 
 **Who may write: the lease and its fence.** The lease is a file that its holder
 keeps under `flock`, which the kernel frees when the holder dies, and touches
-every few seconds, for hosts that cannot see the lock. A second trainer is
-refused while the lock is held or the heartbeat is young. Whoever takes over
-replaces the file, with a token that is one higher. A process that was stopped,
-replaced and continued finds at its next check that the file at the path is no
-longer its own: this is the fence, and it writes nothing more. The lease is
-checked before every step, before every rename and before every deletion, and
-the token is part of every temporary name, so that the old writer and the new
-one never touch the same directory.
+every few seconds, as a heartbeat. A second trainer is refused while the holder
+lives. The holder counts as dead when the kernel has freed its lock, which only
+the same host can see, or when its heartbeat is a minute old and stays the same
+for two and a half beats more: then it is on another host or stands still.
+
+Whoever takes over puts a new file in place of the old, with a token that is one
+higher. A process that was stopped, replaced and continued finds at its next
+check that the file at the path is no longer its own. This is the fence: it
+writes nothing more. The lease is checked before every step, before every rename
+and before every deletion. The token is part of every temporary name, so that
+the old writer and the new one never touch the same directory.
 
 **Who may read: everybody.** Readers take no lease. They verify every file
 against the manifest before any of it is parsed. Without a lock, a step may
