@@ -198,7 +198,7 @@ def _generate(
   What is longer than `length` together with its new tokens is cut from the
   left.
   """
-  most = engine.room(run, length)
+  most = engine.capacity(run, length)
   alike: dict[engine.Settings, list[int]] = {}
   for n, (_, how) in enumerate(asked):
     alike.setdefault(_settings(how, most), []).append(n)
@@ -209,7 +209,7 @@ def _generate(
       room = most - settings.length - 1  # and bos
       rows = [run.tokenizer.encode(asked[n][0]) for n in part]
       rows = [ids[max(len(ids) - room, 0) :] for ids in rows]
-      for ready in engine.parts(run, rows, settings, most=most):
+      for ready in engine.stream(run, rows, settings, capacity=most):
         for row, tokens, _ in ready:
           found[part[row]] += ''.join(token.text for token in tokens)
   return found

@@ -20,7 +20,7 @@ from lm.data import objectives
 from lm.data.finetuning import tasks
 from lm.evals import classification, results, scoring
 from lm.evals import context as context_lib
-from lm.inference import generate
+from lm.inference import beam, generate
 
 METRICS = ('bleu', 'chrf', 'rouge', 'exact', 'f1')
 _NGRAMS = (1, 2)  # of distinct-n, Li et al. 2016
@@ -53,7 +53,7 @@ def make(
     metrics: of `METRICS`: BLEU and chrF of sacrebleu, over the whole set;
       ROUGE-1, -2 and -L of rouge-score, with stems, the best of a record's
       targets each; exact match and F1 of words as `labels.spans` has them.
-    beams, penalty: of `generate.beam`; 1 is greedy.
+    beams, penalty: of `beam.search`; 1 is greedy.
     language: of the answers; 'zh' counts characters.
     fold: judges this part of the records alone; None: all.
     limit: judges the first so many; None: all.
@@ -105,7 +105,7 @@ def make(
     )
   else:
     write = partial(
-      generate.beam,
+      beam.search,
       model=model,
       beams=beams,
       length=new,

@@ -1,4 +1,9 @@
-"""Text from any model through `Model.start` and `Model.apply`."""
+"""Generates text with any model: prompts are read once, then tokens are drawn.
+
+`prefill` reads prompts into the cache of a model, and `decode` draws tokens in
+one compiled loop. Both need nothing of a model but `Model.start` and
+`Model.apply`.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,21 +17,24 @@ from lm import types
 
 
 class Sampler(NamedTuple):
-  """How the next token is drawn; hashable, so that it can be compiled in.
+  """Settings of how the next token is drawn.
 
-  In this order: repetition_penalty, temperature, top_k, top_p, min_p.
+  They apply in the order repetition_penalty, temperature, top_k, top_p, min_p.
+  The tuple is hashable, so that it can be compiled in.
 
   Attributes:
     temperature: divides the logits; 0 takes the likeliest token.
     top_k: keeps the k likeliest tokens; 0 keeps all. Reference: Fan et al.
       2018, arXiv 1805.04833, section 5.1.
-    top_p: keeps the smallest set of likeliest tokens whose mass reaches it.
-      Reference: Holtzman et al. 2019, arXiv 1904.09751, section 3.1.
-    min_p: keeps tokens at least this share as likely as the likeliest; 0 keeps
-      all. Reference: Nguyen et al. 2024, arXiv 2407.01082, section 3.
-    repetition_penalty: divides the logits above 0 of tokens that the text has
-      already, and multiplies those below; 1 changes nothing. Reference: Keskar
-      et al. 2019, arXiv 1909.05858, section 4.1.
+    top_p: keeps the smallest set of likeliest tokens whose total probability
+      reaches this. Reference: Holtzman et al. 2019, arXiv 1904.09751, section
+      3.1.
+    min_p: keeps tokens whose probability is at least this fraction of the
+      likeliest token's; 0 keeps all. Reference: Nguyen et al. 2024, arXiv
+      2407.01082, section 3.
+    repetition_penalty: divides the positive logits of tokens that are in the
+      prompt or the text already, and multiplies the negative ones; 1 changes
+      nothing. Reference: Keskar et al. 2019, arXiv 1909.05858, section 4.1.
   """
 
   temperature: float = 1.0
@@ -36,10 +44,10 @@ class Sampler(NamedTuple):
   repetition_penalty: float = 1.0
 
   def check(self) -> 'Sampler':
-    """Returns itself.
+    """Returns itself, if all settings are in range.
 
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: a setting is out of range.
     """
     if not 0 <= self.temperature < float('inf'):
       raise ValueError(f'temperature={self.temperature} must be 0 or more')
@@ -57,18 +65,19 @@ class Sampler(NamedTuple):
 
 
 class State(NamedTuple):
-  """A text on its way.
+  """Texts that are being generated, one a row.
 
   Attributes:
-    count: int32, tokens drawn.
-    cache: of the model.
-    logits: float32 [B, V], of the next token.
-    tokens: int32 [B, L], what was drawn; `stop` from a row's end on.
-    nats: float32 [B, L], what each cost: -log p under the model itself, without
-      a sampler, and 0 after a row's end.
-    done: bool [B], rows that have ended.
-    seen: bool [B, V], tokens of prompt and text; None where nobody asks.
-    prompt: int32 [B], tokens of each prompt.
+    count: int32 [], how many tokens have been drawn for each row.
+    cache: the model's cache.
+    logits: float32 [B, V], logits of the next token.
+    tokens: int32 [B, L], the tokens drawn; `stop` from the end of a row on.
+    nats: float32 [B, L], -log p of each token under the model alone, without
+      the sampler; 0 after the end of a row.
+    done: bool [B], the rows that have ended.
+    seen: bool [B, V], the tokens in prompt and text; None unless there is a
+      repetition penalty.
+    prompt: int32 [B], the number of tokens in each prompt.
   """
 
   count: types.Array
@@ -87,13 +96,16 @@ def draw(
   sampler: Sampler,
   seen_BV: jax.Array | None = None,
 ) -> jax.Array:
-  """Draws one token a row: int32 [B]. Rows draw independently of each other.
+  """Draws one token for each row: int32 [B].
+
+  Rows are independent: what a row draws does not depend on the other rows.
 
   Args:
-    rng: key of this step, or one a row [B].
-    logits_BV: of the next token.
+    rng: the key of this step, or one key for each row [B].
+    logits_BV: logits of the next token.
     sampler: how to draw; its top_p may be traced.
-    seen_BV: bool, what `repetition_penalty` is for; None: nothing.
+    seen_BV: bool, the tokens that `repetition_penalty` applies to; None applies
+      it to none.
   """
   if seen_BV is not None:
     penalty = sampler.repetition_penalty
@@ -108,11 +120,12 @@ def draw(
   if 0 < sampler.top_k < V:
     least_B1 = jax.lax.top_k(logits_BV, sampler.top_k)[0][:, -1:]
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  # what is traced is not known to be 1
+  # The value of a traced top_p is unknown here, so it is not compared with 1.
   if isinstance(sampler.top_p, jax.Array) or sampler.top_p < 1:
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     mass_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    # The mass before a token, so that the one that crosses top_p is kept.
+    # A token is kept by the mass before it, so that the token which crosses
+    # top_p is kept too, and at least one always is.
     before_BV = jnp.cumsum(mass_BV, axis=-1) - mass_BV
     kept_BV = jnp.where(before_BV < sampler.top_p, sorted_BV, jnp.inf)
     least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
@@ -121,7 +134,8 @@ def draw(
     best_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     least_B1 = best_B1 + math.log(sampler.min_p)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  # A key a row: what a row draws does not depend on how many others there are.
+  # Each row has a key of its own, so that it draws the same tokens in a batch
+  # of any size.
   keys_B = rng
   if not rng.ndim:
     rows_B = jnp.arange(len(logits_BV))
@@ -130,7 +144,7 @@ def draw(
 
 
 @partial(jax.jit, static_argnames=('model', 'length', 'stop', 'penalty'))
-def begin(
+def prefill(
   params: types.Params,
   batch: types.Batch,
   *,
@@ -139,23 +153,24 @@ def begin(
   stop: int,
   penalty: bool = False,
 ) -> State:
-  """Reads prompts, each padded on the right; draws nothing yet.
+  """Reads prompts into the model's cache, and draws no token yet.
 
   Args:
     params: the model's parameters.
-    batch: prompts, as an objective's `prompt` makes them.
-    model: compiled in.
-    length: L, tokens that there is room for.
+    batch: prompts, padded on the right, as an objective's `prompt` makes them.
+    model: the model, which is compiled in.
+    length: L, how many tokens can be drawn for each row.
     stop: the id after which a row ends.
-    penalty: whether to note what the text has, for `repetition_penalty`.
+    penalty: whether to record the tokens of prompt and text, which
+      `repetition_penalty` needs.
 
   Raises:
-    ValueError: the model has no room for prompt and text.
+    ValueError: prompt and text are longer than the model's positions.
   """
   B, P = batch.tokens.shape
   cache = model.start(params, batch, P + length)
   out = model.apply(params, batch, cache=cache)
-  live_BP = batch.segments > 0
+  live_BP = batch.segments > 0  # segment 0 is padding
   prompt_B = jnp.sum(live_BP, axis=1, dtype=jnp.int32)
   logits_BV = jnp.take_along_axis(
     out.logits, (prompt_B - 1)[:, None, None], axis=1
@@ -180,7 +195,7 @@ def begin(
 @partial(
   jax.jit, static_argnames=('model', 'sampler', 'stop'), donate_argnums=1
 )
-def extend(
+def decode(
   params: types.Params,
   state: State,
   rng: jax.Array,
@@ -190,14 +205,15 @@ def extend(
   sampler: Sampler,
   stop: int,
 ) -> State:
-  """Draws tokens until there are `until`, or all rows have ended.
+  """Draws tokens until each row has `until` of them, or all rows have ended.
 
   Args:
     params: the model's parameters.
-    state: of `begin` or of this; donated.
-    rng: of the whole text, or one of each row [B]: the same at each call.
-    until: at most the length that `begin` made room for.
-    model, sampler, stop: compiled in.
+    state: the result of `prefill` or of this function; its memory is reused.
+    rng: the key of all texts, or one key for each row [B]; the same key at each
+      call.
+    until: how many tokens to have, at most the `length` given to `prefill`.
+    model, sampler, stop: see `prefill` and `Sampler`; they are compiled in.
   """
 
   def unfinished(state):
@@ -211,12 +227,12 @@ def extend(
     )
     key = fold(rng, state.count)
     token_B = draw(key, state.logits, sampler, state.seen)
-    return feed(params, state, token_B, model=model, stop=stop)
+    return advance(params, state, token_B, model=model, stop=stop)
 
   return jax.lax.while_loop(unfinished, step, state)
 
 
-def feed(
+def advance(
   params: types.Params,
   state: State,
   token_B: jax.Array,
@@ -224,14 +240,17 @@ def feed(
   model: types.Model,
   stop: int,
 ) -> State:
-  """Adds a token to each row that has not ended, and asks for the next."""
+  """Adds a token to each row, and computes the logits of the next one.
+
+  Rows that have ended get `stop` again, at no cost in nats.
+  """
   n = state.count
   token_B = jnp.where(state.done, stop, token_B)
   nats_B = jnp.where(state.done, 0, _nats(state.logits, token_B))
   seen_BV = state.seen
   if seen_BV is not None:
     seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-  out = model.apply(params, _next(token_B, state), cache=state.cache)
+  out = model.apply(params, next_batch(token_B, state), cache=state.cache)
   return state._replace(
     count=n + 1,
     cache=out.cache,
@@ -240,6 +259,21 @@ def feed(
     nats=state.nats.at[:, n].set(nats_B),
     done=state.done | (token_B == stop),
     seen=seen_BV,
+  )
+
+
+def next_batch(token_B: jax.Array, state: State) -> types.Batch:
+  """Makes a batch of one more token for each row."""
+  one_B1 = jnp.ones((len(token_B), 1), jnp.int32)
+  # The cache writes the token after the longest prompt of the batch. Positions
+  # continue from the row's own prompt, and the padding between them is in
+  # segment 0, where nothing attends to it.
+  return types.Batch(
+    tokens=token_B[:, None],
+    targets=token_B[:, None],
+    weights=one_B1.astype(jnp.float32),
+    positions=(state.prompt + state.count)[:, None],
+    segments=one_B1,
   )
 
 
@@ -253,18 +287,18 @@ def generate(
   stop: int,
   rng: jax.Array,
 ) -> State:
-  """Continues each row of a batch of prompts.
+  """Continues each prompt of a batch.
 
   Args:
-    params, batch, model: see `begin`.
+    params, batch, model: see `prefill`.
     sampler: how to draw.
-    length: tokens to generate at the most.
+    length: how many tokens to generate at most.
     stop: the id after which a row ends.
-    rng: same key, same text; or a key a row [B], whose text then depends on
-      nothing else of the batch.
+    rng: a key for all rows: the same key gives the same texts. Or a key for
+      each row [B]: then the text of a row depends on no other row.
 
   Returns:
-    The last state: its `tokens` and `nats` are the result.
+    The last state. Its `tokens` and `nats` are the result.
   """
   *_, last = stream(
     params,
@@ -290,11 +324,12 @@ def stream(
   rng: jax.Array,
   every: int = 8,
 ) -> Iterator[State]:
-  """Yields states on the way, `every` so many tokens, and the last one.
+  """Yields the state after every `every` tokens, and the last state.
 
-  Use a state before you ask for the next, which takes its memory.
+  Read a state before you ask for the next one, which reuses its memory. The
+  arguments are those of `generate`.
   """
-  state = begin(
+  state = prefill(
     params,
     batch,
     model=model,
@@ -303,7 +338,7 @@ def stream(
     penalty=sampler.repetition_penalty != 1,
   )
   for until in range(every, length + every, every):
-    state = extend(
+    state = decode(
       params,
       state,
       rng,
@@ -317,117 +352,8 @@ def stream(
       break
 
 
-@partial(
-  jax.jit, static_argnames=('model', 'beams', 'length', 'stop', 'penalty')
-)
-def beam(
-  params: types.Params,
-  batch: types.Batch,
-  *,
-  model: types.Model,
-  beams: int,
-  length: int,
-  stop: int,
-  penalty: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-  """Searches for likely texts: keeps the `beams` best of each row's.
-
-  A text that has ended stays among them with its score while others go on,
-  until all have ended or there is no room. The score is the sum of log p over
-  ((5 + tokens) / 6)^penalty.
-
-  Args:
-    params, batch, model, length, stop: as of `generate`.
-    beams: W; 1 takes the likeliest token at each step.
-    penalty: 0 compares sums, which favours short texts; 1 nearly means.
-
-  Returns:
-    tokens: int32 [B, W, length], the best first, `stop` from its end on.
-    scores: float32 [B, W].
-
-  Reference: Wu et al. 2016, arXiv 1609.08144, section 7, without coverage.
-  """
-  # Each text is a batch of one, so that `vmap` finds the places of rows in any
-  # model's cache.
-  alone = jax.tree.map(lambda x: jnp.asarray(x)[:, None], batch)
-  state = jax.vmap(
-    lambda row: begin(params, row, model=model, length=length, stop=stop)
-  )(alone)
-  B, V = len(batch.tokens), state.logits.shape[-1]
-  state = jax.tree.map(lambda x: jnp.repeat(x[:, None], beams, axis=1), state)
-  # All beams are equal at first: only one may be gone on from.
-  total_BW = jnp.where(jnp.arange(beams)[None] == 0, 0.0, -jnp.inf)
-  total_BW = jnp.broadcast_to(total_BW, (B, beams))
-  size_BW = jnp.zeros((B, beams), jnp.int32)
-
-  def score(total, size):
-    return total / ((5 + size) / 6) ** penalty
-
-  def unfinished(carry):
-    state, _, _ = carry
-    return (state.count[0, 0] < length) & ~jnp.all(state.done)
-
-  def step(carry):
-    state, total_BW, size_BW = carry
-    done_BW = state.done[..., 0]
-    log_BWV = jax.nn.log_softmax(state.logits[:, :, 0], axis=-1)
-    # A text that has ended goes on in one way, which costs nothing.
-    ended_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
-    log_BWV = jnp.where(done_BW[..., None], ended_V[None, None], log_BWV)
-    longer_BW = size_BW + ~done_BW
-    sum_BWV = total_BW[..., None] + log_BWV
-    _, best_BW = jax.lax.top_k(
-      score(sum_BWV, longer_BW[..., None]).reshape(B, -1), beams
-    )
-    parent_BW, token_BW = best_BW // V, (best_BW % V).astype(jnp.int32)
-
-    def chosen(x):
-      return jax.vmap(lambda x, parent: x[parent])(x, parent_BW)
-
-    state, size_BW = jax.tree.map(chosen, (state, longer_BW))
-    total_BW = jnp.take_along_axis(sum_BWV.reshape(B, -1), best_BW, axis=1)
-    out = jax.vmap(
-      jax.vmap(
-        lambda token, state: model.apply(
-          params, _next(token[None], state), cache=state.cache
-        )
-      )
-    )(token_BW, state)
-    n = state.count[0, 0]
-    state = state._replace(
-      count=state.count + 1,
-      cache=out.cache,
-      logits=out.logits[:, :, :, 0],
-      tokens=state.tokens.at[:, :, 0, n].set(token_BW),
-      done=state.done | (token_BW == stop)[..., None],
-    )
-    return state, total_BW, size_BW
-
-  carry = (state, total_BW, size_BW)
-  state, total_BW, size_BW = jax.lax.while_loop(unfinished, step, carry)
-  scores_BW = score(total_BW, size_BW)
-  order_BW = jnp.argsort(scores_BW, axis=1, descending=True)
-  return (
-    jnp.take_along_axis(state.tokens[:, :, 0], order_BW[..., None], axis=1),
-    jnp.take_along_axis(scores_BW, order_BW, axis=1),
-  )
-
-
-def _next(token_B: jax.Array, state: State) -> types.Batch:
-  """Makes the batch that one more token is."""
-  one_B1 = jnp.ones((len(token_B), 1), jnp.int32)
-  # Written to the slot after the longest prompt; positions go on from each
-  # row's own length, and padded slots in between belong to segment 0.
-  return types.Batch(
-    tokens=token_B[:, None],
-    targets=token_B[:, None],
-    weights=one_B1.astype(jnp.float32),
-    positions=(state.prompt + state.count)[:, None],
-    segments=one_B1,
-  )
-
-
 def _nats(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+  """Returns -log p of each row's token."""
   log_z_B = jax.nn.logsumexp(logits_BV, axis=-1)
   score_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)
   return log_z_B - score_B1[:, 0]

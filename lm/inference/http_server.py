@@ -1,10 +1,10 @@
-"""HTTP for one machine, where whatever a client does takes a bounded share.
+"""An HTTP server for one machine, on which a client takes a bounded share.
 
-A connection carries one request: its head and body come within READ_SECONDS,
-all of it counted together, and every answer ends it. Only fixed paths are
-known; all but open ones want a token, which strangers cannot read: nothing
-allows another site's page to (CORS), and a name that was made to point here
-(DNS rebinding) is no known Host.
+A connection carries one request. Its head and body together must come within
+READ_SECONDS, and the answer ends the connection. Only fixed paths are served.
+All but public ones need a token. A page of another site cannot read it, since
+no header allows that (CORS), and a name that was made to point to this machine
+(DNS rebinding) is refused as an unknown Host.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,14 +27,13 @@ from typing import Any, NamedTuple
 
 from lm import errors
 
-BODY_BYTES = 1 << 20  # above any prompt that a model here has room for
-READ_SECONDS = 10.0  # for a request that is on its way already
-WRITE_SECONDS = 10.0  # for a reader that stands still
-LINGER_SECONDS = (
-  1.0  # what a client still sends is read, or it loses the answer
-)
-CONNECTIONS = 64  # a thread each; a new one takes the place of the slowest
-GRACE_SECONDS = 5.0  # for answers on their way when the server ends
+BODY_BYTES = 1 << 20  # larger than any prompt that a model here has room for
+READ_SECONDS = 10.0  # to receive a whole request
+WRITE_SECONDS = 10.0  # to wait for a client that does not read
+# A client that still sends would lose an answer at once followed by a close.
+LINGER_SECONDS = 1.0
+CONNECTIONS = 64  # each has a thread; a new one replaces the slowest
+GRACE_SECONDS = 5.0  # to finish answers when the server stops
 _HEADERS = (
   ('Connection', 'close'),
   ('Cache-Control', 'no-store'),
@@ -48,42 +47,43 @@ class Refused(errors.Failure):
   """A request that is answered with an error.
 
   Attributes:
-    status: of HTTP.
-    code: a word for programs.
+    status: the HTTP status.
+    code: a word that programs can check.
   """
 
   def __init__(self, text: str, status: int = 400, code: str = 'bad_request'):
-    """Takes the line for the client."""
+    """Takes the line that the client gets."""
     super().__init__(text)
     self.status, self.code = status, code
 
 
-class Gone(Exception):
+class ClientLeft(Exception):
   """The client has closed the connection, or at least its side of it."""
 
 
 class Route(NamedTuple):
-  """What is done at a path.
+  """What a path is answered with.
 
   Attributes:
     method: 'GET' or 'POST'.
-    answer: called with the exchange; a Refused that it raises is the answer.
-    open: whether no token is asked for.
+    answer: is called with the exchange; if it raises Refused, that is the
+      answer.
+    public: whether it is answered without a token.
   """
 
   method: str
   answer: Callable[['Exchange'], None]
-  open: bool = False
+  public: bool = False
 
 
 class Server(socketserver.ThreadingTCPServer):
-  """Listens, and answers each connection in a thread.
+  """Listens, and answers each connection in a thread of its own.
 
   Attributes:
-    routes: by path.
-    address: for a browser.
-    seconds: that an answer may take.
-    ends: when all answers have to come to an end, of `time.monotonic`.
+    routes: what is served, by path.
+    address: to open in a browser.
+    seconds: how long an answer may take.
+    deadline: the `time.monotonic` at which all answers must end.
   """
 
   allow_reuse_address = True
@@ -102,55 +102,57 @@ class Server(socketserver.ThreadingTCPServer):
     """Binds a port; 0 takes a free one.
 
     Raises:
-      OSError, OverflowError: it cannot be had.
+      OSError, OverflowError: the address or port cannot be used.
     """
     if ':' in host:
       self.address_family = socket.AF_INET6
     super().__init__((host, port), Exchange)
     name = f'[{host}]' if ':' in host else host
     self.address = f'http://{name}:{self.server_address[1]}/'
-    self.routes, self.seconds, self.ends = routes, seconds, float('inf')
+    self.routes, self.seconds, self.deadline = routes, seconds, float('inf')
     self._token, self._names = token.encode(), ('localhost', host.lower())
-    self._guard = threading.Lock()
-    # Whether a request is still to come, the oldest connection first.
-    self._open: dict[socket.socket, bool] = {}
+    self._lock = threading.Lock()
+    # All connections, the oldest first, and whether they still send a request.
+    self._receiving: dict[socket.socket, bool] = {}
 
-  def knows(self, host: str) -> bool:
-    """Tells whether a Host is a name of this server.
+  def is_own_name(self, host: str) -> bool:
+    """Returns whether a Host header names this server.
 
-    Only names can be made to point here: a number is always what it says.
+    A numeric address is accepted: only a name can be made to point here.
     """
-    found = re.fullmatch(r'(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?', host)
-    if found is None:
+    match = re.fullmatch(r'(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?', host)
+    if match is None:
       return False
     with contextlib.suppress(ValueError):
-      return bool(ipaddress.ip_address(found[1].strip('[]')))
-    return found[1].lower() in self._names
+      return bool(ipaddress.ip_address(match[1].strip('[]')))
+    return match[1].lower() in self._names
 
-  def admits(self, authorization: str) -> bool:
-    """Tells whether a header shows the token."""
-    shown = authorization.encode('utf-8', 'replace')
-    return hmac.compare_digest(shown, b'Bearer ' + self._token)
+  def is_authorized(self, header: str) -> bool:
+    """Returns whether an Authorization header has the token."""
+    # In constant time: the time must not tell how much of it was right.
+    header_bytes = header.encode('utf-8', 'replace')
+    return hmac.compare_digest(header_bytes, b'Bearer ' + self._token)
 
-  def has_come(self, connection: socket.socket) -> None:
-    """Notes that a request is whole."""
-    with self._guard:
-      self._open[connection] = False
+  def received(self, connection: socket.socket) -> None:
+    """Records that a connection has sent its whole request."""
+    with self._lock:
+      self._receiving[connection] = False
 
   def process_request(self, request: Any, client_address: Any) -> None:
-    """Starts a thread; among too many, who sends slowest is cut off."""
-    with self._guard:
-      slow = next((s for s, coming in self._open.items() if coming), None)
-      full = len(self._open) >= CONNECTIONS
+    """Starts a thread; of too many, the one that sends slowest is cut off."""
+    with self._lock:
+      sending = (s for s, receives in self._receiving.items() if receives)
+      slow = next(sending, None)  # the oldest
+      full = len(self._receiving) >= CONNECTIONS
       if full and slow is not None:
-        self._open[slow] = False
-        _shut(slow)
+        self._receiving[slow] = False
+        _stop_reading(slow)
       if not full or slow is not None:
-        self._open[request] = True
+        self._receiving[request] = True
         try:
           super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be had
-          del self._open[request]
+        except RuntimeError:  # the system starts no more threads
+          del self._receiving[request]
           raise
         return
     self.shutdown_request(request)
@@ -160,23 +162,26 @@ class Server(socketserver.ThreadingTCPServer):
     try:
       super().process_request_thread(request, client_address)
     finally:
-      with self._guard:
-        del self._open[request]
+      with self._lock:
+        del self._receiving[request]
 
   def handle_error(self, request: Any, client_address: Any) -> None:
-    """Is silent where a client has left; else it is a bug of ours."""
+    """Prints a traceback, unless the client has left: that is no bug."""
     if not isinstance(sys.exc_info()[1], OSError):
       traceback.print_exc()
 
-  def end(self) -> None:
-    """Listens no more, and waits for the answers that are on their way."""
+  def stop(self) -> None:
+    """Stops listening, and waits until the answers in progress have ended."""
     self.shutdown()
-    self.ends = time.monotonic() + GRACE_SECONDS
-    with self._guard:
-      for connection in (s for s, coming in self._open.items() if coming):
-        _shut(connection)
-    # They end themselves, but for what a compiler or a device holds up.
-    while self._open and time.monotonic() < self.ends + LINGER_SECONDS + 1:
+    self.deadline = time.monotonic() + GRACE_SECONDS
+    with self._lock:
+      for connection, receives in self._receiving.items():
+        if receives:
+          _stop_reading(connection)
+    # The others see the deadline before their next token. Only one that waits
+    # for a compiler or a device does not.
+    last = self.deadline + LINGER_SECONDS + 1
+    while self._receiving and time.monotonic() < last:
       time.sleep(0.02)
     self.server_close()
 
@@ -185,41 +190,45 @@ class Exchange(server.BaseHTTPRequestHandler):
   """A request and its answer.
 
   Attributes:
-    note: what the log says of it beside path, status and time.
+    note: what the log adds to path, status and time.
   """
 
   protocol_version = default_request_version = 'HTTP/1.1'
   server_version, sys_version = 'lm', ''
-  disable_nagle_algorithm = True  # a token goes out when it comes
-  server: Server  # what the base class sets, for a type checker
+  disable_nagle_algorithm = True  # a token is sent as soon as it is drawn
+  server: Server  # is set by the base class; this tells the type checker
 
   def setup(self) -> None:
-    """Begins to count the time."""
+    """Starts the clock of the request."""
     super().setup()
     self.note, self._status, self._start = '', 0, time.monotonic()
     self.rfile.close()
     self.rfile = io.BufferedReader(
-      _Reader(self.connection, self._start + READ_SECONDS)
+      _TimedReader(self.connection, self._start + READ_SECONDS)
     )
 
   def finish(self) -> None:
-    """Reads what is left, or closing would take the answer back."""
-    if self._status:  # else nothing came
+    """Logs the request, and reads what the client still sends.
+
+    Without that, closing the connection could take the answer back.
+    """
+    if self._status:  # 0: no request came
       self._log()
     with contextlib.suppress(OSError):
       super().finish()
       self.connection.shutdown(socket.SHUT_WR)
-      rest = _Reader(self.connection, time.monotonic() + LINGER_SECONDS)
+      end = time.monotonic() + LINGER_SECONDS
+      rest = _TimedReader(self.connection, end)
       for _ in range(2 * BODY_BYTES >> 16):
         rest.read(1 << 16)
 
   def log_message(self, format: str, *args: Any) -> None:
-    """Is silent: `finish` writes the line."""
+    """Does nothing: `finish` writes the line of the log."""
 
   def send_error(
     self, code: int, message: str | None = None, explain: str | None = None
   ) -> None:
-    """Answers what the base class refuses."""
+    """Answers a request that the base class refuses."""
     phrase = http.HTTPStatus(code).phrase
     self._refuse(Refused(message or phrase, code))
 
@@ -232,10 +241,10 @@ class Exchange(server.BaseHTTPRequestHandler):
     self._answer()
 
   def body(self) -> bytes:
-    """Reads the body.
+    """Reads the body of the request.
 
     Raises:
-      Refused: its length is wrong, or it is not whole in time.
+      Refused: its length is not given or too large, or it is late.
     """
     lengths = self.headers.get_all('Content-Length', [])
     if 'Transfer-Encoding' in self.headers or not lengths:
@@ -248,49 +257,49 @@ class Exchange(server.BaseHTTPRequestHandler):
         f'body: more than {BODY_BYTES} bytes; shorten it', 413, 'too_large'
       )
     try:
-      found = self.rfile.read(size)
+      content = self.rfile.read(size)
     except OSError:
-      found = b''
-    if len(found) < size:
+      content = b''
+    if len(content) < size:
       raise Refused(
         f'body: not whole within {READ_SECONDS:.0f} s', 408, 'too_slow'
       )
-    self.server.has_come(self.connection)
-    return found
+    self.server.received(self.connection)
+    return content
 
   def check(self) -> None:
-    """Raises what ends an answer on its way.
+    """Checks that the answer is still worth the work.
 
     Raises:
-      Gone: nobody waits for it.
-      Refused: time is up.
+      ClientLeft: nobody waits for the answer.
+      Refused: the time for it is over.
     """
     now = time.monotonic()
-    if now > self.server.ends:
+    if now > self.server.deadline:
       raise Refused('the server stops', 503, 'stopping')
     if now > self._start + self.server.seconds:
       raise Refused(
         f'more than {self.server.seconds:g} s: ask for less', 504, 'deadline'
       )
-    # What is readable without a byte to read is closed.
+    # A connection that is readable, and has no byte to read, is closed.
     poll = select.poll()
     poll.register(self.connection, select.POLLIN)
     if poll.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
-      raise Gone
+      raise ClientLeft
 
   def json(self, value: Any, status: int = 200) -> None:
-    """Answers with a value."""
+    """Answers with a value as JSON."""
     self.send(json.dumps(value).encode(), 'application/json', status=status)
 
   def send(
     self, body: bytes, kind: str, *more: tuple[str, str], status: int = 200
   ) -> None:
-    """Answers with bytes of a content type, and more headers."""
+    """Answers with bytes of a content type, and with more headers."""
     self._head(status, kind, ('Content-Length', str(len(body))), *more)
     self.wfile.write(body)
 
   def event(self, value: Any) -> None:
-    """Answers with one more event; None says that it was the last."""
+    """Answers with one more event; None ends the stream of events."""
     if not self._status:
       self._head(200, 'text/event-stream')
     data = '[DONE]' if value is None else json.dumps(value)
@@ -301,10 +310,10 @@ class Exchange(server.BaseHTTPRequestHandler):
       self._route().answer(self)
     except Refused as e:
       self._refuse(e)
-    except (OSError, Gone):
-      self._status = self._status or 499  # as nginx calls it
+    except (OSError, ClientLeft):
+      self._status = self._status or 499  # nginx's number for it
       self.note += ', client left'
-    except Exception:  # a bug: its traceback stays here
+    except Exception:  # a bug: the client gets no traceback
       traceback.print_exc()
       self._refuse(
         Refused('internal error: see the log of the server', 500, 'internal')
@@ -312,17 +321,17 @@ class Exchange(server.BaseHTTPRequestHandler):
 
   def _log(self) -> None:
     path = getattr(self, 'path', '').partition('?')[0]
-    # A path may hold anything, such as the token.
+    # An unknown path is not logged: it may hold anything, even the token.
     known = f'{self.command} {path}' if path in self.server.routes else '-'
     seconds = time.monotonic() - self._start
-    sys.stderr.write(  # at once: other threads write too
+    sys.stderr.write(  # in one call: other threads write too
       f'{time.strftime("%F %T")} {known} {self._status} {seconds:.2f} s'
       f'{self.note}\n'
     )
 
   def _route(self) -> Route:
     hosts = self.headers.get_all('Host', [])
-    if len(hosts) != 1 or not self.server.knows(hosts[0].strip()):
+    if len(hosts) != 1 or not self.server.is_own_name(hosts[0].strip()):
       raise Refused('Host: must be a name of this server', 403, 'wrong_host')
     path = self.path.partition('?')[0]
     route = self.server.routes.get(path)
@@ -331,8 +340,8 @@ class Exchange(server.BaseHTTPRequestHandler):
       raise Refused(f'no such path; there are {known}', 404, 'not_found')
     if self.command != route.method:
       raise Refused(f'{path}: use {route.method}', 405, 'wrong_method')
-    shown = self.headers.get('Authorization', '')
-    if not route.open and not self.server.admits(shown):
+    header = self.headers.get('Authorization', '')
+    if not route.public and not self.server.is_authorized(header):
       raise Refused(
         'Authorization: must be "Bearer TOKEN" with the token of this server',
         401,
@@ -344,7 +353,7 @@ class Exchange(server.BaseHTTPRequestHandler):
     kind = 'invalid_request_error' if error.status < 500 else 'server_error'
     value = {'error': {'message': str(error), 'type': kind, 'code': error.code}}
     with contextlib.suppress(OSError):
-      if self._status:  # the answer has begun: an event is what can be said
+      if self._status:  # the answer has begun, so the error is an event
         self.note += f', {error.code}'
         self.event(value)
       else:
@@ -363,10 +372,11 @@ class Exchange(server.BaseHTTPRequestHandler):
     self.end_headers()
 
 
-class _Reader(io.RawIOBase):
-  """Reads a socket until a moment, however few bytes come at a time.
+class _TimedReader(io.RawIOBase):
+  """Reads a socket until a point in time, however few bytes come at a time.
 
-  An end is an error: the base class would take half a head for a whole one.
+  The end of the data is an error here: without it the base class would take
+  half a head for a whole one.
   """
 
   def __init__(self, connection: socket.socket, end: float):
@@ -386,6 +396,6 @@ class _Reader(io.RawIOBase):
     return count
 
 
-def _shut(connection: socket.socket) -> None:
+def _stop_reading(connection: socket.socket) -> None:
   with contextlib.suppress(OSError):  # it may have ended by itself
     connection.shutdown(socket.SHUT_RD)

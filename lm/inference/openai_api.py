@@ -1,19 +1,19 @@
-"""What a client may ask of `lm.serve`: JSON in, checked settings out.
+"""OpenAI's completions interface: checks a request, and spells the answer.
 
-The interface is that of OpenAI's completions; a prompt is a string, ids, or a
-list of either.
+A prompt is a string, a list of ids, or a list of either.
 """
 
+from collections.abc import Mapping, Sequence
 import json
 import secrets
 from typing import Any, NamedTuple
 
 from lm import config
-from lm.inference import engine, http_server
+from lm.inference import detokenizer, engine, http_server
 
-STOPS = 4  # as the service that the interface comes from
-STOP_CHARACTERS = 256  # each token looks for all of them
-# Fields that other clients send though they ask for nothing by them.
+MOST_STOPS = 4  # as many as OpenAI's service takes
+STOP_CHARACTERS = 256  # each token is searched for all of them
+# Fields that some clients always send, with the values that change nothing.
 _NEUTRAL = {
   'best_of': 1,
   'frequency_penalty': 0,
@@ -24,15 +24,15 @@ _NEUTRAL = {
 
 
 class Limits(NamedTuple):
-  """What one request may take from those that wait behind it.
+  """Limits on one request, so that the requests behind it are served too.
 
   Attributes:
-    max_tokens: new ones of a text; a model may have room for fewer.
-    prompt_tokens: of a prompt, whose attention takes memory as its square.
-    rows: prompts times n, a cache each.
-    waiting: requests behind the one that the device works on; a further one is
-      told to come again.
-    seconds: for waiting, compiling and drawing together.
+    max_tokens: new tokens of a text; a model may have room for fewer.
+    prompt_tokens: of a prompt; the memory of its attention grows as the square.
+    rows: prompts times n; each has a cache.
+    waiting: requests that may wait for the device; the next one is refused with
+      status 429.
+    seconds: time for an answer, with waiting and compiling.
   """
 
   max_tokens: int = 4096
@@ -42,27 +42,27 @@ class Limits(NamedTuple):
   seconds: float = 300.0
 
   def check(self) -> 'Limits':
-    """Returns itself.
+    """Returns itself, if all limits are in range.
 
     Raises:
-      config.ConfigError: one is out of range.
+      config.ConfigError: a limit is out of range.
     """
     for name, value in self._asdict().items():
       if not 1 <= value <= 2**31 - 1:
         raise config.ConfigError(f'--{name}={value}: must be 1 or more')
-    if self.waiting > http_server.CONNECTIONS // 2:
+    most = http_server.CONNECTIONS // 2
+    if self.waiting > most:
       raise config.ConfigError(
-        f'--waiting={self.waiting}: at most {http_server.CONNECTIONS // 2}, half '
-        'of the connections'
+        f'--waiting={self.waiting}: at most {most}, half of the connections'
       )
     return self
 
 
 class Request(NamedTuple):
-  """What a client asks for: the fields of its JSON, checked.
+  """A checked request: the fields of its JSON, by their names in the interface.
 
   Attributes:
-    prompt: each as text and ids.
+    prompt: each prompt as its text and its ids.
     stream_options: its include_usage.
   """
 
@@ -87,100 +87,157 @@ def parse(
 
   Args:
     body: JSON; a field that is null counts as left out.
-    model: the name of what is served.
-    run: of that.
-    limits: what it may ask for.
+    model: the name of the model that is served.
+    run: the run that is served.
+    limits: see `Limits`.
 
   Raises:
-    endpoint.Refused: it is no object of known fields in their ranges.
+    http_server.Refused: the body is not an object of known fields that are in
+      range.
+  """
+  fields = _read(body)
+  if fields.get('model', model) != model:
+    raise http_server.Refused(
+      f'model: only {model} is served', 404, 'model_not_found'
+    )
+  prompt = _prompts(fields.get('prompt'), run, limits)
+  n = _number(fields, 'n', 1, limits.rows, 1)
+  if len(prompt) * n > limits.rows:
+    raise http_server.Refused(
+      f'n: prompts times n must be at most {limits.rows}'
+    )
+  options = fields.get('stream_options', {})
+  if not isinstance(options, dict) or options.keys() - {'include_usage'}:
+    raise http_server.Refused(
+      'stream_options: must be an object with nothing but include_usage'
+    )
+  real = (int, float)
+  return Request(
+    model=model,
+    prompt=prompt,
+    max_tokens=_number(fields, 'max_tokens', 0, limits.max_tokens, 16),
+    temperature=_number(fields, 'temperature', 0, 100, 1.0, real),
+    top_p=_number(fields, 'top_p', 0, 1, 1.0, real),
+    n=n,
+    stop=_stops(fields),
+    seed=_number(fields, 'seed', 0, 2**32 - 1, secrets.randbits(32)),
+    stream=_flag(fields, 'stream'),
+    stream_options=_flag(options, 'include_usage'),
+    logprobs=_number(fields, 'logprobs', 0, engine.MOST_LOGPROBS, None),
+    echo=_flag(fields, 'echo'),
+  )
+
+
+class Piece(NamedTuple):
+  """A part of one choice of an answer.
+
+  Attributes:
+    row: the number of the choice.
+    text: its new text.
+    tokens: its new tokens.
+    offset: where the text of these tokens begins, in the text of the choice.
+    finish_reason: why the choice ends here; None while it goes on.
   """
 
-  def constant(text):
-    raise ValueError(text)
+  row: int
+  text: str
+  tokens: list[detokenizer.Token]
+  offset: int
+  finish_reason: str | None
+
+
+def choice(request: Request, pieces: Sequence[Piece]) -> dict[str, Any]:
+  """Spells a choice of an answer from its pieces in order, one at least."""
+  tokens = [(p.offset, token) for p in pieces for token in p.tokens]
+  logprobs = {
+    'tokens': [token.name for _, token in tokens],
+    'token_logprobs': [token.logprob for _, token in tokens],
+    'top_logprobs': [token.top_logprobs or None for _, token in tokens],
+    'text_offset': [offset + token.offset for offset, token in tokens],
+  }
+  return {
+    'index': pieces[-1].row,
+    'text': ''.join(piece.text for piece in pieces),
+    'logprobs': None if request.logprobs is None else logprobs,
+    'finish_reason': pieces[-1].finish_reason,
+  }
+
+
+def _read(body: bytes) -> dict[str, Any]:
+  """Reads the fields of a request that are known and not null."""
+
+  def constant(text: str):
+    raise ValueError(text)  # NaN and Infinity, which are no JSON
 
   try:
-    given = json.loads(body, parse_constant=constant)
+    fields = json.loads(body, parse_constant=constant)
   except (ValueError, RecursionError) as e:
     raise http_server.Refused('body: not JSON; send one object') from e
-  if not isinstance(given, dict):
+  if not isinstance(fields, dict):
     raise http_server.Refused('body: not a JSON object; send {"prompt": ...}')
-  for name, value in given.items():
+  for name, value in fields.items():
     if name in _NEUTRAL and value in (None, _NEUTRAL[name]):
       continue
     if name not in Request._fields:
       raise http_server.Refused(
         f'{name[:40]}: not known here; known: {", ".join(Request._fields)}'
       )
-  given = {name: x for name, x in given.items() if x is not None}
+  return {name: x for name, x in fields.items() if x is not None}
 
-  def number(name, low, high, default, kinds: tuple[type, ...] = (int,)) -> Any:
-    if name not in given:
-      return default
-    # bool is an int, and what is compared with nan is false.
-    if type(given[name]) not in kinds or not low <= given[name] <= high:
-      whole = 'a number' if float in kinds else 'a whole number'
-      raise http_server.Refused(f'{name}: must be {whole} from {low} to {high}')
-    return given[name]
 
-  def flag(name: str, tree: dict[str, Any] = given) -> bool:
-    if type(tree.get(name, False)) is not bool:
-      raise http_server.Refused(f'{name}: must be true or false')
-    return tree.get(name, False)
+def _number(
+  fields: Mapping[str, Any],
+  name: str,
+  low: float,
+  high: float,
+  default: float | None,
+  types: tuple[type, ...] = (int,),
+) -> Any:
+  """Reads a number from `low` to `high`."""
+  if name not in fields:
+    return default
+  value = fields[name]
+  # `type`, because a bool is an int; `not`, because nan compares as false.
+  if type(value) not in types or not low <= value <= high:
+    number = 'a number' if float in types else 'a whole number'
+    raise http_server.Refused(f'{name}: must be {number} from {low} to {high}')
+  return value
 
-  if given.get('model', model) != model:
-    raise http_server.Refused(
-      f'model: only {model} is served', 404, 'model_not_found'
-    )
-  prompt = _prompts(given.get('prompt'), run, limits)
-  n = number('n', 1, limits.rows, 1)
-  if len(prompt) * n > limits.rows:
-    raise http_server.Refused(
-      f'n: prompts times n must be at most {limits.rows}'
-    )
-  stop = given.get('stop', [])
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+  value = fields.get(name, False)
+  if type(value) is not bool:
+    raise http_server.Refused(f'{name}: must be true or false')
+  return value
+
+
+def _stops(fields: Mapping[str, Any]) -> list[str]:
+  """Reads the stop strings: one, or a list."""
+  stop = fields.get('stop', [])
   stop = [stop] if isinstance(stop, str) else stop
   if (
     not isinstance(stop, list)
-    or len(stop) > STOPS
+    or len(stop) > MOST_STOPS
     or not all(
       isinstance(word, str) and 0 < len(word) <= STOP_CHARACTERS
       for word in stop
     )
   ):
     raise http_server.Refused(
-      f'stop: must be at most {STOPS} strings of 1 to {STOP_CHARACTERS} '
+      f'stop: must be at most {MOST_STOPS} strings of 1 to {STOP_CHARACTERS} '
       'characters'
     )
-  options = given.get('stream_options', {})
-  if not isinstance(options, dict) or options.keys() - {'include_usage'}:
-    raise http_server.Refused(
-      'stream_options: must be an object with nothing but include_usage'
-    )
-  both = (int, float)
-  return Request(
-    model=model,
-    prompt=prompt,
-    max_tokens=number('max_tokens', 0, limits.max_tokens, 16),
-    temperature=number('temperature', 0, 100, 1.0, both),
-    top_p=number('top_p', 0, 1, 1.0, both),
-    n=n,
-    stop=stop,
-    seed=number('seed', 0, 2**32 - 1, secrets.randbits(32)),
-    stream=flag('stream'),
-    stream_options=flag('include_usage', options),
-    logprobs=number('logprobs', 0, engine.MOST_TOLD, None),
-    echo=flag('echo'),
-  )
+  return stop
 
 
 def _prompts(
-  given: Any, run: engine.Run, limits: Limits
+  value: Any, run: engine.Run, limits: Limits
 ) -> list[tuple[str, list[int]]]:
-  """Reads the field: a text, ids, or a list of either."""
+  """Reads the prompts: a text, a list of ids, or a list of either."""
   size, both = run.tokenizer.size, (str, list)
-  many = given if isinstance(given, list) else [given]
-  if many is given and many and all(type(x) is int for x in many):
-    many = [given]
+  many = value if isinstance(value, list) else [value]
+  if many is value and many and all(type(x) is int for x in many):
+    many = [value]
   if not many or not all(isinstance(x, both) for x in many):
     raise http_server.Refused(
       "prompt: must be a string, ids, or a list of either; '' begins a document"

@@ -127,9 +127,9 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   found = tuned(tmp_path, body, head, source, form, 'classes', 80)
   assert found['test/accuracy'] > 0.95 and found['test/macro_f1'] > 0.95
   with pytest.raises(config.ConfigError) as caught:
-    sample.texts(tmp_path / 'run', 'r')
+    sample.sample(tmp_path / 'run', 'r')
   assert str(caught.value).endswith(
-    'trained by lm.data.finetuning.tasks:make, which goes on from no text'
+    'trained by lm.data.finetuning.tasks:make, which cannot continue a text'
   )
 
 

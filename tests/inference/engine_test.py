@@ -1,4 +1,4 @@
-"""Tokens one at a time: those of `generate`, told when they are sure."""
+"""Tokens drawn one at a time are those of `generate`, shown once certain."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from lm import config
 from lm.data.tokenizers import utf8_bytes
-from lm.inference import engine, generate
+from lm.inference import detokenizer, engine, generate
 
 SMALL = {'width': 16, 'depth': 1}
 CAUSAL = {'fn': 'lm.data.objectives:causal'}
@@ -54,16 +54,16 @@ def make(name):
 
 
 def run(family, rows, **settings):
-  """Gives the tokens and the finish of each row."""
-  most = engine.room(family, 200)
-  tokens: list[list[engine.Token]] = [[] for _ in rows]
+  """Returns the tokens and the finish reason of each row."""
+  capacity = engine.capacity(family, 200)
+  tokens: list[list[detokenizer.Token]] = [[] for _ in rows]
   finish: list[str | None] = [None] * len(rows)
   settings = engine.Settings(**settings)
-  for found in engine.parts(family, rows, settings, most=most):
-    for part in found:
-      assert finish[part.row] is None and (part.tokens or part.finish)
+  for deltas in engine.stream(family, rows, settings, capacity=capacity):
+    for part in deltas:
+      assert finish[part.row] is None and (part.tokens or part.finish_reason)
       tokens[part.row] += part.tokens
-      finish[part.row] = part.finish
+      finish[part.row] = part.finish_reason
   return tokens, finish
 
 
@@ -87,7 +87,7 @@ def test_tokens_are_those_of_generate(family, how):
     stop=eos,
     rng=jax.random.key(7),
   )
-  found, finish = run(family, rows, length=size, seed=7, told=5, **how)
+  found, finish = run(family, rows, length=size, seed=7, logprobs=5, **how)
   for ids, nats, tokens, end in zip(
     state.tokens.tolist(),
     state.nats.tolist(),
@@ -106,33 +106,37 @@ def test_tokens_are_those_of_generate(family, how):
       assert token.name == (name or f'<{i}>')
       assert text[token.offset :].startswith(token.text)
       assert token.logprob == pytest.approx(-cost, abs=1e-4)
-      assert 1 <= len(token.best) <= 6 and token.name in token.best
+      assert (
+        1 <= len(token.top_logprobs) <= 6 and token.name in token.top_logprobs
+      )
 
 
 def test_prompts_cost_what_a_forward_pass_says(family):
   rows = [family.tokenizer.encode(text) for text in PROMPTS]
-  found = engine.costs(family, rows, told=1)
+  found = engine.prompt_logprobs(family, rows, logprobs=1)
   for text, ids, tokens in zip(PROMPTS, rows, found, strict=True):
     assert ''.join(token.text for token in tokens) == text
     assert len(tokens) == len(ids)
     batch = family.prompt([ids])
     if batch.source is not None or batch.prefix is not None:
-      assert {(token.logprob, *token.best) for token in tokens} == {(None,)}
+      assert {(token.logprob, *token.top_logprobs) for token in tokens} == {
+        (None,)
+      }
       continue
     logits = family.model.apply(family.params, batch).logits[0]
     log_LV = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     for n, (i, token) in enumerate(zip(ids, tokens, strict=True)):
       assert token.logprob == pytest.approx(log_LV[n, i], abs=1e-4)
-      assert max(token.best.values()) == pytest.approx(
+      assert max(token.top_logprobs.values()) == pytest.approx(
         log_LV[n].max(), abs=1e-4
       )
 
 
-def test_the_room_of_a_model_is_found():
+def test_the_capacity_of_a_model_is_found():
   decoder = make('decoder')
-  assert engine.room(decoder, 39) == 39
-  assert engine.room(decoder, 1000) == 40
-  assert engine.room(make('lstm'), 1000) == 1000
+  assert engine.capacity(decoder, 39) == 39
+  assert engine.capacity(decoder, 1000) == 40
+  assert engine.capacity(make('lstm'), 1000) == 1000
   # and can be filled to its end, wherever the prompt ends
   for size, length in ((1, 38), (20, 19), (34, 5), (38, 1)):
     (tokens,), finish = run(decoder, [[9] * size], length=length)
@@ -142,9 +146,9 @@ def test_the_room_of_a_model_is_found():
 def test_functions_serve_many_prompts_and_settings():
   lstm = make('lstm')
   functions: list[Any] = [
-    generate.begin,
+    generate.prefill,
     engine._draw,
-    engine._feed,
+    engine._advance,
   ]
 
   def sizes():
@@ -163,13 +167,15 @@ def test_what_may_become_a_stop_string_is_kept_back():
   bytes_ = utf8_bytes.make()
 
   def told(text, stop, *, last=False):
-    made = engine._Text(bytes_, stop, bytes_.eos)
+    made = detokenizer.Detokenizer(bytes_, stop, bytes_.eos)
     ids = bytes_.encode(text)
     found = [
       made.add(i, -1.0, [], last=last and n + 1 == len(ids))
       for n, i in enumerate(ids)
     ]
-    return [[token.text for token in part] for part in found], made.finish
+    return [
+      [token.text for token in part] for part in found
+    ], made.finish_reason
 
   assert told('abc', ['bd']) == ([['a'], [], ['b', 'c']], None)
   assert told('abd', ['bd']) == ([['a'], [], []], 'stop')
@@ -178,44 +184,44 @@ def test_what_may_become_a_stop_string_is_kept_back():
   assert told('a\u00e9', []) == ([['a'], [''], ['\u00e9']], None)
 
 
-def test_what_stays_of_a_text():
-  assert engine.sure('ab\ufffd', []) == 2
-  assert engine.sure('abc', ['cd', 'bce', 'abc']) == 1
-  assert engine.before('abcbc', ['x', 'c', 'bc']) == 'a'
+def test_characters_that_stay_are_counted():
+  assert detokenizer.stable_length('ab\ufffd', []) == 2
+  assert detokenizer.stable_length('abc', ['cd', 'bce', 'abc']) == 1
+  assert detokenizer.cut('abcbc', ['x', 'c', 'bc']) == 'a'
 
 
-def test_half_a_character_at_the_end_is_told():
+def test_half_a_character_at_the_end_is_shown():
   bytes_ = utf8_bytes.make()
-  text = engine._Text(bytes_, [], bytes_.eos)
+  text = detokenizer.Detokenizer(bytes_, [], bytes_.eos)
   first, second = bytes_.encode('\u00e9')
   (told,) = text.add(first, -1.0, [], last=True)
-  assert (told.text, told.offset, text.finish) == ('\ufffd', 0, 'length')
+  assert (told.text, told.offset, text.finish_reason) == ('\ufffd', 0, 'length')
   # eos brings what was left, and has no text
-  text = engine._Text(bytes_, ['bc'], bytes_.eos)
+  text = detokenizer.Detokenizer(bytes_, ['bc'], bytes_.eos)
   assert text.add(bytes_.encode('b')[0], -1.0, [], last=False) == []
   told = text.add(bytes_.eos, -2.0, [(second, -0.5)], last=False)
   assert [token.text for token in told] == ['b', '']
-  assert told[1].name == '<eos>' and text.finish == 'stop'
-  assert told[1].best == {'\ufffd': -0.5, '<eos>': -2.0}
+  assert told[1].name == '<eos>' and text.finish_reason == 'stop'
+  assert told[1].top_logprobs == {'\ufffd': -0.5, '<eos>': -2.0}
 
 
-def test_what_cannot_be_is_a_number_in_json():
-  told = engine._told(
+def test_infinite_scores_are_numbers_in_json():
+  told = engine._listed(
     (np.array([-np.inf, np.nan]), np.full((2, 5), -np.inf), np.eye(2, 5)), 5, 2
   )
   assert told == [(-9999.0, []), (-9999.0, [])]
 
 
-def test_who_waits_no_more_ends_the_work():
-  asked = []
+def test_a_client_that_leaves_ends_the_work():
+  calls = []
 
-  def wait():
-    asked.append(0)
-    if len(asked) == 3:
+  def check():
+    calls.append(0)
+    if len(calls) == 3:
       raise KeyError
 
   lstm = make('lstm')
   how = engine.Settings(length=10)
-  found = engine.parts(lstm, [[9]], how, most=100, wait=wait)
+  deltas = engine.stream(lstm, [[9]], how, capacity=100, check=check)
   with pytest.raises(KeyError):
-    list(found)
+    list(deltas)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.data import objectives
-from lm.inference import generate
+from lm.inference import beam, generate
 from lm.models import decoder
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
@@ -214,7 +214,7 @@ def test_a_text_streams_as_it_is_generated(small):
 
 def search(small, beams, length, penalty=0.0, prompts=((1, 2),)):
   model, params = small
-  tokens, scores = generate.beam(
+  tokens, scores = beam.search(
     params,
     objectives.padded([list(row) for row in prompts], 0),
     model=model,

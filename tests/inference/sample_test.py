@@ -6,6 +6,7 @@ import pytest
 
 from lm import checkpoint, config, errors, sample
 from lm.data.tokenizers import utf8_bytes
+from lm.inference import sampling
 from tests import programs
 
 
@@ -39,21 +40,19 @@ def test_the_likeliest_text_needs_no_seed(trained):
 def test_a_stop_string_ends_a_text_and_is_left_out(trained):
   (whole,) = sample.sample(trained, 'the ', length=10, temperature=0)
   word = whole[7:9]
-  told = []
-  (cut,) = sample.sample(
+  shown = []
+  (cut,) = sampling.texts(
     trained,
     'the ',
-    length=10,
-    temperature=0,
-    stop=['@@', word],
-    show=lambda found: told.append(found[0]),
+    sampling.Settings(length=10, temperature=0, stop=['@@', word]),
+    show=lambda texts: shown.append(texts[0]),
   )
-  assert cut == whole[: whole.index(word, 4)]
-  assert told and told[-1] == cut
+  assert cut.text == whole[: whole.index(word, 4)]
+  assert shown and shown[-1] == cut.text
 
 
-def test_what_tokens_cost_is_told(trained):
-  (text,) = sample.texts(trained, 'the ', length=6, seed=5)
+def test_texts_have_the_cost_of_each_token(trained):
+  (text,) = sampling.texts(trained, 'the ', sampling.Settings(length=6, seed=5))
   assert text.text == 'the ' + ''.join(text.pieces)
   assert len(text.nats) == len(text.pieces) <= 6
   assert all(cost > 0 for cost in text.nats)
@@ -151,7 +150,7 @@ def test_the_program_prints_what_the_function_returns(trained, start, tmp_path):
     [f'--workdir={workdir}', '--prompt=the ', '--length=3', '--nats'],
   )
   assert process.wait() == 0, process.text()
-  (text,) = sample.texts(trained, 'the ', length=3)
+  (text,) = sampling.texts(trained, 'the ', sampling.Settings(length=3))
   lines = [
     f'{n:8.3f}  {p!r}\n' for n, p in zip(text.nats, text.pieces, strict=True)
   ]

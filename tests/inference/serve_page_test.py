@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from lm import serve
-from lm.inference import engine
+from lm.inference import detokenizer, engine
+from lm.inference import service as service_lib
 from tests.inference import serve_test
 
 gate = serve_test.gate
@@ -31,7 +31,7 @@ def browser():
 
 @pytest.fixture(scope='module')
 def service(trained):
-  with serve.serving(trained, token=serve_test.TOKEN) as made:
+  with service_lib.serving(trained, token=serve_test.TOKEN) as made:
     yield made
 
 
@@ -140,11 +140,11 @@ def test_it_tells_errors(page):
 def test_markup_is_text(page, monkeypatch):
   bad = '<img src=x onerror="document.title=1"><script>alert(1)</script>'
 
-  def parts(*arguments, **settings):
-    token = engine.Token(bad, 0, bad, -0.5, {bad: -0.5, '</td>': -1.0})
-    yield [engine.Part(0, [token], 'length')]
+  def stream(*arguments, **settings):
+    token = detokenizer.Token(bad, 0, bad, -0.5, {bad: -0.5, '</td>': -1.0})
+    yield [engine.Delta(0, [token], 'length')]
 
-  monkeypatch.setattr(engine, 'parts', parts)
+  monkeypatch.setattr(engine, 'stream', stream)
   page.get_by_label('Prompt').fill('<b>x')
   page.get_by_role('button', name='Generate').click()
   page.get_by_text('full length').wait_for()
@@ -156,15 +156,17 @@ def test_markup_is_text(page, monkeypatch):
 
 
 def test_parts_of_a_character_are_shown_as_one(page, monkeypatch):
-  def parts(*arguments, **settings):
-    half = engine.Token('', 0, '\ufffd', -1.0, {'\ufffd': -1.0})
+  def stream(*arguments, **settings):
+    half = detokenizer.Token('', 0, '\ufffd', -1.0, {'\ufffd': -1.0})
     rest = half._replace(text='\U0001f600', logprob=-2.0)
-    last = half._replace(text='\n', offset=1, name='\n', best={'\n': -0.1})
-    yield [engine.Part(0, [half], None)]
-    yield [engine.Part(0, [rest, last], None)]
-    yield [engine.Part(0, [half._replace(name='<eos>')], 'stop')]
+    last = half._replace(
+      text='\n', offset=1, name='\n', top_logprobs={'\n': -0.1}
+    )
+    yield [engine.Delta(0, [half], None)]
+    yield [engine.Delta(0, [rest, last], None)]
+    yield [engine.Delta(0, [half._replace(name='<eos>')], 'stop')]
 
-  monkeypatch.setattr(engine, 'parts', parts)
+  monkeypatch.setattr(engine, 'stream', stream)
   page.get_by_role('button', name='Generate').click()
   page.get_by_text('ended: 4 tokens').wait_for()
   tokens = page.locator('.token')

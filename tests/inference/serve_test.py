@@ -11,9 +11,16 @@ import time
 
 import pytest
 
-from lm import config, sample, serve
+from lm import config, serve
 from lm.data import objectives
-from lm.inference import engine, http_server, openai_api
+from lm.inference import (
+  detokenizer,
+  engine,
+  http_server,
+  openai_api,
+  sampling,
+)
+from lm.inference import service as service_lib
 from tests import programs
 
 TOKEN = 'a-token-of-the-tests'
@@ -22,7 +29,7 @@ BEARER = f'Authorization: Bearer {TOKEN}'
 
 @pytest.fixture(scope='module')
 def service(trained):
-  with serve.serving(trained, token=TOKEN) as made:
+  with service_lib.serving(trained, token=TOKEN) as made:
     yield made
 
 
@@ -100,7 +107,9 @@ def whole(stream, **fields):
 @pytest.mark.parametrize('top_p', [0.8, 1])
 def test_texts_are_those_of_sample(service, trained, temperature, top_p):
   how = {'temperature': temperature, 'top_p': top_p, 'seed': 3}
-  want = sample.texts(trained, 'the ', count=2, length=8, **how)
+  want = sampling.texts(
+    trained, 'the ', sampling.Settings(count=2, length=8, **how)
+  )
   status, answer = ask(
     service, prompt='the ', n=2, max_tokens=8, logprobs=2, **how
   )
@@ -200,15 +209,15 @@ def test_a_stop_string_is_never_told(service):
 
 
 def test_rows_count_until_they_end(service, monkeypatch):
-  token = engine.Token('a', 0, 'a', -1.0, {})
+  token = detokenizer.Token('a', 0, 'a', -1.0, {})
 
-  def parts(*arguments, **settings):
-    one, other = (engine.Part(row, [token], None) for row in (0, 1))
-    yield [one._replace(finish='stop'), other]
+  def stream(*arguments, **settings):
+    one, other = (engine.Delta(row, [token], None) for row in (0, 1))
+    yield [one._replace(finish_reason='stop'), other]
     yield [other]
-    yield [other._replace(finish='length')]
+    yield [other._replace(finish_reason='length')]
 
-  monkeypatch.setattr(engine, 'parts', parts)
+  monkeypatch.setattr(engine, 'stream', stream)
   _, answer = ask(service, prompt='the ', n=2, max_tokens=3)
   assert answer['usage']['completion_tokens'] == 4
   assert [choice['text'] for choice in answer['choices']] == ['a', 'aaa']
@@ -418,14 +427,14 @@ def test_many_connections_do_not_keep_others_out(alive):
 @pytest.fixture
 def gate(monkeypatch):
   """Holds each token after the second until it is let through."""
-  feed, passes, counts = engine._feed, threading.Semaphore(1), []
+  advance, passes, counts = engine._advance, threading.Semaphore(1), []
 
   def slow(*arguments, **settings):
     assert passes.acquire(timeout=programs.PATIENCE_SECONDS)
     counts.append(1)
-    return feed(*arguments, **settings)
+    return advance(*arguments, **settings)
 
-  monkeypatch.setattr(engine, '_feed', slow)
+  monkeypatch.setattr(engine, '_advance', slow)
   yield passes, counts
   passes.release(1000)
 
@@ -445,7 +454,7 @@ def test_a_client_that_leaves_ends_its_text(alive, gate, stream, capfd):
   client.close()
   passes.release()
   # all that is left are threads that end
-  until(lambda: not alive._open)
+  until(lambda: not alive._receiving)
   assert len(counts) <= 2  # one was on its way
   assert ', client left\n' in capfd.readouterr().err
 
@@ -455,9 +464,11 @@ def test_a_client_that_leaves_the_queue_is_not_served(alive, gate):
   first = dial(alive, whole(False))
   until(lambda: counts)
   second = dial(alive, whole(False, n=16))
-  until(lambda: len(alive._open) == 2 and not any(alive._open.values()))
+  until(
+    lambda: len(alive._receiving) == 2 and not any(alive._receiving.values())
+  )
   second.close()
-  until(lambda: len(alive._open) == 1)
+  until(lambda: len(alive._receiving) == 1)
   passes.release(1000)
   with first:
     assert read(first).startswith(b'HTTP/1.1 200')
@@ -467,8 +478,8 @@ def test_a_client_that_leaves_the_queue_is_not_served(alive, gate):
 def test_a_full_queue_is_told(alive, gate):
   passes, counts = gate
   clients = [dial(alive, whole(False)) for _ in range(9)]
-  until(lambda: counts and len(alive._open) == 9)
-  until(lambda: not any(alive._open.values()))
+  until(lambda: counts and len(alive._receiving) == 9)
+  until(lambda: not any(alive._receiving.values()))
   body = json.dumps({'prompt': 'the ', 'max_tokens': 1})
   status, headers, text = call(alive, 'POST', '/v1/completions', body)
   assert (status, headers['Retry-After']) == (429, '1')
@@ -500,7 +511,7 @@ def test_its_end_ends_texts_on_their_way(trained, gate, monkeypatch):
   monkeypatch.setattr(http_server, 'GRACE_SECONDS', 0.1)
   passes, counts = gate
   with contextlib.ExitStack() as stack:
-    with serve.serving(trained, token=TOKEN) as made:
+    with service_lib.serving(trained, token=TOKEN) as made:
       idle = stack.enter_context(dial(made, b'GET / HT'))
       client = stack.enter_context(dial(made, whole(True)))
       until(lambda: counts)
@@ -515,7 +526,7 @@ def test_a_bug_is_told_without_its_insides(alive, monkeypatch, capfd):
   def broken(*arguments, **settings):
     raise RuntimeError('a secret')
 
-  monkeypatch.setattr(engine, 'parts', broken)
+  monkeypatch.setattr(engine, 'stream', broken)
   status, answer = ask(alive, prompt='the ', max_tokens=2)
   assert status == 500
   assert answer['error'] == {
@@ -550,7 +561,7 @@ def test_a_line_a_request_without_text_or_token(service, capfd):
 def refused(workdir, **settings):
   with (
     pytest.raises(config.ConfigError) as caught,
-    serve.serving(workdir, **settings),
+    service_lib.serving(workdir, **settings),
   ):
     pass
   assert caught.value.exit_code == 2
@@ -571,14 +582,14 @@ def test_a_taken_port_is_one_line(service, trained):
   assert 'choose another' in refused(trained, port=70000)
 
 
-def test_a_run_that_goes_on_from_nothing_is_refused(trained, monkeypatch):
+def test_a_run_that_cannot_continue_a_text_is_refused(trained, monkeypatch):
   causal = objectives.causal
 
   def masked(*, tokenizer, length):
     return causal(tokenizer=tokenizer, length=length)._replace(prompt=None)
 
   monkeypatch.setattr(objectives, 'causal', masked)
-  assert 'which goes on from no text' in refused(trained)
+  assert 'which cannot continue a text' in refused(trained)
 
 
 @pytest.mark.parametrize(
@@ -603,7 +614,7 @@ def test_flags_out_of_range_are_one_line(tmp_path, flags, say):
 
 def test_limits_hold(trained):
   limits = openai_api.Limits(max_tokens=3, prompt_tokens=4, rows=1)
-  with serve.serving(
+  with service_lib.serving(
     trained, token=TOKEN, host='localhost', limits=limits
   ) as made:
     for fields, status in (

@@ -72,7 +72,7 @@ def test_a_run_is_trained_resumed_judged_and_sampled(data, tmp_path, name):
   assert ('bits_per_byte' in json.loads(lines[-1])) == (name == 'lstm')
   assert json.loads(lines[-1])['tokens'] == 4 * 4 * window(c)
   if name in ('bert', 'pairs'):
-    with pytest.raises(config.ConfigError, match='goes on from no text'):
+    with pytest.raises(config.ConfigError, match='cannot continue a text'):
       sample.sample(tmp_path / 'whole', 'the ', length=4)
   else:
     texts = sample.sample(tmp_path / 'whole', 'the ', length=4, count=2)

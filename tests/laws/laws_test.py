@@ -15,7 +15,7 @@ import pytest
 
 from lm import checkpoint, loss, optim, sharding, tree, types
 from lm.data import objectives
-from lm.inference import generate
+from lm.inference import beam, generate
 from lm.layers import stack
 from lm.models import decoder, encdec, encoder, lora, ngram, recurrent
 from lm.training import step
@@ -728,7 +728,7 @@ def test_one_beam_is_greedy(name):
     rng=jax.random.key(0),
     **settings,
   )
-  tokens_B1L, scores_B1 = generate.beam(
+  tokens_B1L, scores_B1 = beam.search(
     random_params(name), batch, beams=1, **settings
   )
   np.testing.assert_array_equal(tokens_B1L[:, 0], greedy.tokens)
