@@ -117,7 +117,7 @@ def test_texts_end_at_a_stop_string_or_at_their_length(
   # Of a long text the end is read: bos, 9 bytes and 6 new ones are 16.
   read = []
   monkeypatch.setattr(
-    engine, 'parts', lambda run, rows, *_, **__: read.extend(rows) or []
+    engine, 'stream', lambda run, rows, *_, **__: read.extend(rows) or []
   )
   ask((LONG, {'max_gen_toks': 6}))
   assert read == [checkpoint.restore_run(trained).tokenizer.encode(LONG)[-9:]]
