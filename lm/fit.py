@@ -1,10 +1,10 @@
-"""Fitting a model by counting instead of gradients: n-grams.
+"""Fitting: models that are counted or solved for, without gradients.
 
   python -m lm.fit --config=configs/ngram/wikitext2.py --workdir=runs/kn5
 
 Reads every document of the config's sources once and saves what `c.fit` makes
-of them as the checkpoint of step `c.steps`. `lm.evaluate` and `lm.sample` then
-work as for any other run.
+of them as the checkpoint of step `c.steps`. `lm.evaluate` and `lm.sample` work
+with it as with any other run.
 """
 
 import sys
@@ -23,16 +23,17 @@ import jax.numpy as jnp
 from lm import checkpoint, tree, types
 from lm.data import shards
 from lm.runtime import devices, memory
+from lm.training import setup
 
 
 def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
-  """Fits a model, or finds that it is done.
+  """Fits a model, unless its run has one already.
 
   Args:
-    c: as `configs/base.py`; `c.fit` is the spec of a function `(documents, *,
-      vocab, bos, ...) -> Params`. Documents count once each, whatever the
-      weights of sources.
-    workdir: made when missing.
+    c: a config with the keys of `configs/base.py`; `c.fit` is the spec of a
+      function `(documents, *, vocab, bos, ...) -> Params`. Documents count once
+      each, whatever the weights of sources.
+    workdir: the run's folder, made when missing.
 
   Returns:
     The state, which is also the checkpoint.
@@ -42,23 +43,19 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
       `workdir`.
     errors.Failure: workdir is locked, storage or checkpoints are bad.
   """
-  c = config.fill(c, given={'data': ('position',)})
+  c = setup.fill(c)
   workdir = Path(workdir)
   if c.fit is None:
     raise config.ConfigError(
       'fit: None, so this config trains by gradients: use lm.train'
     )
-  tokenizer = config.build(c.tokenizer)
-  config.build(c.model, vocab=tokenizer.size)  # a wrong setting is told at once
-  data = config.build(
-    c.data, tokenizer=tokenizer, seed=c.seed, batch_size=c.batch_size
-  )
-  with checkpoint.Checkpointer(workdir) as saver:
+  # The model too: a wrong setting is an error now, and not after the fit.
+  tokenizer, _ = checkpoint.tokenizer_and_model(c)
+  data = setup.open_data(c, tokenizer)
+  with checkpoint.Checkpointer(workdir) as checkpointer:
     if checkpoint.steps(workdir):
       meta = checkpoint.read_meta(workdir)
-      checkpoint.check_same_config(
-        meta, c, workdir, allow=('evals', 'evaluate')
-      )
+      checkpoint.check_same_config(meta, c, workdir, allow=('evals', 'evaluate'))
     else:
       config.store(c, workdir / 'config.json')
       sources = [
@@ -77,15 +74,10 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
       )
       state = types.TrainState(jnp.int32(c.steps), params, (), {})
       print(f'{workdir}: {tree.count(params):,} numbers')
-      saver.preflight(state)
-      meta = {
-        'config': config.to_json(c),
-        'data': data.state(c.steps),
-        'diary': {},
-        'tokenizer': tokenizer.sha256,
-      }
-      saver.save(c.steps, state, meta)
-      saver.wait()
+      checkpointer.preflight(state)
+      meta = setup.meta(c, data, tokenizer, c.steps)
+      checkpointer.save(c.steps, state, meta)
+      checkpointer.wait()
     checkpoint.verify(workdir, c.steps)
     params = checkpoint.restore_params(workdir, c.steps)
   return types.TrainState(jnp.int32(c.steps), params, (), {})

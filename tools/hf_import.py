@@ -82,7 +82,7 @@ def import_(source: Path, workdir: Path) -> None:
     meta = {
       'config': config.to_json(c),
       'data': {'step': 1},
-      'diary': {},
+      'metrics': {},
       'tokenizer': tokenizer.sha256,
       'dtype': opened.dtype,
     }

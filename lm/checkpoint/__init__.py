@@ -88,6 +88,7 @@ from lm.checkpoint.run import (
   check_same_config,
   initial_params,
   restore_run,
+  tokenizer_and_model,
 )
 from lm.checkpoint.step_reader import restore, restore_params
 
@@ -106,5 +107,6 @@ __all__ = [
   'restore_run',
   'save',
   'steps',
+  'tokenizer_and_model',
   'verify',
 ]

@@ -59,7 +59,24 @@ def restore_run(workdir: str | Path, step: int | None = None) -> RestoredRun:
       f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
       f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
     )
-  return RestoredRun(c, tokenizer, config.build(c.model, vocab=tokenizer.size))
+  return RestoredRun(c, *tokenizer_and_model(c, tokenizer))
+
+
+def tokenizer_and_model(
+  c: config.Config, tokenizer: types.Tokenizer | None = None
+) -> tuple[types.Tokenizer, types.Model]:
+  """Builds the tokenizer and the model that a config describes.
+
+  Args:
+    c: a config.
+    tokenizer: the one to use if it is known already; None builds the config's.
+
+  Raises:
+    config.ConfigError: one of them cannot be built.
+  """
+  if tokenizer is None:
+    tokenizer = config.build(c.tokenizer)
+  return tokenizer, config.build(c.model, vocab=tokenizer.size)
 
 
 def initial_params(

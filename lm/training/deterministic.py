@@ -1,13 +1,14 @@
-"""Gradients whose bits do not depend on how many devices there are.
+"""Deterministic numerics: the same bits on any number of devices.
 
-Floating-point sums depend on their order, and compilers choose another order
-for each mesh. Here the batch is cut into a fixed number of logical shards; each
-is computed by itself, in a loop whose body is the same program on every mesh,
-with random numbers of its own; and what they give is added in pairs, in the
-order of a fixed tree. The optimizer then runs whole on every device.
+The sum of floating-point numbers depends on their order, and compilers choose
+another order for each mesh. Here the batch is cut into a fixed number of logical
+shards. Each shard is computed by itself, with random numbers of its own, in a
+loop whose body is the same program on every mesh. The results are added in
+pairs, in the order of a fixed tree. The optimizer then runs whole on every
+device.
 
 The price: a device holds a gradient for each of its shards and, during the
-update, the whole state; shards are computed one after another.
+update, the whole state; and its shards are computed one after another.
 """
 
 from collections.abc import Callable
@@ -23,11 +24,18 @@ from lm import sharding
 
 
 def check(mesh: jax.sharding.Mesh, rows: int, shards: int) -> None:
-  """Checks that a mesh and a batch can be computed in a fixed order.
+  """Checks that a batch on a mesh can be computed in a fixed order.
+
+  Args:
+    mesh: the devices.
+    rows: of a batch.
+    shards: logical shards, as in `sums`.
 
   Raises:
-    ValueError: they cannot.
+    ValueError: it cannot.
   """
+  # Tensor, sequence and stage parts add up within an example, in an order that
+  # the mesh decides.
   cut = {
     name: size
     for name, size in mesh.shape.items()
@@ -35,13 +43,13 @@ def check(mesh: jax.sharding.Mesh, rows: int, shards: int) -> None:
   }
   if cut:
     raise ValueError(
-      f"numerics='deterministic': mesh axes {', '.join(cut)} cut what is added up "
-      'within an example: use data, fsdp and expert alone'
+      f"numerics='deterministic': mesh axes {', '.join(cut)} cut what is added "
+      'up within an example: use data, fsdp and expert alone'
     )
   if shards & (shards - 1) or shards % mesh.size or rows % shards:
     raise ValueError(
-      f"numerics='deterministic': logical_shards={shards} must be a power of two, "
-      f'a multiple of the {mesh.size} devices and divide batch_size={rows}'
+      f"numerics='deterministic': logical_shards={shards} must be a power of "
+      f'two, a multiple of the {mesh.size} devices and divide batch_size={rows}'
     )
 
 
@@ -56,17 +64,20 @@ def sums(
   """Adds up `fn(fixed, part, n)` over the logical shards of a batch.
 
   Args:
-    fn: from anything, the rows of a shard and its number to a tree of arrays.
-    fixed: a tree of arrays, whole for every shard.
-    batch: a tree of arrays with rows; shard n has the n-th run of them.
+    fn: takes `fixed`, the rows of a shard and its number, and returns a tree of
+      arrays.
+    fixed: a tree of arrays that every shard gets whole.
+    batch: a tree of arrays whose first dimension is rows; shard n gets the n-th
+      run of neighbouring rows.
     shards: how many; see `check`.
-    mesh: whose axes `sharding.BATCH` cut the rows.
+    mesh: the devices; its axes `sharding.BATCH` cut the rows.
 
   Returns:
     The tree of sums, whole on every device.
   """
 
   def local(fixed, batch, places):
+    # On one device: its rows, cut into its own logical shards.
     parts = jax.tree.map(
       lambda x: x.reshape(shards // mesh.size, -1, *x.shape[1:]), batch
     )
@@ -82,12 +93,17 @@ def sums(
         _apart(fn, fixed, part, place),
       )
 
+    # Each shard's result is kept by itself and not added in the loop: adding
+    # one after another would be another order on another number of devices.
     count = len(places)
     one = jax.eval_shape(
       _alone(fn), fixed, jax.tree.map(lambda x: x[0], parts), places[0]
     )
     kept = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
+    # A loop of one trip would be inlined, and its sums fused with what is around.
     kept = jax.lax.fori_loop(0, _hidden(count), body, kept)
+    # The lower levels of the tree of sums lie on one device, as their number
+    # is a power of two; the upper ones are computed alike on all of them.
     kept = jax.tree.map(_pairs, kept)
     kept = jax.tree.map(lambda x: jax.lax.all_gather(x, sharding.BATCH), kept)
     return jax.tree.map(_pairs, kept)
@@ -103,7 +119,7 @@ def sums(
 
 
 def whole(fn: Callable[..., Any], *args: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Calls a function on every device with whole arguments, uncut."""
+  """Calls a function on every device, with whole arguments."""
 
   return jax.shard_map(
     partial(_apart, fn),
@@ -115,7 +131,11 @@ def whole(fn: Callable[..., Any], *args: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Calls `fn` outside of the mesh, which is spent: there is one device."""
+  """Makes a function that calls `fn` as if there were one device.
+
+  `shard_map` has cut all axes of the mesh already, so hints such as
+  `sharding.constrain` must find none left.
+  """
 
   def call(*args):
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
@@ -127,8 +147,9 @@ def _alone(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _apart(fn: Callable[..., Any], *args: Any) -> Any:
   """Calls `fn` so that nothing around it is compiled into it.
 
-  In a branch that the compiler cannot know to be taken: otherwise what comes
-  before is fused into its sums, and their order differs from mesh to mesh.
+  The call stands in a branch that the compiler cannot know to be taken.
+  Otherwise what comes before would be fused into its sums, and their order
+  would differ from mesh to mesh.
   """
 
   def nothing(*args):
@@ -140,7 +161,7 @@ def _apart(fn: Callable[..., Any], *args: Any) -> Any:
 
 
 def _hidden(value: Any) -> jax.Array:
-  """A constant that the compiler cannot see."""
+  """Makes a constant whose value the compiler cannot see."""
   return jax.lax.optimization_barrier(jnp.asarray(value))
 
 

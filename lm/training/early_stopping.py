@@ -1,7 +1,7 @@
-"""Early stopping: a run ends with the checkpoint that was judged best.
+"""Early stopping: a run ends with the checkpoint that evaluated best.
 
-What was found is read from metrics.jsonl, so that a run that was killed goes on
-counting where it was.
+Measurements are read back from metrics.jsonl, so that a run that was killed
+counts on from where it was.
 
 Reference: Prechelt 1998, Early Stopping - But When?, section 2: its UP, with
 `patience` strips of `eval_every` steps, counted from the best.
@@ -12,22 +12,78 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from lm import config
+from lm import checkpoint, config
 from lm.reporting import metrics_log
+from lm.runtime import process_group
 
-Found = list[tuple[int, float]]  # steps, and what the metric was
+History = list[tuple[int, float]]  # (step, value of `early.metric`), in order
 
 
-class Verdict(NamedTuple):
-  """What evaluations so far say.
+class Decision(NamedTuple):
+  """What the evaluations so far say about a run.
 
   Attributes:
     best: step of the best one, the first of equals; None without a number.
-    over: whether the run ends there.
+    over: whether the run ends here.
   """
 
   best: int | None
   over: bool
+
+
+class EarlyStopping:
+  """Follows the evaluations of a run, and decides when it ends.
+
+  Attributes:
+    ended: the step that the run has ended with; None while it goes on.
+  """
+
+  def __init__(
+    self, c: config.Config, folder: Path, group: process_group.ProcessGroup
+  ) -> None:
+    """Reads the history of a run; all processes get that of process 0."""
+    self._config, self._folder, self._group = c, folder, group
+    history = read(c, folder)
+    ended = end(c, history, checkpoint.steps(folder))
+    self._history: History
+    self._history, self.ended = group.share('early', (history, ended), 300.0)
+
+  def resume_at(self, step: int) -> int:
+    """Forgets what was measured after the step that is resumed.
+
+    Returns:
+      The last step whose measurements stay. They go beyond `step` only when
+      the run is over: what led to its end is kept.
+    """
+    last = step if self.ended is None else self._history[-1][0]
+    self._history = [(n, x) for n, x in self._history if n <= last]
+    return last
+
+  def add(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
+    """Adds the metrics that the evaluator `name` measured at a step.
+
+    Raises:
+      config.ConfigError: `early.metric` is one of this evaluator, which does
+        not measure it.
+    """
+    evaluator, _, metric = (self._config.early.metric or '').partition('/')
+    if evaluator != name:
+      return
+    if metric not in metrics:
+      raise config.ConfigError(
+        f'early.metric: {name} finds no {metric}, but {", ".join(metrics)}'
+      )
+    self._history.append((step, metrics[metric]))
+
+  def decide(self) -> Decision:
+    """Decides by all that was measured so far."""
+    return decide(self._config, self._history)
+
+  def end(self) -> int | None:
+    """Returns the step to end with, the same on all processes; see `end`."""
+    steps = checkpoint.steps(self._folder)
+    best = end(self._config, self._history, steps)
+    return self._group.share('best', best, 300.0)
 
 
 def check(c: config.Config) -> None:
@@ -52,52 +108,41 @@ def check(c: config.Config) -> None:
     raise config.ConfigError(f'early.patience: {c.early.patience} is below 1')
 
 
-def history(c: config.Config, workdir: Path) -> Found:
-  """Reads what the evaluations of a run have found."""
+def read(c: config.Config, folder: Path) -> History:
+  """Reads the values of `early.metric` from a run's metrics.jsonl."""
   name = c.early.metric
-  records = metrics_log.read(workdir / 'metrics.jsonl') if name else []
+  records = metrics_log.read(folder / 'metrics.jsonl') if name else []
   return [(r['step'], r[name]) for r in records if name in r]
 
 
-def pick(
-  c: config.Config, step: int, name: str, found: Mapping[str, float]
-) -> Found:
-  """Picks the metric from what the evaluator `name` found, if it is of it.
+def decide(c: config.Config, history: History) -> Decision:
+  """Decides whether a run is over, and which of its steps is best.
 
-  Raises:
-    config.ConfigError: it is, and has found no such thing.
+  It is over after `early.patience` evaluations in a row without a better one.
   """
-  evaluator, _, metric = (c.early.metric or '').partition('/')
-  if evaluator != name:
-    return []
-  if metric not in found:
-    raise config.ConfigError(
-      f'early.metric: {name} finds no {metric}, but {", ".join(found)}'
-    )
-  return [(step, found[metric])]
-
-
-def verdict(c: config.Config, found: Found) -> Verdict:
-  """Judges a run by what was found, in the order of its steps."""
   sign = 1 if c.early.higher else -1
-  best, most, waited = None, -math.inf, 0
-  for step, number in found:
-    if sign * number > most:  # never of nan
-      best, most, waited = step, sign * number, 0
+  best, highest, waited = None, -math.inf, 0
+  for step, number in history:
+    if sign * number > highest:  # never true of nan
+      best, highest, waited = step, sign * number, 0
     elif best is not None:
       waited += 1
     if waited == c.early.patience:
       break
-  return Verdict(best, waited == c.early.patience)
+  return Decision(best, waited == c.early.patience)
 
 
-def end(c: config.Config, found: Found, steps: Sequence[int]) -> int | None:
-  """Says with which step a run ends; None: it goes on, or that is not saved.
+def end(c: config.Config, history: History, steps: Sequence[int]) -> int | None:
+  """Returns the step that a run ends with.
 
   Args:
-    c, found: as of `verdict`.
-    steps: that are saved.
+    c: the config of the run.
+    history: of `early.metric`.
+    steps: those that are saved.
+
+  Returns:
+    The best step; None while the run goes on, or if that step is not saved.
   """
-  best, over = verdict(c, found)
-  over = over or (bool(found) and found[-1][0] == c.steps)
+  best, over = decide(c, history)
+  over = over or (bool(history) and history[-1][0] == c.steps)
   return best if over and best in steps else None

@@ -1,4 +1,4 @@
-"""Differential privacy: what is learnt hardly depends on any one record.
+"""Differential privacy: parameters hardly depend on any single record.
 
   c.privacy = {'fn': 'lm.training.privacy:gaussian', 'clip': 1.0, 'noise': 1.0,
                'delta': 1e-5}
@@ -27,21 +27,30 @@ from lm import errors, types
 
 
 class Privacy(NamedTuple):
-  """How gradients are made private; see `gaussian`."""
+  """How gradients are made private.
+
+  Attributes:
+    clip: longest gradient of a record.
+    noise: standard deviation, in units of `clip`.
+    delta: how likely the promise of epsilon may fail.
+    expected: records that a batch has on average; None as long as the data is
+      not known.
+  """
 
   clip: float
   noise: float
   delta: float
+  expected: int | None = None
 
 
 def gaussian(*, clip: float, noise: float, delta: float) -> Privacy:
-  """Cuts the gradient of each record, and adds Gaussian noise to their sum.
+  """Clips the gradient of each record, and adds Gaussian noise to their sum.
 
   Args:
-    clip: the longest gradient of a record, of its mean loss.
-    noise: standard deviation, in units of `clip`.
-    delta: how likely the promise of epsilon may fail: below one by the number
-      of records.
+    clip: norm that the gradient of a record's mean loss is cut to.
+    noise: standard deviation of the noise, in units of `clip`.
+    delta: probability that the promise of epsilon fails; take less than one
+      divided by the number of records.
 
   Raises:
     ValueError: a setting is out of range, or jax-privacy is missing.
@@ -59,27 +68,28 @@ def gradients(
   batch: types.Batch,
   rng: jax.Array,
   *,
-  privacy: Privacy,
-  expected: int,
+  private: Privacy,
   microbatches: int = 1,
 ) -> tuple[types.Params, dict[str, types.Metric]]:
-  """Gives the noisy mean of cut gradients, and what was found, which is not.
+  """Computes the noisy mean of clipped gradients, and metrics without noise.
+
+  The sum is divided by the expected number of rows: the actual number would
+  tell how many records were drawn.
 
   Args:
-    total: `(params, row, rng) -> (loss, found)` of a batch of one row.
+    total: `(params, row, rng) -> (loss, metrics)` of a batch of one row.
     params: to differentiate by.
     batch: B rows, of which those without weight count for nothing.
     rng: of dropout and of the noise.
-    privacy: what to add.
-    expected: rows that a batch has on average, which the sum is divided by: B
-      itself would tell how many there are.
+    private: clip, noise and expected rows.
     microbatches: parts of the batch whose rows are computed at a time.
   """
+  assert private.expected is not None
   clipped = _package('clipping').clipped_grad(
     total,
     has_aux=True,
-    l2_clip_norm=privacy.clip,
-    normalize_by=float(expected),
+    l2_clip_norm=private.clip,
+    normalize_by=float(private.expected),
     batch_argnums=1,
     microbatch_size=len(batch.tokens) // microbatches,
     prng_argnum=2,
@@ -87,14 +97,14 @@ def gradients(
   dropout, noise = jax.random.split(rng)
   live_B = jnp.sum(batch.weights, axis=1) > 0
   grads, per_row = clipped(params, batch, dropout, is_padding_example=~live_B)
-  found = {name: _sum(rows, live_B) for name, rows in per_row.aux.items()}
+  metrics = {name: _sum(rows, live_B) for name, rows in per_row.aux.items()}
   leaves, form = jax.tree.flatten(grads)
-  deviation = privacy.noise * privacy.clip / expected
+  deviation = private.noise * private.clip / private.expected
   noisy = [
     x + deviation * jax.random.normal(key, x.shape, x.dtype)
     for x, key in zip(leaves, jax.random.split(noise, len(leaves)), strict=True)
   ]
-  return jax.tree.unflatten(form, noisy), found
+  return jax.tree.unflatten(form, noisy), metrics
 
 
 def _sum(rows: types.Metric, live_B: jax.Array) -> types.Metric:
@@ -106,18 +116,17 @@ def _sum(rows: types.Metric, live_B: jax.Array) -> types.Metric:
   )
 
 
-def epsilon(
-  privacy: Privacy, steps: int, *, records: int, expected: int, rows: int
-) -> float:
-  """Says what is promised after some steps: (epsilon, `privacy.delta`)-DP.
+def epsilon(private: Privacy, steps: int, *, records: int, rows: int) -> float:
+  """Computes what is promised after some steps: (epsilon, delta)-DP.
 
-  Of adding or leaving out one record, by the privacy loss distribution.
+  It holds for adding or leaving out one record, and is computed from the
+  privacy loss distribution.
 
   Args:
-    privacy: of each step.
-    steps: so many.
-    records: in all; each is drawn by itself, `expected` of them on average.
-    expected, rows: as of `lm.data.finetuning.tasks`; of more than `rows` the rest is left.
+    private: of each step, with `expected`.
+    steps: how many were taken.
+    records: of the data set; each is drawn by itself.
+    rows: of a batch; records that are drawn beyond them are left out.
 
   Reference: Doroshenko et al. 2022, arXiv 2207.04380, in dp_accounting.
   """
@@ -128,10 +137,10 @@ def epsilon(
   ).compute_epsilon(
     steps,
     accounting.DpParams(
-      noise_multipliers=privacy.noise,
+      noise_multipliers=private.noise,
       num_samples=records,
-      delta=privacy.delta,
-      batch_size=expected,
+      delta=private.delta,
+      batch_size=private.expected,
       truncated_batch_size=rows,
     ),
   )

@@ -21,15 +21,42 @@ Loss = Callable[..., types.Metric]
 DEFAULT = loss.make()
 
 
+class Settings(NamedTuple):
+  """How a step is computed, beside the model and its optimizer.
+
+  Attributes:
+    loss: see `train_step`.
+    microbatches: parts of the batch that are computed one after another.
+    numerics: 'deterministic' gives the same bits on any number of devices and
+      for any number of microbatches, see `lm.training.deterministic`; 'fast'
+      does not.
+    logical_shards: parts that a deterministic batch is cut into.
+    private: how gradients are made private; None: they are not.
+    freeze: regex of the parameters that the optimizer leaves alone beside
+      `Model.fixed`; '': none.
+  """
+
+  loss: Loss = DEFAULT
+  microbatches: int = 1
+  numerics: str = 'fast'
+  logical_shards: int = 8
+  private: privacy.Privacy | None = None
+  freeze: str = ''
+
+
+_PLAIN = Settings()
+
+
 class Program(NamedTuple):
   """What a run computes, placed on a mesh and not yet compiled.
 
   Attributes:
     init: makes the state of step 0.
     like: shapes of the state.
-    where: its shardings.
+    where: shardings of the state.
     batch: shapes and shardings of a batch.
-    update: the jitted `train_step`, which takes the state's memory.
+    update: `(state, batch) -> (state, metrics)`, a jitted `train_step` that
+      takes over the memory of the state.
   """
 
   init: Callable[[], types.TrainState]
@@ -47,72 +74,79 @@ def program(
   mesh: jax.sharding.Mesh,
   rules: Mapping[str, Any],
   seed: int,
-  loss: Loss = DEFAULT,
-  microbatches: int = 1,
-  numerics: str = 'fast',
-  logical_shards: int = 8,
-  private: privacy.Privacy | None = None,
-  expected: int | None = None,
-  freeze: str = '',
+  settings: Settings = _PLAIN,
 ) -> Program:
-  """Puts a run together; nothing is allocated.
+  """Builds the program of a run; nothing is allocated.
 
   Args:
-    model, tx, loss, microbatches: as of `train_step`.
-    example: a batch of all processes.
-    mesh, rules: see `sharding.shardings`.
+    model: what is trained.
+    tx: the optimizer; see `lm.optim`.
+    example: a batch of all processes, for shapes and types.
+    mesh: the devices.
+    rules: from logical axes to mesh axes, see `sharding.shardings`.
     seed: of initial parameters and of dropout.
-    numerics: 'deterministic' gives the same bits on any number of devices and for any
-      number of microbatches, see `lm.training.deterministic`; 'fast' does not.
-    logical_shards: into which a batch is cut when 'deterministic'.
-    private, expected: as of `private_step`; None is not private.
-    freeze: regex of what `tx` leaves alone beside `model.fixed`; '': nothing.
+    settings: how the step is computed.
 
   Raises:
-    ValueError: what does not fit the mesh, `private`, or matches no parameter.
+    ValueError: something does not fit the mesh, cannot be private, or matches
+      no parameter.
   """
-  if numerics not in ('fast', 'deterministic'):
-    raise ValueError(
-      f"numerics={numerics!r} is neither 'fast' nor 'deterministic'"
-    )
   init_rng, rng = jax.random.split(jax.random.key(seed))
   init = partial(init_state, init_rng, example, model=model, tx=tx)
   like = jax.eval_shape(init)
   where = sharding.shardings(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
-  if freeze:
-    chosen = tree.paths(masks.matching('freeze', freeze)(like.params))
-    held = [f'{re.escape(path)}$' for path, is_held in chosen if is_held]
-    model = model._replace(fixed=(*model.fixed, *held))
-  settings = {'model': model, 'tx': tx, 'rng': rng, 'loss': loss}
-  if private is not None:
-    if numerics == 'deterministic':
-      raise ValueError("privacy: not with numerics='deterministic': use 'fast'")
-    if expected is None:
-      raise ValueError(
-        'privacy: each record has to be drawn by itself: set data.expected'
-      )
-    one = partial(
-      private_step,
-      private=private,
-      expected=expected,
-      microbatches=microbatches,
-      **settings,
-    )
-  elif numerics == 'deterministic':
-    deterministic.check(mesh, len(example.tokens), logical_shards)
-    one = partial(ordered_step, shards=logical_shards, mesh=mesh, **settings)
-  else:
-    one = partial(train_step, microbatches=microbatches, **settings)
+  if settings.freeze:
+    # What the optimizer leaves alone needs no gradient: the model is told, so
+    # that the backward pass ends above it.
+    chosen = tree.paths(masks.matching('freeze', settings.freeze)(like.params))
+    frozen = [f'{re.escape(path)}$' for path, is_frozen in chosen if is_frozen]
+    model = model._replace(fixed=(*model.fixed, *frozen))
   update = jax.jit(
-    one,
-    donate_argnums=0,
+    _choose(settings, model=model, tx=tx, rng=rng, example=example, mesh=mesh),
+    donate_argnums=0,  # or two states would be in memory at once
     out_shardings=(where, None),
     compiler_options=_options(mesh),
   )
   batch = sharding.shapes(example, mesh)
   return Program(init, like, where, batch, update)
+
+
+def _choose(
+  settings: Settings,
+  *,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  rng: jax.Array,
+  example: types.Batch,
+  mesh: jax.sharding.Mesh,
+) -> Callable[..., Any]:
+  """Chooses the step that settings ask for, and binds all but its arguments."""
+  common = {'model': model, 'tx': tx, 'rng': rng, 'loss': settings.loss}
+  numerics, private = settings.numerics, settings.private
+  if numerics not in ('fast', 'deterministic'):
+    raise ValueError(
+      f"numerics={numerics!r} is neither 'fast' nor 'deterministic'"
+    )
+  if private is not None:
+    if numerics == 'deterministic':
+      raise ValueError("privacy: not with numerics='deterministic': use 'fast'")
+    if private.expected is None:
+      raise ValueError(
+        'privacy: each record has to be drawn by itself: set data.expected'
+      )
+    return partial(
+      private_step,
+      private=private,
+      microbatches=settings.microbatches,
+      **common,
+    )
+  if numerics == 'deterministic':
+    shards = settings.logical_shards
+    deterministic.check(mesh, len(example.tokens), shards)
+    return partial(deterministic_step, shards=shards, mesh=mesh, **common)
+  return partial(train_step, microbatches=settings.microbatches, **common)
 
 
 def _options(mesh):
@@ -254,7 +288,7 @@ def train_step(
   return _updated(state, grads, found, tx=tx)
 
 
-def ordered_step(
+def deterministic_step(
   state: types.TrainState,
   batch: types.Batch,
   *,
@@ -265,13 +299,13 @@ def ordered_step(
   shards: int,
   mesh: jax.sharding.Mesh,
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
-  """Does what `train_step` does, with the same bits on any mesh.
+  """Takes one step as `train_step` does, with the same bits on any mesh.
 
-  An example's dropout depends on its place in the whole batch alone.
+  The dropout of an example depends only on its place in the whole batch.
 
   Args:
-    state, batch, model, tx, rng, loss: as of `train_step`.
-    shards, mesh: see `ordered.sums`.
+    state, batch, model, tx, rng, loss: see `train_step`.
+    shards, mesh: see `deterministic.sums`.
   """
   rng = jax.random.fold_in(rng, state.step)
   add = partial(deterministic.sums, shards=shards, mesh=mesh)
@@ -304,17 +338,16 @@ def private_step(
   rng: jax.Array,
   loss: Loss = DEFAULT,
   private: privacy.Privacy,
-  expected: int,
   microbatches: int = 1,
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
-  """Does what `train_step` does, with a gradient that is private.
+  """Takes one step as `train_step` does, by a private gradient.
 
-  It is the mean of the rows' own mean losses, so that long rows count as much
-  as short ones.
+  It is the gradient of the mean of the rows' own mean losses, so that long
+  rows count as much as short ones.
 
   Args:
-    state, batch, model, tx, rng, loss, microbatches: as of `train_step`.
-    private, expected: see `privacy.gradients`.
+    state, batch, model, tx, rng, loss, microbatches: see `train_step`.
+    private: how the gradient is made private, see `privacy.gradients`.
   """
 
   def total(params, row, key):
@@ -327,8 +360,7 @@ def private_step(
     state.params,
     batch,
     jax.random.fold_in(rng, state.step),
-    privacy=private,
-    expected=expected,
+    private=private,
     microbatches=microbatches,
   )
   return _updated(state, grads, found, tx=tx)

@@ -63,8 +63,7 @@ def bits(devices, microbatches=1, numerics='deterministic', **mesh):
     mesh=cut,
     rules=RULES,
     seed=0,
-    microbatches=microbatches,
-    numerics=numerics,
+    settings=step.Settings(microbatches=microbatches, numerics=numerics),
   )
   state, losses = step.start(run), []
   with jax.set_mesh(cut):
@@ -126,8 +125,9 @@ def test_what_has_no_order_is_refused(mesh, logical_shards, message):
       mesh=sharding.make_mesh(**mesh),
       rules=RULES,
       seed=0,
-      numerics='deterministic',
-      logical_shards=logical_shards,
+      settings=step.Settings(
+        numerics='deterministic', logical_shards=logical_shards
+      ),
     )
 
 
@@ -142,7 +142,7 @@ def test_numerics_are_named():
       mesh=sharding.make_mesh(),
       rules=RULES,
       seed=0,
-      numerics='exact',
+      settings=step.Settings(numerics='exact'),
     )
 
 

@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def judged(workdir):
-  return early_stopping.history(
+  return early_stopping.read(
     config.from_json((workdir / 'config.json').read_text()), workdir
   )
 
@@ -160,7 +160,7 @@ def test_what_was_found_is_judged():
   def judge(values, **changes):
     c = config.load(f'{programs.ROOT}/configs/base.py', changes.items())
     found = [(n, x) for n, x in enumerate(values, 1)]
-    return early_stopping.verdict(c, found), early_stopping.end(
+    return early_stopping.decide(c, found), early_stopping.end(
       c, found, range(9)
     )
 

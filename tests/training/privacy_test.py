@@ -33,9 +33,10 @@ def program(expected, private, microbatches, seed, places):
     mesh=mesh,
     rules={**base.get_config().sharding, 'vocab': None},
     seed=seed,
-    private=private,
-    expected=expected,
-    microbatches=microbatches,
+    settings=step.Settings(
+      private=private and private._replace(expected=expected),
+      microbatches=microbatches,
+    ),
   )
   return run, jax.device_get(step.start(run))
 
@@ -120,7 +121,11 @@ def test_a_row_without_a_number_is_left_out():
   )
   batch = jax.tree.map(lambda x: x[:2], batch)
   grads, found = privacy.gradients(
-    total, jnp.ones(3), batch, jax.random.key(0), privacy=SILENT, expected=2
+    total,
+    jnp.ones(3),
+    batch,
+    jax.random.key(0),
+    private=SILENT._replace(expected=2),
   )
   assert np.isfinite(grads).all()
   assert found['loss_nats'].total == pytest.approx(3.0)
@@ -132,14 +137,18 @@ def test_a_row_without_weight_has_no_gradient_whatever_its_loss():
 
   batch = types.Batch(*(jnp.array([[0.0], [1.0]]) for _ in range(5)))
   grads, _ = privacy.gradients(
-    total, jnp.ones(3), batch, jax.random.key(0), privacy=SILENT, expected=1
+    total,
+    jnp.ones(3),
+    batch,
+    jax.random.key(0),
+    private=SILENT._replace(expected=1),
   )
   np.testing.assert_allclose(grads, 1.0, rtol=1e-5)
 
 
 def test_epsilon_is_that_of_the_gaussian_mechanism():
   """Balle and Wang 2018, arXiv 1805.06083, theorem 8."""
-  private = privacy.Privacy(1.0, 2.0, 1e-5)
+  private = privacy.Privacy(1.0, 2.0, 1e-5, expected=8)
 
   def delta(epsilon, sigma):
     a, b = 1 / (2 * sigma), epsilon * sigma
@@ -150,9 +159,9 @@ def test_epsilon_is_that_of_the_gaussian_mechanism():
     want = optimize.root_scalar(
       lambda x, s=sigma: delta(x, s) - 1e-5, bracket=(0, 50)
     ).root
-    got = privacy.epsilon(private, steps, records=8, expected=8, rows=8)
+    got = privacy.epsilon(private, steps, records=8, rows=8)
     assert got == pytest.approx(want, rel=0.02) and got > want - 1e-6
-  rare = privacy.epsilon(private, 4, records=800, expected=8, rows=32)
+  rare = privacy.epsilon(private, 4, records=800, rows=32)
   assert 0 < rare < got / 4
 
 
@@ -232,10 +241,9 @@ def test_a_private_run_tells_its_epsilon_and_goes_on(tmp_path):
   told = {
     x['step']: x['privacy/epsilon'] for x in lines if 'privacy/epsilon' in x
   }
-  private = privacy.Privacy(0.1, 1.0, 1e-3)
+  private = privacy.Privacy(0.1, 1.0, 1e-3, expected=8)
   assert told == {
-    n: privacy.epsilon(private, n, records=100, expected=8, rows=16)
-    for n in (3, 6)
+    n: privacy.epsilon(private, n, records=100, rows=16) for n in (3, 6)
   }
   assert 0 < told[3] < told[6]
   again = programs.rewind(tmp_path / 'run', tmp_path / 'again', 3)

@@ -95,7 +95,7 @@ def test_what_is_frozen_costs_no_gradient():
       mesh=mesh,
       rules=rules,
       seed=0,
-      freeze=freeze,
+      settings=step.Settings(freeze=freeze),
     )
     count = step.lower(run).compile().cost_analysis()['flops']
     with jax.set_mesh(mesh):

@@ -1,0 +1,88 @@
+"""Checks before a run trains: its config, its folder and its processes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import checkpoint, config
+from lm.checkpoint import bucket
+from lm.runtime import process_group, processes
+from lm.training import early_stopping
+
+
+def trainable(
+  c: config.Config, workdir: str | Path, group: process_group.ProcessGroup
+) -> None:
+  """Checks that a config describes a run that can be trained in a folder.
+
+  Args:
+    c: filled.
+    workdir: a folder, or the address of one in a bucket.
+    group: the processes that train it together.
+
+  Raises:
+    config.ConfigError: it does not.
+  """
+  if c.fit is not None:
+    raise config.ConfigError(
+      f'fit: {c.fit.fn} counts and has no gradients: use lm.fit'
+    )
+  if c.init_paths and c.init_from is None:
+    raise config.ConfigError(
+      f'init_paths: {c.init_paths} without init_from: say of which run'
+    )
+  early_stopping.check(c)
+  if not bucket.is_address(workdir):
+    return
+  if group.count > 1:
+    raise config.ConfigError(
+      f'{workdir}: {group.count} processes need a folder that all of them see: '
+      'mount the bucket (gcsfuse) and give its path'
+    )
+  if c.early.metric is not None:
+    raise config.ConfigError(
+      f'early.metric: {workdir} keeps the newest steps alone, not the best: '
+      'mount the bucket (gcsfuse) and give its path'
+    )
+
+
+def same_run(meta: dict[str, Any], c: config.Config, folder: Path) -> None:
+  """Checks that a folder's newest checkpoint can be resumed with a config.
+
+  Args:
+    meta: of the checkpoint.
+    c: filled.
+    folder: of the run.
+
+  Raises:
+    config.ConfigError: it was made with another config, or is further on.
+  """
+  checkpoint.check_same_config(
+    meta, c, folder, allow=checkpoint.CHANGEABLE_KEYS
+  )
+  if meta['data']['step'] > c.steps:
+    raise config.ConfigError(
+      f'steps: {c.steps}, but {folder} is at step {meta["data"]["step"]}'
+      ' already; give more or use another --workdir'
+    )
+
+
+def same_everywhere(c: config.Config, group: process_group.ProcessGroup) -> None:
+  """Checks that all processes of a run were started with the same config.
+
+  Raises:
+    config.ConfigError: they were not, or jax knows another number of them.
+    process_group.Lost: one of them has failed.
+  """
+  if jax.process_count() != group.count:
+    raise config.ConfigError(
+      f'jax runs {jax.process_count()} processes: set {processes.VARIABLE} for'
+      ' each of them, or give train() their group'
+    )
+  lead = config.from_json(group.share('config', config.to_json(c), 300.0))
+  if lines := config.diff(lead, c):
+    raise config.ConfigError(
+      f'{group.name(group.index)} has another config than process 0:'
+      f' {"; ".join(lines)}: start all with the same'
+    )

@@ -1,0 +1,368 @@
+"""Setup: the only place where a config becomes a run.
+
+`assemble` builds everything that a config describes and allocates nothing.
+Training, plans and tests call it, so that what is planned is what trains.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import contextlib
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+
+from lm import checkpoint, config, optim, sharding, tree, types
+from lm.checkpoint import bucket, bucket_reader, mirror
+from lm.data import objectives, stream
+from lm.evals import context as context_lib
+from lm.runtime import process_group
+from lm.training import privacy, run_checks, step
+
+
+class Run(NamedTuple):
+  """What a config describes, built and placed on a mesh.
+
+  Attributes:
+    config: the whole config, defaults of functions included.
+    mesh: the devices that compute it.
+    tokenizer: of its texts.
+    model: with the tokenizer's vocabulary.
+    schedule: `step -> learning rate`.
+    data: batches by step; without anything to read when `shapes_only`.
+    evals: evaluators by name, `parameters -> result`.
+    private: how gradients are made private; None when they are not.
+    program: the training step, not yet compiled.
+  """
+
+  config: config.Config
+  mesh: jax.sharding.Mesh
+  tokenizer: types.Tokenizer
+  model: types.Model
+  schedule: Callable[[int], Any]
+  data: stream.Data
+  evals: Mapping[str, Callable[[types.Params], Any]]
+  private: privacy.Privacy | None
+  program: step.Program
+
+  def update(
+    self, state: types.TrainState, batch: types.Batch
+  ) -> tuple[types.TrainState, dict[str, types.Metric]]:
+    """Takes one step; the memory of `state` is taken over."""
+    with jax.set_mesh(self.mesh):
+      return self.program.update(state, batch)
+
+  def batches(
+    self, start: int, stop: int
+  ) -> Generator[tuple[int, types.Batch], None, None]:
+    """Yields each batch on the devices, with the step that it leads to.
+
+    Batches are read ahead, so close the generator when the loop ends early.
+    """
+    c = self.config
+    with config.refusals():
+      host, hosts = sharding.host(self.mesh, c.batch_size)
+      batches = stream.stream(
+        self.data,
+        start,
+        stop,
+        threads=c.threads,
+        prefetch=c.prefetch,
+        host=host,
+        hosts=hosts,
+      )
+      for n, batch in batches:
+        yield n + 1, sharding.put(batch, self.mesh, host, hosts)
+
+  def due(self, step: int, every: int) -> bool:
+    """Says whether what happens `every` so many steps happens after `step`.
+
+    It also happens after the last step; never if `every` is 0.
+    """
+    return bool(every) and (step == self.config.steps or step % every == 0)
+
+  def spent(self, step: int) -> dict[str, float]:
+    """Measures the privacy that `step` private updates have spent."""
+    assert self.private is not None and self.data.drawn is not None
+    epsilon = privacy.epsilon(
+      self.private,
+      step,
+      records=self.data.drawn[0],
+      rows=self.config.batch_size,
+    )
+    return {'epsilon': epsilon, 'delta': self.private.delta}
+
+  def meta(self, step: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes the run for the checkpoint of a step, as JSON.
+
+    Args:
+      step: of the checkpoint.
+      sums: metrics that are not written yet, see `MetricsLogger.state`.
+    """
+    return meta(self.config, self.data, self.tokenizer, step, sums)
+
+  def summary(self) -> str:
+    """Tells the size of the model and of the mesh."""
+    count = tree.count(self.program.like.params)
+    return f'{count:,} parameters, mesh {dict(self.mesh.shape)}'
+
+
+def assemble(
+  c: config.Config,
+  *,
+  devices: Sequence[Any] | None = None,
+  tokenizer: types.Tokenizer | None = None,
+  position: Mapping[str, Any] | None = None,
+  shapes_only: bool = False,
+) -> Run:
+  """Builds a run from its config.
+
+  Args:
+    c: filled, as `fill` returns it.
+    devices: of the mesh; None takes all that jax has.
+    tokenizer: replaces the config's, for a plan where its file is missing.
+    position: where the data goes on, as a checkpoint has it; None starts at
+      the beginning.
+    shapes_only: reads neither the datasets of a stream nor those of
+      evaluators, because shapes are all that a plan needs. Records are read:
+      their rows are not known without.
+
+  Raises:
+    config.ConfigError: the config cannot be used.
+  """
+  with config.refusals():
+    mesh = sharding.make_mesh(**c.mesh, devices=devices)
+  tokenizer, model = checkpoint.tokenizer_and_model(c, tokenizer)
+  optimizer = optim.holding(c.optim, model.fixed)
+  tx, schedule = config.build(optimizer, steps=c.steps)
+  if shapes_only and 'objective' in c.data:
+    data = _unread(c, tokenizer)
+  else:
+    data = open_data(c, tokenizer, position)
+  evals = {}
+  if c.eval_every and not shapes_only:
+    context = context_lib.Context(model, tokenizer, mesh)
+    evals = {
+      name: config.build(spec, context=context)
+      for name, spec in c.evals.items()
+    }
+  private = None
+  if c.privacy is not None:
+    private = config.build(c.privacy)
+    if data.drawn is not None:
+      private = private._replace(expected=data.drawn[1])
+  with config.refusals():
+    program = step.program(
+      model=model,
+      tx=tx,
+      example=data.example,
+      mesh=mesh,
+      rules=c.sharding,
+      seed=c.seed,
+      settings=step.Settings(
+        loss=config.build(c.loss),
+        microbatches=c.microbatches,
+        numerics=c.numerics,
+        logical_shards=c.logical_shards,
+        private=private,
+        freeze=c.optim.get('freeze', ''),
+      ),
+    )
+    for example in data.examples:  # rows of every length have to fit the mesh
+      sharding.shapes(example, mesh)
+  return Run(c, mesh, tokenizer, model, schedule, data, evals, private, program)
+
+
+def meta(
+  c: config.Config,
+  data: stream.Data,
+  tokenizer: types.Tokenizer,
+  step: int,
+  sums: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+  """Describes a run for the checkpoint of a step; see `Run.meta`."""
+  return {
+    'config': config.to_json(c),
+    'data': data.state(step),
+    'metrics': dict(sums),
+    'tokenizer': tokenizer.sha256,
+  }
+
+
+def prepare(
+  c: config.Config, workdir: str | Path, group: process_group.ProcessGroup
+) -> config.Config:
+  """Fills a config, and checks that it can be trained; see `run_checks`.
+
+  Raises:
+    config.ConfigError: it cannot.
+  """
+  c = fill(c)
+  run_checks.trainable(c, workdir, group)
+  return c
+
+
+def fill(c: config.Config) -> config.Config:
+  """Adds the defaults of all functions that a config names."""
+  return config.fill(c, given={'data': ('position',)})
+
+
+def open_data(
+  c: config.Config,
+  tokenizer: types.Tokenizer,
+  position: Mapping[str, Any] | None = None,
+) -> stream.Data:
+  """Opens the training data of a config, at a position or at its beginning."""
+  return config.build(
+    c.data,
+    tokenizer=tokenizer,
+    seed=c.seed,
+    batch_size=c.batch_size,
+    position=position,
+  )
+
+
+def _unread(c: config.Config, tokenizer: types.Tokenizer) -> stream.Data:
+  """Describes the batches of a stream without opening its datasets."""
+
+  def refuse(*unused: Any) -> Any:
+    raise AssertionError('assembled for its shapes alone: there is no data')
+
+  with config.refusals():
+    objective = config.build(
+      c.data.objective, tokenizer=tokenizer, length=c.data.length
+    )
+    example = objectives.example(objective, c.batch_size)
+  return stream.Data(
+    batch=refuse,
+    state=refuse,
+    examples=(example,),
+    fingerprint='',
+    steps=None,
+    text_bytes=None,
+    step_tokens=example.tokens.size,
+    bytes_per_token=None,
+    reading=list,
+  )
+
+
+@contextlib.contextmanager
+def local_folder(
+  c: config.Config, workdir: str | Path
+) -> Iterator[tuple[Path, Callable[[], None]]]:
+  """Yields a run's folder on this machine, and a check of its remote copy.
+
+  The check raises what went wrong with the copy in a bucket (`gs://`), which
+  is made in the background; without a bucket it does nothing.
+  """
+  if not bucket.is_address(workdir):
+    yield Path(workdir), lambda: None
+    return
+  with mirror.Mirror(
+    workdir, keep=c.keep, keep_every=c.keep_every or None
+  ) as copy:
+    yield copy.folder, copy.check
+
+
+def checkpointer(
+  c: config.Config, folder: Path, group: process_group.ProcessGroup
+) -> checkpoint.Checkpointer:
+  """Makes the writer of a run's checkpoints, which keeps what `c` says."""
+  return checkpoint.Checkpointer(
+    folder, keep=c.keep, keep_every=c.keep_every or None, group=group
+  )
+
+
+def claim(
+  c: config.Config,
+  folder: Path,
+  checkpointer: checkpoint.Checkpointer,
+  group: process_group.ProcessGroup,
+) -> dict[str, Any]:
+  """Checks that a folder is of this run or new, and stores the config there.
+
+  Returns:
+    What the newest sound checkpoint says of the run; {} without a checkpoint.
+
+  Raises:
+    config.ConfigError: the folder is of another run, or a process of this run
+      has another config.
+  """
+  found = checkpointer.meta()
+  if found is not None:
+    run_checks.same_run(found, c, folder)
+  run_checks.same_everywhere(c, group)
+  if group.leads:
+    config.store(c, folder / 'config.json')
+  return found or {}
+
+
+def initial_run(c: config.Config, folder: Path) -> Path | None:
+  """Finds the run whose parameters a new run starts from, if it names one.
+
+  Returns:
+    Its folder; None for a run that has checkpoints of its own already.
+
+  Raises:
+    errors.Failure: it has no sound checkpoint. A typo must be an error here,
+      before `folder` is made, and not a fresh start.
+  """
+  if c.init_from is None or checkpoint.steps(folder):
+    return None
+  source = bucket_reader.local_folder(c.init_from)
+  checkpoint.read_meta(source)
+  return source
+
+
+def restore_or_start(
+  run: Run,
+  checkpointer: checkpoint.Checkpointer,
+  source: Path | None = None,
+) -> types.TrainState:
+  """Restores the newest checkpoint, or makes the state of step 0.
+
+  The training step is compiled meanwhile.
+
+  Args:
+    run: as assembled.
+    checkpointer: of the run's folder.
+    source: the run whose parameters a new run starts from, see `initial_run`;
+      `init_paths` of the config names which.
+
+  Raises:
+    config.ConfigError: the parameters of `source` do not fit the model.
+    errors.Failure: all checkpoints are damaged, or one has no room.
+  """
+  program = run.program
+  initial = {}
+  if source is not None:
+    initial = checkpoint.initial_params(
+      source, run.config.init_paths, program.like.params, run.tokenizer
+    )
+  checkpointer.preflight(program.like)
+  with step.compiling(program):
+    state = restore(run, checkpointer)
+    if state is not None:
+      return state
+    state = step.start(program)
+    params = tree.map_paths(
+      lambda path, fresh, place: (
+        jax.device_put(initial.pop(path), place) if path in initial else fresh
+      ),
+      state.params,
+      program.where.params,
+    )
+    return state._replace(params=params)
+
+
+def restore(
+  run: Run, checkpointer: checkpoint.Checkpointer
+) -> types.TrainState | None:
+  """Restores the newest sound checkpoint of a run; None if it has none.
+
+  Raises:
+    errors.Failure: all its checkpoints are damaged.
+  """
+  like, where = run.program.like, run.program.where
+  restored = checkpointer.restore(like, where)
+  return None if restored is None else restored[0]
