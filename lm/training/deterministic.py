@@ -1,7 +1,7 @@
 """Deterministic numerics: the same bits on any number of devices.
 
 The sum of floating-point numbers depends on their order, and compilers choose
-another order for each mesh. Here the batch is cut into a fixed number of logical
+another order for each mesh. So a batch is cut into a fixed number of logical
 shards. Each shard is computed by itself, with random numbers of its own, in a
 loop whose body is the same program on every mesh. The results are added in
 pairs, in the order of a fixed tree. The optimizer then runs whole on every
@@ -100,7 +100,7 @@ def sums(
       _alone(fn), fixed, jax.tree.map(lambda x: x[0], parts), places[0]
     )
     kept = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
-    # A loop of one trip would be inlined, and its sums fused with what is around.
+    # A loop of one trip would be inlined, and its sums fused with others.
     kept = jax.lax.fori_loop(0, _hidden(count), body, kept)
     # The lower levels of the tree of sums lie on one device, as their number
     # is a power of two; the upper ones are computed alike on all of them.
