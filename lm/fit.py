@@ -13,7 +13,9 @@ from lm import config
 
 # Checked before the imports below take their seconds, as in lm.train.
 _ARGS = (
-  config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
+  config.parse(sys.argv[1:], __doc__ or '', 'lm.fit')
+  if __name__ == '__main__'
+  else None
 )
 
 from pathlib import Path
@@ -85,7 +87,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
 
 def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
-  c, workdir = _ARGS or config.parse(argv, __doc__ or '')
+  c, workdir = _ARGS or config.parse(argv, __doc__ or '', 'lm.fit')
   memory.prepare()
   devices.announce()
   fit(c, workdir)

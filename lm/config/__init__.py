@@ -19,8 +19,9 @@ and programs.py (flags and exit codes), in this order. The names below are the
 whole door: other floors import `config`, not the files behind it.
 """
 
-from lm.config.files import load, store
-from lm.config.programs import EXIT_CODES, main, parse, refusals, told
+from lm.config.exit_codes import EXIT_CODES, exit_code_help
+from lm.config.files import find, load, store
+from lm.config.programs import main, parse, refusals, told
 from lm.config.specs import build, fill, resolve, trust
 from lm.config.values import (
   Config,
@@ -31,6 +32,7 @@ from lm.config.values import (
   flatten,
   from_json,
   innermost,
+  is_tree,
   override,
   plain,
   to_json,
@@ -44,10 +46,13 @@ __all__ = [
   'check',
   'did_you_mean',
   'diff',
+  'exit_code_help',
   'fill',
+  'find',
   'flatten',
   'from_json',
   'innermost',
+  'is_tree',
   'load',
   'main',
   'override',

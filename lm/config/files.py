@@ -1,13 +1,19 @@
 """Config files: loaded, overridden and checked.
 
-Python with `get_config()`, or the config.json that a run keeps.
+A file is Python with `get_config()`, or the config.json that a run keeps.
+
+The configs of this project travel with the package: `configs/gpt/tiny.py` is
+found in a checkout and in an installed `lm` alike, from any current folder, and
+so is the module `configs.base` that config files import.
 """
 
 from collections.abc import Iterable
 import importlib.util
 import inspect
 from pathlib import Path
+import sys
 import traceback
+import types
 from typing import Any
 
 from ml_collections import config_dict
@@ -17,12 +23,58 @@ from lm.config.values import Config, ConfigError, did_you_mean
 
 REQUIRED = ('seed', 'steps', 'batch_size', 'save_every')
 
+_NAME = 'configs'
+_LM = Path(__file__).resolve().parent.parent
+
+
+def _own_folder() -> Path | None:
+  """Finds our own configs: in the package, or beside it in a checkout."""
+  for folder in (_LM / _NAME, _LM.parent / _NAME):
+    if (folder / 'base.py').is_file():
+      return folder
+  return None
+
+
+def find(path: str | Path) -> Path:
+  """Finds a file that comes with our own configs.
+
+  Args:
+    path: of any file. It is returned as it is, unless it begins with `configs/`
+      and there is no such file below the current folder.
+  """
+  path = Path(path)
+  own = _own_folder()
+  if path.parts[:1] != (_NAME,) or path.is_file() or own is None:
+    return path
+  other = own.joinpath(*path.parts[1:])
+  return other if other.is_file() else path
+
+
+def _offer_own_modules() -> None:
+  """Lets config files import `configs.base` wherever our configs lie.
+
+  A folder `configs` of the user's own is looked into before ours.
+  """
+  own = _own_folder()
+  if own is None:
+    return
+  try:
+    package = importlib.import_module(_NAME)
+  except ModuleNotFoundError:
+    package = types.ModuleType(_NAME)
+    package.__path__ = []
+    sys.modules[_NAME] = package
+  if str(own) not in map(str, package.__path__):
+    # Not `append`: the path of a namespace package is computed anew.
+    package.__path__ = [*package.__path__, str(own)]
+
 
 def _run(path: Path, argument: str | None) -> Any:
   """Runs a config file's `get_config`; its exceptions become one line."""
   spec = importlib.util.spec_from_file_location('config_file', path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
+  _offer_own_modules()
   try:
     spec.loader.exec_module(module)
     if not callable(getattr(module, 'get_config', None)):
@@ -56,7 +108,8 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
   Args:
     path: a Python file that defines `get_config()`, 'file.py:argument' for
-      `get_config('argument')`, or JSON as `values.to_json` writes it.
+      `get_config('argument')`, or JSON as `values.to_json` writes it. Our own,
+      such as 'configs/gpt/tiny.py', are found from any folder.
     overrides: `('optim.peak', '3e-4')` pairs; of two for one key the last wins.
 
   Raises:
@@ -65,7 +118,7 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
   name, argument = str(path), None
   if not name.endswith('.py') and '.py:' in name:
     name, _, argument = name.rpartition(':')
-  file = Path(name)
+  file = find(name)
   if file.suffix not in ('.py', '.json'):
     raise ConfigError(
       f'{name}: a config is a Python file, like configs/x.py, or a config.json'

@@ -8,23 +8,9 @@ import re
 import sys
 from typing import NoReturn
 
-from lm.config import files, values
+from lm.config import exit_codes, files, values
 from lm.config.values import Config, ConfigError, did_you_mean
 
-# What the exit codes of all programs mean. `--help` prints this table, and
-# tools/docs writes it into README.md and docs/troubleshooting.md.
-EXIT_CODES = {
-  0: 'done and verified',
-  2: 'wrong config, usage or input',
-  3: 'refused: another trainer holds the workdir (lm.plan: it does not fit)',
-  4: 'checkpoint damaged, and no verified step is left',
-  5: 'storage: disk full or read only',
-  6: 'losses or gradients were not finite for too long',
-  7: 'another process of this run failed: the last line names it',
-  8: 'a launcher: the cloud or cluster failed or did not answer',
-  9: 'an export was refused: it is worse than its budget allows',
-  143: 'stopped by SIGTERM, after saving',
-}
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -62,14 +48,20 @@ def _flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
   return flags, overrides
 
 
-def parse(argv: Sequence[str], description: str) -> tuple[Config, Path]:
+def parse(
+  argv: Sequence[str], description: str, program: str = 'lm.train'
+) -> tuple[Config, Path]:
   """Reads a program's arguments (`sys.argv[1:]`) into `(config, workdir)`.
+
+  Args:
+    argv: the arguments.
+    description: for `--help`.
+    program: whose exit codes `--help` lists.
 
   Ends the program: with the help text and 0 for `--help`, with one line on
   stderr and 2 for anything wrong.
   """
   if '--help' in argv or '-h' in argv:
-    codes = '\n'.join(f'  {k:>3}  {v}' for k, v in EXIT_CODES.items())
     print(
       f'{description.strip()}\n\nflags:\n'
       '  --config=FILE.py     a file that defines get_config(); FILE.py:WORD\n'
@@ -77,7 +69,7 @@ def parse(argv: Sequence[str], description: str) -> tuple[Config, Path]:
       '  --workdir=FOLDER     where the run lives; made when missing\n'
       '  --config.KEY=VALUE   another value for a key that the file declares,\n'
       '                       such as --config.optim.peak=3e-4\n\n'
-      f'exit codes:\n{codes}'
+      f'{exit_codes.exit_code_help(program)}'
     )
     sys.exit(0)
   try:

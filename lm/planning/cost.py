@@ -7,26 +7,38 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from lm import config, sharding, tree, types
 from lm.checkpoint import host_arrays
-from lm.data.tokenizers import builtin
+from lm.data.tokenizers import utf8_bytes
 from lm.planning import flops, hardware, hlo, topology
 from lm.training import setup, step
 
+# Settings by which attention chooses its kernel.
+_KERNELS = ('attention_kernel', 'kernel')
 
-def build(
-  c: config.Config, machine: Target, vocab: int | None = None
-) -> tuple[step.Program, types.Model, jax.sharding.Mesh, types.Batch]:
-  """Puts a run together as `lm.train` does, without a stream's data.
 
-  Records are read, as their rows are not known without.
+class TooLarge(RuntimeError):
+  """The compiler found that a step needs more memory than a device has.
+
+  Attributes:
+    total: bytes that it needs.
+  """
+
+  def __init__(self, total: int):
+    super().__init__(f'{total} bytes')
+    self.total = total
+
+
+def assemble(
+  c: config.Config, machine: topology.Target, vocab: int | None = None
+) -> setup.Run:
+  """Assembles a run for a machine as training does, without reading a stream.
 
   Args:
     c: filled.
-    machine: see `target`.
-    vocab: V; None reads the config's tokenizer.
+    machine: see `topology.target`.
+    vocab: size of the vocabulary; None reads the config's tokenizer.
 
   Raises:
     config.ConfigError: the config cannot be used.
@@ -37,119 +49,102 @@ def build(
     )
   if vocab is None:
     try:
-      words = config.build(c.tokenizer)
+      tokenizer = config.build(c.tokenizer)
     except config.ConfigError as error:
       raise config.ConfigError(f'{error}; or give --vocab=N') from error
   else:
-    words = builtin.bytes_(c.tokenizer.get('reserved', 0))
-    words = words._replace(size=vocab)
-  with config.refusals():
-    mesh = sharding.make_mesh(**c.mesh, devices=machine.devices)
-    model = config.build(c.model, vocab=words.size)
-    optimizer = optim.holding(c.optim, model.fixed)
-    tx, _ = config.build(optimizer, steps=c.steps)
-    if 'objective' in c.data:
-      objective = config.build(
-        c.data.objective, tokenizer=words, length=c.data.length
-      )
-      example = objectives.example(objective, c.batch_size)
-    else:
-      example = config.build(
-        c.data, tokenizer=words, seed=c.seed, batch_size=c.batch_size
-      ).example
-    run = step.program(
-      model=model,
-      tx=tx,
-      example=example,
-      mesh=mesh,
-      rules=c.sharding,
-      seed=c.seed,
-      loss=config.build(c.loss),
-      microbatches=c.microbatches,
-      numerics=c.numerics,
-      logical_shards=c.logical_shards,
-      freeze=c.optim.get('freeze', ''),
-    )
-  return run, model, mesh, example
+    # Of the tokenizer only the size and some ids matter to shapes.
+    tokenizer = utf8_bytes.make(c.tokenizer.get('reserved', 0))
+    tokenizer = tokenizer._replace(size=vocab)
+  return setup.assemble(
+    c, devices=machine.devices, tokenizer=tokenizer, shapes_only=True
+  )
 
 
-def plan(
+def estimate(
   c: config.Config,
-  machine: Target,
+  machine: topology.Target,
   *,
   vocab: int | None = None,
   tokens: float | None = None,
   prices: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Compiles a run's step for a machine and says what it needs.
+  """Compiles a run's step for a machine and estimates what it needs.
 
   Args:
-    c, machine, vocab: as of `build`.
+    c: a config, filled or not.
+    machine: see `topology.target`.
+    vocab: size of the vocabulary; None reads the config's tokenizer.
     tokens: how many to train on; None is what the config trains on.
     prices: `dollars_per_device_hour` by chip, and
       `storage_bytes_per_second_per_host`.
 
   Returns:
-    What `show` lays out; all of JSON, bytes and seconds by name. Without a
-    table of its chip (a CPU) there are no seconds.
+    What `report.show` lays out: JSON, with bytes and seconds by name. Without
+    a data sheet of the machine's chip (a CPU has none) there are no seconds.
 
   Raises:
     config.ConfigError: the config cannot be used on this machine.
   """
   began = time.monotonic()
-  c = config.fill(c, given={'data': ('position',)})
-  run, _, mesh, example = build(c, machine, vocab)
-  batch_tokens = int(np.prod(example.tokens.shape))
+  c = setup.fill(c)
+  run = assemble(c, machine, vocab)
+  program = run.program
   report: dict[str, Any] = {
     'target': machine.name,
     'devices': len(machine.devices),
-    'mesh': {k: n for k, n in mesh.shape.items() if n > 1},
+    'mesh': {k: n for k, n in run.mesh.shape.items() if n > 1},
     'microbatches': c.microbatches,
-    'parameters': tree.count(run.like.params),
-    'tokens_per_step': batch_tokens,
+    'parameters': tree.count(program.like.params),
+    'tokens_per_step': run.data.example.tokens.size,
   }
-  known = {
-    'params': _held(run.like.params, run.where.params),
-    'optimizer': _held(run.like, run.where)
-    - _held(run.like.params, run.where.params),
-    'batch': _held(run.batch, jax.tree.map(lambda x: x.sharding, run.batch)),
-  }
+  arguments = _arguments(program)
   try:
-    with _uncached(machine):
-      compiled = step.lower(run).compile()
+    compiled = _compile(program, machine)
+  except TooLarge as error:
+    memory = {'limit': machine.memory_bytes, 'total': error.total, **arguments}
+    return {**report, 'fits': False, 'memory_bytes': memory}
+  text = compiled.as_text()
+  memory = _memory(compiled.memory_analysis(), arguments, run, machine)
+  report['memory_bytes'] = memory
+  report['fits'] = memory['total'] <= memory['limit']
+  report |= _work(run, machine, text)
+  report['checkpoint_bytes'] = host_arrays.nbytes(program.like)
+  report['compile_seconds'] = time.monotonic() - began
+  if machine.chip is not None:
+    report |= times(report, machine.chip, run.mesh, c.mesh.slices)
+    whole = float(c.steps * report['tokens_per_step'])
+    tokens = whole if tokens is None else tokens
+    report |= bill(report, machine.chip, tokens, prices or {})
+  return report
+
+
+def _compile(program: step.Program, machine: topology.Target) -> Any:
+  try:
+    with topology.uncached(machine):
+      return step.lower(program).compile()
   except RuntimeError as error:
     if 'cuDNN' in str(error):  # jax looks for it when it lowers attention
       raise config.ConfigError(
-        f'target {machine.name}: {error} {_CUDA}'
+        f'target {machine.name}: {error} {topology.CUDA}'
       ) from error
     # XLA says what a whole program used, or what its temporaries alone ask.
     used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT]?)', str(error))
     if 'RESOURCE_EXHAUSTED' not in str(error) or used is None:
       raise
     total = float(used[1]) * 1024 ** ' KMGT'.index(used[2] or ' ')
-    memory = {'limit': machine.memory_bytes, 'total': round(total), **known}
-    return {**report, 'fits': False, 'memory_bytes': memory}
-  text = compiled.as_text()
-  report['memory_bytes'] = memory = _memory(
-    compiled.memory_analysis(), known, machine, mesh, c, vocab
-  )
-  report['fits'] = memory['total'] <= memory['limit']
-  report |= _work(c, machine, vocab, text, mesh)
-  report['checkpoint_bytes'] = host_arrays.nbytes(run.like)
-  report['compile_seconds'] = time.monotonic() - began
-  if machine.chip is not None:
-    report |= _times(report, machine.chip, mesh, c.mesh.slices)
-    report |= _bill(report, machine.chip, c, tokens, prices or {})
-  return report
+    raise TooLarge(round(total)) from error
 
 
-def _attending(c: config.Config, kernel: str) -> config.Config:
-  """Returns the config with another kernel, where its model has a choice."""
-  c = c.copy_and_resolve_references()
-  model = config.innermost(c.model)[1]
-  if 'attention_kernel' in model:
-    model.attention_kernel = kernel
-  return c
+def _arguments(program: step.Program) -> dict[str, int]:
+  """Counts the bytes that a device holds of a step's arguments."""
+  like, where, batch = program.like, program.where, program.batch
+  params = _held(like.params, where.params)
+  return {
+    'params': params,
+    'optimizer': _held(like, where) - params,
+    'batch': _held(batch, jax.tree.map(lambda x: x.sharding, batch)),
+  }
 
 
 def _held(like: Any, where: Any) -> int:
@@ -162,86 +157,130 @@ def _held(like: Any, where: Any) -> int:
   )
 
 
-def _memory(found, known, machine, mesh, c, vocab) -> dict[str, int]:
+def with_kernel(c: config.Config, kernel: str) -> config.Config:
+  """Returns a config whose model attends by another kernel, if it attends."""
+  c = c.copy_and_resolve_references()
+
+  def choose(spec: Any) -> None:
+    for key, value in spec.items():
+      if config.is_tree(value):
+        choose(value)
+      elif key in _KERNELS and isinstance(value, str):
+        spec[key] = kernel
+
+  choose(c.model)
+  return c
+
+
+def _memory(
+  analysis: Any,
+  arguments: Mapping[str, int],
+  run: setup.Run,
+  machine: topology.Target,
+) -> dict[str, int]:
+  """Splits what the compiler says of a device's memory into parts."""
   total = (
-    found.argument_size_in_bytes
-    + found.output_size_in_bytes
-    - found.alias_size_in_bytes
-    + found.temp_size_in_bytes
-    + found.generated_code_size_in_bytes
+    analysis.argument_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+    + analysis.temp_size_in_bytes
+    + analysis.generated_code_size_in_bytes
   )
   # Arguments live on; what else there is comes and goes within a step.
-  left = total - found.argument_size_in_bytes
-  gradients = min(known['params'], left)
+  left = total - analysis.argument_size_in_bytes
+  gradients = min(arguments['params'], left)
   # A TPU's kernel keeps as little as blocks do; a CPU traces what it runs.
-  kept = c if machine.chip is None else _attending(c, 'blockwise')
-  run, model, *_ = build(kept, machine, vocab)
-  activations = min(residual_bytes(model, run, mesh, c), left - gradients)
+  kept = run
+  if machine.chip is not None:
+    blockwise = with_kernel(run.config, 'blockwise')
+    kept = assemble(blockwise, machine, run.tokenizer.size)
+  activations = min(residual_bytes(kept), left - gradients)
   return {
     'limit': machine.memory_bytes,
     'total': total,
-    'arguments': found.argument_size_in_bytes,
-    **known,
+    'arguments': analysis.argument_size_in_bytes,
+    **arguments,
     'gradients': gradients,
     'activations': activations,
     'temp': left - gradients - activations,
   }
 
 
-def residual_bytes(
-  model: types.Model, run: step.Program, mesh: jax.sharding.Mesh, c: Any
-) -> int:
+def residual_bytes(run: setup.Run) -> int:
   """Estimates what a device keeps for the backward pass of a microbatch.
 
-  The residuals of the forward pass that have rows of the batch, cut over the
-  axes that cut rows and positions; those that `tensor` cuts too count whole.
+  These are the residuals of the forward pass that have rows of the batch, cut
+  over the axes that cut rows and positions. Those that `tensor` cuts too count
+  whole.
   """
-  rows = len(run.batch.tokens) // c.microbatches
+  like, batch = run.program.like, run.program.batch
+  rows = len(batch.tokens) // run.config.microbatches
   part = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), run.batch
+    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch
   )
 
-  def keep(params, part):
+  def keep(params: types.Params, part: types.Batch) -> Any:
     return jax.vjp(
-      lambda p: step.DEFAULT(model.apply(p, part), part, None).total, params
+      lambda p: step.DEFAULT(run.model.apply(p, part), part, None).total, params
     )[1]
 
-  kept = jax.eval_shape(keep, run.like.params, part)
+  kept = jax.eval_shape(keep, like.params, part)
   whole = sum(
     leaf.size * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(kept)
     if rows in leaf.shape
   )
   axes = (*sharding.BATCH, 'sequence', 'stage')
-  return whole // math.prod(mesh.shape[a] for a in axes)
+  return whole // math.prod(run.mesh.shape[a] for a in axes)
 
 
-def _work(c, machine, vocab, text, mesh) -> dict[str, Any]:
-  # Of a kernel, or a loop that skips what is masked, products are not counted.
-  run, model, _, example = build(_attending(c, 'einsum'), machine, vocab)
+def _work(
+  run: setup.Run, machine: topology.Target, text: str
+) -> dict[str, Any]:
+  """Counts the arithmetic of a step, and what it moves and sends."""
+  # Products inside a kernel, or a loop that skips what is masked, cannot be
+  # counted: those of the plain form are.
+  einsum = with_kernel(run.config, 'einsum')
+  plain = assemble(einsum, machine, run.tokenizer.size)
+  like, example = plain.program.like, plain.data.example
   forward = flops.products(
-    lambda params, batch: model.apply(params, batch).logits,
-    run.like.params,
+    lambda params, batch: plain.model.apply(params, batch).logits,
+    like.params,
     example,
   )
-  hardware = flops.products(run.update, run.like, example)
+  hardware_flops = flops.products(plain.program.update, like, example)
   return {
-    # As is the custom: a backward pass is two forward ones, and what is
-    # computed again does not count. What is frozen has less of one.
-    'model_flops': min(3 * forward, hardware),
-    'hardware_flops': hardware,
+    # By custom a backward pass counts as two forward passes, and what is
+    # computed again does not count. With frozen parameters it is less.
+    'model_flops': min(3 * forward, hardware_flops),
+    'hardware_flops': hardware_flops,
     'memory_traffic_bytes': hlo.traffic(text),
     'collectives': [
-      item._asdict() for item in hlo.collectives(text, dict(mesh.shape))
+      item._asdict() for item in hlo.collectives(text, dict(run.mesh.shape))
     ],
   }
 
 
-def _times(report, chip, mesh, slices) -> dict[str, Any]:
+def times(
+  report: Mapping[str, Any],
+  chip: hardware.Chip,
+  mesh: Any,
+  slices: int,
+) -> dict[str, Any]:
+  """Bounds the seconds of a step, and what share of the peak that is.
+
+  Args:
+    report: of `estimate`; each of its collectives gets its `seconds`.
+    chip: the data sheet of a device.
+    mesh: of the run.
+    slices: with slow links between them.
+  """
   count = report['devices']
   names = list(mesh.shape)
   links = 0.0
   for item in report['collectives']:
+    # Devices of a group lie within one block of the mesh: the axes from the
+    # outermost that the group spans to the innermost of all.
     block = math.prod(
       mesh.shape[a]
       for a in names[min(map(names.index, item['axes']), default=0) :]
@@ -272,18 +311,27 @@ def _times(report, chip, mesh, slices) -> dict[str, Any]:
   }
 
 
-def _bill(report, chip, c, tokens, prices) -> dict[str, Any]:
-  if tokens is None:
-    tokens = c.steps * report['tokens_per_step']
+def bill(
+  report: Mapping[str, Any],
+  chip: hardware.Chip,
+  tokens: float,
+  prices: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Computes hours, dollars and the time of a checkpoint.
+
+  Args:
+    report: of `estimate`, with its `times`.
+    chip: the data sheet of a device.
+    tokens: to train on.
+    prices: see `estimate`; what has no price is left out.
+  """
   hours = tokens / report['tokens_per_day'] * 24
-  bill: dict[str, Any] = {'tokens': tokens, 'hours': hours}
+  items: dict[str, Any] = {'tokens': tokens, 'hours': hours}
   rate = prices.get('dollars_per_device_hour', {}).get(chip.name)
   if rate is not None:
-    bill['dollars'] = hours * report['devices'] * rate
+    items['dollars'] = hours * report['devices'] * rate
   speed = prices.get('storage_bytes_per_second_per_host')
   if speed is not None:
     hosts = max(report['devices'] // chip.host, 1)
-    bill['checkpoint_seconds'] = report['checkpoint_bytes'] / speed / hosts
-  return bill
-
-
+    items['checkpoint_seconds'] = report['checkpoint_bytes'] / speed / hosts
+  return items

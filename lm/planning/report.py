@@ -60,5 +60,3 @@ def _size(count: float) -> str:
       return f'{count:.4g} {unit}'
     count /= 1024
   raise AssertionError
-
-

@@ -1,134 +1,226 @@
 """The search for the layout of a run that is quickest on a machine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import itertools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-from lm import config, tree
+import jax
+
+from lm import config, sharding, tree
 from lm.checkpoint import host_arrays
-from lm.planning import cost, flops, topology
+from lm.planning import cost, flops, hardware, topology
+from lm.training import setup
+
+
+class _Probe(NamedTuple):
+  """What the rough estimate knows of a run on one device.
+
+  Attributes:
+    state: bytes of parameters and optimizer.
+    weights: number of parameters.
+    work: FLOPs of a step's products.
+    kept: bytes of the residuals of a whole batch.
+    positions: of a batch.
+    width: of the model, or 1.
+    depth: of the model, or 1.
+    divisors: by mesh axis, the greatest common divisor of the dimensions of
+      parameters that the axis cuts; 0 if it cuts none.
+  """
+
+  state: int
+  weights: int
+  work: int
+  kept: int
+  positions: int
+  width: int
+  depth: int
+  divisors: dict[str, int]
 
 
 def candidates(
-  c: config.Config, machine: Target, vocab: int | None
+  c: config.Config, machine: topology.Target, vocab: int | None
 ) -> list[dict[str, Any]]:
   """Lists layouts that might fit, the quickest by a rough estimate first.
 
-  Meshes over data, fsdp and tensor (and expert, where there are experts; what
-  else the config sets stays), times remat, times microbatches. The estimate
-  is the products' time, what is computed again included, and that of gathering
-  parameters, adding gradients and exchanging activations.
+  These are meshes over data, fsdp, tensor and expert, times remat, times
+  microbatches; whatever else the config sets stays. An axis is tried in the
+  sizes that divide all dimensions of parameters that it cuts.
+
+  Args:
+    c: filled.
+    machine: with a data sheet of its chip.
+    vocab: see `cost.assemble`.
 
   Returns:
-    Overrides of the config, each with the keys that differ.
+    For each layout the keys of the config with their values.
   """
-  count = len(machine.devices)
   assert machine.chip is not None
-  chip = machine.chip
-  fixed = c.mesh.stage * c.mesh.sequence
   where, inner = config.innermost(c.model)
   remats = ('none', 'dots', 'full') if 'remat' in inner else (None,)
-  experts = (inner.get('experts') or {}).get('experts', 1)
-  powers = [1 << n for n in range(count.bit_length())]
-  probe = c.copy_and_resolve_references().unlock()
-  probe.mesh.update(
+  probed = c.copy_and_resolve_references().unlock()
+  probed.mesh.update(
     data=1, stage=1, fsdp=1, expert=1, sequence=1, tensor=1, slices=1
   )
-  found = []
+  probed.microbatches = 1
+  layouts = []
   for remat in remats:
     if remat is not None:
-      config.innermost(probe.model)[1].remat = remat
-    probe.microbatches = 1
-    alone = machine._replace(devices=machine.devices[:1])
-    run, model, mesh, example = build(probe, alone, vocab)
-    state, weights = host_arrays.nbytes(run.like), tree.count(run.like.params)
-    counted = build(_attending(probe, 'einsum'), alone, vocab)[0]
-    work = flops.products(counted.update, counted.like, example)
-    kept = residual_bytes(model, run, mesh, probe)
-    depth, width = inner.get('depth', 1), inner.get('width', 1)
-    rows = c.batch_size
-    for fsdp, tensor, expert in itertools.product(powers, powers, powers):
-      data, rest = divmod(count, fixed * fsdp * tensor * expert)
-      split = data * fsdp * expert
-      heads = inner.get('heads', tensor)
-      keys = inner.get('kv_heads') or heads
-      if rest or data < 1 or rows % split or tensor > chip.host:
-        continue
-      if data % c.mesh.slices or experts % expert or keys % tensor:
-        continue
-      for micro in (m for m in powers if rows // split % m == 0):
-        held = state / (fsdp * tensor * expert) + 4 * weights / (fsdp * tensor)
-        if held + kept / split / tensor / micro > machine.memory_bytes:
-          continue
-        gathered = 2 * 3 * weights / tensor * (fsdp > 1) * micro
-        added = 2 * 4 * weights / (fsdp * tensor) * (data > 1)
-        tokens = example.targets.size / split
-        exchanged = 8 * 2 * tokens * width * depth * (tensor > 1)
-        seconds = (
-          work / count / chip.flops
-          + (gathered + added + exchanged) / chip.link_speed
-        )
-        change: dict[str, Any] = {
-          'mesh.data': data,
-          'mesh.fsdp': fsdp,
-          'mesh.tensor': tensor,
-          'mesh.expert': expert,
-          'microbatches': micro,
-        }
-        if remat is not None:
-          change[f'{where}.remat'] = remat
-        found.append((seconds, micro, sorted(change.items())))
-  return [dict(change) for *_, change in sorted(found)]
+      config.innermost(probed.model)[1].remat = remat
+    probe = _probe(probed, machine._replace(devices=machine.devices[:1]), vocab)
+    for mesh in _meshes(c, machine, probe.divisors):
+      rows = c.batch_size // math.prod(mesh[a] for a in sharding.BATCH)
+      for micro in (m for m in _powers(rows) if rows % m == 0):
+        if _bytes(probe, mesh, micro) <= machine.memory_bytes:
+          seconds = _seconds(probe, mesh, micro, machine)
+          change: dict[str, Any] = {f'mesh.{k}': n for k, n in mesh.items()}
+          change['microbatches'] = micro
+          if remat is not None:
+            change[f'{where}.remat'] = remat
+          layouts.append((seconds, micro, sorted(change.items())))
+  return [dict(change) for *_, change in sorted(layouts)]
+
+
+def _powers(most: int) -> list[int]:
+  return [1 << n for n in range(most.bit_length())]
+
+
+def _probe(
+  c: config.Config, machine: topology.Target, vocab: int | None
+) -> _Probe:
+  run = cost.assemble(c, machine, vocab)
+  like = run.program.like
+  plain = cost.assemble(cost.with_kernel(c, 'einsum'), machine, vocab)
+  inner = config.innermost(c.model)[1]
+  return _Probe(
+    state=host_arrays.nbytes(like),
+    weights=tree.count(like.params),
+    work=flops.products(
+      plain.program.update, plain.program.like, plain.data.example
+    ),
+    kept=cost.residual_bytes(run),
+    positions=run.data.example.targets.size,
+    width=inner.get('width', 1),
+    depth=inner.get('depth', 1),
+    divisors=_divisors(run),
+  )
+
+
+def _divisors(run: setup.Run) -> dict[str, int]:
+  """Finds what the size of each mesh axis has to divide."""
+  divisors: dict[Any, int] = dict.fromkeys(sharding.AXES, 0)
+  where = jax.tree.leaves(run.program.where.params)
+  for leaf, place in zip(
+    jax.tree.leaves(run.program.like.params), where, strict=True
+  ):
+    for size, axes in zip(leaf.shape, place.spec, strict=False):
+      for axis in (axes,) if isinstance(axes, str) else axes or ():
+        divisors[axis] = math.gcd(divisors[axis], size)
+  return divisors
+
+
+def _meshes(
+  c: config.Config, machine: topology.Target, divisors: Mapping[str, int]
+) -> Iterator[dict[str, int]]:
+  """Yields the sizes of data, fsdp, tensor and expert that are possible."""
+  chip = machine.chip
+  assert chip is not None
+  count = len(machine.devices)
+  fixed = c.mesh.stage * c.mesh.sequence
+  powers = _powers(count)
+  for fsdp, tensor, expert in itertools.product(powers, powers, powers):
+    sizes = {'fsdp': fsdp, 'tensor': tensor, 'expert': expert}
+    data, rest = divmod(count, fixed * math.prod(sizes.values()))
+    if rest or data < 1 or data % c.mesh.slices:
+      continue
+    if c.batch_size % (data * fsdp * expert):
+      continue
+    if tensor > chip.host:  # it talks in every layer: only within a host
+      continue
+    # An axis that cuts no parameter would only compute the same twice.
+    if all(
+      size == 1 or (divisors[axis] and divisors[axis] % size == 0)
+      for axis, size in sizes.items()
+    ):
+      yield {'data': data, **sizes}
+
+
+def _bytes(probe: _Probe, mesh: Mapping[str, int], micro: int) -> float:
+  """Estimates what a device holds: state, gradients in float32, residuals."""
+  fsdp, tensor, expert = mesh['fsdp'], mesh['tensor'], mesh['expert']
+  rows = math.prod(mesh[a] for a in sharding.BATCH)
+  state = probe.state / (fsdp * tensor * expert)
+  gradients = 4 * probe.weights / (fsdp * tensor)
+  return state + gradients + probe.kept / rows / tensor / micro
+
+
+def _seconds(
+  probe: _Probe,
+  mesh: Mapping[str, int],
+  micro: int,
+  machine: topology.Target,
+) -> float:
+  """Estimates a step: products, and what links carry, one after another."""
+  chip: hardware.Chip | None = machine.chip
+  assert chip is not None
+  data, fsdp, tensor = mesh['data'], mesh['fsdp'], mesh['tensor']
+  rows = math.prod(mesh[a] for a in sharding.BATCH)
+  # Parameters, 2 bytes each: gathered for the forward and the backward pass,
+  # and their gradients scattered.
+  gathered = 2 * 3 * probe.weights / tensor * (fsdp > 1) * micro
+  # Gradients, 4 bytes each: an all-reduce sends twice their size.
+  added = 2 * 4 * probe.weights / (fsdp * tensor) * (data > 1)
+  # Activations, 2 bytes each: four all-reduces a layer.
+  tokens = probe.positions / rows
+  exchanged = 8 * 2 * tokens * probe.width * probe.depth * (tensor > 1)
+  return (
+    probe.work / len(machine.devices) / chip.flops
+    + (gathered + added + exchanged) / chip.link_speed
+  )
 
 
 def search(
   c: config.Config,
-  machine: Target,
+  machine: topology.Target,
   *,
   tries: int = 4,
-  say: Any = print,
+  say: Callable[[str], None] = print,
   **settings: Any,
 ) -> dict[str, Any]:
   """Compiles the most promising layouts and returns the quickest that fits.
 
   Args:
-    c, machine: as of `plan`.
+    c: a config, filled or not.
+    machine: with a data sheet of its chip.
     tries: how many to compile.
-    say: told of each.
-    **settings: of `plan`.
+    say: gets a line about each.
+    **settings: of `cost.estimate`.
 
   Returns:
-    Its report, with `overrides`: flags that make the config so.
+    The report of the quickest, with `overrides`: flags that make the config so.
 
   Raises:
-    config.ConfigError: none can be, or what `plan` raises.
+    config.ConfigError: no layout is possible, or the config cannot be used.
   """
   if machine.chip is None:
     raise config.ConfigError(
       f'target {machine.name}: has no table of speeds to search by: name a TPU '
       'or GPU'
     )
-  filled = config.fill(c, given={'data': ('position',)})
   best = None
-  for change in candidates(filled, machine, settings['vocab'])[:tries]:
-    other = c.copy_and_resolve_references().unlock()
-    flat = config.flatten(other)
-    with other.unlocked():
-      for key, value in change.items():
-        *parents, last = key.split('.')
-        place = other
-        for parent in parents:
-          place = place[parent]
-        place[last] = value
+  layouts = candidates(setup.fill(c), machine, settings.get('vocab'))
+  for change in layouts[:tries]:
+    changed = _changed(c, change)
+    before = config.flatten(c)
     flags = ' '.join(
       f'--config.{key}={value}'
       for key, value in change.items()
-      if flat.get(key) != value
+      if before.get(key) != value
     )
-    report = plan(other.lock(), machine, **settings)
+    report = cost.estimate(changed, machine, **settings)
     report['overrides'] = flags
-    time_ = report.get('seconds', {}).get('expected')
-    fits = f'{time_:.4f} s a step' if report['fits'] else 'does not fit'
+    seconds = report.get('seconds', {}).get('expected')
+    fits = f'{seconds:.4f} s a step' if report['fits'] else 'does not fit'
     say(f'{flags or "as it is"}: {fits}')
     if best is None or _rank(report) < _rank(best):
       best = report
@@ -140,7 +232,17 @@ def search(
   return best
 
 
+def _changed(c: config.Config, change: Mapping[str, Any]) -> config.Config:
+  """Returns a copy of a config with other values of some keys."""
+  changed = c.copy_and_resolve_references().unlock()
+  for key, value in change.items():
+    *parents, name = key.split('.')
+    place = changed
+    for parent in parents:
+      place = place[parent]
+    place[name] = value
+  return changed.lock()
+
+
 def _rank(report: Mapping[str, Any]) -> tuple[bool, float]:
   return not report['fits'], report.get('seconds', {}).get('expected', 0.0)
-
-

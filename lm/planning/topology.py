@@ -1,6 +1,6 @@
 """The machines that runs are planned for, which need not be here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import math
 import os
@@ -12,7 +12,7 @@ import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from lm import config
+from lm import config, errors
 from lm.planning import hardware
 
 CUDA = "pip install 'jax[cuda13-local]' nvidia-cuda-nvcc nvidia-cudnn-cu13"
@@ -156,5 +156,3 @@ def _quiet():
     finally:
       os.dup2(kept, 2)
       os.close(kept)
-
-

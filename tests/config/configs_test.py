@@ -9,6 +9,7 @@ import pytest
 from lm import config, optim, plan, sharding, tree, types
 from lm.data import objectives
 from lm.data.tokenizers import utf8_bytes
+from lm.planning import report as report_lib
 from lm.training import step
 from tests import programs
 
@@ -176,6 +177,5 @@ PLANNED = [
 @pytest.mark.parametrize('name', PLANNED)
 def test_a_config_fits_the_machine_that_it_is_meant_for(name):
   c = load(name)
-  machine = plan.target(c.plan.target)
-  report = plan.plan(c, machine, vocab=c.plan.vocab or 8192)
-  assert report['fits'], plan.show(report)
+  report = plan.plan(c, vocab=c.plan.vocab or 8192)
+  assert report['fits'], report_lib.show(report)

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from lm import plan, sharding
+from lm import sharding
 from lm.layers import attention, blockwise, kernels, masks
 from lm.models import decoder, linen
+from lm.planning import topology
 from lm.training import step
 
 B, K, G, H = 4, 2, 2, 8
@@ -360,7 +361,7 @@ def uncached():
 
 
 def test_splash_compiles_for_a_tpu_that_is_not_there(libtpu, uncached):
-  devices = plan.target('v5e:2x2').devices
+  devices = topology.target('v5e:2x2').devices
   mesh = sharding.make_mesh(tensor=2, devices=devices)
   where = jax.sharding.NamedSharding(mesh, sharding.spec('batch'))
   shape = partial(jax.ShapeDtypeStruct, sharding=where)

@@ -9,12 +9,13 @@ import pytest
 
 from configs import base
 from lm import config, plan
-from lm.planning import hardware
-from lm.training import step
+from lm.planning import cost, hardware, search, topology
+from lm.planning import report as report_lib
+from lm.training import setup, step
 from tests import programs
 from tests.data.tasks_test import write_texts
 
-CPU = plan.target('cpu:8') if jax.device_count() >= 8 else None
+CPU = topology.target('cpu:8') if jax.device_count() >= 8 else None
 needs_eight = pytest.mark.skipif(CPU is None, reason='needs eight devices')
 TINY = f'{programs.ROOT}/configs/gpt/tiny.py'
 
@@ -58,7 +59,7 @@ def test_every_axis_that_cuts_something_talks(report):
   assert axes == {'data', 'fsdp', 'tensor'}
   assert report['hardware_flops'] >= report['model_flops'] > 0
   assert 'seconds' not in report  # of a CPU there is no table
-  shown = plan.show(report)
+  shown = report_lib.show(report)
   assert 'FITS: ' in shown and 'all-reduce over ' in shown
 
 
@@ -85,7 +86,7 @@ def test_a_price_and_a_chip_make_a_bill():
     ],
   }
   mesh = jax.sharding.AbstractMesh((2, 4), ('data', 'fsdp'))
-  report |= plan._times(report, chip, mesh, slices=2)
+  report |= cost.times(report, chip, mesh, slices=2)
   assert report['seconds'] == {
     'products': 1.0,
     'memory': 0.5,
@@ -94,7 +95,7 @@ def test_a_price_and_a_chip_make_a_bill():
     'expected': 1.5,
   }
   slow = chip._replace(reached=0.4)
-  times = plan._times(report, slow, mesh, slices=2)['seconds']
+  times = cost.times(report, slow, mesh, slices=2)['seconds']
   assert times == {**report['seconds'], 'expected': 3.0}
   assert report['mfu'] == pytest.approx(1 / 3)
   assert report['mfu_roofline'] == pytest.approx(0.5)
@@ -103,7 +104,7 @@ def test_a_price_and_a_chip_make_a_bill():
     'dollars_per_device_hour': {'v5p': 2.0},
     'storage_bytes_per_second_per_host': 1e6,
   }
-  bill = plan._bill(report, chip, None, 2.4e6, prices)
+  bill = cost.bill(report, chip, 2.4e6, prices)
   assert bill['hours'] == pytest.approx(1.0)
   assert bill['dollars'] == pytest.approx(16.0)
   assert bill['checkpoint_seconds'] == pytest.approx(2.0)
@@ -119,7 +120,7 @@ def test_a_price_and_a_chip_make_a_bill():
 )
 def test_an_unknown_machine_is_one_line(name, message):
   with pytest.raises(config.ConfigError, match=message):
-    plan.target(name)
+    topology.target(name)
 
 
 @needs_eight
@@ -203,7 +204,7 @@ def test_the_program_plans_its_stated_target():
 @pytest.fixture(scope='module')
 def tpu(libtpu):
   """Four chips of v5e."""
-  return plan.target('v5e:2x2')
+  return topology.target('v5e:2x2')
 
 
 LARGE = {
@@ -222,7 +223,7 @@ def test_a_model_too_large_for_a_pod_is_refused_with_its_bytes(tpu):
     3.7e9, rel=0.01
   )
   assert memory['total'] > memory['limit'] == 16 * 2**30
-  assert 'DOES NOT FIT' in plan.show(report)
+  assert 'DOES NOT FIT' in report_lib.show(report)
 
 
 SMALL = {
@@ -235,11 +236,23 @@ SMALL = {
 }
 
 
-def test_experts_are_laid_out_as_many_ways_as_they_divide(tpu):
+def layouts(c, vocab=512):
+  """Lists the layouts for four chips of v5e; nothing is compiled for them."""
+  chip = hardware.find('TPU v5 lite')
+  machine = topology.Target('v5e:2x2', chip, jax.devices()[:4], 1 << 34)
+  return search.candidates(setup.fill(c), machine, vocab)
+
+
+@needs_eight
+def test_a_mesh_axis_divides_what_it_cuts():
   c = load(**SMALL).unlock()
+  found = layouts(c)
+  assert {change['mesh.tensor'] for change in found} == {1, 2}  # two heads
+  assert {change['mesh.fsdp'] for change in found} == {1, 2, 4}
+  assert {change['mesh.expert'] for change in found} == {1}  # there are none
+  assert {change['mesh.tensor'] for change in layouts(c, 511)} == {1}
   c.model.update(bias=False, experts={**base.experts(), 'experts': 2})
-  found = plan.candidates(c, tpu, 512)
-  assert {change['mesh.expert'] for change in found} == {1, 2}
+  assert {change['mesh.expert'] for change in layouts(c)} == {1, 2}
 
 
 def test_a_pod_is_searched_for_the_quickest_layout_that_fits(tpu):
