@@ -57,7 +57,9 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
   with checkpoint.Checkpointer(workdir) as checkpointer:
     if checkpoint.steps(workdir):
       meta = checkpoint.read_meta(workdir)
-      checkpoint.check_same_config(meta, c, workdir, allow=('evals', 'evaluate'))
+      checkpoint.check_same_config(
+        meta, c, workdir, allow=('evals', 'evaluate')
+      )
     else:
       config.store(c, workdir / 'config.json')
       sources = [

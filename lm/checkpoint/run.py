@@ -74,9 +74,8 @@ def tokenizer_and_model(
   Raises:
     config.ConfigError: one of them cannot be built.
   """
-  if tokenizer is None:
-    tokenizer = config.build(c.tokenizer)
-  return tokenizer, config.build(c.model, vocab=tokenizer.size)
+  known = config.build(c.tokenizer) if tokenizer is None else tokenizer
+  return known, config.build(c.model, vocab=known.size)
 
 
 def initial_params(

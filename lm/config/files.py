@@ -36,18 +36,18 @@ def _own_folder() -> Path | None:
 
 
 def find(path: str | Path) -> Path:
-  """Finds a file that comes with our own configs.
+  """Finds a file among our own configs.
 
   Args:
-    path: of any file. It is returned as it is, unless it begins with `configs/`
-      and there is no such file below the current folder.
+    path: of a file or folder. It is returned as it is, unless it begins with
+      `configs/` and there is nothing like it below the current folder.
   """
   path = Path(path)
   own = _own_folder()
-  if path.parts[:1] != (_NAME,) or path.is_file() or own is None:
+  if path.parts[:1] != (_NAME,) or path.exists() or own is None:
     return path
   other = own.joinpath(*path.parts[1:])
-  return other if other.is_file() else path
+  return other if other.exists() else path
 
 
 def _offer_own_modules() -> None:
@@ -124,7 +124,8 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
       f'{name}: a config is a Python file, like configs/x.py, or a config.json'
     )
   if not file.is_file():
-    near = [str(x) for x in file.parent.glob(f'*{file.suffix}')]
+    folder = find(file.parent)
+    near = [f'{file.parent}/{x.name}' for x in folder.glob(f'*{file.suffix}')]
     raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
   c = _run(file, argument) if file.suffix == '.py' else _read(file)
   if not values.is_tree(c):

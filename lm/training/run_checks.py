@@ -68,7 +68,9 @@ def same_run(meta: dict[str, Any], c: config.Config, folder: Path) -> None:
     )
 
 
-def same_everywhere(c: config.Config, group: process_group.ProcessGroup) -> None:
+def same_everywhere(
+  c: config.Config, group: process_group.ProcessGroup
+) -> None:
   """Checks that all processes of a run were started with the same config.
 
   Raises:
