@@ -32,9 +32,9 @@ _READERS = (
 )
 
 _TABLE = (
-  ExitCode(0, 'done; after training the last step is on disk and verified'),
-  ExitCode(1, 'a bug of ours, with its traceback'),
-  ExitCode(1, 'the two runs differ', ('tools.compare_runs',)),
+  ExitCode(0, 'done and verified'),
+  ExitCode(1, 'a bug, with its traceback'),
+  ExitCode(1, 'the runs differ', ('tools.compare_runs',)),
   ExitCode(2, 'wrong config, usage or input'),
   ExitCode(
     3,
@@ -60,20 +60,22 @@ _TABLE = (
   ),
   ExitCode(
     8,
-    'the machine failed, or did not come or answer in time',
+    'launchers: the machine failed, or did not come or answer in time',
     ('tools.launch',),
   ),
   ExitCode(
     9,
-    'refused: what was exported is worse than the budget allows',
+    'an export was refused: it is worse than its budget allows',
     ('tools.export',),
   ),
   ExitCode(
-    130, 'Ctrl-C: the run goes on where it was launched', ('tools.launch',)
+    130,
+    'launchers: Ctrl-C, and the run goes on where it was launched',
+    ('tools.launch',),
   ),
   ExitCode(
     143,
-    'stopped by SIGTERM or Ctrl-C; training has saved',
+    'stopped by SIGTERM or Ctrl-C, after saving',
     ('lm.train', 'lm.serve', 'tools.launch'),
   ),
 )
@@ -99,18 +101,16 @@ def exit_code_help(program: str) -> str:
   return '\n'.join(['exit codes:', *lines])
 
 
-def _meanings(code: int) -> str:
-  """Joins what a code means of all programs, and of some."""
-  return '; '.join(
-    f'{entry.programs[0]}: {entry.meaning}'
-    if len(entry.programs) == 1
-    else entry.meaning
-    for entry in _TABLE
-    if entry.code == code
-  )
+def _meaning(code: int) -> str:
+  """Says what a code means, and in brackets what it means of one program."""
+  entries = [entry for entry in _TABLE if entry.code == code]
+  text = entries[0].meaning
+  for name, meaning in ((e.programs[0], e.meaning) for e in entries[1:]):
+    text += f' ({name}: {meaning})'
+  return text
 
 
 # What each code means, for a table of all programs.
 EXIT_CODES = {
-  code: _meanings(code) for code in sorted({entry.code for entry in _TABLE})
+  code: _meaning(code) for code in sorted({entry.code for entry in _TABLE})
 }
