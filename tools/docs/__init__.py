@@ -1,1 +1,1 @@
-"""Programs that write tables, figures and the reference of the documentation."""
+"""Writes tables, figures and the API reference of the documentation."""
