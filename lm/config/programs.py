@@ -11,20 +11,6 @@ from typing import NoReturn
 from lm.config import exit_codes, files, values
 from lm.config.values import Config, ConfigError, did_you_mean
 
-<<<<<<< HEAD
-=======
-# What a program's exit code says; the README repeats this table.
-EXIT_CODES = {
-  0: 'done and verified',
-  2: 'wrong config, usage or input',
-  3: 'refused: another trainer holds the workdir',
-  4: 'checkpoint damaged, and no verified step is left',
-  5: 'storage: disk full or read only',
-  6: 'losses or gradients were not finite for too long',
-  7: 'another process of this run failed: the last line names it',
-  143: 'stopped by SIGTERM, after saving',
-}
->>>>>>> df011e2 (The table of exit codes is extended with the assembly of runs, not here)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
