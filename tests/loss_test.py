@@ -24,7 +24,7 @@ def example(V=11, B=2, L=5, seed=0):
   return logits, batch
 
 
-def test_one_pass_finds_the_same_normalizer():
+def test_one_pass_computes_the_same_normalizer():
   logits, _ = example(V=1000)
   logits[0, 0] *= 1e4
   logits[0, 1, :-3] = -np.inf
@@ -115,7 +115,7 @@ SETTINGS: dict[str, Any] = {'z_weight': 0.01, 'smoothing': 0.1}
 
 
 def hidden(name: str) -> np.ndarray:
-  """Anything that the output layer of a model of the laws may read."""
+  """Draws a random input for the output layer of a model of the laws."""
   model, batch = laws.build(name), laws.packed(name)
   out = jax.eval_shape(model.apply, laws.random_params(name), batch)
   rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def hidden(name: str) -> np.ndarray:
 
 
 def score_head(name, score):
-  """The loss of an output layer, and gradients of all it may read."""
+  """Computes a loss of an output layer, and the gradients of all its inputs."""
 
   def total(params, x_BLD):
     head = head_of(laws.build(name), params)
@@ -204,7 +204,7 @@ def test_a_step_with_a_loss_in_chunks_is_the_same():
   batch = laws.packed('gpt2')
   tx = optax.sgd(1.0)
   state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
-  found = []
+  results = []
   for chunks in (1, 4):
     update = partial(
       step.train_step,
@@ -214,8 +214,8 @@ def test_a_step_with_a_loss_in_chunks_is_the_same():
       loss=loss.make(**SETTINGS, chunks=chunks),
       microbatches=2,
     )
-    found.append(jax.jit(update)(state, batch))
-  (a, metrics), (b, others) = found
+    results.append(jax.jit(update)(state, batch))
+  (a, metrics), (b, others) = results
   assert_near(a.params, b.params)
   assert_near(metrics, others)
 
@@ -243,7 +243,7 @@ def test_logits_of_a_large_vocabulary_never_exist_whole():
   assert few < 3 * logits / chunks + 4 * table < logits / 3, few
 
 
-def test_a_loss_in_chunks_says_what_it_cannot_do():
+def test_a_loss_in_chunks_names_the_reason_if_it_is_impossible():
   model, batch = embeddings.vectors(vocab=laws.V, width=8), laws.packed('gpt2')
   params = model.init(jax.random.key(0), batch)
   out, score = model.apply(params, batch), loss.make(chunks=3)
@@ -269,7 +269,7 @@ def test_a_loss_in_chunks_says_what_it_cannot_do():
     score(out, batch, None)
 
 
-def test_metrics_merge_exactly_and_nothing_weighs_nan():
+def test_metrics_merge_exactly_and_a_metric_without_weight_is_nan():
   a, b = types.Metric(3.0, 2.0), types.Metric(5.0, 6.0)
   assert metrics.merge(a, b) == types.Metric(8.0, 8.0)
   assert metrics.values({'x': metrics.merge(a, b)}) == {'x': 1.0}

@@ -65,7 +65,7 @@ def test_rows_align_to_the_right_and_scalars_are_replicated(mesh):
     ),
   ],
 )
-def test_what_does_not_fit_is_refused_by_path(
+def test_an_array_that_does_not_fit_is_refused_by_path(
   mesh, shapes, axes, rules, message
 ):
   with pytest.raises(ValueError, match=message):
@@ -90,7 +90,7 @@ def test_a_batch_that_does_not_divide_is_refused(mesh):
     sharding.put(linen.example_batch(6, 4), mesh)
 
 
-def test_constrain_places_activations_and_is_nothing_without_a_mesh(mesh):
+def test_constrain_places_activations_and_does_nothing_without_a_mesh(mesh):
   x = jnp.zeros((8, 4, 6))
   assert sharding.constrain(x, 'batch', None, 'vocab') is x
   with jax.set_mesh(mesh):

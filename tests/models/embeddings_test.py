@@ -1,4 +1,4 @@
-"""GloVe against counts by hand and against pairs taken one by one."""
+"""Compares GloVe with counts by hand and with pairs taken one by one."""
 
 import re
 
@@ -108,8 +108,8 @@ def test_what_cannot_be_counted_is_one_line():
       embeddings.glove(one, **{**good, name: 0})
 
 
-def test_a_block_steps_as_its_pairs_alone_would(capsys):
-  """Epochs of a single block, against the equations pair by pair."""
+def test_a_block_is_updated_as_its_pairs_alone_would_be(capsys):
+  """Compares epochs of a single block with the equations, pair by pair."""
   V, D, cap, power, rate = 22, 8, 30.0, 0.75, 0.3
   table, losses = fitted(
     capsys, epochs=3, cap=cap, power=power, rate=rate, window=3, seed=4
@@ -148,7 +148,7 @@ def test_a_block_steps_as_its_pairs_alone_would(capsys):
 
 
 def test_parts_and_blocks_take_every_pair_once_an_epoch(capsys, monkeypatch):
-  """Steps so small that their order does not matter add up to the same."""
+  """Checks with steps so small that their order does not matter."""
   start, _ = fitted(capsys, epochs=1, rate=1e-9)
   want, losses = fitted(capsys, epochs=1, rate=1e-3)
   most = np.abs(want - start).max()
@@ -200,7 +200,7 @@ def test_vectors_are_a_body_of_a_bag_of_words():
     plain.start({}, batch, 1)
 
 
-def test_a_run_is_fitted_and_has_nothing_to_judge(data, tmp_path, capsys):
+def test_a_run_is_fitted_and_has_nothing_to_evaluate(data, tmp_path, capsys):
   c = programs.make(data).unlock()
   c.steps = 1
   c.data.fn = 'lm.data.stream:make'

@@ -1,4 +1,4 @@
-"""Heads on bodies of every kind: shapes, padding, and that they learn."""
+"""Checks heads on bodies of every kind: shapes, padding, learning."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ BODIES = {
 
 
 def texts(seed: int) -> types.Batch:
-  """Uneven texts of which one half holds the token 7."""
+  """Makes uneven texts, half of which have the token 7."""
   rng = np.random.default_rng(seed)
   rows = [rng.integers(8, V, rng.integers(3, L)).tolist() for _ in range(B - 1)]
   rows.append(rng.integers(8, V, L).tolist())
@@ -49,7 +49,7 @@ def texts(seed: int) -> types.Batch:
 
 
 def learnt(model: types.Model, task, steps: int = 120) -> float:
-  """Trains on batches of `task(seed)`; gives the accuracy on another one."""
+  """Trains on batches of `task(seed)`; returns the accuracy on another one."""
   tx = optax.adam(1e-2)
   state = step.init_state(jax.random.key(0), task(0), model=model, tx=tx)
   update = jax.jit(
@@ -111,7 +111,7 @@ def test_a_span_is_found_and_never_in_padding():
   assert scores[padding].max() < -1e30 < scores[~padding].min()
 
 
-def test_sentences_that_say_the_same_embed_alike():
+def test_sentences_of_the_same_meaning_have_similar_vectors():
   def task(seed):
     batch = texts(seed)
     # Rows 2 i and 2 i + 1 have the same words, in another order.
@@ -191,7 +191,7 @@ def test_every_parameter_has_a_sharding():
   assert {*state.params} == {'body', 'task'}
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_settings_are_refused():
   with pytest.raises(ValueError, match="pool='max' is not one of first, last"):
     heads.classify(vocab=V, body=ENCODER, classes=2, pool='max')
   with pytest.raises(ValueError, match='classes=0 must be at least 1'):
@@ -204,7 +204,7 @@ def test_what_cannot_be_is_refused():
 
 
 def test_both_directions_are_trained_and_read():
-  """ELMo: each half of a training batch goes through a stack of its own."""
+  """Checks ELMo, where each half of a batch has a stack of its own."""
   model = recurrent.make(vocab=V, width=8, depth=1, bidirectional=True)
   plain = objectives.padded([[3, 4, 5, 6], [7, 8, 9]], 0)
   params = model.init(jax.random.key(0), plain)

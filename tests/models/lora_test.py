@@ -1,4 +1,4 @@
-"""LoRA: it begins as its body, learns beside it, and becomes part of it."""
+"""Checks that LoRA starts as its body, learns, and can be merged into it."""
 
 from functools import partial
 import json
@@ -47,7 +47,7 @@ def around(body, **settings):
 
 
 def noisy(params, seed=0):
-  """Adds noise, as zeros hide errors."""
+  """Adds noise to all parameters, since zeros hide errors."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), params
@@ -61,7 +61,7 @@ def example():
 
 
 @pytest.mark.parametrize('name', BODIES)
-def test_it_begins_as_its_body_and_merges_to_its_model(name):
+def test_it_starts_as_its_body_and_merging_changes_nothing(name):
   spec = config.plain(config.fill(around(BODIES[name], paths='')))
   model, body = (config.build(x, vocab=V) for x in (spec, spec['body']))
   params = jax.jit(model.init)(jax.random.key(0), example())
@@ -92,7 +92,7 @@ def test_it_begins_as_its_body_and_merges_to_its_model(name):
   )
 
 
-def test_changes_are_products_of_two_matrices():
+def test_updates_are_products_of_two_matrices():
   model = config.build(
     around(BODIES['scanned'], paths='attention/[qo]$|table', alpha=2.0), vocab=V
   )
@@ -117,7 +117,7 @@ def test_changes_are_products_of_two_matrices():
   )
 
 
-def test_gradients_reach_changes_and_the_head_alone():
+def test_only_updates_and_the_head_have_gradients():
   model = config.build(around(CLASSIFY), vocab=V)
   params = noisy(model.init(jax.random.key(0), example()))
 
@@ -144,7 +144,7 @@ def test_gradients_reach_changes_and_the_head_alone():
     ((64, 32), (-1,), (64, 32)),
   ],
 )
-def test_matrices_have_two_sides(shape, summed, want):
+def test_parameters_have_the_shapes_of_matrices(shape, summed, want):
   assert compress.flat(shape, summed) == want
 
 
@@ -164,7 +164,7 @@ def test_refuses_bad_settings(settings, message):
 
 
 def tune(folder, workdir, model, write, reader, form, judge, steps, **changes):
-  """Trains a head on a planted task; gives what a sweep finds."""
+  """Trains a head on an artificial task; returns the results of `evaluate`."""
   folder.mkdir()
   spec = {'fn': reader, 'path': write(folder / 'train', 400, 0)}
   form = {**form, 'labels': spec}
@@ -195,7 +195,10 @@ def tune(folder, workdir, model, write, reader, form, judge, steps, **changes):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """A tagger, and LoRA on its body that classifies; do not change them."""
+  """Trains a tagger, and a classifier with LoRA on its body.
+
+  Tests share both runs and must not change them.
+  """
   folder = tmp_path_factory.mktemp('runs')
   tune(
     folder / 'tags',
@@ -278,9 +281,7 @@ def test_a_tuned_head_is_merged_and_answers_the_same(runs, tmp_path):
 
 
 @pytest.mark.parametrize('form', ['int8', 'prune', 'stablehlo'])
-def test_a_tuned_head_is_exported_and_asked_what_judges_it(
-  runs, tmp_path, form
-):
+def test_a_tuned_head_is_exported_and_evaluated(runs, tmp_path, form):
   folder, found = runs
   out = tmp_path / 'out'
   flags = ['--sparsity=0.1'] * (form == 'prune')
@@ -306,7 +307,7 @@ def test_a_tuned_head_is_exported_and_asked_what_judges_it(
   np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_what_cannot_be_merged_is_refused(runs, tmp_path, monkeypatch):
+def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path, monkeypatch):
   folder, _ = runs
   for form, name, flags, message in (
     ('merge', 'tagger', [], 'not around lm.models.lora:make, so there is'),

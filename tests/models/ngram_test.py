@@ -1,4 +1,4 @@
-"""N-gram models against slow ones written from the formulas."""
+"""Compares n-gram models with slow ones written from the formulas."""
 
 from collections import Counter, defaultdict
 from functools import cache
@@ -17,7 +17,7 @@ ORDERS = (1, 2, 3, 5)
 
 
 def corpus(seed: int, documents: int, vocab: int = V) -> list[np.ndarray]:
-  """Documents with frequent and rare words, and pairs that come again."""
+  """Makes documents with frequent and rare words, and with repeated pairs."""
   rng = np.random.default_rng(seed)
   text = []
   for _ in range(documents):
@@ -37,12 +37,12 @@ def fitted(
 
 
 def documents(rows) -> types.Batch:
-  """A batch of rows that are each the beginning of a document."""
+  """Makes a batch whose rows are each the beginning of a document."""
   return objectives.padded([list(row) for row in rows], EOS)
 
 
 def packed(seed: int = 0, rows: int = 4, length: int = 16) -> types.Batch:
-  """Random documents of uneven lengths, packed, with padding at the end."""
+  """Packs random documents of uneven lengths, with padding at the end."""
   rng = np.random.default_rng(seed)
   source = np.concatenate(corpus(0, 60))
   starts = rng.integers(0, len(source) - length - 1, (rows, 1))
@@ -76,7 +76,7 @@ def logits(order, params, batch, vocab=V) -> np.ndarray:
 
 
 def after(order, params, *history: int, vocab=V) -> np.ndarray:
-  """Probabilities [V] of what follows a history."""
+  """Returns the probabilities [V] of the word after a history."""
   return np.exp(logits(order, params, documents([history]), vocab)[0, -1])
 
 
@@ -92,7 +92,7 @@ def occurrences(text, order: int) -> list[Counter]:
 
 
 class KneserNey:
-  """Chen and Goodman's equations over dictionaries, one word at a time."""
+  """Computes Chen and Goodman's equations in dictionaries, word by word."""
 
   def __init__(self, text, order: int, vocab: int):
     self.vocab = vocab
@@ -136,7 +136,7 @@ class KneserNey:
 
 @pytest.mark.parametrize('order', ORDERS)
 @pytest.mark.parametrize('seed', [0, 1])
-def test_kneser_ney_is_that_of_the_formulas(order, seed):
+def test_kneser_ney_equals_the_formulas(order, seed):
   # 60 documents have the counts of counts that discounts need, 2 have not.
   vocab, size = ((V, 60), (12, 2))[seed]
   text = corpus(seed, size, vocab)
@@ -253,7 +253,7 @@ def test_a_history_never_seen_backs_off_to_a_shorter_one():
   )
 
 
-def test_padding_after_a_prompt_is_no_history():
+def test_padding_after_a_prompt_is_not_part_of_the_history():
   model, params, text = ngram.make(vocab=V, order=5), fitted(5), corpus(0, 60)
   rows = [[BOS, *max(text, key=len)[:n].tolist()] for n in (7, 4, 2, 1)]
   prompt = documents([row[:-1] for row in rows])
@@ -270,7 +270,7 @@ def test_padding_after_a_prompt_is_no_history():
 
 @pytest.mark.parametrize('method', ['kneser_ney', 'add_k', None])
 @pytest.mark.parametrize('order', ORDERS)
-def test_documents_cost_on_the_host_what_the_model_says(order, method):
+def test_scores_on_the_host_equal_those_of_the_model(order, method):
   model = ngram.make(vocab=V, order=order)
   params = fitted(order, method) if method else model.init(None, None)
   texts = [text for text in corpus(1, 20) if len(text) > 1]
@@ -340,14 +340,14 @@ def test_a_mesh_gives_the_logits_of_one_device():
     ),
   ],
 )
-def test_what_cannot_be_counted_is_refused(changes, message):
+def test_documents_that_cannot_be_counted_are_refused(changes, message):
   settings = {'documents': corpus(0, 2), 'vocab': V, 'order': 2, 'bos': BOS}
   with pytest.raises(ValueError, match=message) as refused:
     ngram.fit(**settings | changes)
   assert '\n' not in str(refused.value) and len(str(refused.value)) <= 200
 
 
-def test_a_model_that_cannot_be_is_refused():
+def test_impossible_settings_are_refused():
   with pytest.raises(ValueError, match='order=0 must be at least 1'):
     ngram.make(vocab=V, order=0)
   model = ngram.make(vocab=V, order=1)

@@ -1,4 +1,4 @@
-"""Models beside a fixed one: preferences against a reference, distillation."""
+"""Checks models that learn beside a fixed one: DPO and distillation."""
 
 import json
 import random
@@ -50,7 +50,7 @@ def rows(length=32):
   )
 
 
-def test_answers_are_documents_of_their_own():
+def test_each_answer_is_a_document_of_its_own():
   _, (row, cut), batch = rows()
   bos, eos = BYTES.bos, BYTES.eos
   asked = [bos, *BYTES.encode('hm=')]
@@ -78,7 +78,7 @@ def test_logits_are_how_much_more_the_body_prefers():
   body = config.build(BODY, vocab=BYTES.size)
 
   def cost(params, ids, token_types):
-    """The log likelihood of an answer that stands alone."""
+    """Returns the log likelihood of an answer that stands alone."""
     form = tasks.Form(lambda records: [], None)
     row = tasks.Row(0, ids, [0] * len(ids), [], [], [])
     logits = body.apply(params, tasks.assemble([[row]], form, 32, BYTES)).logits
@@ -103,7 +103,7 @@ def test_logits_are_how_much_more_the_body_prefers():
 
 
 def write(path, count, seed):
-  """The better answer has an x, the worse a y."""
+  """Makes pairs whose better answer has an x, and the worse one a y."""
   rng = random.Random(seed)
   made = [
     {
@@ -118,7 +118,7 @@ def write(path, count, seed):
 
 
 @pytest.mark.usefixtures('one_device')
-def test_a_preference_is_learnt_and_the_reference_stands_still(tmp_path):
+def test_a_preference_is_learnt_and_the_reference_does_not_change(tmp_path):
   c = base.get_config().unlock()
   c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
   c.steps, c.batch_size, c.save_every = 40, 16, 20
@@ -175,7 +175,7 @@ def distilled(**changes):
   )
 
 
-def test_a_model_teaches_itself_nothing():
+def test_a_student_that_equals_its_teacher_has_no_loss():
   small = {**BODY, 'length': 16}
   model = distill.make(vocab=64, body=small, teacher=small)
   params = model.init(jax.random.key(0), text())
@@ -184,7 +184,7 @@ def test_a_model_teaches_itself_nothing():
   assert float(out.aux['distill_loss'].weight) == 64
 
 
-def test_the_divergence_is_that_of_the_distributions():
+def test_the_loss_is_the_divergence_of_the_distributions():
   model, batch = distilled(temperature=3.0, weight=0.5), text()
   params = model.init(jax.random.key(0), batch)
   params = jax.tree.map(lambda x: 4 * x, params)  # far from uniform
@@ -204,7 +204,7 @@ def test_the_divergence_is_that_of_the_distributions():
   assert float(out.aux['distill_loss'].total) == pytest.approx(want, rel=1e-3)
 
 
-def test_a_student_comes_nearer_and_its_teacher_stands_still():
+def test_a_student_learns_and_its_teacher_does_not_change():
   # The text pulls elsewhere, which here must not win.
   model, batch = distilled(weight=100.0), text()
   spec = {'peak': 3e-3, 'warmup': 2, 'decay': 0.1}

@@ -1,7 +1,7 @@
-"""Speed of `lm` on this machine, alone and beside others.
+"""Measures the speed of `lm` on this machine, alone and beside other libraries.
 
-Read `__main__.py` (the program) and `measure.py` (who is compared with whom).
-They start `workers`, which take turns; `table` sums their numbers up. A worker
-is a program of its own that serves a `protocol.Workload`: `ours.py`, or a peer
-(`*_peer.py`). Nothing here but `ours.py` and `flax_peer.py` imports jax.
+Begin with `__main__.py` (the program) and `measure.py` (what is compared with
+what). They start `workers`, which take turns; `table` formats the results. Each
+worker is a process that serves one `protocol.Workload`: from `ours.py`, or from
+a peer (`*_peer.py`). Only `ours.py` and `flax_peer.py` import jax.
 """

@@ -3,12 +3,12 @@
   make bench
   .venv/bin/python -m tools.bench --peers --only=training --spec=S --rounds=8
 
-Prints markdown for BENCHMARKS.md. Everything that is compared takes turns in
-short blocks (A B A B), each in a process of its own that is idle meanwhile;
-steps are synchronised, on an accelerator eight at once, as a training loop runs
-ahead of it; nothing compiled earlier is used again. FLOPs per token
-are 6 N + 12 layers length width. On CPU the yardstick is the rate of matrix
-products in the same process, on an accelerator also the chip's data sheet.
+It prints markdown for BENCHMARKS.md. Whatever is compared runs in turns, in
+short blocks (A B A B); each side is a process of its own, which is idle while
+the other works. Every step is waited for; on an accelerator every eighth,
+because a training loop runs ahead of it. No compiled program is reused. FLOPs
+per token are 6 N + 12 layers length width. The yardstick is the rate of matrix
+products in the same process, and on an accelerator also the chip's data sheet.
 """
 
 import argparse
@@ -34,11 +34,11 @@ def chip_peak(facts: dict[str, Any], wanted: bool) -> float | None:
   """Returns the data sheet's FLOP/s of all devices; None on CPU.
 
   Args:
-    facts: of the workload 'probe'.
+    facts: the facts of the workload 'probe'.
     wanted: whether MFU is to be reported.
 
   Raises:
-    ValueError: it is wanted and the chip is not in the table.
+    ValueError: MFU is wanted, but the table of chips does not have this one.
   """
   if facts['platform'] == 'cpu' or not wanted:
     return None
@@ -48,19 +48,19 @@ def chip_peak(facts: dict[str, Any], wanted: bool) -> float | None:
 
 
 def choose_specs(text: str | None, accelerator: bool) -> list[specs.Spec]:
-  """Reads `--spec`; None takes all that this machine can run.
+  """Reads `--spec`; None chooses all specs that this machine can run.
 
   Raises:
     ValueError: a name is unknown, or its model is too large for a CPU.
   """
   if text is None:
-    found = list(specs.SPECS.values())
-    return [s for s in found if accelerator or s.name not in specs.LARGE]
-  found = specs.parse(text)
-  for s in found:
+    known = list(specs.SPECS.values())
+    return [s for s in known if accelerator or s.name not in specs.LARGE]
+  chosen = specs.parse(text)
+  for s in chosen:
     if s.name in specs.LARGE and not accelerator:
       raise ValueError(f'--spec={s.name} needs an accelerator; here is a CPU')
-  return found
+  return chosen
 
 
 def _commit() -> str:

@@ -1,7 +1,7 @@
-"""A peer: the same decoder as plain Flax Linen and optax, one file long.
+"""A peer for comparison: the same decoder in plain Flax Linen and optax.
 
-Written as Flax's own language-model examples are: stock layers, attention by
-einsum under a causal mask, optax's cross-entropy and AdamW, a donated state.
+It is written like Flax's own language-model examples: stock layers, attention
+by einsum under a causal mask, optax's cross-entropy and AdamW, a donated state.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ class _Decoder(nn.Module):
 
 
 def training(spec: list[Any], precision: str) -> protocol.Workload:
-  """Trains in fp32 on random tokens; arguments as of `ours.training`."""
+  """Trains in fp32 on random tokens; arguments are those of `ours.training`."""
   assert precision == 'fp32', precision
   s = specs.Spec(*spec)
   model = _Decoder(s)

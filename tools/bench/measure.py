@@ -1,4 +1,4 @@
-"""The measurements: who takes part, with which settings, and what counts."""
+"""Defines the measurements: the workers, their settings, and the results."""
 
 from collections.abc import Sequence
 import contextlib
@@ -11,14 +11,14 @@ from tools.bench import spec as specs
 
 
 class Run(NamedTuple):
-  """What all measurements share.
+  """Settings that all measurements share.
 
   Attributes:
-    rounds: blocks of each worker.
-    block_seconds: how long a block takes, about.
-    torch: interpreter of the peers; None measures `lm` alone.
-    accelerator: whether this is not a CPU.
-    peak: FLOP/s of all devices by data sheet, in bf16; None: no MFU.
+    rounds: how many blocks each worker runs.
+    block_seconds: about how long a block takes.
+    torch: the interpreter of the peers; None measures `lm` alone.
+    accelerator: whether there is an accelerator.
+    peak: bf16 FLOP/s of all devices by data sheet; None reports no MFU.
   """
 
   rounds: int
@@ -29,7 +29,14 @@ class Run(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """A worker to be: its name in tables, its command, workload, settings."""
+  """A worker before its start.
+
+  Attributes:
+    who: its name in tables.
+    command: starts it; the workload and the settings are appended.
+    workload: name of the workload.
+    settings: arguments of the workload.
+  """
 
   who: str
   command: Sequence[str]
@@ -38,7 +45,7 @@ class Entry(NamedTuple):
 
 
 def training(run: Run, spec: specs.Spec, precision: str) -> list[table.Row]:
-  """Measures training steps of `lm`, and of the peers."""
+  """Measures training steps of `lm` and of the peers."""
   settings = {'spec': spec, 'precision': precision}
   entries = [Entry('lm', workers.ours(), 'training', settings)]
   if run.torch:
@@ -61,7 +68,7 @@ def training(run: Run, spec: specs.Spec, precision: str) -> list[table.Row]:
       continue
     rate = row['best_tokens_per_second']
     flops = reference['facts']['flops_per_token']
-    # Our process measured what this machine can do; peers are held to it too.
+    # Our process measured the rate of this machine, which counts for peers too.
     gemm = table.peak(reference['blocks'], precision)
     devices = reference['facts']['devices']
     mfu = None
@@ -135,19 +142,20 @@ def checkpoint(run: Run) -> list[table.Row]:
 def compare(
   run: Run, entries: Sequence[Entry], *, versus: bool = True
 ) -> list[table.Row]:
-  """Starts workers one after another, lets them take turns, sums them up.
+  """Starts workers, lets them take turns, and sums up their answers.
 
   Args:
-    run: rounds and lengths of blocks.
-    entries: the first is the one that others are compared with.
-    versus: whether to compare.
+    run: the number of rounds and the length of blocks.
+    entries: the workers; all others are compared with the first.
+    versus: whether to compare at all.
 
   Returns:
-    A row an entry; one that failed has `failed`, a line, and no numbers.
+    A row for each entry. A worker that failed has `failed`, a line, and no
+    numbers.
   """
   rows: list[table.Row] = []
   alive: list[tuple[table.Row, workers.Worker]] = []
-  # What a GPU's memory is shared by; on CPU nobody reads it.
+  # Each worker may use its share of a GPU's memory. It means nothing on a CPU.
   fraction = f'{0.9 / len(entries):.2f}'
   with contextlib.ExitStack() as stack:
     for entry in entries:
@@ -166,14 +174,14 @@ def compare(
       rows[-1]['facts'] = worker.facts
       alive.append((rows[-1], worker))
     try:
-      found = workers.take_turns(
+      answers = workers.take_turns(
         [worker for _, worker in alive], run.rounds, run.block_seconds
       )
     except workers.Failed as failed:
       for row, _ in alive:
         row['failed'] = str(failed)
       return rows
-  for (row, worker), blocks in zip(alive, found, strict=True):
+  for (row, worker), blocks in zip(alive, answers, strict=True):
     row.update(blocks=blocks, **table.rates(blocks, worker.facts['tokens']))
     if versus and row is not rows[0] and 'failed' not in rows[0]:
       row.update(table.paired(rows[0]['blocks'], blocks))

@@ -1,4 +1,4 @@
-"""What `lm` does, as workloads."""
+"""Workloads of `lm`: training, generation, the loader, checkpoints."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -31,7 +31,7 @@ _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 def probe() -> protocol.Workload:
-  """Tells what this machine is; its step does nothing."""
+  """Describes this machine; the step of this workload does nothing."""
   kind = jax.devices()[0].device_kind
   try:
     peak, unknown = flops.peak(kind), ''
@@ -55,7 +55,7 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
   """Trains as `lm.train` does, on random tokens.
 
   Args:
-    spec: fields of a `specs.Spec`.
+    spec: the fields of a `specs.Spec`.
     precision: 'fp32' or 'bf16'.
   """
   s = specs.Spec(*spec)
@@ -109,7 +109,7 @@ def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
   model = _model(s, 'fp32', new + 1)
   prompts = objectives.padded([[3 + n] for n in range(batch)], pad=0)
   params = jax.jit(model.init)(jax.random.key(0), prompts)
-  # The id that would end a row is one that is never drawn.
+  # No row ends early, since the id that would end it is never drawn.
   draw = partial(
     generate.generate,
     model=model,
@@ -133,11 +133,12 @@ def loader(
   """Reads `steps` shuffled batches of synthetic documents.
 
   Args:
-    threads: that read ahead; 0 reads only when asked.
-    tokens: about how many the dataset has.
+    threads: how many threads read ahead; with 0, batches are read when asked
+      for.
+    tokens: about how many tokens the dataset has.
     batch: B.
     length: L.
-    steps: batches in what is timed as one step.
+    steps: how many batches are timed as one step.
   """
   folder = _folder()
   words = auto.load('bytes')
@@ -156,7 +157,7 @@ def loader(
     batch_size=batch,
     length=length,
   )
-  # A first pass over all blocks, which are checked when first touched.
+  # One pass over all blocks first, since a block is verified on its first use.
   for n in range(-(-int(sizes.sum() + len(sizes)) // (batch * length))):
     data.batch(n)
   batches = stream.stream(data, 0, 1 << 40, threads=threads)
@@ -174,7 +175,7 @@ def loader(
 
 
 def checkpoints(spec: list[Any]) -> protocol.Workload:
-  """Saves a training state: how long it blocks, and how long it takes."""
+  """Saves and restores a training state, and times how long each part takes."""
   s = specs.Spec(*spec)
   model = _model(s, 'fp32', s.length)
   tx, _ = optimizers.adamw(steps=10_000, peak=1e-3)
@@ -202,21 +203,25 @@ def checkpoints(spec: list[Any]) -> protocol.Workload:
       'restore_seconds': time.perf_counter() - saved,
     }
 
-  held = contextlib.ExitStack()
-  held.callback(folder.cleanup)
-  saver = held.enter_context(checkpoint.Checkpointer(folder.name, keep=2))
+  stack = contextlib.ExitStack()
+  stack.callback(folder.cleanup)
+  saver = stack.enter_context(checkpoint.Checkpointer(folder.name, keep=2))
   size = sum(x.nbytes for x in jax.tree.leaves(state))
-  return protocol.Workload(advance, 0, {'bytes': size}, close=held.close)
+  return protocol.Workload(advance, 0, {'bytes': size}, close=stack.close)
 
 
 def matmul_peaks(size: int | None = None) -> Callable[[], dict[str, float]]:
-  """Prepares `() -> {precision: FLOP/s}` of square products on one device.
+  """Prepares a measurement of matrix products on one device.
 
-  The products are those of the model: fp32 in the default precision, bf16
-  with float32 sums (on CPU, with float32 results).
+  The products run in the precisions of the model: fp32 in the default
+  precision, bf16 with float32 sums (on CPU, with float32 results).
 
   Args:
-    size: of the squares; None is large enough for this platform.
+    size: rows and columns of the matrices; None chooses a size that is large
+      enough for this platform.
+
+  Returns:
+    A function `() -> {precision: FLOP/s}`.
   """
   on_cpu = jax.default_backend() == 'cpu'
   size = size or (2048 if on_cpu else 8192)
@@ -236,7 +241,7 @@ def matmul_peaks(size: int | None = None) -> Callable[[], dict[str, float]]:
     for precision in specs.PRECISIONS:
       compute_dtype = 'float32' if precision == 'fp32' else 'bfloat16'
       result = 'float32' if on_cpu else compute_dtype
-      # Of norm about 1, so that products neither vanish nor overflow.
+      # The norm is about 1, so that products neither vanish nor overflow.
       a = jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5
       a = jax.device_put(a.astype(compute_dtype), device)
       x = jax.device_put(jnp.ones((size, size), result), device)

@@ -1,4 +1,4 @@
-"""The environment of torch peers, made on first use and kept.
+"""Installs what tests and benchmarks compare with, on first use.
 
 make peers      the environment, and what else tests use: published weights, and
                 libtpu, which compiles for TPUs that are not here
@@ -24,16 +24,16 @@ LIBTPU = workers.ROOT / '.cache' / 'libtpu'
 
 
 def installed(folder: Path = FOLDER) -> bool:
-  """Tells whether the environment is there, in these versions."""
+  """Returns True if the environment is there, with these versions."""
   stamp = folder / 'requirements'  # written last: an install may be cut short
   return stamp.exists() and stamp.read_text() == '\n'.join(REQUIREMENTS)
 
 
 def environment(folder: Path = FOLDER) -> str:
-  """Returns the interpreter of the peers, after making it if need be.
+  """Returns the interpreter of the peers; installs them if they are not there.
 
   Raises:
-    workers.Failed: it cannot be made.
+    workers.Failed: the installation failed.
   """
   python = folder / 'bin' / 'python'
   if installed(folder):
@@ -49,7 +49,7 @@ def published(python: str, folder: Path = PUBLISHED) -> None:
   """Fetches the weights, 180 MB, if they are not there.
 
   Raises:
-    workers.Failed: they cannot be had.
+    workers.Failed: the installation failed.
   """
   if not folder.exists():
     print(f'{folder}: fetching {", ".join(WEIGHTS)}', file=sys.stderr)
@@ -60,7 +60,7 @@ def published(python: str, folder: Path = PUBLISHED) -> None:
 
 
 def libtpu(folder: Path = LIBTPU) -> Path | None:
-  """Returns the library, if it is there for the jax that is here."""
+  """Returns the library that this version of jax needs, or None."""
   stamp = folder / 'requirements'
   if stamp.exists() and stamp.read_text() == _libtpu():
     return folder / 'libtpu' / 'libtpu.so'
@@ -71,7 +71,7 @@ def fetch_libtpu(python: str, folder: Path = LIBTPU) -> None:
   """Fetches libtpu, 160 MB, if it is not there.
 
   Raises:
-    workers.Failed: it cannot be had.
+    workers.Failed: the installation failed.
   """
   if libtpu(folder) is None:
     print(f'{folder}: fetching {_libtpu()}', file=sys.stderr)
@@ -82,7 +82,7 @@ def fetch_libtpu(python: str, folder: Path = LIBTPU) -> None:
 
 
 def _libtpu() -> str:
-  """The version that jax asks for."""
+  """Returns the requirement of libtpu that this version of jax has."""
   return next(
     line.partition(';')[0].strip()
     for line in metadata.requires('jax') or ()
@@ -91,12 +91,12 @@ def _libtpu() -> str:
 
 
 def torch(python: str) -> list[str]:
-  """Gives the command of `torch_peer.py`, to which a workload is appended."""
+  """Returns the command of `torch_peer.py`; a workload is appended to it."""
   return [python, '-m', 'tools.bench.torch_peer']
 
 
 def flax() -> list[str]:
-  """Gives the command of `flax_peer.py`, which runs where `lm` does."""
+  """Returns the command of `flax_peer.py`, which runs where `lm` does."""
   return [sys.executable, '-m', 'tools.bench.flax_peer']
 
 

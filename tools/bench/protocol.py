@@ -1,7 +1,8 @@
-"""The worker's half: a program that takes steps when asked, else is idle.
+"""The worker's side: a program that takes steps when asked, and else is idle.
 
-Called with the name of a workload and its settings as JSON, it builds it, takes
-a first step, and then answers each line of its input with a line of JSON:
+Its arguments are the name of a workload and its settings as JSON. It builds the
+workload, takes a first step, and then answers each line of its input with a
+line of JSON:
 
   (start)  facts: tokens, first_step_seconds, versions ...
   step K   {'seconds': [K numbers]}, and further lists that the workload has
@@ -20,15 +21,16 @@ from typing import Any, NamedTuple
 
 
 class Workload(NamedTuple):
-  """What can be timed.
+  """Work that can be timed.
 
   Attributes:
     step: does the work once, to its end; returns further numbers to list.
-    tokens: that a step processes.
-    facts: JSON that the worker tells about itself.
+    tokens: how many tokens a step processes.
+    facts: a JSON object that describes the worker.
     peak: measures the FLOP/s of matrix products, by precision.
-    memory: tells the most bytes that a device held; None where none counts.
-    close: gives back what lies outside this process's memory.
+    memory: returns the most bytes that a device has held; None where a device
+      does not count them.
+    close: removes files and other things outside of this process.
   """
 
   step: Callable[[], Mapping[str, float]]
@@ -40,7 +42,7 @@ class Workload(NamedTuple):
 
 
 def timed(workload: Workload, steps: int) -> dict[str, list[float]]:
-  """Takes steps: {'seconds': [K]} and what the steps returned, as lists."""
+  """Takes K steps; returns their seconds and their own numbers, as lists."""
   lists: dict[str, list[float]] = {'seconds': []}
   for _ in range(steps):
     start = time.perf_counter()
@@ -53,7 +55,8 @@ def timed(workload: Workload, steps: int) -> dict[str, list[float]]:
 
 def serve(makers: Mapping[str, Callable[..., Workload]]) -> None:
   """Runs a worker until its input ends."""
-  # Compilers and libraries print to stdout, which is the parent's line.
+  # Compilers and libraries print to stdout, which is the line to the parent: so
+  # the answers get a copy of it, and everything else goes to stderr.
   with os.fdopen(os.dup(1), 'w') as out:
     os.dup2(2, 1)
 

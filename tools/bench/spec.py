@@ -1,4 +1,4 @@
-"""What is measured: sizes of models that every peer can build."""
+"""Sizes of the models that are measured, which every peer can build."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ class Spec(NamedTuple):
   """A decoder of GPT-2's shape with a tied output and no dropout.
 
   Attributes:
-    name: of the spec.
+    name: the name of the spec.
     vocab: V.
     width: D.
-    depth: blocks.
+    depth: the number of blocks.
     heads: N.
     mlp: F.
     length: L.
-    batch: B, rows a step on all devices.
+    batch: B, the rows of a step on all devices together.
   """
 
   name: str
@@ -44,21 +44,21 @@ SPECS = {
     Spec('gpt2_xl', 50304, 1600, 48, 25, 6400, 1024, 16),  # 1.56B
   )
 }
-# Steps that an accelerator is given before their end is waited for: a training
-# loop runs ahead of it as well.
+# How many steps an accelerator is given before their end is waited for. A
+# training loop runs ahead of it as well.
 AHEAD = 8
-# Hours on a CPU, and float32 would not fit in 40 GB: these run only on
-# accelerators, in bf16.
+# These run only on accelerators and in bf16: on a CPU they take hours, and in
+# float32 they would not fit in 40 GB.
 LARGE = ('gpt2', 'gpt2_medium', 'gpt2_large', 'gpt2_xl')
 # 42.1M parameters: with Adam's moments 505 MB.
 CHECKPOINT = Spec('checkpoint', 17152, 576, 8, 9, 2304, 512, 1)
 
 
 def parse(text: str) -> list[Spec]:
-  """Reads 'S,M'.
+  """Reads names of specs with commas between them, such as 'S,M'.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: a name is unknown.
   """
   unknown = sorted(set(text.split(',')) - set(SPECS))
   if unknown:

@@ -1,4 +1,4 @@
-"""Numbers to rows, rows to markdown."""
+"""Turns measured numbers into rows, and rows into markdown."""
 
 from collections.abc import Mapping, Sequence
 import statistics
@@ -9,7 +9,7 @@ Blocks = Sequence[Mapping[str, Any]]  # answers of a worker, one a round
 
 
 def rates(blocks: Blocks, tokens: int) -> Row:
-  """Gives tokens a second at the best and at the median step."""
+  """Returns tokens a second at the best and at the median step."""
   seconds = [s for block in blocks for s in block['seconds']]
   return {
     'best_tokens_per_second': tokens / min(seconds),
@@ -42,18 +42,18 @@ def paired(ours: Blocks, theirs: Blocks) -> Row:
 
 
 def peak(blocks: Blocks, precision: str) -> float | None:
-  """Gives the best FLOP/s of matrix products between the blocks, if any."""
-  found = [b['peak'][precision] for b in blocks if b.get('peak')]
-  return max(found, default=None)
+  """Returns the best FLOP/s of matrix products between blocks, or None."""
+  peaks = [b['peak'][precision] for b in blocks if b.get('peak')]
+  return max(peaks, default=None)
 
 
 def share(tokens_per_second: float, flops_per_token: float, of: float) -> float:
-  """Gives the part of a rate `of` (FLOP/s) that is used."""
+  """Returns the fraction of a rate `of` (FLOP/s) that is used."""
   return tokens_per_second * flops_per_token / of
 
 
 def quantity(value: float | None) -> str:
-  """Writes three digits: 1234567 is '1.23M'."""
+  """Formats a number with three digits: 1234567 is '1.23M'."""
   if value is None:
     return '-'
   for size, letter in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
@@ -63,7 +63,7 @@ def quantity(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-  """Writes 0.41 as '41 %'."""
+  """Formats 0.41 as '41 %'."""
   return '-' if value is None else f'{100 * value:.0f} %'
 
 
@@ -87,7 +87,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def training(rows: Sequence[Row], accelerator: bool) -> str:
-  """Draws rows of `__main__`; a failed row has only `who` and `failed`."""
+  """Draws rows of training; a failed row has only `who` and `failed`."""
   heads = [
     'who',
     'precision',

@@ -1,8 +1,8 @@
 """Peers in torch: a small GPT under torch.compile, and transformers' GPT-2.
 
-The GPT has what users of torch expect to be fast: fused attention, one product
-for q, k and v, fused AdamW, bfloat16 by autocast. Runs in an environment of its
-own, without `lm` or jax.
+The GPT uses what torch users expect to be fast: fused attention, one product
+for q, k and v, fused AdamW, bfloat16 by autocast. It runs in an environment of
+its own, without `lm` or jax.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 from tools.bench import protocol
 from tools.bench import spec as specs
 
-# By name: a type checker has no torch to look at, nor have most users.
+# Imported by name, since neither type checkers nor most users have torch here.
 torch: Any = importlib.import_module('torch')
 nn = torch.nn
 functional = nn.functional
@@ -72,7 +72,7 @@ class _Decoder(nn.Module):
 
 
 def training(spec: list[Any], precision: str) -> protocol.Workload:
-  """Trains on random tokens; arguments as of `ours.training`."""
+  """Trains on random tokens; arguments are those of `ours.training`."""
   torch.manual_seed(0)
   torch.set_float32_matmul_precision('high')  # as jax's default on GPU: TF32
   s = specs.Spec(*spec)
@@ -118,7 +118,7 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
 
 
 def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
-  """Generates with transformers; arguments as of `ours.generation`."""
+  """Generates by transformers; arguments are those of `ours.generation`."""
   transformers: Any = importlib.import_module('transformers')
   transformers.logging.set_verbosity_error()
   torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The parent's half: starts workers and lets them take turns."""
+"""The parent's side: starts workers and lets them take turns."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -15,21 +15,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 _FIRST_SECONDS = 1800.0  # the first step of a compiler on a small machine
 _STEP_SECONDS = 900.0
-# Threads of the last worker spin for some milliseconds before they sleep.
+# Threads of the previous worker spin for some milliseconds before they sleep.
 _PAUSE_SECONDS = 0.05
 
 
 class Failed(RuntimeError):
-  """A worker ended or did not answer; the text is one line."""
+  """Raised when a worker ends or does not answer; the text is one line."""
 
 
 class Worker:
   """A long-lived process; use it in `with`.
 
   Attributes:
-    name: for messages and tables.
-    facts: what it told about itself, and `start_seconds`: from the start of
-      the process to the end of its first step.
+    name: its name in messages and tables.
+    facts: its description of itself, and `start_seconds`: the time from the
+      start of the process to the end of its first step.
   """
 
   def __init__(
@@ -38,12 +38,12 @@ class Worker:
     """Starts the worker and waits for its first step.
 
     Args:
-      name: of the worker.
-      command: runs in the repository's root.
-      environment: added to this process's.
+      name: its name in messages and tables.
+      command: runs in the root of the repository.
+      environment: variables in addition to those of this process.
 
     Raises:
-      Failed: it did not come that far.
+      Failed: the worker did not finish its first step.
     """
     self.name = name
     self._temporary = tempfile.TemporaryDirectory(prefix='bench-')
@@ -75,7 +75,7 @@ class Worker:
     """Sends a line and returns the answer.
 
     Raises:
-      Failed: there is none.
+      Failed: there is no answer.
     """
     assert self._process.stdin is not None
     try:
@@ -101,7 +101,7 @@ class Worker:
 
   def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith('JAX_COMP')}
-    # A first step is a first step: nothing compiled before is found again.
+    # Nothing that was compiled earlier may make a first step faster.
     return {
       **kept,
       'JAX_ENABLE_COMPILATION_CACHE': 'false',
@@ -135,13 +135,13 @@ def take_turns(
   each other compare.
 
   Args:
-    workers: while one works the others wait for input.
-    rounds: blocks of each.
-    block_seconds: how long a block should take; it has two steps at least.
+    workers: while one of them works, the others wait for input.
+    rounds: how many blocks each worker runs.
+    block_seconds: how long a block should take; it has at least two steps.
 
   Returns:
-    For each worker, an answer to 'step K' a round, and in it under `peak` the
-    FLOP/s of matrix products, where the worker can measure them.
+    For each worker its answers to 'step K', one for each round. `peak` in an
+    answer has the FLOP/s of matrix products, where the worker can measure them.
   """
   sizes = []
   for worker in workers:
@@ -149,13 +149,13 @@ def take_turns(
     sizes.append(max(2, min(100, round(block_seconds / least))))
   blocks: list[list[dict[str, Any]]] = [[] for _ in workers]
   for _ in range(rounds):
-    for worker, size, found in zip(workers, sizes, blocks, strict=True):
+    for worker, size, answers in zip(workers, sizes, blocks, strict=True):
       time.sleep(_PAUSE_SECONDS)
-      found.append(worker.ask(f'step {size}'))
-      found[-1]['peak'] = worker.ask('peak')
+      answers.append(worker.ask(f'step {size}'))
+      answers[-1]['peak'] = worker.ask('peak')
   return blocks
 
 
 def ours() -> list[str]:
-  """Gives the command of `ours.py`, to which a workload is appended."""
+  """Returns the command of `ours.py`; a workload is appended to it."""
   return [sys.executable, '-m', 'tools.bench.ours']
