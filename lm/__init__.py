@@ -1,26 +1,84 @@
 """lm: language-model pretraining as pure functions over plain trees.
 
-Start with types.py, then climb: config and tree; layers, loss, optim and
-sharding; models and data; step, checkpoint and generate; evals and log; train.
-
     import lm
 
-    model = lm.config.build(c.model, vocab=tokenizer.size)
+    c = lm.config.load('configs/gpt/tiny.py')
+    state = lm.train.train(c, 'runs/a')
+
+Start with types.py, then climb: config and tree; layers, loss, optim and
+sharding; models and data; checkpoint; training and evals; train.
 
 Submodules are imported when they are first named, so that `import lm` costs
 nothing and a data worker never meets jax.
 """
 
 import importlib
-import pkgutil
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # editors see what `__getattr__` imports
+  from lm import (
+    checkpoint,
+    config,
+    data,
+    errors,
+    evals,
+    evaluate,
+    fit,
+    inference,
+    interop,
+    layers,
+    loss,
+    metrics,
+    models,
+    optim,
+    plan,
+    planning,
+    reporting,
+    runtime,
+    sample,
+    serve,
+    sharding,
+    train,
+    training,
+    tree,
+    types,
+  )
+
+__all__ = [
+  'checkpoint',
+  'config',
+  'data',
+  'errors',
+  'evals',
+  'evaluate',
+  'fit',
+  'inference',
+  'interop',
+  'layers',
+  'loss',
+  'metrics',
+  'models',
+  'optim',
+  'plan',
+  'planning',
+  'reporting',
+  'runtime',
+  'sample',
+  'serve',
+  'sharding',
+  'train',
+  'training',
+  'tree',
+  'types',
+]
 
 
 def __getattr__(name: str) -> ModuleType:
-  if name not in __dir__():
+  if name not in __all__:
     raise AttributeError(f'module lm has no attribute {name!r}')
   return importlib.import_module(f'lm.{name}')
 
 
 def __dir__() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+  return __all__
