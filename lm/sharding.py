@@ -76,6 +76,7 @@ def make_mesh(
     'tensor': tensor,
   }
   if data is None:
+    # At least 1, so that the error below names the axes that are too large.
     data = max(len(devices) // math.prod(sizes.values()), 1)
   sizes = {'data': data, **sizes}
   asked = ' '.join(f'{k}={n}' for k, n in sizes.items() if k == 'data' or n > 1)
@@ -90,6 +91,8 @@ def make_mesh(
       'other axis may cross slow links: change mesh.*'
     )
   shape = tuple(sizes[name] for name in AXES)
+  # `allow_split_physical_axes`: an axis of 16 may lie along two axes of a torus
+  # of 4 x 4 x 4, which has none of that length.
   if slices == 1 or not hasattr(devices[0], 'slice_index'):
     # `data` is the outermost axis, so simulated slices are runs of neighbours.
     placed = mesh_utils.create_device_mesh(
@@ -225,6 +228,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
       dimension.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  # With one device, or where `shard_map` has cut all axes, nothing is left to
+  # choose.
   if mesh.size == 1 or not free(*mesh.axis_names):
     return x
   return jax.lax.with_sharding_constraint(x, spec(*names))
@@ -262,7 +267,7 @@ def host(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
     ValueError: rows do not divide over their axes.
   """
   where = _batch_sharding((batch_size,), mesh)
-  if where.is_fully_addressable:
+  if where.is_fully_addressable:  # there is no other process
     return 0, 1
   spans = [
     rows.indices(batch_size)
@@ -297,7 +302,7 @@ def put(
     x = np.asarray(x)
     shape = (len(x) * hosts, *x.shape[1:])
     where = _batch_sharding(shape, mesh)
-    if where.is_fully_addressable:
+    if where.is_fully_addressable:  # there is no other process
       return jax.device_put(x, where)
 
     # jax asks for parts by their place in the global array; this process holds

@@ -155,6 +155,8 @@ def rope(x_BLNH: jax.Array, rotation: Rotation) -> jax.Array:
   Feature h is paired with h + half, as the weights of GPT-NeoX and Llama
   expect. The paper pairs neighbours, which is the same up to a permutation.
   """
+  # A pair (a, b) is the complex number a + ib, times cos + i sin. In float32,
+  # since bfloat16 cosines would move tokens by whole positions.
   half = rotation.cos.shape[-1]
   a, b, rest = jnp.split(x_BLNH.astype(jnp.float32), (half, 2 * half), axis=-1)
   cos, sin = rotation
@@ -204,7 +206,7 @@ def buckets(
   distance_BLS = positions_BL[:, :, None] - positions_BS[:, None, :]
   offset_BLS = jnp.zeros_like(distance_BLS)
   if bidirectional:
-    count //= 2
+    count //= 2  # for each side
     offset_BLS = jnp.where(distance_BLS < 0, count, 0)
     distance_BLS = jnp.abs(distance_BLS)
   distance_BLS = jnp.maximum(distance_BLS, 0)
@@ -213,6 +215,7 @@ def buckets(
   # two buckets into the other one.
   far = np.arange(max_distance + 1)
   grown = np.log(np.maximum(far, exact) / exact) / np.log(max_distance / exact)
+  # The bucket of each distance. A lookup is cheaper than a logarithm a pair.
   table = np.where(
     far < exact, far, np.minimum(exact + grown * (count - exact), count - 1)
   ).astype(np.int32)

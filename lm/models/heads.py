@@ -250,6 +250,8 @@ def _make(
   def start(params, batch, room):
     raise ValueError('a head scores a text and generates none')
 
+  # A head is small, so every device holds all of it. Its row comes first, since
+  # a regex of the body might match its paths, too.
   axes = ((r'(^|/)task/', ()), *model.axes)
   fixed = tuple(f'body/{regex}' for regex in model.fixed)
   return types.Model(init, apply, start, axes, fixed=fixed)

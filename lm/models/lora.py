@@ -19,6 +19,7 @@ from lm.layers import compress
 from lm.models import settings
 
 NAME = 'lm.models.lora:make'
+# All of the body but the parameters of a head, however many bodies are nested.
 _FIXED = ('body/(?!(.*/)?task/)',)
 
 
@@ -68,6 +69,8 @@ def make(
     nested = traverse_util.unflatten_dict(changes, sep='/')
     return {'body': params, 'lora': nested}
 
+  # The matrices are added, rather than x @ a @ b computed beside each product,
+  # so that any model can be a body and none has to know of LoRA.
   def apply(params, batch, *, cache=None, rng=None):
     return model.apply(_whole(params, alpha), batch, cache=cache, rng=rng)
 

@@ -20,23 +20,19 @@ Reference: Chen and Goodman 1998, TR-10-98, section 3.
 from collections.abc import Iterable
 from functools import partial
 import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm import types
-from lm.models import settings
+from lm.models import ngram_counts, settings
 
 AXES = ((r'.', ()),)  # replicated: any token may need any n-gram
 
 # How many masses are added at once: few, so that a step of decoding wastes
 # little, and enough to make the cost of the loop itself small.
 _CHUNK = 2**13
-# The discounts of n-grams seen once, twice and more often, where the counts are
-# too few to estimate them. KenLM's `--discount_fallback` has the same values.
-_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
 def make(*, vocab: int, order: int) -> types.Model:
@@ -60,9 +56,11 @@ def make(*, vocab: int, order: int) -> types.Model:
   def init(rng, batch) -> types.Params:
     del rng, batch  # nothing is drawn, and no shape depends on a batch
     words, none = np.arange(vocab), np.zeros(0, np.int64)
-    levels = [_Level(np.zeros_like(words), np.zeros_like(words), words)]
-    levels += [_Level(none, none, none)] * (order - 1)
-    return _params(levels, partial(_add_k, weight=1.0), vocab)
+    levels = [
+      ngram_counts.Level(np.zeros_like(words), np.zeros_like(words), words)
+    ]
+    levels += [ngram_counts.Level(none, none, none)] * (order - 1)
+    return _params(levels, partial(ngram_counts.add_k, weight=1.0), vocab)
 
   def start(params, batch, length) -> types.Cache:
     del length  # histories do not grow
@@ -139,16 +137,16 @@ def fit(
   """
   settings.check_counts(vocab=vocab, order=order)
   estimates = {
-    'kneser_ney': _kneser_ney,
-    'add_k': partial(_add_k, weight=k * vocab),
+    'kneser_ney': ngram_counts.kneser_ney,
+    'add_k': partial(ngram_counts.add_k, weight=k * vocab),
   }
   settings.check_choices(method=(method, estimates))
   if not 0 < k < float('inf'):
     raise ValueError(f'k={k} must be above 0')
   if not 0 <= bos < vocab:
     raise ValueError(f'bos={bos} is outside the vocabulary of {vocab} ids')
-  tokens_T, places_T = _stream(documents, vocab, bos)
-  levels = _count(
+  tokens_T, places_T = ngram_counts.stream(documents, vocab, bos)
+  levels = ngram_counts.count(
     tokens_T, places_T, vocab, order, bos, continuations=method == 'kneser_ney'
   )
   return _params(levels, estimates[method], vocab)
@@ -171,7 +169,7 @@ def nats(
     np.asarray(params[key]) for key in ('word', 'mass', 'first', 'gamma')
   )
   vocab, none = int(first[0]), len(gamma) - 1  # the context never seen
-  tokens_T, places_T = _stream(documents, vocab, bos)
+  tokens_T, places_T = ngram_counts.stream(documents, vocab, bos)
   # All n-grams above single words are sorted by context and then by word: so
   # one integer each, and one binary search finds an n-gram of any order. The
   # largest integer at the end stands for the n-gram that was never seen.
@@ -194,130 +192,13 @@ def nats(
   return np.add.reduceat(cost_T, np.flatnonzero(places_T == 0))
 
 
-class _Level(NamedTuple):
-  """The n-grams of one order, sorted by context and word.
-
-  Attributes:
-    counts: int64 [W], how often each occurs.
-    parents: int64 [W], the context of each, as its index in the order below.
-    words: int64 [W], the last word of each.
-  """
-
-  counts: np.ndarray
-  parents: np.ndarray
-  words: np.ndarray
-
-
-def _stream(documents, vocab, bos) -> tuple[np.ndarray, np.ndarray]:
-  """Joins documents, with bos before each.
-
-  Returns:
-    The tokens, int64 [T], and the place of each in its document, int64 [T],
-    where bos has place 0.
-  """
-  parts = [np.asarray(document) for document in documents]
-  sizes = np.array([len(part) + 1 for part in parts], np.int64)
-  starts = np.cumsum(sizes) - sizes
-  if sizes.sum() == len(parts):
-    raise ValueError('no documents: give at least one that has tokens')
-  tokens_T = np.concatenate(
-    [ids for part in parts for ids in ([bos], part)], dtype=np.int64
-  )
-  outside = np.flatnonzero((tokens_T < 0) | (tokens_T >= vocab))
-  if outside.size:
-    document = np.searchsorted(starts, outside[0], side='right') - 1
-    raise ValueError(
-      f'document {document} holds id {tokens_T[outside[0]]}, outside the '
-      f'vocabulary of {vocab} ids: give the vocab that it was written with'
-    )
-  places_T = np.arange(len(tokens_T)) - np.repeat(starts, sizes)
-  return tokens_T, places_T
-
-
-def _count(
-  tokens_T, places_T, vocab, order, bos, *, continuations
-) -> list[_Level]:
-  """Counts the n-grams of every order.
-
-  Each order is built from the one below: an n-gram is one integer, made of the
-  index there of all its words but the last, and of its last word.
-
-  Args:
-    tokens_T, places_T: from `_stream`.
-    vocab: V.
-    order: the length of the longest n-gram, in tokens.
-    bos: the id at place 0 of each document.
-    continuations: whether n-grams below the highest order count the different
-      words to their left, unless they begin with bos.
-  """
-  # The index of the n-gram that ends at each token. That of a word is its id.
-  ends_T = tokens_T
-  counts = np.bincount(tokens_T[places_T > 0], minlength=vocab)
-  levels = [_Level(counts, np.zeros(vocab, np.int64), np.arange(vocab))]
-  begins = np.zeros(vocab, bool)
-  for n in range(2, order + 1):
-    at = np.flatnonzero(places_T >= n - 1)
-    keys, first, ends, counts = np.unique(
-      ends_T[at - 1] * vocab + tokens_T[at],
-      return_index=True,
-      return_inverse=True,
-      return_counts=True,
-    )
-    below = levels[-1]
-    if continuations:
-      # Each different n-gram adds one word to the left of its last n - 1 words.
-      left = np.bincount(ends_T[at[first]], minlength=len(below.counts))
-    else:
-      left = 0
-    levels[-1] = below._replace(counts=np.where(begins, below.counts, left))
-    parents, words = np.divmod(keys, vocab)
-    levels.append(_Level(counts, parents, words))
-    begins = parents == bos if n == 2 else begins[parents]
-    ends_T = np.zeros_like(tokens_T)
-    ends_T[at] = ends
-  return levels
-
-
-def _kneser_ney(level: _Level, contexts: int) -> tuple[np.ndarray, np.ndarray]:
-  """Estimates mass [W] and gamma [contexts] by modified Kneser-Ney."""
-  discounts = np.array([0, *_discounts(level.counts)])
-  # D1 <= 1, D2 <= 2 and D3+ <= 3, so no mass is below 0.
-  taken_W = discounts[np.minimum(level.counts, 3)]
-  # A context that no word follows leaves everything to the shorter one.
-  total_X = np.bincount(level.parents, level.counts, contexts)
-  taken_X = np.bincount(level.parents, taken_W, contexts)
-  mass_W = (level.counts - taken_W) / total_X[level.parents]
-  gamma_X = np.where(total_X > 0, taken_X / np.maximum(total_X, 1), 1)
-  return mass_W, gamma_X
-
-
-def _discounts(counts: np.ndarray) -> tuple[float, ...]:
-  """Estimates D1, D2 and D3+ from the counts of one order (equation 26).
-
-  Returns `_DISCOUNTS` where the counts do not allow an estimate.
-  """
-  n1, n2, n3, n4 = (float(np.sum(counts == c)) for c in range(1, 5))
-  if not n1 * n2 * n3 * n4:
-    return _DISCOUNTS
-  y = n1 / (n1 + 2 * n2)
-  discounts = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-  # With a discount of 0 or less, unseen words would get no probability.
-  return discounts if min(discounts) > 0 else _DISCOUNTS
-
-
-def _add_k(
-  level: _Level, contexts: int, *, weight: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """Estimates mass [W] and gamma [contexts] by add-k; `weight` is k V."""
-  total_X = np.bincount(level.parents, level.counts, contexts) + weight
-  return level.counts / total_X[level.parents], weight / total_X
-
-
-def _params(levels: list[_Level], estimate, vocab: int) -> types.Params:
+def _params(
+  levels: list[ngram_counts.Level], estimate, vocab: int
+) -> types.Params:
   """Lays the trie out in arrays.
 
   Args:
-    levels: the n-grams of each order, from `_count`.
+    levels: the n-grams of each order, from `ngram_counts.count`.
     estimate: `(level, contexts) -> (mass_W, gamma_X)`.
     vocab: V.
 
