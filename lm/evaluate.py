@@ -116,6 +116,7 @@ def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m lm.evaluate',
     description=__doc__,
+    epilog=config.exit_code_help('lm.evaluate'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -111,7 +111,8 @@ def main(argv: list[str]) -> int:
   """Runs the program; `config.main` turns errors into exit codes."""
   parser = argparse.ArgumentParser(
     prog='python -m lm.plan',
-    description=f'{__doc__}\n{config.exit_code_help("lm.plan")}',
+    description=__doc__,
+    epilog=config.exit_code_help('lm.plan'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

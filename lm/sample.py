@@ -43,6 +43,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m lm.sample',
     description=__doc__,
+    epilog=config.exit_code_help('lm.sample'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

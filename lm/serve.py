@@ -33,6 +33,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m lm.serve',
     description=__doc__,
+    epilog=config.exit_code_help('lm.serve'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -18,9 +18,6 @@ one run. Items with one label `group` count as one piece of evidence.
 An interval is that of its row alone; p, and so the verdict, is corrected for
 the number of rows (Holm). How many more would tell is for a power of 80 %, if
 the difference is as large as it looks.
-
-Exit codes: 0 compared; 2 wrong usage or input, or items that are not the same;
-4 damaged items; 5 storage.
 """
 
 import argparse
@@ -395,6 +392,7 @@ def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m tools.compare',
     description=__doc__,
+    epilog=config.exit_code_help('tools.compare'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -6,9 +6,6 @@ Compares the bits of the losses in metrics.jsonl, and the hashes of every leaf
 in the checkpoints that both have; then, of the first leaf that differs, by how
 much. Times and speeds are not compared. A refactor should show no difference;
 with `numerics='deterministic'` neither should another mesh.
-
-Exit codes: 0 nothing differs, 1 something does, 2 for runs that have no step in
-common.
 """
 
 import argparse
@@ -147,6 +144,7 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     prog='python -m tools.compare_runs',
     description=__doc__,
+    epilog=config.exit_code_help('tools.compare_runs'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -6,8 +6,6 @@
 
 Each holds a tokenizer and a dataset a split. The folder of the originals is
 `../shared/data`, or what LM_DATA names; nothing of it is in the repository.
-
-Exit codes: 0 done; 2 the originals are missing or wrong usage; 5 storage.
 """
 
 import argparse
@@ -20,6 +18,7 @@ from pathlib import Path
 import re
 import sys
 
+from lm import config
 from lm.data import writer
 from lm.data.tokenizers import characters, sentencepiece
 from tools import prepare_data
@@ -111,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog='python -m tools.corpora',
     description=__doc__,
+    epilog=config.exit_code_help('tools.corpora'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('corpus', choices=sorted(CORPORA))

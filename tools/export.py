@@ -28,12 +28,9 @@ the output as probe.json, and is used again when that is exported in turn: so a
 budget is held against the first original. What was tuned on records is asked 64
 of those that judge it, or of its own. With --config, a file such as
 configs/evaluate/english.py, the first --items of each task are asked of both.
-All is printed, and kept in report.json. Needs the extras `data` and `interop`,
+All is printed, and kept in report.json, which is all that is left of an export
+that is refused. Needs the extras `data` and `interop`,
 and int8 the extra `quant`.
-
-Exit codes: 0 done; 2 it cannot be exported so, or wrong usage; 4 the checkpoint
-or the probe is damaged; 5 storage; 9 refused: the probe's loss rose by more
-than --budget, and nothing but report.json is left.
 """
 
 import argparse
@@ -551,6 +548,7 @@ def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m tools.export',
     description=__doc__,
+    epilog=config.exit_code_help('tools.export'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

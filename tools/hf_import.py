@@ -16,9 +16,6 @@ training starts from it with
     --config.init_from=runs/gpt2 --config.data.sources.train.path=data/x
 
 where data/x was prepared with --tokenizer=runs/gpt2/tokenizer.json.
-
-Exit codes: 0 done; 2 the files are not what they should be, or wrong usage; 3
-another process holds the workdir; 5 storage.
 """
 
 import argparse
@@ -105,6 +102,7 @@ def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m tools.hf_import',
     description=__doc__,
+    epilog=config.exit_code_help('tools.hf_import'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

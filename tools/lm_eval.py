@@ -12,8 +12,6 @@ Needs the extra `lmeval`. A sentence of BLiMP is scored as it is, without
 the space that lm_eval's own config puts before it, so that scores are those of
 `lm.evals.choice`. But equal likelihoods count as right here, not there, and
 acc_norm counts characters, not bytes.
-
-Exit codes: 0 done; 2 wrong usage or input; 4 damaged checkpoint.
 """
 
 import argparse
@@ -235,6 +233,7 @@ def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m tools.lm_eval',
     description=__doc__,
+    epilog=config.exit_code_help('tools.lm_eval'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -10,8 +10,6 @@ vectors; its own words are left out of the answer.
 A word is one piece of the run's tokenizer: with a space before it, as inside a
 text, or else as it stands. One of several pieces is refused: what it has is no
 vector of its own. What is printed are pieces too.
-
-Exit codes: 0 done; 2 wrong usage or input; 4 damaged checkpoint; 5 storage.
 """
 
 import argparse
@@ -124,6 +122,7 @@ def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m tools.neighbours',
     description=__doc__,
+    epilog=config.exit_code_help('tools.neighbours'),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -6,8 +6,6 @@
 writes data/web/manifest.json and its shards, and prints a report. With
 `--split-valid 0.01` it writes data/web/train and data/web/valid: the hash of a
 document decides, so a document and its copies fall on the same side.
-
-Exit codes: 0 done; 2 bad input or usage; 5 storage. An error is one line.
 """
 
 import argparse
@@ -21,6 +19,7 @@ import time
 if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lm import config
 from lm.data import documents, writer
 from lm.data.tokenizers import auto
 
@@ -148,7 +147,9 @@ def run(action, flags: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__,
+    epilog=config.exit_code_help('tools.prepare_data'),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add_input(parser)
   parser.add_argument('--output', required=True, help='directory to write')

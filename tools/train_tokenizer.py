@@ -5,8 +5,6 @@
 
 The same input gives the same file, byte for byte. `--kind characters` writes
 the list of characters to x.json.
-
-Exit codes: 0 done; 2 bad input or usage; 5 storage. An error is one line.
 """
 
 import argparse
@@ -18,6 +16,7 @@ import sys
 if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lm import config
 from lm.data import documents
 from lm.data.tokenizers import auto, characters, sentencepiece
 from tools import prepare_data
@@ -60,7 +59,9 @@ def train(flags: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__,
+    epilog=config.exit_code_help('tools.train_tokenizer'),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   prepare_data.add_input(parser)
   parser.add_argument('--output', required=True, help='x.model or x.json')

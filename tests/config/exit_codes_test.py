@@ -31,3 +31,12 @@ def test_a_program_has_its_own_meanings_and_those_of_all():
   slurm = {entry.code for entry in exit_codes.of('tools.launch.slurm')}
   assert slurm == train | {8, 130}
   assert 8 not in {entry.code for entry in exit_codes.of('tools.launcher')}
+
+
+def test_every_program_shows_its_exit_codes():
+  for name in {x for entry in exit_codes._TABLE for x in entry.programs}:
+    if name == 'tools.launch':  # whose programs share a parser
+      name = 'tools.launch.commands'
+    text = (programs.ROOT / f'{name.replace(".", "/")}.py').read_text()
+    own = f"config.exit_code_help('{name}')" in text
+    assert own or 'config.parse(' in text or 'exit_code_help(program)' in text

@@ -456,6 +456,7 @@ def make_parser(
   made = argparse.ArgumentParser(
     prog=f'python -m {program}',
     description=description,
+    epilog=config.exit_code_help(program),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
     usage='%(prog)s FLAGS ' + '|'.join(commands) + ' -- FLAGS_OF_LM_TRAIN'

@@ -15,9 +15,7 @@ controller. The image holds this repository, as tools/launch/Dockerfile makes
 it. When a pod ends badly or its node is taken away, all start again and
 lm.train goes on from its workdir; but exit codes 2, 4, 5 and 6 end the run.
 
-Exit codes: that of lm.train, where it ended; 2 wrong usage; 3 another launcher
-is at work; 8 the cluster failed, or did not come or answer in time; 130 Ctrl-C,
-and the run goes on.
+Ends with the exit code of lm.train, where that ended.
 """
 
 import argparse

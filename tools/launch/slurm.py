@@ -12,10 +12,6 @@ or use one of its own for a long run.
 
 `--follow` prints the log until the job has left the queue, and returns the exit
 code of lm.train. Log and exit code lie in FOLDER, which all nodes share.
-
-Exit codes: 0 submitted; with --follow that of lm.train; 2 wrong usage; 8 SLURM
-failed, or did not answer in time, or the job ended without an exit code; 130
-Ctrl-C, and the job goes on.
 """
 
 import argparse

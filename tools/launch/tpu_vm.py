@@ -18,9 +18,7 @@ lm.train goes on from its workdir by itself, so that resuming is starting the
 same command again. A slice that is active is never deleted by resume. Where
 there are several workers, gcloud needs `ssh-add ~/.ssh/google_compute_engine`.
 
-Exit codes: that of lm.train, where it ended; 2 wrong usage; 3 another launcher
-or run is at work; 8 the slice failed, or did not come or answer in time; 130
-Ctrl-C, and what runs there goes on.
+Ends with the exit code of lm.train, where that ended.
 """
 
 import argparse
