@@ -21,7 +21,7 @@ html_title = 'lm'
 html_static_path: list[str] = []
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
-autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # flax's are in a markup of their own
 # Types of other libraries are not linked: the build asks no server.
 nitpicky = False
 

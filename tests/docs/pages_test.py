@@ -78,6 +78,20 @@ def test_links_lead_somewhere(page):
   assert not missing, missing
 
 
+def test_code_that_pages_include_is_there():
+  found = 0
+  for page in PAGES:
+    text = page.read_text(encoding='utf-8')
+    for name, options in re.findall(
+      r'^```\{literalinclude\} (\S+)\n(.*?)^```', text, re.M | re.S
+    ):
+      code = (page.parent / name).read_text(encoding='utf-8')
+      for mark in re.findall(r'^:(?:start|end)-\w+: "(.*)"$', options, re.M):
+        assert code.count(f'\n{mark}') == 1, (page.name, mark)
+        found += 1
+  assert found
+
+
 @pytest.mark.parametrize('page', PAGES, ids=ids)
 def test_pages_have_plain_punctuation(page):
   text = page.read_text(encoding='utf-8')

@@ -102,7 +102,7 @@ def inline(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-  return re.sub(r'([\\*`|]|_(?!\w))', r'\\\1', text)
+  return re.sub(r'([\\*`|]|_(?!\w)|:(?=:$))', r'\\\1', text)
 
 
 def _indent(line: str) -> int:
