@@ -36,7 +36,13 @@ from pathlib import Path
 from lm import checkpoint, types
 from lm.data import stream
 from lm.runtime import devices, memory, process_group, processes, signals
-from lm.training import early_stopping, evaluations, metrics_logger, setup
+from lm.training import (
+  early_stopping,
+  evaluations,
+  metrics_logger,
+  saving,
+  setup,
+)
 
 
 def train(
@@ -80,7 +86,7 @@ def train(
     if stopping.ended is not None:
       checkpointer.end_at(stopping.ended)
     state = setup.restore_or_start(run, checkpointer, source)
-    saved = start = int(state.step)
+    start = int(state.step)
     last, sums = stopping.resume_at(start), meta.get('metrics')
     logger = enter(
       metrics_logger.MetricsLogger(
@@ -91,17 +97,8 @@ def train(
     evals = evaluations.Evaluations(
       run, stopping, logger, checkpointer, group=group, stop=stop
     )
+    saver = saving.Saver(run, checkpointer, logger, start)
     stop_at = start if evals.finish(state) else c.steps
-
-    def save(step: int) -> None:
-      nonlocal saved
-      if step > saved:
-        logger.flush()  # first, or a kill would leave a hole in metrics.jsonl
-        if run.private is not None:
-          logger.now(step, 'privacy', run.spent(step))
-        checkpointer.save(step, state, run.meta(step, logger.state()))
-        saved = step
-
     batches = enter(contextlib.closing(run.batches(start, stop_at)))
     for step, batch in batches:
       state, metrics = run.update(state, batch)
@@ -110,13 +107,13 @@ def train(
       logger.later(step, metrics)  # a step behind: the device never waits
       stopped = group.stop(stop.requested)
       if stopped or run.due(step, c.save_every):
-        save(step)
+        saver.save(step, state)
       if stopped:
         break  # what resumes the run evaluates this step
       if evals.due(step):
         decision = evals.evaluate(step, state.params)
         if decision.over or decision.best == step:
-          save(step)
+          saver.save(step, state)
         if decision.over:
           break
     checkpointer.wait()
