@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.process
 def test_the_documentation_builds(tmp_path):
   pytest.importorskip('sphinx')
+  flags = ['-W', '--keep-going', '-q', '-b', 'html']
+  trees, html = str(tmp_path / 'doctrees'), str(tmp_path / 'html')
   done = subprocess.run(
-    [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html']
-    + ['-d', str(tmp_path / 'doctrees'), 'docs', str(tmp_path / 'html')],
+    [sys.executable, '-m', 'sphinx', *flags, '-d', trees, 'docs', html],
     cwd=ROOT,
     env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
