@@ -306,7 +306,7 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
       f'with one of the fns {", ".join(_KINDS)}'
     )
   kind, fit = _KINDS[kinds.pop()]
-  with config.refusals():
+  with config.user_errors():
     train = _part(c.data, c.data.get('held_out'), kind, held=True)
     tests = {
       name: _part(spec, spec.get('fold'), kind, held=False)
@@ -318,7 +318,7 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
     digest = hashlib.sha256(' '.join([name, *of]).encode()).hexdigest()
     row: dict[str, Any] = {'baseline': name}
     for evaluator, found in tests.items():
-      with config.refusals():
+      with config.user_errors():
         result = baseline(found, evals[evaluator])
       about = {
         'step': 0,

@@ -577,7 +577,7 @@ def main(argv: Sequence[str]) -> None:
   form('merge').set_defaults(write=lambda f: merge)
   flags = parser.parse_args(argv)
   memory.prepare()
-  with config.refusals():
+  with config.user_errors():
     report = export(
       flags.write(flags),
       flags.workdir,

@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--source', required=True, help='folder or .gguf file')
   parser.add_argument('--workdir', required=True, help='of the run to make')
   flags = parser.parse_args(argv)
-  with config.refusals():
+  with config.user_errors():
     import_(Path(flags.source), Path(flags.workdir))
 
 

@@ -108,7 +108,7 @@ def make(
     objective = {'fn': 'tools.lm_eval:bare'}
   room = length or c.model.get('length') or c.data.length
   mesh = sharding.make_mesh()
-  with config.refusals():
+  with config.user_errors():
     score = scoring.make(
       context_lib.Context(model, tokenizer, mesh),
       batch_size=batch_size,
@@ -260,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
   memory.prepare()
   harness, tasks = _lm_eval('evaluator'), _lm_eval('tasks')
   logging.getLogger('lm_eval').setLevel(logging.ERROR)
-  with config.refusals():
+  with config.user_errors():
     asked = [task(x, flags.data) if x in TASKS else x for x in names]
     model = make(
       flags.workdir,

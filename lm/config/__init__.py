@@ -14,14 +14,14 @@ This package imports neither jax nor the modules that specs name, until `build`,
 `resolve` or `fill` is called: a wrong value, key or function name ends a
 program in one line, in well under three seconds.
 
-Read values.py (the laws), specs.py (functions by name), files.py (config files)
-and programs.py (flags and exit codes), in this order. The names below are the
-whole door: other floors import `config`, not the files behind it.
+Read values.py (the laws), specs.py (functions by name), files.py (config files),
+programs.py (flags and errors) and exit_codes.py, in this order. The names below
+are the whole door: other floors import `config`, not the files behind it.
 """
 
 from lm.config.exit_codes import EXIT_CODES, exit_code_help
 from lm.config.files import find, load, store
-from lm.config.programs import main, parse, refusals, told
+from lm.config.programs import error_line, main, parse, user_errors
 from lm.config.specs import build, fill, resolve, trust
 from lm.config.values import (
   Config,
@@ -46,6 +46,7 @@ __all__ = [
   'check',
   'did_you_mean',
   'diff',
+  'error_line',
   'exit_code_help',
   'fill',
   'find',
@@ -58,10 +59,9 @@ __all__ = [
   'override',
   'parse',
   'plain',
-  'refusals',
   'resolve',
   'store',
   'to_json',
-  'told',
   'trust',
+  'user_errors',
 ]

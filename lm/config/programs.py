@@ -82,8 +82,8 @@ def parse(
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
-  """Turns what our own functions refuse, a ValueError, into a ConfigError.
+def user_errors() -> Iterator[None]:
+  """Turns ValueErrors of our own functions, a user's mistakes, to ConfigErrors.
 
   Errors that have an exit code pass as they are.
   """
@@ -98,19 +98,20 @@ def refusals() -> Iterator[None]:
 def main(program: Callable[[list[str]], int | None]) -> NoReturn:
   """Runs `program(sys.argv[1:])` and exits with the code it returns.
 
-  Errors are as of `told`; any other exception is a bug and keeps its traceback.
+  An error that has a line for the user, see `error_line`, is printed as that
+  line; any other exception is a bug and keeps its traceback.
   """
   try:
     code = program(sys.argv[1:])
   except Exception as error:
-    known = told(error)
-    if known is None:
+    line = error_line(error)
+    if line is None:
       raise
-    _stop(*known)
+    _stop(*line)
   sys.exit(code or 0)
 
 
-def told(error: BaseException) -> tuple[str, int] | None:
+def error_line(error: BaseException) -> tuple[str, int] | None:
   """Returns an error's one line and exit code; None for a bug.
 
   An exception with an `exit_code` is a message to the user, and so is an

@@ -270,7 +270,7 @@ def evaluate(
       return call()
     except Exception as error:
       failures.append(error)
-      known = config.told(error)
+      known = config.error_line(error)
       text = known[0] if known else f'{type(error).__name__}: {error}'
       note = f'{run.name}: left out: {text.removeprefix(f"{run.name}: ")}'
       if note not in notes:

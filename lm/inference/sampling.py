@@ -57,7 +57,7 @@ class Settings(NamedTuple):
       )
     if not all(self.stop):
       raise config.ConfigError("stop='': ends every text at once; leave it out")
-    with config.refusals():
+    with config.user_errors():
       return generate.Sampler(
         self.temperature,
         self.top_k,
@@ -126,7 +126,7 @@ def texts(
   settings = Settings() if settings is None else settings
   sampler = settings.sampler()
   run = engine.restore(workdir, step)
-  with config.refusals():  # prompt and text may be too long for the model
+  with config.user_errors():  # prompt and text may be too long for the model
     if settings.beams:
       return _search(run, prompt, settings)
     return _draw(run, prompt, settings, sampler, show)

@@ -230,7 +230,7 @@ def serving(
     )
   limits.check()
   run = engine.restore(workdir, step)
-  with config.refusals():
+  with config.user_errors():
     service = Service(run, Path(workdir).name, limits)
   try:
     server = http_server.Server(

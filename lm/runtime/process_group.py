@@ -210,7 +210,7 @@ class ProcessGroup:
 
   def leave(self, error: BaseException) -> NoReturn:
     """Ends this process because of an error, after telling the others."""
-    line = config.told(error)
+    line = config.error_line(error)
     if line is None and self.count > 1:
       # A peer that is gone reaches jax as some error of its own. The watching
       # thread knows better, or will in a moment.

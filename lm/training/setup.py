@@ -60,7 +60,7 @@ class Run(NamedTuple):
     Batches are read ahead, so close the generator when the loop ends early.
     """
     c = self.config
-    with config.refusals():
+    with config.user_errors():
       host, hosts = sharding.host(self.mesh, c.batch_size)
       batches = stream.stream(
         self.data,
@@ -130,7 +130,7 @@ def assemble(
   Raises:
     config.ConfigError: the config cannot be used.
   """
-  with config.refusals():
+  with config.user_errors():
     mesh = sharding.make_mesh(**c.mesh, devices=devices)
   tokenizer, model = checkpoint.tokenizer_and_model(c, tokenizer)
   optimizer = optim.holding(c.optim, model.fixed)
@@ -151,7 +151,7 @@ def assemble(
     private = config.build(c.privacy)
     if data.drawn is not None:
       private = private._replace(expected=data.drawn[1])
-  with config.refusals():
+  with config.user_errors():
     program = step.program(
       model=model,
       tx=tx,
@@ -228,7 +228,7 @@ def _unread(c: config.Config, tokenizer: types.Tokenizer) -> stream.Data:
   def refuse(*unused: Any) -> Any:
     raise AssertionError('assembled for its shapes alone: there is no data')
 
-  with config.refusals():
+  with config.user_errors():
     objective = config.build(
       c.data.objective, tokenizer=tokenizer, length=c.data.length
     )

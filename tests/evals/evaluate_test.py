@@ -598,7 +598,7 @@ def test_wrong_arguments_cost_one_line(ladder, tmp_path, capsys):
   def refused(*arguments, code=2):
     with pytest.raises((config.ConfigError, errors.Failure)) as caught:
       evaluate.main(list(arguments))
-    text, found = config.told(caught.value) or ('', 1)
+    text, found = config.error_line(caught.value) or ('', 1)
     assert found == code and len(text) <= 200 and '\n' not in text
     return text
 

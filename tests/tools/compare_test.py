@@ -50,7 +50,7 @@ def rows(report) -> dict[str, dict]:
 def refused(code, *arguments) -> str:
   with pytest.raises((config.ConfigError, errors.Failure)) as caught:
     compare.main(list(map(str, arguments)))
-  text, found = config.told(caught.value) or ('', 1)
+  text, found = config.error_line(caught.value) or ('', 1)
   assert found == code and len(text) <= 200 and '\n' not in text
   return text
 
