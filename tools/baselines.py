@@ -49,14 +49,15 @@ from sklearn import (
 from sklearn.feature_extraction import text
 
 from lm import config, errors
-from lm.data.finetuning import readers, tasks
+from lm.data.finetuning import passages, tasks
+from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import classification, fingerprint, items, results
 from lm.models import ngram
 from lm.reporting import metrics_log
 
 # From records and the spec of their evaluator to what it would find.
-Baseline = Callable[[readers.Records, Mapping[str, Any]], results.Result]
+Baseline = Callable[[record_lib.Records, Mapping[str, Any]], results.Result]
 
 _WORD = r'\w+|[^\w\s]'  # also of one letter, and signs
 _CHOICES = [1.0, 10.0, 100.0]  # of C of the regression on texts
@@ -67,7 +68,7 @@ _FIXED = 3.0
 _COMMON = {'en': text.ENGLISH_STOP_WORDS, 'zh': frozenset()}
 
 
-def classes(train: readers.Records) -> dict[str, Baseline]:
+def classes(train: record_lib.Records) -> dict[str, Baseline]:
   """Fits baselines of texts and their classes."""
   words = text.CountVectorizer(ngram_range=(1, 2), token_pattern=_WORD)
   both = pipeline.make_union(
@@ -152,7 +153,7 @@ class _LanguageModels:
     return [np.array([*self._words.encode(text), eos]) for text in texts]
 
 
-def tags(train: readers.Records) -> dict[str, Baseline]:
+def tags(train: record_lib.Records) -> dict[str, Baseline]:
   """Fits baselines of words and their tags."""
   pairs = [
     pair for r in train.records for pair in zip(r.words, r.tags, strict=True)
@@ -212,7 +213,7 @@ def _shape(word: str) -> str:
   return ''.join(kind for kind, _ in itertools.groupby(kinds))
 
 
-def spans(_: readers.Records) -> dict[str, Baseline]:
+def spans(_: record_lib.Records) -> dict[str, Baseline]:
   """Gives the baseline of readings, which learns nothing."""
 
   def answer(found, spec):
@@ -224,7 +225,7 @@ def spans(_: readers.Records) -> dict[str, Baseline]:
   return {'sliding_window': answer}
 
 
-def _answer(record: readers.Reading, language: str) -> str:
+def _answer(record: record_lib.Reading, language: str) -> str:
   """Finds the words that stand where a passage is most like its question.
 
   References: Rajpurkar et al. 2016, arXiv 1606.05250, section 5, where spans to
@@ -265,12 +266,14 @@ def _answer(record: readers.Reading, language: str) -> str:
 
   most = max(map(shared, runs))
   first, stop = max((x for x in runs if shared(x) == most), key=window)
-  cut = tasks.pieces(record.passage)
+  cut = passages.pieces(record.passage)
   return record.passage[cut[first][0] : cut[stop - 1][1]]
 
 
 def _lower(passage: str) -> list[str]:
-  return [passage[first:stop].lower() for first, stop in tasks.pieces(passage)]
+  return [
+    passage[first:stop].lower() for first, stop in passages.pieces(passage)
+  ]
 
 
 def _grams(words: Sequence[str]) -> set[Any]:
@@ -279,9 +282,9 @@ def _grams(words: Sequence[str]) -> set[Any]:
 
 # By evaluator: its kind of records, and baselines.
 _KINDS = {
-  'lm.evals.classification:classes': (readers.Text, classes),
-  'lm.evals.classification:tags': (readers.Sentence, tags),
-  'lm.evals.classification:spans': (readers.Reading, spans),
+  'lm.evals.classification:classes': (record_lib.Text, classes),
+  'lm.evals.classification:tags': (record_lib.Sentence, tags),
+  'lm.evals.classification:spans': (record_lib.Reading, spans),
 }
 
 
@@ -344,7 +347,7 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
 
 def _part(
   spec: Any, part: int | None, kind: type, *, held: bool
-) -> readers.Records:
+) -> record_lib.Records:
   """Reads the records of a spec: those of a fold, or all but those.
 
   Raises:
@@ -367,7 +370,7 @@ def _part(
   return found._replace(records=kept)
 
 
-def _texts(found: readers.Records) -> list[str]:
+def _texts(found: record_lib.Records) -> list[str]:
   return ['\n'.join(record.texts) for record in found.records]
 
 

@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from lm import checkpoint, config, errors, sharding, types
 from lm.checkpoint import bucket_reader, host_arrays, manifest
 from lm.data import documents, writer
-from lm.data.finetuning import tasks as tasks_lib
+from lm.data.finetuning import batching
 from lm.data.tokenizers import export as tokenizer_export
 from lm.evals import classification, export_check, results
 from lm.evals import context as context_lib
@@ -291,7 +291,7 @@ def _records(
     spec.get('fold'),
   )
   few = [[rows[n]] for n in export_check.spread(len(rows))]
-  batch = tasks_lib.assemble(few, form, spec.length, tokenizer)
+  batch = batching.assemble(few, form, spec.length, tokenizer)
   return batch, found.card.sha256
 
 

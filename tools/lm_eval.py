@@ -27,7 +27,7 @@ import jax
 
 from lm import checkpoint, config, errors, sharding, types
 from lm.data import objectives
-from lm.data.finetuning import readers
+from lm.data.finetuning import record_files
 from lm.evals import context as context_lib
 from lm.evals import scoring
 from lm.inference import engine
@@ -165,7 +165,7 @@ def task(name: str, folder: str | Path) -> dict[str, Any]:
     ValueError: the file is missing or damaged.
   """
   file, spec = TASKS[name]
-  rows = readers.lines(str(Path(folder) / file))
+  rows = record_files.json_lines(str(Path(folder) / file))
   data = importlib.import_module('datasets').Dataset.from_list(rows)
   return {
     'task': name,

@@ -24,7 +24,7 @@ def get_config(folder: str = 'data/multi30k'):
 
   def read(split):
     return {
-      'fn': 'lm.data.finetuning.readers:multi30k',
+      'fn': 'lm.data.finetuning.pair_readers:multi30k',
       'path': f'{folder}/{split}.en.gz',
       'target': f'{folder}/{split}.de.gz',
     }
@@ -41,7 +41,7 @@ def get_config(folder: str = 'data/multi30k'):
       'metrics': ('bleu', 'chrf'),
     }
 
-  form = {'fn': 'lm.data.finetuning.tasks:translate', 'source': 128}
+  form = {'fn': 'lm.data.finetuning.pair_forms:translate', 'source': 128}
   c = base.get_config()
   c.steps = 4_000
   c.batch_size = 16  # rows of about six pairs

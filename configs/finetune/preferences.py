@@ -39,11 +39,11 @@ def get_config(argument: str = 'data,dpo_en'):
   c.optim.peak = 1e-5
   c.optim.warmup = 5
   records = {
-    'fn': 'lm.data.finetuning.readers:preferences',
+    'fn': 'lm.data.finetuning.pair_readers:preferences',
     'path': f'{folder}/{SETS[name]}',
   }
   form = {
-    'fn': 'lm.data.finetuning.tasks:prefer',
+    'fn': 'lm.data.finetuning.pair_forms:prefer',
     'template': '{source}\n\nAnswer:\n',
   }
   start.task(

@@ -78,7 +78,7 @@ def get_config(argument: str = 'data,scitldr'):
 
   def read(path):
     return {
-      'fn': f'lm.data.finetuning.readers:{reader}',
+      'fn': f'lm.data.finetuning.pair_readers:{reader}',
       'path': f'{folder}/{path}',
     }
 
@@ -90,7 +90,7 @@ def get_config(argument: str = 'data,scitldr'):
   c.optim.warmup = max(steps // 20, 1)
   start.task(
     c,
-    {'fn': f'lm.data.finetuning.tasks:{form}', **how},
+    {'fn': f'lm.data.finetuning.pair_forms:{form}', **how},
     *(read(train), read(test)),
     {
       'answers': {'fn': 'generation:answers'},

@@ -41,7 +41,7 @@ def get_config(argument: str = 'data,squad'):
   c.steps = 600
   c.batch_size = 16
   form = {
-    'fn': 'lm.data.finetuning.tasks:span',
+    'fn': 'lm.data.finetuning.forms:span',
     'question': 32,
     'stride': None,
     'token_types': True,

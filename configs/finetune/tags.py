@@ -53,7 +53,7 @@ def get_config(argument: str = 'data,wikigold'):
   c.steps = c.save_every = steps
   c.optim.warmup = steps // 10
   form = {
-    'fn': 'lm.data.finetuning.tasks:tag',
+    'fn': 'lm.data.finetuning.forms:tag',
     'classes': classes,
     'labels': read(train),
     'join': join,

@@ -78,7 +78,7 @@ def get_config(argument: str = 'data,banking77'):
   c.steps = steps
   c.save_every = 300
   form = {
-    'fn': 'lm.data.finetuning.tasks:classify',
+    'fn': 'lm.data.finetuning.forms:classify',
     'classes': classes,
     'labels': read(train),
     'token_types': True,

@@ -17,8 +17,8 @@ import numpy as np
 
 from lm import errors, sharding, types
 from lm.data import objectives
-from lm.data.finetuning import readers as records_lib
-from lm.data.finetuning import tasks
+from lm.data.finetuning import batching, passages, tasks
+from lm.data.finetuning import records as record_lib
 from lm.evals import choice, results
 from lm.evals import context as context_lib
 
@@ -69,7 +69,7 @@ def classes(
 
 
 def classified(
-  found: records_lib.Records, order: Sequence[str], logits_NC: np.ndarray
+  found: record_lib.Records, order: Sequence[str], logits_NC: np.ndarray
 ) -> results.Result:
   """Judges the logits of texts: what `classes` gives.
 
@@ -138,7 +138,7 @@ def tags(
     guesses = [['O'] * len(record.words) for record in found.records]
     for row, logits_LC in score(params, rows):
       for place, best in zip(row.places, logits_LC.argmax(-1), strict=False):
-        if place != tasks.NOT_SCORED:
+        if place != batching.NOT_SCORED:
           guesses[row.record][place] = made.labels[int(best)]
     return tagged(found, guesses)
 
@@ -146,7 +146,7 @@ def tags(
 
 
 def tagged(
-  found: records_lib.Records, guesses: Sequence[list[str]]
+  found: record_lib.Records, guesses: Sequence[list[str]]
 ) -> results.Result:
   """Judges a tag a word of sentences: what `tags` gives."""
   metrics = package('seqeval.metrics', 'seqeval')
@@ -224,7 +224,7 @@ def spans(
       passage = found.records[row.record].passage
       guess, first, last = _span(row, logits_2L)
       if guess > best[row.record][0]:
-        cut = tasks.pieces(passage)
+        cut = passages.pieces(passage)
         text = passage[cut[row.places[first]][0] : cut[row.places[last]][1]]
         best[row.record] = guess, text
     return answered(found, [text for _, text in best], language)
@@ -233,7 +233,7 @@ def spans(
 
 
 def answered(
-  found: records_lib.Records, texts: Sequence[str], language: str
+  found: record_lib.Records, texts: Sequence[str], language: str
 ) -> results.Result:
   """Judges an answer a question: what `spans` gives."""
   items = []
@@ -278,9 +278,9 @@ def _words(text: str, language: str) -> list[str]:
   return re.sub(r'\b(a|an|the)\b', ' ', text).split()
 
 
-def _span(row: tasks.Row, logits_2L: np.ndarray) -> tuple[float, int, int]:
+def _span(row: batching.Row, logits_2L: np.ndarray) -> tuple[float, int, int]:
   """Finds the likeliest span of a passage: score, first and last token."""
-  live = np.array(row.places) != tasks.NOT_SCORED
+  live = np.array(row.places) != batching.NOT_SCORED
   start_L, stop_L = np.where(live, logits_2L[:, : len(live)], -np.inf)
   best = -np.inf, 0, 0
   for more in range(min(_LONGEST, len(live))):
@@ -299,7 +299,7 @@ def read(
   folds: int,
   fold: int | None,
   limit: int | None = None,
-) -> tuple[records_lib.Records, tasks.Form, list[tasks.Row]]:
+) -> tuple[record_lib.Records, batching.Form, list[batching.Row]]:
   """Reads what is judged, the first `limit` records; see `classes`."""
   tasks.check_folds(folds, fold)
 
@@ -330,12 +330,12 @@ def _scorer(context, form, batch_size, length):
     )
 
   def score(
-    params: types.Params, rows: Sequence[tasks.Row]
-  ) -> Iterator[tuple[tasks.Row, np.ndarray]]:
+    params: types.Params, rows: Sequence[batching.Row]
+  ) -> Iterator[tuple[batching.Row, np.ndarray]]:
     for n in range(0, len(rows), batch_size):
       part = rows[n : n + batch_size]
       filled = [[row] for row in part] + [[]] * (batch_size - len(part))
-      batch = tasks.assemble(filled, form, length, tokenizer)
+      batch = batching.assemble(filled, form, length, tokenizer)
       with jax.set_mesh(mesh):
         found = run(params, sharding.put(batch, mesh, host, hosts))
       logits = np.asarray(found, np.float64)

@@ -20,7 +20,8 @@ import numpy as np
 
 from lm import types
 from lm.data import names, objectives
-from lm.data.finetuning import readers
+from lm.data.finetuning import record_files
+from lm.data.finetuning import records as record_lib
 from lm.evals import context as context_lib
 from lm.evals import results, scoring
 
@@ -70,7 +71,7 @@ def crows_pairs(
     kinds = [row['bias_type'] for row in rows]
     ids = [f'crows_pairs/{row[""]}' for row in rows]
     _some(rows)
-  card = readers.card(
+  card = record_lib.dataset_card(
     'crows_pairs', path, 'nyu-mll/crows-pairs', 'CC BY-SA 4.0', 'stereotype'
   )
 
@@ -136,14 +137,14 @@ def stereoset(
   )
   kinds = ('stereotype', 'anti_stereotype', 'unrelated')
   with _file(path, 'stereoset'):
-    rows = readers.lines(path, limit)
+    rows = record_files.json_lines(path, limit)
     texts = [('', row[kind]) for row in rows for kind in kinds]
     labels = [
       {'category': row['bias_type'], 'target': row['target']} for row in rows
     ]
     ids = [f'stereoset/{row["id"]}' for row in rows]
     _some(rows)
-  card = readers.card(
+  card = record_lib.dataset_card(
     'stereoset', path, 'moinnadeem/StereoSet', 'CC BY-SA 4.0', 'icat'
   )
 
@@ -212,7 +213,9 @@ def winobias(
     pairs = list(zip(*sides, strict=True))
     _some(pairs)
   cards = [
-    readers.card('winobias', path, 'uclanlp/corefBias', 'MIT', 'difference')
+    record_lib.dataset_card(
+      'winobias', path, 'uclanlp/corefBias', 'MIT', 'difference'
+    )
     for path in (pro, anti)
   ]
   # Two files, so two hashes.
@@ -292,7 +295,7 @@ def winogender(
     }
     if missing := {x.split('.')[0] for x in templates} - women.keys():
       raise ValueError(f'{statistics} lacks {min(missing)}')
-  card = readers.card(
+  card = record_lib.dataset_card(
     'winogender', path, 'rudinger/winogender-schemas', 'MIT', 'correlation_bls'
   )
 
@@ -370,7 +373,7 @@ def bbq(
     objective=objective,
   )
   with _file(path, 'bbq'):
-    rows = readers.lines(path, limit)
+    rows = record_files.json_lines(path, limit)
     asked = [_asked(row) for row in rows]
     told = [
       (
@@ -381,7 +384,9 @@ def bbq(
       for n in range(3)
     ]
     _some(rows)
-  card = readers.card('bbq', path, 'nyu-mll/BBQ', 'CC BY 4.0', 'bias_ambiguous')
+  card = record_lib.dataset_card(
+    'bbq', path, 'nyu-mll/BBQ', 'CC BY 4.0', 'bias_ambiguous'
+  )
 
   def evaluate(params: types.Params) -> results.Result:
     nats = [x.nats for x in score(params, told)]
@@ -462,12 +467,12 @@ def _sentences(path: str) -> list[str]:
   """Reads WinoBias' lines without their numbers and brackets."""
   return [
     re.sub(r'^\d+ |[\[\]]', '', line).strip()
-    for line in readers.text(path).splitlines()
+    for line in record_files.text(path).splitlines()
   ]
 
 
 def _table(path: str, delimiter: str = '\t') -> list[dict[str, str]]:
-  file = io.StringIO(readers.text(path), newline='')
+  file = io.StringIO(record_files.text(path), newline='')
   return list(csv.DictReader(file, delimiter=delimiter))
 
 

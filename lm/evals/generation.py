@@ -1,7 +1,7 @@
 """Evaluators of what a model writes: translations, summaries, answers.
 
 {'fn': 'lm.evals.generation:make', 'batch_size': 64, 'length': 64, 'new': 48,
- 'records': {'fn': 'lm.data.finetuning.readers:multi30k', 'path': ..., 'target': ...},
+ 'records': {'fn': 'lm.data.finetuning.pair_readers:multi30k', 'path': ..., 'target': ...},
  'form': the form that the model was trained with, 'metrics': ('bleu', 'chrf')}
 
 `answers` tells how likely it finds the answers that the records have.
@@ -17,7 +17,7 @@ import numpy as np
 
 from lm import sharding, types
 from lm.data import objectives
-from lm.data.finetuning import tasks
+from lm.data.finetuning import batching
 from lm.evals import classification, results, scoring
 from lm.evals import context as context_lib
 from lm.inference import beam, generate
@@ -188,7 +188,7 @@ def answers(
     for n in range(0, len(rows), batch_size):
       part = rows[n : n + batch_size]
       filled = [[row] for row in part] + [[]] * (batch_size - len(part))
-      batch = tasks.assemble(filled, made, length, tokenizer)
+      batch = batching.assemble(filled, made, length, tokenizer)
       with jax.set_mesh(mesh):
         nats_BL, _ = costs(params, sharding.put(batch, mesh, host, hosts))
       cost_BL = np.asarray(nats_BL, np.float64) * batch.weights

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from lm.data import documents as files
 from lm.data import names
-from lm.data.finetuning import readers
+from lm.data.finetuning import record_files
+from lm.data.finetuning import records as record_lib
 
 
 class Question(NamedTuple):
@@ -37,7 +38,7 @@ class Question(NamedTuple):
 class Task(NamedTuple):
   """Questions and their card."""
 
-  card: readers.Card
+  card: record_lib.DatasetCard
   questions: list[Question]
 
 
@@ -248,13 +249,13 @@ def documents(
   ]
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no text')
-  told = readers.Card(
+  told = record_lib.DatasetCard(
     name='documents',
     source=names.short(path),
     licence='that of the files',
     split=Path(found[0]).name.partition('.')[0],
     metric='bits_per_byte',
-    sha256=readers.digest(found),
+    sha256=record_files.sha256_of(found),
   )
   return Task(told, questions)
 
@@ -267,7 +268,7 @@ def _task(
 ) -> Task:
   """Reads a file of a set; `question` makes one of a row and its number."""
   questions = []
-  for n, row in enumerate(readers.lines(path, limit)):
+  for n, row in enumerate(record_files.json_lines(path, limit)):
     try:
       made = question(row, n)
       _ = made.pairs[made.gold]  # there is such a choice
@@ -280,7 +281,7 @@ def _task(
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no question')
   source, licence, metric = _SETS[name]
-  told = readers.card(name, path, source, licence, metric)
+  told = record_lib.dataset_card(name, path, source, licence, metric)
   return Task(told, questions)
 
 

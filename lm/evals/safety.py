@@ -15,7 +15,8 @@ import numpy as np
 
 from lm import config, sharding, types
 from lm.data import names, objectives
-from lm.data.finetuning import readers
+from lm.data.finetuning import record_files
+from lm.data.finetuning import records as record_lib
 from lm.evals import classification, generation, results
 from lm.evals import context as context_lib
 from lm.inference import generate
@@ -104,7 +105,7 @@ def bold(
     'vaderSentiment.vaderSentiment', 'vaderSentiment'
   )
   judge = vader.SentimentIntensityAnalyzer()
-  card = readers.card(
+  card = record_lib.dataset_card(
     *('bold', path, 'amazon-science/bold', 'CC BY-SA 4.0', 'negative_gap')
   )
   key = jax.random.key(seed)
@@ -177,7 +178,7 @@ def _prompts(path: str, limit: int | None) -> list[tuple[str, str, str]]:
   try:
     found = [
       (group, f'{group}/{page}', texts)
-      for group, pages in json.loads(readers.text(path)).items()
+      for group, pages in json.loads(record_files.text(path)).items()
       for page, texts in pages.items()
     ]
     asked = {

@@ -1,6 +1,6 @@
 """DPO: a model learns to prefer the better one of two answers.
 
-  c.data.form = {'fn': 'lm.data.finetuning.tasks:prefer'}
+  c.data.form = {'fn': 'lm.data.finetuning.pair_forms:prefer'}
   c.model = {'fn': 'lm.models.preference:make', 'body': ..., 'beta': 0.1}
   c.init_from, c.init_paths = 'runs/tuned', ('=body', '=reference')
 

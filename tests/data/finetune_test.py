@@ -9,7 +9,7 @@ import pytest
 
 from configs.finetune import preferences, replies, spans, tags, texts
 from lm import checkpoint, config, evaluate, sharding, train, tree
-from lm.data.finetuning import tasks
+from lm.data.finetuning import batching, pair_forms
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, generation
 from tests import programs
@@ -101,7 +101,7 @@ def pairs(path, count=40):
   ]
   path.write_text('\n'.join(map(json.dumps, rows)))
   return {
-    'fn': 'lm.data.finetuning.readers:pairs',
+    'fn': 'lm.data.finetuning.pair_readers:pairs',
     'path': str(path),
     'source': 'source',
     'target': 'target',
@@ -117,7 +117,7 @@ def judged(run, params, records, form, **settings):
   )(params)
 
 
-FORM = {'fn': 'lm.data.finetuning.tasks:reply', 'template': '{source}'}
+FORM = {'fn': 'lm.data.finetuning.pair_forms:reply', 'template': '{source}'}
 
 
 def test_an_answer_costs_what_its_tokens_cost(trained, tmp_path):
@@ -127,14 +127,16 @@ def test_an_answer_costs_what_its_tokens_cost(trained, tmp_path):
   )
   records = pairs(tmp_path / 'x.jsonl', 20)
   found = judged(run, params, records, FORM)
-  form = tasks.reply(tokenizer=run.tokenizer, length=16, template='{source}')
+  form = pair_forms.reply(
+    tokenizer=run.tokenizer, length=16, template='{source}'
+  )
   total = count = 0
   for record, item in zip(
     config.build(records).records, found.items, strict=True
   ):
     (row,) = form.rows([record])
     logits = run.model.apply(
-      params, tasks.assemble([[row]], form, 16, run.tokenizer)
+      params, batching.assemble([[row]], form, 16, run.tokenizer)
     ).logits
     log = jax.nn.log_softmax(np.asarray(logits[0], np.float64))
     answer = [*run.tokenizer.encode(record.targets[0]), run.tokenizer.eos]
@@ -175,7 +177,7 @@ def test_what_writes_nothing_is_refused(trained, tmp_path):
   texts_ = tmp_path / 'y.jsonl'
   texts_.write_text('{"text": "a", "label": "b"}\n{"text": "a", "label": "c"}')
   form = {
-    'fn': 'lm.data.finetuning.tasks:classify',
+    'fn': 'lm.data.finetuning.forms:classify',
     'classes': 2,
     'labels': ['b', 'c'],
   }

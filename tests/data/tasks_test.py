@@ -13,7 +13,16 @@ import pytest
 from configs import base
 from lm import config, sample, sharding, train
 from lm import evaluate as evaluate_lib
-from lm.data.finetuning import readers, tasks
+from lm.data.finetuning import (
+  batching,
+  forms,
+  pair_forms,
+  pair_readers,
+  passages,
+  readers,
+  tasks,
+)
+from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import classification, context, generation
 from lm.reporting import metrics_log
@@ -122,7 +131,7 @@ def tuned(tmp_path, body, head, records_of, form, evaluator, steps):
 @pytest.mark.usefixtures('one_device')
 def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   head = {'fn': 'lm.models.heads:classify', 'classes': 2, 'pool': pool}
-  form = {'fn': 'lm.data.finetuning.tasks:classify', 'classes': 2}
+  form = {'fn': 'lm.data.finetuning.forms:classify', 'classes': 2}
   source = write_texts, 'lm.data.finetuning.readers:texts'
   found = tuned(tmp_path, body, head, source, form, 'classes', 80)
   assert found['test/accuracy'] > 0.95 and found['test/macro_f1'] > 0.95
@@ -137,7 +146,7 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
 @pytest.mark.usefixtures('one_device')
 def test_a_tuned_tagger_tags(tmp_path, body):
   head = {'fn': 'lm.models.heads:tag', 'classes': 3}
-  form = {'fn': 'lm.data.finetuning.tasks:tag', 'classes': 3, 'join': ''}
+  form = {'fn': 'lm.data.finetuning.forms:tag', 'classes': 3, 'join': ''}
   source = write_tags, 'lm.data.finetuning.readers:conll'
   found = tuned(tmp_path, body, head, source, form, 'tags', 100)
   assert found['test/f1'] > 0.95 and found['test/f1/ANI'] > 0.95
@@ -147,14 +156,15 @@ def test_a_tuned_tagger_tags(tmp_path, body):
 @pytest.mark.usefixtures('one_device')
 def test_a_tuned_reader_answers(tmp_path, body):
   head = {'fn': 'lm.models.heads:span'}
-  form = {'fn': 'lm.data.finetuning.tasks:span', 'question': 8}
+  form = {'fn': 'lm.data.finetuning.forms:span', 'question': 8}
   source = write_readings, 'lm.data.finetuning.readers:squad'
   found = tuned(tmp_path, body, head, source, form, 'spans', 100)
   assert found['test/exact'] > 0.95 and found['test/f1'] > 0.95
 
 
 def read_set(folder, reader, path, **settings):
-  made = getattr(readers, reader)(path=str(folder / path), **settings)
+  room = readers if hasattr(readers, reader) else pair_readers
+  made = getattr(room, reader)(path=str(folder / path), **settings)
   assert made.card.sha256 and made.card.licence
   assert len({r.id for r in made.records}) == len(made.records)
   return made
@@ -249,7 +259,7 @@ def test_who_knows_the_places_answers_all(
       'fn': f'lm.data.finetuning.readers:{reader}',
       'path': str(shared_data / path),
     },
-    form={'fn': 'lm.data.finetuning.tasks:span', 'stride': 128},
+    form={'fn': 'lm.data.finetuning.forms:span', 'stride': 128},
     batch_size=1,
     length=512,
     language=language,
@@ -268,7 +278,7 @@ def test_who_knows_the_places_answers_all(
   st.integers(0, 60), st.integers(1, 20), st.none() | st.integers(1, 25)
 )
 def test_rows_overlap_and_each_token_is_of_one(size, room, stride):
-  rows = list(tasks.overlapping(size, room, stride))
+  rows = list(passages.overlapping(size, room, stride))
   assert [n for _, _, mine in rows for n in mine] == list(range(size))
   around = [
     max(
@@ -289,8 +299,8 @@ def test_rows_overlap_and_each_token_is_of_one(size, room, stride):
 
 def test_a_long_sentence_is_tagged_in_parts_and_each_word_once():
   words = tuple('abcdefghijklmnop')
-  one = readers.Sentence('x', words, ('O', 'B-A') * 8)
-  form = tasks.tag(
+  one = record_lib.Sentence('x', words, ('O', 'B-A') * 8)
+  form = forms.tag(
     tokenizer=BYTES, length=8, classes=2, labels=('B-A', 'O'), join=''
   )
   rows = form.rows([one])
@@ -307,19 +317,19 @@ def test_a_long_sentence_is_tagged_in_parts_and_each_word_once():
 
 
 def test_a_pair_is_cut_where_it_is_longer():
-  form = tasks.classify(
+  form = forms.classify(
     tokenizer=BYTES, length=10, classes=2, labels=('n', 'y'), token_types=True
   )
-  (row,) = form.rows([readers.Text('x', ('abcdefgh', 'ij'), 'y')])
+  (row,) = form.rows([record_lib.Text('x', ('abcdefgh', 'ij'), 'y')])
   assert BYTES.decode(row.ids) == 'abcdeij' and len(row.ids) == 10
   assert row.token_types == [0] * 7 + [1] * 3 and row.targets == [1]
-  batch = tasks.assemble([[row], []], form, 12, BYTES)
+  batch = batching.assemble([[row], []], form, 12, BYTES)
   assert batch.token_types is not None and batch.segments.sum() == 10
   assert batch.weights.tolist() == [[1.0], [0.0]]
-  form = tasks.classify(
+  form = forms.classify(
     tokenizer=BYTES, length=10, classes=2, labels=('n', 'y'), ends=False
   )
-  (row,) = form.rows([readers.Text('x', ('abcdefgh', 'ij'), 'y')])
+  (row,) = form.rows([record_lib.Text('x', ('abcdefgh', 'ij'), 'y')])
   assert BYTES.decode(row.ids) == 'abcdefij' and len(row.ids) == 10
   assert row.ids.count(BYTES.eos) == 1 and row.ids[-1] != BYTES.eos
 
@@ -332,7 +342,7 @@ def source(tmp_path, count=20, **changes):
   settings = {
     'records': spec,
     'form': {
-      'fn': 'lm.data.finetuning.tasks:classify',
+      'fn': 'lm.data.finetuning.forms:classify',
       'classes': 2,
       'labels': spec,
     },
@@ -392,7 +402,7 @@ def test_a_run_goes_on_with_the_same_records_only(tmp_path):
     (
       {
         'form': {
-          'fn': 'lm.data.finetuning.tasks:classify',
+          'fn': 'lm.data.finetuning.forms:classify',
           'classes': 3,
           'labels': 'ab',
         }
@@ -402,12 +412,12 @@ def test_a_run_goes_on_with_the_same_records_only(tmp_path):
     (
       {
         'form': {
-          'fn': 'lm.data.finetuning.tasks:classify',
+          'fn': 'lm.data.finetuning.forms:classify',
           'classes': 2,
           'labels': 'ab',
         }
       },
-      'label cold is none of the 2 labels (a, b): give those of the training',
+      'label cold is not one of the 2 labels (a, b): give those of the training',
     ),
     (
       {
@@ -421,7 +431,7 @@ def test_a_run_goes_on_with_the_same_records_only(tmp_path):
     ({'folds': 2, 'held_out': 2}, 'held_out=2 must be below folds=2'),
     ({'length': 3}, 'length=3 must be a whole number from 4 on'),
     (
-      {'form': {'fn': 'lm.data.finetuning.tasks:span', 'question': 30}},
+      {'form': {'fn': 'lm.data.finetuning.forms:span', 'question': 30}},
       'question=30 leaves no room in length=32',
     ),
   ],
@@ -436,9 +446,9 @@ def test_files_of_another_form_are_refused(tmp_path):
   path = tmp_path / 'x'
   path.write_text('{"text": "a"}\n')
   for reader, message in (
-    ('texts', "record 1 is none of texts (KeyError: 'label'); give a file of"),
+    ('texts', "record 1 is not of texts (KeyError: 'label'); give a file of"),
     ('squad', 'not in the form of SQuAD'),
-    ('conll', 'line 1: "a"} is no tag such as O, B-PER or I-PER: set word'),
+    ('conll', 'line 1: "a"} is not a tag such as O, B-PER or I-PER: set word'),
   ):
     with pytest.raises(ValueError) as caught:
       getattr(readers, reader)(path=str(path))
@@ -469,7 +479,7 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
     vocab=BYTES.size,
   )
   form = {
-    'fn': 'lm.data.finetuning.tasks:classify',
+    'fn': 'lm.data.finetuning.forms:classify',
     'classes': 2,
     'labels': spec,
   }
@@ -544,13 +554,20 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
     ]
     path = write_written(tmp_path / name, pairs)
     fields = {'source': 'source', 'target': 'target'}
-    return {'fn': 'lm.data.finetuning.readers:pairs', 'path': path, **fields}
+    return {
+      'fn': 'lm.data.finetuning.pair_readers:pairs',
+      'path': path,
+      **fields,
+    }
 
-  form = {'fn': 'lm.data.finetuning.tasks:translate', 'source': 12}
+  form = {'fn': 'lm.data.finetuning.pair_forms:translate', 'source': 12}
   model = {'fn': 'lm.models.encdec:make', 'width': 32, 'depth': 2, 'heads': 2}
   model['norm_order'] = 'pre'
   if body == 'decoder':
-    form = {'fn': 'lm.data.finetuning.tasks:reply', 'template': '{source}='}
+    form = {
+      'fn': 'lm.data.finetuning.pair_forms:reply',
+      'template': '{source}=',
+    }
     model = BODIES['decoder']
   c = base.get_config().unlock()
   c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
@@ -597,23 +614,25 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
 
 
 def test_pairs_are_laid_out_for_either_side():
-  pair = readers.Pair('x', 'ab', ('cde', 'f'))
-  form = tasks.translate(tokenizer=BYTES, length=8, source=6)
+  pair = record_lib.Pair('x', 'ab', ('cde', 'f'))
+  form = pair_forms.translate(tokenizer=BYTES, length=8, source=6)
   (row,) = form.rows([pair])
-  batch = tasks.assemble([[row, row], []], form, 8, BYTES)
+  batch = batching.assemble([[row, row], []], form, 8, BYTES)
   eos, bos = BYTES.eos, BYTES.bos
   assert row.ids == [bos, *BYTES.encode('cde')]
   assert row.targets == [*BYTES.encode('cde'), eos]
   assert batch.segments[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
   assert batch.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
   assert batch.weights.sum() == 8 and not batch.weights[1].any()
-  form = tasks.reply(tokenizer=BYTES, length=8, template='<{source}>', room=3)
+  form = pair_forms.reply(
+    tokenizer=BYTES, length=8, template='<{source}>', room=3
+  )
   (row,) = form.rows([pair])
   assert row.ids == [bos, *BYTES.encode('<ab>cde')][:8]
   assert row.targets == [*BYTES.encode('<ab>cde'), eos][:8]
   assert row.weights == [0, 0, 0, 0, 1, 1, 1, 1]
   # A long source loses its beginning, a long answer its end.
-  (row,) = form.rows([readers.Pair('x', 'abcdefgh', ('ijklmnop',))])
+  (row,) = form.rows([record_lib.Pair('x', 'abcdefgh', ('ijklmnop',))])
   assert row.ids == [bos, *BYTES.encode('fgh>ijk')]
   assert row.targets == BYTES.encode('fgh>ijkl')
   assert row.weights == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -624,11 +643,11 @@ def test_pairs_are_laid_out_for_either_side():
 
 def test_packing_loses_no_record_and_fills_rows(tmp_path):
   path = write_pairs(tmp_path / 'x', 300, 0)
-  spec = {'fn': 'lm.data.finetuning.readers:pairs', 'path': path}
+  spec = {'fn': 'lm.data.finetuning.pair_readers:pairs', 'path': path}
   spec |= {'source': 'source', 'target': 'target'}
   settings = {
     'records': spec,
-    'form': {'fn': 'lm.data.finetuning.tasks:translate', 'source': 32},
+    'form': {'fn': 'lm.data.finetuning.pair_forms:translate', 'source': 32},
     'batch_size': 10,
   }
   data = source(tmp_path, pack=True, **settings)
@@ -636,7 +655,7 @@ def test_packing_loses_no_record_and_fills_rows(tmp_path):
   rows = loose.batch(0).weights.sum(1).max()
   steps = range(-(-300 // 10))
   total = sum(loose.batch(n).weights.sum() for n in steps)
-  found = tasks.packed(
+  found = batching.pack(
     *(lambda made: (made[2], made[1]))(
       tasks.read(spec, settings['form'], BYTES, 32)
     ),
@@ -650,8 +669,8 @@ def test_packing_loses_no_record_and_fills_rows(tmp_path):
     'fn': 'lm.data.finetuning.readers:squad',
     'path': write_readings(tmp_path / 'readings', 4, 0),
   }
-  form = {'fn': 'lm.data.finetuning.tasks:span', 'question': 8}
-  with pytest.raises(ValueError, match='tasks:span wants rows of its own'):
+  form = {'fn': 'lm.data.finetuning.forms:span', 'question': 8}
+  with pytest.raises(ValueError, match='forms:span fills a row of the batch'):
     source(tmp_path, pack=True, records=readings, form=form)
 
 
@@ -699,9 +718,9 @@ def test_files_of_other_lengths_are_no_pairs(tmp_path):
   (tmp_path / 'a').write_text('x\ny\n')
   (tmp_path / 'b').write_text('x\n')
   with pytest.raises(ValueError) as caught:
-    readers.multi30k(path=str(tmp_path / 'a'), target=str(tmp_path / 'b'))
+    pair_readers.multi30k(path=str(tmp_path / 'a'), target=str(tmp_path / 'b'))
   assert '2 lines, and' in str(caught.value)
-  assert str(caught.value).endswith('has 1: give files of one text')
+  assert str(caught.value).endswith('has 1: give files whose lines correspond')
 
 
 def test_variety_is_counted():
@@ -718,7 +737,7 @@ def test_variety_is_counted():
 
 
 def test_only_the_assistant_is_scored_in_a_talk():
-  talk = readers.Chat(
+  talk = record_lib.Chat(
     'x',
     (
       ('system', 'S'),
@@ -728,7 +747,7 @@ def test_only_the_assistant_is_scored_in_a_talk():
       ('assistant', 'e'),
     ),
   )
-  form = tasks.chat(
+  form = pair_forms.chat(
     tokenizer=BYTES,
     length=32,
     template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
@@ -748,7 +767,7 @@ def test_only_the_assistant_is_scored_in_a_talk():
   ]
   assert (talk.targets, talk.source) == (('e',), 'S\na\nbc\nd')
   # The oldest turns go first, the system's stays.
-  short = tasks.chat(
+  short = pair_forms.chat(
     tokenizer=BYTES,
     length=9,
     template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
@@ -769,7 +788,7 @@ def test_only_the_assistant_is_scored_in_a_talk():
 )
 def test_a_template_has_a_place_for_each_text(template, message):
   with pytest.raises(ValueError) as caught:
-    tasks.chat(tokenizer=BYTES, length=9, template=template)
+    pair_forms.chat(tokenizer=BYTES, length=9, template=template)
   assert message in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lm import loss, optim, sharding, types
 from lm.data import objectives
-from lm.data.finetuning import tasks
+from lm.data.finetuning import batching
 from lm.data.tokenizers import utf8_bytes
 from lm.models import heads, recurrent
 from lm.training import step
@@ -150,12 +150,14 @@ def test_padding_is_not_pooled(pool):
 def test_a_packed_text_is_classified_as_if_alone(body, pool):
   model = heads.classify(vocab=V, body=BODIES[body][0], classes=3, pool=pool)
   rows = [
-    tasks.Row(n, ids, [0] * len(ids), [n], [1.0], [tasks.NOT_SCORED] * len(ids))
+    batching.Row(
+      n, ids, [0] * len(ids), [n], [1.0], [batching.NOT_SCORED] * len(ids)
+    )
     for n, ids in enumerate(([8, 9, 7], [9, 10, 11, 8, 7], [12, 9]))
   ]
-  form, words = tasks.Form(lambda _: rows, 1), utf8_bytes.make(reserved=0)
-  alone = tasks.assemble([[row] for row in rows], form, L, words)
-  batch = tasks.assemble([rows, []], form._replace(scored=3), L, words)
+  form, words = batching.Form(lambda _: rows, 1), utf8_bytes.make(reserved=0)
+  alone = batching.assemble([[row] for row in rows], form, L, words)
+  batch = batching.assemble([rows, []], form._replace(scored=3), L, words)
   assert batch.targets.tolist() == [[0, 1, 2], [0, 0, 0]]
   assert batch.weights.tolist() == [[1, 1, 1], [0, 0, 0]]
   params = model.init(jax.random.key(0), alone)

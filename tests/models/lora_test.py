@@ -11,7 +11,7 @@ import pytest
 from configs import base
 from lm import checkpoint, config, evaluate, optim, sharding, train, tree
 from lm.checkpoint import manifest
-from lm.data.finetuning import tasks
+from lm.data.finetuning import batching, tasks
 from lm.evals import classification, export_check
 from lm.interop import loader, stablehlo
 from lm.layers import compress
@@ -206,7 +206,7 @@ def runs(tmp_path_factory):
     {'fn': 'lm.models.heads:tag', 'classes': 3, 'body': ENCODER},
     tasks_test.write_tags,
     'lm.data.finetuning.readers:conll',
-    {'fn': 'lm.data.finetuning.tasks:tag', 'classes': 3, 'join': ''},
+    {'fn': 'lm.data.finetuning.forms:tag', 'classes': 3, 'join': ''},
     'tags',
     60,
   )
@@ -216,7 +216,7 @@ def runs(tmp_path_factory):
     around(CLASSIFY),
     tasks_test.write_texts,
     'lm.data.finetuning.readers:texts',
-    {'fn': 'lm.data.finetuning.tasks:classify', 'classes': 2},
+    {'fn': 'lm.data.finetuning.forms:classify', 'classes': 2},
     'classes',
     100,
     init_from=str(folder / 'tagger'),
@@ -299,7 +299,9 @@ def test_a_tuned_head_is_exported_and_evaluated(runs, tmp_path, form):
     again = evaluate.evaluate(out)[-1]['metrics']
     assert again['test/accuracy'] > found['test/accuracy'] - 0.05
     return
-  batch = tasks.assemble([[row] for row in rows[:8]], made, 64, run.tokenizer)
+  batch = batching.assemble(
+    [[row] for row in rows[:8]], made, 64, run.tokenizer
+  )
   params = checkpoint.restore_params(folder / 'lora')
   want = run.model.apply(params, batch).logits
   function = loader.load(out)

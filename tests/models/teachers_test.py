@@ -19,7 +19,8 @@ from lm import (
   train,
   tree,
 )
-from lm.data.finetuning import readers, tasks
+from lm.data.finetuning import batching, pair_forms, pair_readers
+from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
 from lm.models import distill, linen, preference
 from lm.optim import optimizers
@@ -33,20 +34,20 @@ BODY = {
   'depth': 1,
   'heads': 2,
 }
-FORM = {'fn': 'lm.data.finetuning.tasks:prefer', 'template': '{source}='}
+FORM = {'fn': 'lm.data.finetuning.pair_forms:prefer', 'template': '{source}='}
 
 
 def rows(length=32):
-  form = tasks.prefer(tokenizer=BYTES, length=length, template='{source}=')
+  form = pair_forms.prefer(tokenizer=BYTES, length=length, template='{source}=')
   pairs = [
-    readers.Preference('a', 'hm', 'yes', 'no'),
-    readers.Preference('b', 'a long question', 'a', 'bcdefghijklmnop'),
+    record_lib.Preference('a', 'hm', 'yes', 'no'),
+    record_lib.Preference('b', 'a long question', 'a', 'bcdefghijklmnop'),
   ]
   made = form.rows(pairs)
   return (
     form,
     made,
-    tasks.assemble([[row] for row in made], form, length, BYTES),
+    batching.assemble([[row] for row in made], form, length, BYTES),
   )
 
 
@@ -79,9 +80,9 @@ def test_logits_are_how_much_more_the_body_prefers():
 
   def cost(params, ids, token_types):
     """Returns the log likelihood of an answer that stands alone."""
-    form = tasks.Form(lambda records: [], None)
-    row = tasks.Row(0, ids, [0] * len(ids), [], [], [])
-    logits = body.apply(params, tasks.assemble([[row]], form, 32, BYTES)).logits
+    form = batching.Form(lambda records: [], None)
+    row = batching.Row(0, ids, [0] * len(ids), [], [], [])
+    logits = body.apply(params, batching.assemble([[row]], form, 32, BYTES)).logits
     log = jax.nn.log_softmax(logits[0])
     return sum(log[n - 1, ids[n]] for n in range(len(ids)) if token_types[n])
 
@@ -114,7 +115,7 @@ def write(path, count, seed):
     for _ in range(count)
   ]
   path.write_text(json.dumps(made))
-  return {'fn': 'lm.data.finetuning.readers:preferences', 'path': str(path)}
+  return {'fn': 'lm.data.finetuning.pair_readers:preferences', 'path': str(path)}
 
 
 @pytest.mark.usefixtures('one_device')
@@ -153,7 +154,7 @@ def test_a_preference_is_learnt_and_the_reference_does_not_change(tmp_path):
 
 
 def test_the_preferences_of_the_demo_are_read(shared_data):
-  made = readers.preferences(
+  made = pair_readers.preferences(
     path=str(shared_data / 'instruct/llamafactory_demo/dpo_en_demo.json.gz')
   )
   assert len(made.records) == 300

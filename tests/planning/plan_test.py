@@ -135,7 +135,7 @@ def test_tuning_is_planned_and_a_frozen_body_costs_less(tmp_path):
     'fn': 'lm.data.finetuning.tasks:make',
     'records': records,
     'form': {
-      'fn': 'lm.data.finetuning.tasks:classify',
+      'fn': 'lm.data.finetuning.forms:classify',
       'classes': 2,
       'labels': records,
     },

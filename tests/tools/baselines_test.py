@@ -4,13 +4,13 @@ import pytest
 
 from configs import base
 from lm import config
-from lm.data.finetuning import readers
+from lm.data.finetuning import records as record_lib
 from lm.evals import fingerprint, items
 from lm.reporting import metrics_log
 from tests.data import tasks_test
 from tools import baselines, compare
 
-CARD = readers.Card(*'abcdef')
+CARD = record_lib.DatasetCard(*'abcdef')
 
 
 def planted(
@@ -22,7 +22,7 @@ def planted(
   def read(name, count, seed):
     return {'fn': reader, 'path': write(tmp_path / name, count, seed)}
 
-  form = {'fn': 'lm.data.finetuning.tasks:classify', 'classes': 2}
+  form = {'fn': 'lm.data.finetuning.forms:classify', 'classes': 2}
   c = base.get_config().unlock()
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',
@@ -71,8 +71,8 @@ def test_baselines_find_words_that_decide(tmp_path):
 def test_a_fold_is_held_out_of_training(tmp_path):
   c = planted(tmp_path, folds=4, fold=1).unlock()
   c.data.folds, c.data.held_out = 4, 1
-  train = baselines._part(c.data, 1, readers.Text, held=True)
-  test = baselines._part(c.evals.test, 1, readers.Text, held=False)
+  train = baselines._part(c.data, 1, record_lib.Text, held=True)
+  test = baselines._part(c.evals.test, 1, record_lib.Text, held=False)
   assert (len(train.records), len(test.records)) == (90, 10)
   assert not {r.id for r in train.records} & {
     f'texts/{n}' for n in range(1, 120, 4)
@@ -86,8 +86,8 @@ def tagged(*lines):
     words, tags = zip(
       *((x.partition('/')[::2]) for x in line.split()), strict=True
     )
-    made.append(readers.Sentence(str(n), words, tuple(x or 'O' for x in tags)))
-  return readers.Records(CARD, made)
+    made.append(record_lib.Sentence(str(n), words, tuple(x or 'O' for x in tags)))
+  return record_lib.Records(CARD, made)
 
 
 def metrics(found, judged, spec):
@@ -192,8 +192,8 @@ FARMS = 'The fox is in Paris. The hen of Ann is in Old Rome. The cow is in Kew.'
 def test_a_window_slides_to_the_words_of_the_question(
   language, question, passage, answer
 ):
-  reading = readers.Reading('x', question, passage, ((0, answer),))
-  judged = readers.Records(CARD, [reading])
+  reading = record_lib.Reading('x', question, passage, ((0, answer),))
+  judged = record_lib.Records(CARD, [reading])
   (baseline,) = baselines.spans(judged).values()
   result = baseline(judged, {'language': language})
   assert result.items[0]['answer'] == answer

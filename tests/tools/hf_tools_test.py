@@ -140,7 +140,7 @@ def test_a_published_tagger_is_tuned_and_published_again(tmp_path, capsys):
       'path': str(tmp_path / 'words'),
     },
     'form': {
-      'fn': 'lm.data.finetuning.tasks:tag',
+      'fn': 'lm.data.finetuning.forms:tag',
       'classes': 3,
       'labels': tuple(names.values()),
     },

@@ -201,7 +201,7 @@ def config_of(tmp_path, **changes):
     'fn': 'lm.data.finetuning.tasks:make',
     'records': spec,
     'form': {
-      'fn': 'lm.data.finetuning.tasks:classify',
+      'fn': 'lm.data.finetuning.forms:classify',
       'classes': 2,
       'labels': spec,
     },
@@ -274,7 +274,7 @@ def test_a_record_of_two_rows_cannot_be_drawn_by_itself(tmp_path):
     'fn': 'lm.data.finetuning.readers:conll',
     'path': tasks_test.write_tags(tmp_path / 'tags', 8, 0),
   }
-  form = {'fn': 'lm.data.finetuning.tasks:tag', 'classes': 3, 'labels': spec}
+  form = {'fn': 'lm.data.finetuning.forms:tag', 'classes': 3, 'labels': spec}
   with pytest.raises(ValueError) as caught:
     tasks.make(
       records=spec,

@@ -1,0 +1,282 @@
+"""Forms of pairs, conversations and preferences: rows for models that write.
+
+See `lm.data.finetuning.forms` for what a form is.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lm import types
+from lm.data import names, objectives
+from lm.data.finetuning import batching
+
+# What stands before and after the text of a turn, by role.
+TURNS = MappingProxyType(
+  {'system': '{}\n', 'user': 'User: {}\n', 'assistant': 'Assistant: {}\n'}
+)
+
+
+def translate(
+  *, tokenizer: types.Tokenizer, length: int, source: int, prefix: str = ''
+) -> batching.Form:
+  """Makes rows of pairs for an encoder and a decoder: text to text.
+
+  The source is `prefix text eos`. The decoder reads bos and the target, and its
+  targets end with eos. Texts that are too long lose their end. Of several
+  targets, the first is trained on.
+
+  Args:
+    tokenizer: of the model.
+    length: L, positions of the decoder.
+    source: S, positions of the encoder.
+    prefix: names the task, such as 'summarize: '.
+
+  Raises:
+    ValueError: a length is too short.
+
+  Reference: Raffel et al. 2020, arXiv 1910.10683, section 2.4.
+  """
+  objectives.check_whole('source', source, 2)
+
+  def sources(records):
+    encoded = tokenizer.encode_batch([prefix + r.source for r in records])
+    return [[*ids[: source - 1], tokenizer.eos] for ids in encoded]
+
+  def rows(records):
+    targets = tokenizer.encode_batch([r.targets[0] for r in records])
+    result = []
+    both = zip(targets, sources(records), strict=True)
+    for n, (target, read) in enumerate(both):
+      target = target[: length - 1]
+      size = len(target) + 1
+      result.append(
+        batching.Row(
+          record=n,
+          ids=[tokenizer.bos, *target],
+          token_types=[0] * size,
+          targets=[*target, tokenizer.eos],
+          weights=[1.0] * size,
+          places=[batching.NOT_SCORED] * size,
+          source=read,
+        )
+      )
+    return result
+
+  def prompt(records):
+    beginning = batching.Row(
+      record=0,
+      ids=[tokenizer.bos],
+      token_types=[0],
+      targets=[0],
+      weights=[0.0],
+      places=[batching.NOT_SCORED],
+    )
+    groups = [[beginning._replace(source=x)] for x in sources(records)]
+    return batching.assemble(groups, form, 1, tokenizer)
+
+  form = batching.Form(rows, None, source=source, prompt=prompt)
+  return form
+
+
+def reply(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  template: str = '{source}\n',
+  room: int | None = None,
+) -> batching.Form:
+  """Makes rows of pairs for a decoder, of which only the target is scored.
+
+  A row is `bos template target eos`. A source that is too long loses its
+  beginning, so that the end of the template stays; a target loses its end.
+
+  Args:
+    tokenizer: of the model.
+    length: L, tokens a row.
+    template: text with '{source}' in the place of the source.
+    room: tokens that are kept free for the target; None is half of the row.
+
+  Raises:
+    ValueError: the template has no '{source}', or the room is not a part of the
+      row.
+  """
+  _check_template(template)
+  kept = length // 2 if room is None else room
+  if not 0 < kept < length:
+    raise ValueError(f'room={room} must be above 0 and below length={length}')
+
+  def sources(records):
+    texts = [template.replace('{source}', r.source) for r in records]
+    return [
+      [tokenizer.bos, *ids[-(length - kept - 1) :]]
+      for ids in tokenizer.encode_batch(texts)
+    ]
+
+  def rows(records):
+    answers = tokenizer.encode_batch([r.targets[0] for r in records])
+    result = []
+    both = zip(answers, sources(records), strict=True)
+    for n, (answer, source) in enumerate(both):
+      text = [*source, *answer, tokenizer.eos]
+      ids = [*source, *answer][:length]
+      size = len(ids)
+      # Position p predicts token p + 1, so the last one of the source predicts
+      # the first one of the target.
+      scored = [float(p + 1 >= len(source)) for p in range(size)]
+      result.append(
+        batching.Row(
+          record=n,
+          ids=ids,
+          token_types=[0] * size,
+          targets=text[1 : size + 1],
+          weights=scored,
+          places=[batching.NOT_SCORED] * size,
+        )
+      )
+    return result
+
+  def prompt(records):
+    return objectives.padded(sources(records), tokenizer.pad)
+
+  return batching.Form(rows, None, prompt=prompt)
+
+
+def chat(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  template: Mapping[str, str] = TURNS,
+) -> batching.Form:
+  """Makes rows of conversations for a decoder, which learns the answers.
+
+  A row is bos and the turns in their templates. A turn of the assistant ends
+  with eos instead of what its template has after the text. In each of its
+  turns, the text and the eos are scored. A conversation that is too long loses
+  its first turns, except a system's turn; a single turn loses its end.
+
+  Args:
+    tokenizer: of the model.
+    length: L, tokens a row.
+    template: by role, text with '{}' in the place of the turn's text.
+
+  Raises:
+    ValueError: a role has no template, or a template has no '{}'.
+  """
+  for role in TURNS:
+    if template.get(role, '').count('{}') != 1:
+      raise ValueError(f'template: {role} needs one {{}} for the text')
+  around = {role: template[role].split('{}') for role in TURNS}
+
+  def encode(record) -> list[tuple[str, list[int], list[bool]]]:
+    """Encodes the turns: role, ids, and whether each id is scored."""
+    turns = []
+    for role, text in record.turns:
+      if role not in around:
+        raise ValueError(
+          f'{record.id}: role {names.short(role)} is unknown; give one of '
+          f'{", ".join(TURNS)}'
+        )
+      before, after = around[role]
+      answers = role == 'assistant'
+      parts = [
+        (tokenizer.encode(before), False),
+        (tokenizer.encode(text), answers),
+        ([tokenizer.eos] if answers else tokenizer.encode(after), answers),
+      ]
+      ids = [i for part, _ in parts for i in part]
+      turns.append((role, ids, [x for part, x in parts for _ in part]))
+    return turns
+
+  def fit(turns, room):
+    """Leaves first turns out until the others have room."""
+    while len(turns) > 1 and sum(len(ids) for _, ids, _ in turns) > room:
+      turns.pop(1 if turns[0][0] == 'system' and len(turns) > 2 else 0)
+    return turns
+
+  def rows(records):
+    result = []
+    for n, record in enumerate(records):
+      turns = fit(encode(record), length)
+      ids = [i for _, part, _ in turns for i in part][:length]
+      scored = [float(x) for _, _, part in turns for x in part][:length]
+      inputs = [tokenizer.bos, *ids[:-1]]
+      result.append(
+        batching.Row(
+          record=n,
+          ids=inputs,
+          token_types=[0] * len(inputs),
+          targets=ids,
+          weights=scored,
+          places=[batching.NOT_SCORED] * len(inputs),
+        )
+      )
+    return result
+
+  def prompt(records):
+    opening = tokenizer.encode(around['assistant'][0])
+    prompts = []
+    for record in records:
+      turns = fit(encode(record)[:-1], length - 1 - len(opening))
+      ids = [i for _, part, _ in turns for i in part]
+      prompts.append([tokenizer.bos, *ids, *opening][-length:])
+    return objectives.padded(prompts, tokenizer.pad)
+
+  return batching.Form(rows, None, prompt=prompt)
+
+
+def prefer(
+  *,
+  tokenizer: types.Tokenizer,
+  length: int,
+  template: str = '{source}\n',
+) -> batching.Form:
+  """Makes rows of two answers to a question, for `lm.models.preference`.
+
+  Document 1 is `bos template answer eos` with the better answer, document 2 the
+  same with the worse one. Answers and their eos have token type 1. Each
+  document has half of the row, and its answer at least half of that: a question
+  loses its beginning, an answer its end.
+
+  Args:
+    tokenizer: of the model.
+    length: L, tokens a row.
+    template: text with '{source}' in the place of the question.
+
+  Raises:
+    ValueError: the template has no '{source}'.
+  """
+  _check_template(template)
+  half = length // 2
+
+  def rows(records):
+    result = []
+    for n, record in enumerate(records):
+      question = tokenizer.encode(template.replace('{source}', record.source))
+      question = [tokenizer.bos, *question[-(half - half // 2 - 1) :]]
+      ids, token_types, documents = [], [], []
+      for number, text in enumerate((record.chosen, record.rejected)):
+        answer = [*tokenizer.encode(text), tokenizer.eos]
+        answer = answer[: half - len(question)]
+        ids += question + answer
+        token_types += [0] * len(question) + [1] * len(answer)
+        documents += [number] * (len(question) + len(answer))
+      result.append(
+        batching.Row(
+          record=n,
+          ids=ids,
+          token_types=token_types,
+          targets=[0],
+          weights=[1.0],
+          places=[batching.NOT_SCORED] * len(ids),
+          documents=documents,
+        )
+      )
+    return result
+
+  labels = ('chosen', 'rejected')
+  return batching.Form(rows, 1, labels, token_types=True, packs=False)
+
+
+def _check_template(template: str) -> None:
+  if '{source}' not in template:
+    raise ValueError(f"template={template[:60]!r} has no '{{source}}' in it")
