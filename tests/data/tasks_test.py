@@ -417,7 +417,7 @@ def test_a_run_goes_on_with_the_same_records_only(tmp_path):
           'labels': 'ab',
         }
       },
-      'label cold is not one of the 2 labels (a, b): give those of the training',
+      'label cold is not one of the 2 labels (a, b): give those of the',
     ),
     (
       {
