@@ -82,7 +82,9 @@ def test_logits_are_how_much_more_the_body_prefers():
     """Returns the log likelihood of an answer that stands alone."""
     form = batching.Form(lambda records: [], None)
     row = batching.Row(0, ids, [0] * len(ids), [], [], [])
-    logits = body.apply(params, batching.assemble([[row]], form, 32, BYTES)).logits
+    logits = body.apply(
+      params, batching.assemble([[row]], form, 32, BYTES)
+    ).logits
     log = jax.nn.log_softmax(logits[0])
     return sum(log[n - 1, ids[n]] for n in range(len(ids)) if token_types[n])
 
@@ -115,7 +117,10 @@ def write(path, count, seed):
     for _ in range(count)
   ]
   path.write_text(json.dumps(made))
-  return {'fn': 'lm.data.finetuning.pair_readers:preferences', 'path': str(path)}
+  return {
+    'fn': 'lm.data.finetuning.pair_readers:preferences',
+    'path': str(path),
+  }
 
 
 @pytest.mark.usefixtures('one_device')

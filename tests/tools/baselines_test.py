@@ -86,7 +86,9 @@ def tagged(*lines):
     words, tags = zip(
       *((x.partition('/')[::2]) for x in line.split()), strict=True
     )
-    made.append(record_lib.Sentence(str(n), words, tuple(x or 'O' for x in tags)))
+    made.append(
+      record_lib.Sentence(str(n), words, tuple(x or 'O' for x in tags))
+    )
   return record_lib.Records(CARD, made)
 
 
