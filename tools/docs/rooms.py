@@ -8,7 +8,7 @@ import tomllib
 import grimp
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS, WORDS, ARITHMETIC = 'programs', 'words', 'arithmetic'
+PROGRAMS, BASICS, ARITHMETIC = 'programs', 'basics', 'arithmetic'
 
 Edges = dict[str, set[str]]
 
@@ -25,17 +25,17 @@ def rooms(root: Path = ROOT) -> dict[str, list[str]]:
   """Lists the modules and packages at the top of lm/ by room.
 
   A package is a room of its own. The files at the top are three rooms: programs
-  stand on the highest floor, words on the lowest, and arithmetic between them.
+  stand on the highest floor, basics on the lowest, and arithmetic between them.
   """
   floors = _floors(root)
-  found: dict[str, list[str]] = {PROGRAMS: [], ARITHMETIC: [], WORDS: []}
+  found: dict[str, list[str]] = {PROGRAMS: [], ARITHMETIC: [], BASICS: []}
   for path in sorted((root / 'lm').iterdir()):
     name = path.stem
     if path.is_dir() and any(path.glob('*.py')):
       found[name] = [name]
     elif path.suffix == '.py' and name != '__init__':
       floor = next((n for n, x in enumerate(floors) if name in x), 0)
-      place = {0: PROGRAMS, len(floors) - 1: WORDS}.get(floor, ARITHMETIC)
+      place = {0: PROGRAMS, len(floors) - 1: BASICS}.get(floor, ARITHMETIC)
       found[place].append(name)
   return {room: names for room, names in found.items() if names}
 
