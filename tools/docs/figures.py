@@ -175,7 +175,7 @@ def draw_rooms(path: Path, root: Path = rooms_lib.ROOT) -> None:
       half = (len(modules) + 1) // 2
       text = '\n'.join(' '.join(p) for p in (modules[:half], modules[half:]))
       axes.text(
-        x, y, text.strip(), ha='center', va='center', color=_INK, size=7.5
+        x, y, text.strip(), ha='center', va='center', color=_INK, size=8.5
       )
   _save(figure, path, rooms_data(graph))
 
