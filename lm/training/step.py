@@ -1,4 +1,9 @@
-"""One update: gradients over microbatches, and never a bad number kept."""
+"""The training step: one update, and the program that computes it on a mesh.
+
+A step adds gradients up over microbatches, and drops an update that is not
+finite. There are three of them: `train_step`, `deterministic_step`, whose bits
+are the same on any mesh, and `private_step`, whose gradient is private.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -149,14 +154,14 @@ def _choose(
   return partial(train_step, microbatches=settings.microbatches, **common)
 
 
-def _options(mesh):
-  """Says how the update is compiled for a mesh."""
-  # Products by cuBLAS, which adds biases and residuals as it writes them.
+def _options(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+  """Returns the compiler's options for the update on a mesh."""
+  # cuBLAS adds biases and residuals as it writes products; Triton does not.
   return {'xla_gpu_enable_triton_gemm': False} if _on_gpu(mesh) else None
 
 
-def _on_gpu(mesh):
-  # A card that is compiled for from afar calls itself by its maker's library.
+def _on_gpu(mesh: jax.sharding.Mesh) -> bool:
+  # A GPU that is compiled for without being there calls itself 'cuda'.
   return mesh.devices.flat[0].platform in ('gpu', 'cuda')
 
 
@@ -167,7 +172,7 @@ def init_state(
   model: types.Model,
   tx: optax.GradientTransformation,
 ) -> types.TrainState:
-  """Makes the state of step 0; see `start`."""
+  """Makes the state of step 0: initial parameters, and the optimizer's."""
   params = model.init(rng, batch)
   extra = {'skipped': jnp.zeros((), jnp.int32)}
   return types.TrainState(
@@ -176,8 +181,8 @@ def init_state(
 
 
 def start(run: Program) -> types.TrainState:
-  """Makes the state of step 0, in parts from the beginning."""
-  # It runs once, so that compiling is what it costs: half the time this way.
+  """Makes the state of step 0, laid out in parts from the beginning."""
+  # It runs once, so that most of its time is compiling: half of it this way.
   fast = {'xla_backend_optimization_level': 1}
   on_cpu = jax.default_backend() == 'cpu'
   with jax.set_mesh(_mesh(run)), _kernels_draw(_is_one_gpu(run)):
@@ -195,10 +200,11 @@ def _is_one_gpu(run: Program) -> bool:
 
 @contextlib.contextmanager
 def _kernels_draw(wanted: bool) -> Iterator[None]:
-  """Lets a kernel draw random numbers, the same ones: quicker to compile.
+  """Lets a GPU kernel draw the random numbers inside `with`, if `wanted`.
 
-  GPT-2 of 124M for one H200, ahead of time: 7.5 s instead of 32. Over a mesh
-  the compiler could not cut what a kernel does, and dropout is quicker without.
+  The numbers are the same and compile sooner: the initial state of GPT-2 (124M)
+  in 7.5 s instead of 32, for one H200. Over a mesh the compiler could not cut
+  the kernel, and dropout in a step is quicker without it.
   """
   name = 'jax_threefry_gpu_kernel_lowering'
   before = jax.config.values[name]
@@ -210,7 +216,7 @@ def _kernels_draw(wanted: bool) -> Iterator[None]:
 
 
 def lower(run: Program) -> Any:
-  """Traces the update of a program: `.compile()` is what is left to do."""
+  """Traces the update of a program; what is left to do is `.compile()`."""
   placed = jax.tree.map(lambda x, y: x.update(sharding=y), run.like, run.where)
   with jax.set_mesh(_mesh(run)):
     return run.update.lower(placed, run.batch)
@@ -218,9 +224,9 @@ def lower(run: Program) -> Any:
 
 @contextlib.contextmanager
 def compiling(run: Program) -> Iterator[None]:
-  """Compiles in a thread, while the state is made or read inside `with`.
+  """Compiles the update in a thread while `with` makes or reads the state.
 
-  The call that comes next finds what was compiled.
+  The first call of the update finds the compiled program in jax's cache.
   """
   with futures.ThreadPoolExecutor(1) as pool:
     lowered = pool.submit(lower, run)
@@ -243,34 +249,36 @@ def train_step(
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
   """Takes one optimizer step on the mean loss of the batch.
 
-  The loss is divided by the weight of the whole batch before gradients are
-  added, so that microbatches of uneven weight give the gradient of one batch.
   An update with a non-finite loss or gradient is dropped, moments included,
-  and counted in `extra['skipped']`; the step and so the data go on.
+  and counted in `extra['skipped']`. The step counts on, and so the data go on.
 
   Args:
     state: donate it.
     batch: B rows, a multiple of `microbatches`.
-    model, tx: see `types.Model` and `lm.optim`.
+    model: what is trained.
+    tx: the optimizer; see `lm.optim`.
     rng: the run's key; dropout draws from it by step and microbatch.
-    loss: `(output, batch, head) -> Metric` in nats, where `head` is that of
-      the model with its parameters.
+    loss: `(output, batch, head) -> Metric` in nats, where `head` is the
+      model's, with its parameters bound.
     microbatches: parts that are computed one after another.
 
   Returns:
-    The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`, and what
-    the model measures of itself (`Output.aux`).
+    The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`, and those
+    of the model itself (`Output.aux`).
   """
+  # The weight of the whole batch divides the loss before gradients are added:
+  # microbatches of uneven weight then give the gradient of one batch.
   weight, tokens = _weights(batch)
   rng = jax.random.fold_in(rng, state.step)
   gradients = partial(
     _gradients, model, loss, jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
   )
   if microbatches == 1:
-    grads, found = gradients(state.params, batch, rng)
+    grads, metrics = gradients(state.params, batch, rng)
   else:
     parts = jax.tree.map(
-      # Strided, not cut in runs: each device keeps its own rows.
+      # A microbatch takes every n-th row, not a run of rows: so each device
+      # computes on the rows that it holds, and none are sent.
       lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1),
       batch,
     )
@@ -284,8 +292,8 @@ def train_step(
     zeros = jax.tree.map(
       jnp.zeros_like, jax.eval_shape(gradients, state.params, first, rng)
     )
-    (grads, found), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
-  return _updated(state, grads, found, tx=tx)
+    (grads, metrics), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
+  return _updated(state, grads, metrics, tx=tx)
 
 
 def deterministic_step(
@@ -323,9 +331,9 @@ def deterministic_step(
       jax.random.fold_in(rng, n),
     )
 
-  grads, found = add(gradients, (state.params, rng, weight, tokens), batch)
+  grads, metrics = add(gradients, (state.params, rng, weight, tokens), batch)
   return deterministic.whole(
-    partial(_updated, tx=tx), state, grads, found, mesh=mesh
+    partial(_updated, tx=tx), state, grads, metrics, mesh=mesh
   )
 
 
@@ -355,7 +363,7 @@ def private_step(
     whole = jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
     return _total(model, loss, *whole, params, row, key)
 
-  grads, found = privacy.gradients(
+  grads, metrics = privacy.gradients(
     total,
     state.params,
     batch,
@@ -363,16 +371,26 @@ def private_step(
     private=private,
     microbatches=microbatches,
   )
-  return _updated(state, grads, found, tx=tx)
+  return _updated(state, grads, metrics, tx=tx)
 
 
-def _weights(batch):
-  """What the losses of a batch are divided by: scored weight, and tokens."""
+def _weights(batch: types.Batch) -> tuple[jax.Array, jax.Array]:
+  """Counts the divisors of losses: the scored weight, and the tokens."""
   return jnp.sum(batch.weights), jnp.sum(batch.segments > 0)
 
 
-def _total(model, loss, weight, tokens, params, part, key):
+def _total(
+  model: types.Model,
+  loss: Loss,
+  weight: jax.Array,
+  tokens: jax.Array,
+  params: types.Params,
+  part: types.Batch,
+  key: jax.Array,
+) -> tuple[jax.Array, dict[str, types.Metric]]:
+  """Computes what is minimized, a part's share of it, and the metrics."""
   if model.fixed:
+    # Below them nothing is computed for the backward pass.
     fixed = re.compile('|'.join(f'(?:{regex})' for regex in model.fixed))
     params = tree.map_paths(
       lambda p, w: jax.lax.stop_gradient(w) if fixed.match(p) else w, params
@@ -381,24 +399,33 @@ def _total(model, loss, weight, tokens, params, part, key):
   head = model.head and jax.tree_util.Partial(model.head, params)
   metric = loss(out, part, head)
   extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
-  # An empty batch has gradient 0, not 0 / 0.
+  # The model's own losses are means over tokens, the loss one over weights.
   value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
   return value, {'loss_nats': metric, **out.aux}
 
 
 def _gradients(model, loss, weight, tokens, params, part, key):
   total = partial(_total, model, loss, weight, tokens)
-  (_, found), grads = jax.value_and_grad(total, has_aux=True)(params, part, key)
-  return grads, found
+  (_, metrics), grads = jax.value_and_grad(total, has_aux=True)(
+    params, part, key
+  )
+  return grads, metrics
 
 
-def _updated(state, grads, found, *, tx):
+def _updated(
+  state: types.TrainState,
+  grads: types.Params,
+  metrics: dict[str, types.Metric],
+  *,
+  tx: optax.GradientTransformation,
+) -> tuple[types.TrainState, dict[str, types.Metric]]:
+  """Applies gradients, unless they or the loss are not finite."""
   grads = _inject(grads, state.step)
   norm = metrics_lib.tree_norm(grads)
-  finite = jnp.isfinite(norm) & jnp.isfinite(found['loss_nats'].total)
+  finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss_nats'].total)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  # Select, never multiply: nan * 0 is nan.
+  # Chosen by `where` and not by a product with 0, since nan * 0 is nan.
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old),
     (params, opt_state),
@@ -408,7 +435,7 @@ def _updated(state, grads, found, *, tx):
   extra = {**state.extra, 'skipped': state.extra['skipped'] + skipped}
   kept = finite.astype(jnp.float32)
   metrics = {
-    **found,
+    **metrics,
     # One nan would blank a whole interval's mean: a dropped step weighs 0.
     'grad_norm': types.Metric(jnp.where(finite, norm, 0), kept),
     'skipped': types.Metric(skipped, jnp.ones(())),
