@@ -102,65 +102,387 @@ def get_config() -> Any:
   )
 
 
-def decoder() -> dict[str, Any]:
-  """A GPT-2-like decoder, every setting of `lm.models.decoder.make` shown."""
+# Parts of models. Each call makes a new dict: one dict in two places would be
+# one part of the config, and loading refuses that.
+
+
+def attention(**changes: Any) -> dict[str, Any]:
+  """Softmax attention of a text by itself."""
+  return {
+    'fn': 'lm.layers.attention:make',
+    'heads': 4,  # query heads
+    'kv_heads': None,  # heads of keys and values; None: as many as heads
+    'head_width': None,  # features a head; None: width / heads
+    'bias': False,  # biases in the four projections
+    'window': None,  # positions that are seen, in tokens; None: all
+    'positions': None,  # rotary() or relative(); None: none here
+    'qk_norm': None,  # norm of queries and keys; None: none
+    'scores': scores(),
+  } | changes
+
+
+def cross_attention(**changes: Any) -> dict[str, Any]:
+  """Attention of the decoder's text to the encoder's."""
+  return {
+    'fn': 'lm.layers.attention:cross',
+    'heads': 4,
+    'head_width': None,  # features a head; None: width / heads
+    'bias': False,
+    'scores': scores(),
+  } | changes
+
+
+def scores(**changes: Any) -> dict[str, Any]:
+  """How an attention computes its scores."""
+  return {
+    'fn': 'lm.layers.attention:scores',
+    'scale': None,  # factor; None: 1 / sqrt(head_width)
+    'softcap': None,  # bound of a score; None: none
+    'kernel': 'auto',  # or einsum, blockwise, splash (TPU), cudnn (GPU)
+  } | changes
+
+
+def rotary(**changes: Any) -> dict[str, Any]:
+  """Rotary positions."""
+  return {
+    'fn': 'lm.layers.positions:rotary',
+    'base': 10_000.0,  # of the frequencies
+    'fraction': 1.0,  # share of a head's features that is rotated
+    'scaling': None,  # {'kind', 'factor', ...}: longer texts; None: none
+  } | changes
+
+
+def relative(**changes: Any) -> dict[str, Any]:
+  """T5's relative positions."""
+  return {
+    'fn': 'lm.layers.positions:relative',
+    'buckets': 32,  # distances that are told apart
+    'max_distance': 128,  # tokens; all that is farther is one bucket
+  } | changes
+
+
+def mlp(**changes: Any) -> dict[str, Any]:
+  """The mlp of a block."""
+  return {
+    'fn': 'lm.layers.mlp:make',
+    'width': None,  # hidden features; None: four times the model's width
+    'activation': 'gelu',  # gelu_exact, relu, relu2; gated: swiglu, geglu
+    'bias': False,
+  } | changes
+
+
+def experts(**changes: Any) -> dict[str, Any]:
+  """A mixture of experts, in the place of an mlp."""
+  return {
+    'fn': 'lm.layers.experts:make',
+    'count': 8,  # experts
+    'width': None,  # hidden features of one; None: four times the model's width
+    'activation': 'swiglu',
+    'shared_experts': 0,  # that all tokens read
+    'capacity': None,  # tokens a row, times the even share; None: no limit
+    'router': router(),
+  } | changes
+
+
+def router(**changes: Any) -> dict[str, Any]:
+  """How tokens choose experts."""
+  return {
+    'fn': 'lm.layers.routing:router',
+    'top_k': 2,  # experts that a token reads
+    'scoring': 'softmax',  # or sigmoid
+    'normalize': True,  # weights of a token's experts sum to 1
+    'balance_weight': 0.01,  # of the loss that balances loads; 0: none
+    'balance_bias': False,  # balances loads by a bias of the choice
+    'z_weight': 0.0,  # of the loss that keeps logits small; 0: none
+  } | changes
+
+
+def rmsnorm(**changes: Any) -> dict[str, Any]:
+  """RMSNorm."""
+  return {
+    'fn': 'lm.layers.norms:rmsnorm',
+    'epsilon': 1e-6,  # added to the mean square
+    'offset': 0.0,  # added to the scale; 1 of Gemma
+  } | changes
+
+
+def layernorm(**changes: Any) -> dict[str, Any]:
+  """LayerNorm."""
+  return {
+    'fn': 'lm.layers.norms:layernorm',
+    'epsilon': 1e-5,  # added to the variance
+    'bias': True,
+  } | changes
+
+
+def block(
+  mixer: dict[str, Any],
+  mlp: dict[str, Any],
+  norm: dict[str, Any],
+  **changes: Any,
+) -> dict[str, Any]:
+  """A kind of block."""
+  return {
+    'fn': 'lm.layers.blocks:make',
+    'mixer': mixer,  # moves information along the text
+    'mlp': mlp,  # works on each token alone
+    'norm': norm,
+    'order': 'pre',  # norms before parts; post: after them; both
+    'cross': None,  # cross_attention() of a decoder with an encoder
+  } | changes
+
+
+def embedding(**changes: Any) -> dict[str, Any]:
+  """From tokens to vectors."""
+  return {
+    'fn': 'lm.layers.vocabulary:embedding',
+    'positions': 'none',  # learned, sinusoids, or none here
+    'token_types': 0,  # kinds of token, such as sentence A and B; 0: none
+    'scale': None,  # factor; None: 1, or sqrt(width) with sinusoids
+    'std': 0.02,  # standard deviation of the initial tables
+  } | changes
+
+
+def output(**changes: Any) -> dict[str, Any]:
+  """From vectors to logits."""
+  return {
+    'fn': 'lm.layers.vocabulary:output',
+    'tied': True,  # the output layer is the embedding table
+    'scale': 1.0,  # factor on what the output layer reads
+    'softcap': None,  # bound of a logit; None: none
+    'bias': False,  # one for each entry of the vocabulary
+    'std': None,  # initial standard deviation if not tied; None: init's
+  } | changes
+
+
+def init(**changes: Any) -> dict[str, Any]:
+  """Initial values of kernels."""
+  return {
+    'fn': 'lm.layers.parts:init',
+    'std': 0.02,  # standard deviation; None: 1 / sqrt(inputs)
+    'outputs': 'scaled',  # last kernels: / sqrt(2 depth); or plain, or zero
+  } | changes
+
+
+# Models.
+
+
+def decoder(heads: int = 4, **changes: Any) -> dict[str, Any]:
+  """A GPT-2-like decoder."""
+  main = block(attention(heads=heads, bias=True), mlp(bias=True), layernorm())
   return {
     'fn': 'lm.models.decoder:make',
-    'length': 256,
-    'width': 256,
-    'depth': 4,
-    'heads': 4,
-    'kv_heads': None,
-    'head_width': None,
-    'mlp': None,
-    'experts': None,
-    'dense_layers': 0,
-    'norm': 'layernorm',
-    'norm_epsilon': None,
-    'norm_offset': 0.0,
-    'norm_order': 'pre',
-    'positions': 'learned',
-    'rope_base': 10_000.0,
-    'rope_share': 1.0,
-    'rope_scaling': None,
-    'window': None,
-    'window_rope_base': None,
-    'global_every': None,
-    'embed_scale': 1.0,
-    'activation': 'gelu',
-    'bias': True,
-    'qk_norm': False,
-    'attention_scale': None,
-    'attention_softcap': None,
-    'attention_kernel': 'auto',
-    'logit_softcap': None,
-    'tied': True,
+    'length': 256,  # longest text, in tokens
+    'width': 256,  # features of the stream
+    'depth': 4,  # blocks
+    'blocks': {'main': main},  # kinds of block, by name
+    'pattern': ('main',),  # kinds in their order, repeated to the depth
+    'first': (),  # kinds of the first blocks, before the pattern
+    'norm': layernorm(),  # after the last block
+    'embed': embedding(positions='learned'),
+    'head': output(),
+    'init': init(),
+    'dropout': 0.0,  # rate on embeddings and branches
+    'scan': False,  # compile repetitions of the pattern once
+    'remat': 'none',  # compute again in the backward pass: full, dots
+    'dtype': 'float32',  # of activations; or bfloat16
+    'compute_dtype': 'float32',  # of factors; bfloat16, int8, fp8
+  } | changes
+
+
+def modern(heads: int = 4, **changes: Any) -> dict[str, Any]:
+  """What small decoders of 2026 share.
+
+  RMSNorm, RoPE, QK-norm, ReLU^2, no biases, output projections that start at
+  zero: of modded-nanogpt's record runs.
+  """
+  mixer = attention(heads=heads, positions=rotary(), qk_norm=rmsnorm())
+  main = block(mixer, mlp(activation='relu2'), rmsnorm())
+  return (
+    decoder()
+    | {
+      'blocks': {'main': main},
+      'norm': rmsnorm(),
+      'embed': embedding(),
+      'init': init(std=None, outputs='zero'),
+    }
+    | changes
+  )
+
+
+def llama(
+  mixer: dict[str, Any],
+  mlp: dict[str, Any],
+  epsilon: float = 1e-6,
+  **changes: Any,
+) -> dict[str, Any]:
+  """A decoder with RMSNorm and positions in its attention, such as Llama."""
+  main = block(mixer, mlp, rmsnorm(epsilon=epsilon))
+  return (
+    decoder()
+    | {
+      'blocks': {'main': main},
+      'norm': rmsnorm(epsilon=epsilon),
+      'embed': embedding(),
+    }
+    | changes
+  )
+
+
+def encoder(
+  heads: int = 4, order: str = 'post', **changes: Any
+) -> dict[str, Any]:
+  """A BERT."""
+
+  def norm():
+    return layernorm(epsilon=1e-12)
+
+  main = block(
+    attention(heads=heads, bias=True),
+    mlp(activation='gelu_exact', bias=True),
+    norm(),
+    order=order,
+  )
+  return {
+    'fn': 'lm.models.encoder:make',
+    'length': 256,  # longest text, in tokens
+    'width': 256,  # features of the stream
+    'depth': 4,  # blocks
+    'blocks': {'main': main},
+    'pattern': ('main',),
+    'first': (),
+    'norm': norm(),  # of embeddings, of the transform, and the final one
+    'final_norm': order != 'post',  # after the last block
+    'embed': embedding(positions='learned', token_types=2),
+    'head': {
+      'fn': 'lm.models.encoder:head',
+      'transform': True,  # a layer before the output layer
+      'activation': 'gelu_exact',  # of that layer
+      'next_sentence': False,  # the first position tells it
+    },
+    'init': init(outputs='plain'),
     'dropout': 0.0,
-    'kernel_std': 0.02,
-    'zero_outputs': False,
     'scan': False,
     'remat': 'none',
     'dtype': 'float32',
     'compute_dtype': 'float32',
-  }
+  } | changes
 
 
-def experts() -> dict[str, Any]:
-  """A mixture of experts, every setting of `lm.layers.experts.make` shown."""
+def side(main: dict[str, Any], norm: dict[str, Any] | None, depth: int = 4):
+  """The blocks of an encoder-decoder's encoder or decoder."""
   return {
-    'fn': 'lm.layers.experts:make',
-    'experts': 8,
-    'top_k': 2,
-    'width': None,
-    'shared': 0,
-    'scoring': 'softmax',
-    'normalize': True,
-    'dispatch': 'dropless',
-    'capacity': 1.25,
-    'balance_weight': 0.01,
-    'balance_bias': False,
-    'z_weight': 0.0,
+    'fn': 'lm.models.encdec:side',
+    'depth': depth,  # blocks
+    'blocks': {'main': main},
+    'pattern': ('main',),
+    'first': (),
+    'norm': norm,  # after the last block; None: none
   }
+
+
+def transformer(
+  heads: int = 4,
+  *,
+  depth: int = 4,
+  mlp_width: int | None = None,
+  order: str = 'post',
+  **changes: Any,
+) -> dict[str, Any]:
+  """The Transformer of 2017, but for initial values."""
+
+  def one_side(**cross):
+    main = block(
+      attention(heads=heads, bias=True),
+      mlp(width=mlp_width, activation='relu', bias=True),
+      layernorm(),
+      order=order,
+      **cross,
+    )
+    return side(main, None if order == 'post' else layernorm(), depth)
+
+  return {
+    'fn': 'lm.models.encdec:make',
+    'width': 256,  # features of both streams
+    'encoder': one_side(),
+    'decoder': one_side(cross=cross_attention(heads=heads, bias=True)),
+    'embed': embedding(positions='sinusoids'),
+    'head': output(std=0.02),
+    'init': init(std=None, outputs='plain'),
+    'dropout': 0.0,
+    'scan': False,
+    'remat': 'none',
+    'dtype': 'float32',
+    'compute_dtype': 'float32',
+  } | changes
+
+
+def t5(
+  heads: int = 4,
+  *,
+  depth: int = 4,
+  head_width: int | None = None,
+  mlp_width: int | None = None,
+  gated: bool = False,
+  scale: float = 1.0,
+  **changes: Any,
+) -> dict[str, Any]:
+  """T5; `gated`, with a head that is not tied, is T5 v1.1.
+
+  `scale` multiplies what the output layer reads: 1 / sqrt(width) of T5.
+  """
+
+  def one_side(**cross):
+    mixer = attention(
+      heads=heads,
+      head_width=head_width,
+      positions=relative(),
+      scores=scores(scale=1.0),
+    )
+    activation = 'geglu' if gated else 'relu'
+    thinks = mlp(width=mlp_width, activation=activation)
+    return side(block(mixer, thinks, rmsnorm(), **cross), rmsnorm(), depth)
+
+  cross = cross_attention(
+    heads=heads, head_width=head_width, scores=scores(scale=1.0)
+  )
+  return (
+    transformer()
+    | {
+      'encoder': one_side(),
+      'decoder': one_side(cross=cross),
+      'embed': embedding(),
+      'head': output(std=0.02, tied=not gated, scale=scale),
+    }
+    | changes
+  )
+
+
+def recurrent(cell: str = 'lstm', **changes: Any) -> dict[str, Any]:
+  """A recurrent language model."""
+  main = {
+    'fn': 'lm.layers.blocks:single',
+    # elman, lstm or gru
+    'mixer': {'fn': 'lm.layers.recurrent:make', 'cell': cell},
+  }
+  return {
+    'fn': 'lm.models.recurrent:make',
+    'width': 256,  # features of embeddings and of every layer
+    'depth': 2,  # layers
+    'blocks': {'main': main},
+    'pattern': ('main',),
+    'first': (),
+    'bidirectional': False,  # a second stack reads from the right
+    'embed': embedding(std=0.1),
+    'head': output(bias=True),
+    'init': init(std=None, outputs='plain'),
+    'dropout': 0.0,  # rate on what each layer and the output read
+    'variational': True,  # one dropout mask for all steps
+    'scan': False,
+    'remat': 'none',
+    'dtype': 'float32',
+    'compute_dtype': 'float32',
+  } | changes
 
 
 def ngram() -> tuple[config_dict.ConfigDict, config_dict.ConfigDict]:
@@ -204,23 +526,6 @@ def skip_gram() -> tuple[config_dict.ConfigDict, config_dict.ConfigDict]:
   return config_dict.ConfigDict(model), config_dict.ConfigDict(objective)
 
 
-def recurrent() -> dict[str, Any]:
-  """An LSTM, every setting of `lm.models.recurrent.make` shown."""
-  return {
-    'fn': 'lm.models.recurrent:make',
-    'width': 256,
-    'depth': 2,
-    'cell': 'lstm',
-    'bidirectional': False,
-    'tied': True,
-    'dropout': 0.0,
-    'variational': True,
-    'embed_std': 0.1,
-    'dtype': 'float32',
-    'compute_dtype': 'float32',
-  }
-
-
 def size(word: str, sizes: Mapping[str, Any]) -> Any:
   """Looks the size up that a config's argument names.
 
@@ -230,82 +535,6 @@ def size(word: str, sizes: Mapping[str, Any]) -> Any:
   if word not in sizes:
     raise ValueError(f'{word!r} is no size: give one of {", ".join(sizes)}')
   return sizes[word]
-
-
-def encoder() -> dict[str, Any]:
-  """A BERT, every setting of `lm.models.encoder.make` shown."""
-  return {
-    'fn': 'lm.models.encoder:make',
-    'length': 256,
-    'width': 256,
-    'depth': 4,
-    'heads': 4,
-    'mlp': None,
-    'token_types': 2,
-    'norm_epsilon': 1e-12,
-    'norm_order': 'post',
-    'activation': 'gelu_exact',
-    'transform': True,
-    'next_sentence': False,
-    'attention_kernel': 'auto',
-    'dropout': 0.0,
-    'kernel_std': 0.02,
-    'scan': False,
-    'remat': 'none',
-    'dtype': 'float32',
-    'compute_dtype': 'float32',
-  }
-
-
-def transformer() -> dict[str, Any]:
-  """The Transformer, every setting of `lm.models.encdec.make` shown."""
-  return {
-    'fn': 'lm.models.encdec:make',
-    'width': 256,
-    'depth': 4,
-    'heads': 4,
-    'decoder_depth': None,
-    'head_width': None,
-    'mlp': None,
-    'norm': 'layernorm',
-    'norm_epsilon': None,
-    'norm_order': 'post',
-    'positions': 'sinusoids',
-    'buckets': 32,
-    'max_distance': 128,
-    'embed_scale': None,
-    'activation': 'relu',
-    'bias': True,
-    'attention_scale': None,
-    'tied': True,
-    'output_scale': 1.0,
-    'dropout': 0.0,
-    'kernel_std': None,
-    'scan': False,
-    'remat': 'none',
-    'dtype': 'float32',
-    'compute_dtype': 'float32',
-  }
-
-
-def t5() -> dict[str, Any]:
-  """What all sizes of T5 share; an update of `transformer()`.
-
-  `t5_v1_1()` on top of it is T5 v1.1.
-  """
-  return {
-    'norm': 'rmsnorm',
-    'norm_epsilon': 1e-6,
-    'norm_order': 'pre',
-    'positions': 'relative',
-    'bias': False,
-    'attention_scale': 1.0,
-  }
-
-
-def t5_v1_1() -> dict[str, Any]:
-  """What T5 v1.1 changes: a gate, and an output layer of its own."""
-  return {'activation': 'geglu', 'tied': False}
 
 
 def masked() -> dict[str, Any]:
@@ -346,23 +575,6 @@ def adamw() -> dict[str, Any]:
     'moment_dtype': 'float32',
     'l1': 0.0,
     'l2': 0.0,
-  }
-
-
-def modern() -> dict[str, Any]:
-  """What small decoders of 2026 share; an update of `decoder()`.
-
-  RMSNorm, RoPE, QK-norm, ReLU^2, no biases, output projections that start at
-  zero: of modded-nanogpt's record runs.
-  """
-  return {
-    'norm': 'rmsnorm',
-    'positions': 'rope',
-    'activation': 'relu2',
-    'bias': False,
-    'qk_norm': True,
-    'kernel_std': None,
-    'zero_outputs': True,
   }
 
 

@@ -87,6 +87,27 @@ class Metric(NamedTuple):
   weight: Array | float
 
 
+class Matrix(NamedTuple):
+  """Parameters that a product reads.
+
+  What their shape has before these dimensions (scanned layers, experts) makes
+  it a batch of matrices.
+
+  Attributes:
+    path: a regex, searched in their paths.
+    summed: how many of their last dimensions the product sums over.
+    out: how many dimensions after those come out; 0 for a table whose rows are
+      read one by one.
+    hidden: whether Muon orthogonalizes it and Adafactor factors it; they treat
+      others as they treat biases.
+  """
+
+  path: str
+  summed: int
+  out: int
+  hidden: bool = True
+
+
 class Model(NamedTuple):
   """A model as a tuple of pure functions, like optax.GradientTransformation.
 
@@ -103,8 +124,11 @@ class Model(NamedTuple):
       never hold the logits of all positions at once; None where a model has no
       such layer.
     fixed: regexes, matched at the beginning of paths, of the parameters that
-      never learn: a step computes no gradient for them, and `optim.holding`
+      never learn: a step computes no gradient for them, and `optim.fitted`
       hides them from the optimizer.
+    matrices: the parameters that products read; the first row that matches wins.
+    flops: `length -> FLOPs` that the forward pass of a token needs, in texts of
+      that length; None where a model does not say.
   """
 
   init: Callable[..., Params]
@@ -113,6 +137,8 @@ class Model(NamedTuple):
   axes: tuple[tuple[str, tuple[str | None, ...]], ...]
   head: Callable[..., Array] | None = None
   fixed: tuple[str, ...] = ()
+  matrices: tuple['Matrix', ...] = ()
+  flops: Callable[[int], float] | None = None
 
 
 class TrainState(NamedTuple):

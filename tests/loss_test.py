@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
 from lm import config, loss, metrics, sharding, tree, types
 from lm.models import embeddings, heads, linen
 from lm.training import step
@@ -253,11 +254,11 @@ def test_a_loss_in_chunks_names_the_reason_if_it_is_impossible():
     'has: change chunks or length',
   ):
     score(out, batch, head_of(model, params))
-  body = {'fn': 'lm.models.decoder:make', **laws.TINY}
-  del body['vocab']
+  body = base.decoder(8, **laws.TINY)
+  pairs = {'fn': 'lm.models.encoder:head', 'next_sentence': True}
   for without in (
     heads.tag(vocab=laws.V, body=body, classes=2),
-    laws.build('bert', next_sentence=True),
+    config.build(base.encoder(8, **laws.TINY, head=pairs), vocab=laws.V),
     laws.build('ngram'),
   ):
     assert without.head is None

@@ -27,7 +27,7 @@ def get_config(folder: str):
   c.model.length = 16
   c.model.width = 16
   c.model.depth = 1
-  c.model.heads = 2
+  c.model.blocks.main.mixer.heads = 2
   c.sharding.vocab = None  # 259 ids do not divide
   c.optim.peak = 1e-2
   c.optim.warmup = 4

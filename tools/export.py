@@ -421,7 +421,8 @@ def int8(paths: str) -> Callable[..., Written]:
   """Writes a run whose matrices are in int8, see `compress.int8`."""
 
   def write(folder: Path, source: Source) -> Written:
-    params, scales = compress.int8(source.params, paths)
+    table = source.run.model.matrices
+    params, scales = compress.int8(source.params, table, paths)
     told = {'form': 'int8', 'paths': paths, 'matrices': len(scales)}
     return _run(folder, source, params, scales, told)
 
@@ -432,14 +433,15 @@ def prune(paths: str, sparsity: float, scope: str) -> Callable[..., Written]:
   """Writes a run with zeros in its matrices, see `compress.prune`."""
 
   def write(folder: Path, source: Source) -> Written:
+    table = source.run.model.matrices
     params = compress.prune(
-      source.params, paths, sparsity=sparsity, scope=scope
+      source.params, table, paths, sparsity=sparsity, scope=scope
     )
     told = {
       'form': 'prune',
       'paths': paths,
       'scope': scope,
-      'sparsity': compress.sparsity(params, paths),
+      'sparsity': compress.sparsity(params, table, paths),
     }
     return _run(folder, source, params, {}, told)
 
@@ -458,7 +460,7 @@ def portable(weights: str) -> Callable[..., Written]:
     c, tokenizer, model = source.run
     params, scales = source.params, {}
     if weights == 'int8':
-      params, scales = compress.int8(params)
+      params, scales = compress.int8(params, model.matrices)
     path = Path(c.tokenizer.get('path', 'bytes'))
     if path.is_file():
       shutil.copyfile(path, folder / f'tokenizer{path.suffix}')

@@ -23,16 +23,16 @@ def get_config(size='base'):
   c.tokenizer.reserved = 1  # the mask
   c.data.length = 512
   c.data.objective = base.masked()
-  c.model = base.encoder() | {
-    'length': 512,
-    'width': width,
-    'depth': depth,
-    'heads': heads,
-    'dropout': 0.1,
-    'scan': True,
-    'dtype': 'bfloat16',
-    'compute_dtype': 'bfloat16',
-  }
+  c.model = base.encoder(
+    heads,
+    length=512,
+    width=width,
+    depth=depth,
+    dropout=0.1,
+    scan=True,
+    dtype='bfloat16',
+    compute_dtype='bfloat16',
+  )
   c.optim.update(
     peak=1e-4, schedule='linear', warmup=10_000, final=0.0, decay=0.01, b2=0.999
   )

@@ -55,14 +55,7 @@ def get_config(folder: str = 'data/multi30k'):
     'length': 128,
     'pack': True,
   }
-  c.model = base.transformer() | {
-    'width': 128,
-    'depth': 4,
-    'heads': 4,
-    'mlp': 256,
-    'norm_order': 'pre',
-    'dropout': 0.3,
-  }
+  c.model = base.transformer(mlp_width=256, order='pre', width=128, dropout=0.3)
   c.loss.smoothing = 0.1
   c.optim.peak = 4e-3
   c.optim.warmup = 500

@@ -1,6 +1,7 @@
 """What configs of fine-tuning share."""
 
 from collections.abc import Collection
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
   if not run:
     c.tokenizer = {'fn': 'lm.data.tokenizers.utf8_bytes:make', 'reserved': 0}
     if head is not None:
-      c.model = head | {'body': base.encoder() | {'norm_order': 'pre'}}
+      c.model = head | {'body': base.encoder(order='pre')}
     return c
   theirs = config.from_json(Path(run, 'config.json').read_text())
   is_head = 'body' in theirs.model
@@ -103,8 +104,8 @@ def task(
   held_out = config_dict.FieldReference(0 if folds > 1 else None, int)
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',
-    'records': train,
-    'form': form,
+    'records': copy.deepcopy(train),
+    'form': copy.deepcopy(form),
     'length': length,
     'pack': False,
     'folds': folds,
@@ -112,8 +113,9 @@ def task(
   }
   c.evals = {
     name: {
-      'records': test,
-      'form': form,
+      # Copies: loading refuses what stands in a config at two places.
+      'records': copy.deepcopy(test),
+      'form': copy.deepcopy(form),
       'batch_size': 64,
       'length': length,
       'folds': folds,

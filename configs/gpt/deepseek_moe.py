@@ -25,26 +25,16 @@ def get_config():
   c.tokenizer.path = 'data/deepseek/tokenizer.model'
   c.data.sources.train.path = 'data/deepseek/train'
   c.data.length = 4096
-  c.model.update(
+  router = base.router(
+    top_k=6, scoring='sigmoid', balance_weight=1e-4, balance_bias=True
+  )
+  c.model = base.llama(
+    base.attention(heads=16, positions=base.rotary()),
+    base.experts(count=64, width=1408, shared_experts=2, router=router),
     length=4096,
     width=2048,
     depth=28,
-    heads=16,
-    mlp=1408,
-    experts=base.experts()
-    | {
-      'experts': 64,
-      'top_k': 6,
-      'shared': 2,
-      'scoring': 'sigmoid',
-      'balance_weight': 1e-4,
-      'balance_bias': True,
-    },
-    norm='rmsnorm',
-    positions='rope',
-    activation='swiglu',
-    bias=False,
-    tied=False,
+    head=base.output(tied=False),
     scan=True,
     remat='full',
     dtype='bfloat16',

@@ -30,12 +30,18 @@ def get_config(size: str = 'small'):
   c.tokenizer.path = 'data/gpt2/tokenizer.model'
   c.data.sources.train.path = 'data/gpt2/train'
   c.data.length = 1024
-  c.model.length = 1024
-  c.model.width, c.model.depth, c.model.heads = base.size(size, SIZES)
-  c.model.dropout = 0.1
-  # Two dozen layers and more compile for minutes when unrolled.
-  c.model.scan = size != 'small'
-  c.model.dtype = c.model.compute_dtype = 'bfloat16'
+  width, depth, heads = base.size(size, SIZES)
+  c.model = base.decoder(
+    heads,
+    length=1024,
+    width=width,
+    depth=depth,
+    dropout=0.1,
+    # Two dozen layers and more compile for minutes when unrolled.
+    scan=size != 'small',
+    dtype='bfloat16',
+    compute_dtype='bfloat16',
+  )
   c.optim.peak = 6e-4 if size == 'small' else 2e-4
   c.optim.warmup = 2_000
   c.plan.target, c.plan.vocab = 'v5e:4x4', 50_257

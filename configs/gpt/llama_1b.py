@@ -21,18 +21,12 @@ def get_config():
   c.tokenizer.path = 'data/llama/tokenizer.model'
   c.data.sources.train.path = 'data/llama/train'
   c.data.length = 4096
-  c.model.update(
+  c.model = base.llama(
+    base.attention(heads=32, kv_heads=8, positions=base.rotary(base=500_000.0)),
+    base.mlp(width=8192, activation='swiglu'),
     length=4096,
     width=2048,
     depth=16,
-    heads=32,
-    kv_heads=8,
-    mlp=8192,
-    norm='rmsnorm',
-    positions='rope',
-    rope_base=500_000.0,
-    activation='swiglu',
-    bias=False,
     scan=True,
     remat='dots',
     dtype='bfloat16',

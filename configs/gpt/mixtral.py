@@ -22,21 +22,14 @@ def get_config():
   c.tokenizer.path = 'data/mixtral/tokenizer.model'
   c.data.sources.train.path = 'data/mixtral/train'
   c.data.length = 4096
-  c.model.update(
+  c.model = base.llama(
+    base.attention(heads=32, kv_heads=8, positions=base.rotary(base=1e6)),
+    base.experts(width=14_336),
+    epsilon=1e-5,
     length=4096,
     width=4096,
     depth=32,
-    heads=32,
-    kv_heads=8,
-    mlp=14_336,
-    experts=base.experts(),
-    norm='rmsnorm',
-    norm_epsilon=1e-5,
-    positions='rope',
-    rope_base=1e6,
-    activation='swiglu',
-    bias=False,
-    tied=False,
+    head=base.output(tied=False),
     scan=True,
     remat='full',
     dtype='bfloat16',

@@ -24,11 +24,9 @@ def get_config():
     'path': 'data/shakespeare/tokenizer.json',
   }
   c.data.sources.train.path = 'data/shakespeare/train'
-  c.model.update(
-    base.modern(),
+  c.model = base.modern(
     width=128,
-    logit_softcap=15.0,
-    tied=False,
+    head=base.output(softcap=15.0, tied=False),
     compute_dtype='bfloat16',
   )
   c.optim = base.muon()

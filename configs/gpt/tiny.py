@@ -16,6 +16,6 @@ def get_config():
   c.batch_size = 8
   c.save_every = 125
   c.keep = 4
-  c.model.update(base.modern(), width=192, compute_dtype='bfloat16')
+  c.model = base.modern(width=192, compute_dtype='bfloat16')
   c.optim = base.muon() | {'peak': 0.01, 'adam_peak': 0.005, 'warmup': 20}
   return c.lock()

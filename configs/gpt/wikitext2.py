@@ -19,7 +19,7 @@ def get_config():
   c.save_every = 10_000  # the last step alone
   c.tokenizer.path = 'data/wikitext2/tokenizer.model'
   c.data.sources.train.path = 'data/wikitext2/train'
-  c.model.update(base.modern(), dropout=0.1, compute_dtype='bfloat16')
+  c.model = base.modern(dropout=0.1, compute_dtype='bfloat16')
   c.optim = base.muon()
   # Words with ends of lines: what published perplexities divide by.
   c.evals.valid.path = 'data/wikitext2/valid'

@@ -15,6 +15,6 @@ from configs.gpt import wikitext2
 def get_config(cell='lstm'):
   """Returns the config of a kind of cell."""
   c = wikitext2.get_config().unlock()
-  c.model = base.recurrent() | {'cell': cell, 'dropout': 0.1}
+  c.model = base.recurrent(cell, dropout=0.1)
   c.optim = base.adamw()
   return c.lock()

@@ -31,25 +31,21 @@ def get_config(size='small'):
   c.tokenizer.reserved = 100  # sentinels
   c.data.length = 114
   c.data.objective = base.span_corruption(source=512)
-  c.model = (
-    base.transformer()
-    | base.t5()
-    | {
-      'width': width,
-      'depth': depth,
-      'heads': heads,
-      'head_width': 64,
-      'mlp': mlp,
-      'output_scale': width**-0.5,
-      'dropout': 0.1,
-      'scan': True,
-      'dtype': 'bfloat16',
-      'compute_dtype': 'bfloat16',
-    }
-  )
-  if size.startswith('v1_1'):
+  newer = size.startswith('v1_1')
+  c.model = base.t5(
+    heads,
+    depth=depth,
+    head_width=64,
+    mlp_width=mlp,
+    gated=newer,
+    scale=1.0 if newer else width**-0.5,
+    width=width,
     # Pretraining of v1.1 has no dropout.
-    c.model.update(base.t5_v1_1(), output_scale=1.0, dropout=0.0)
+    dropout=0.0 if newer else 0.1,
+    scan=True,
+    dtype='bfloat16',
+    compute_dtype='bfloat16',
+  )
   c.optim = {
     'fn': 'lm.optim.optimizers:adafactor',
     'peak': 0.01,

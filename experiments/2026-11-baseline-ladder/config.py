@@ -47,13 +47,13 @@ def get_config(argument='decoder'):
   if name == 'kneser_ney':
     c.model, c.fit = base.ngram()
   if name in ('elman', 'lstm', 'gru'):
-    c.model = base.recurrent() | {'cell': name, 'compute_dtype': 'bfloat16'}
+    c.model = base.recurrent(name, compute_dtype='bfloat16')
     c.optim = base.adamw() | {'peak': 2e-3, 'decay': 0.01, 'final': 0.0}
   if name == 't5':
     c.tokenizer.reserved = 32
     c.data.length = 96
     c.data.objective = base.span_corruption(source=256)
-    c.model = base.transformer() | base.t5() | base.t5_v1_1()
+    c.model = base.t5(gated=True)
     c.model.compute_dtype = 'bfloat16'
     for split in c.evals.values():
       split.length = 257  # the sentinel before the text
@@ -61,10 +61,7 @@ def get_config(argument='decoder'):
   if name == 'bert':
     c.tokenizer.reserved = 1
     c.data.objective = base.masked()
-    c.model = base.encoder() | {
-      'norm_order': 'pre',
-      'compute_dtype': 'bfloat16',
-    }
+    c.model = base.encoder(order='pre', compute_dtype='bfloat16')
     c.optim = base.adamw() | {'peak': 1e-3, 'final': 0.0}
     for split in c.evals.values():
       # One token of each window is hidden: share is below that of any.

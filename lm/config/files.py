@@ -130,6 +130,7 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
   c = _run(file, argument) if file.suffix == '.py' else _read(file)
   if not values.is_tree(c):
     raise ConfigError(f'{name}: get_config() must return a ConfigDict')
+  _check_aliases(c)
   try:
     if not isinstance(c, config_dict.ConfigDict):
       values.check(c)
@@ -153,6 +154,27 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     except ConfigError as error:
       raise ConfigError(f'{key}: {error}') from error
   return c
+
+
+def _check_aliases(c: Config) -> None:
+  """Refuses a dict that stands at two places of a config.
+
+  ml_collections keeps it one dict: who sets a key at one place would change the
+  other without a word. What is shared on purpose is a reference, `get_ref`.
+  """
+  seen: dict[int, str] = {}
+
+  def walk(tree: Config, key: str) -> None:
+    if id(tree) in seen:
+      raise ConfigError(
+        f'{key}: is the same dict as {seen[id(tree)]}: make a new one for each'
+      )
+    seen[id(tree)] = key
+    for name in tree:
+      if isinstance(tree[name], config_dict.ConfigDict):
+        walk(tree[name], f'{key}.{name}' if key else name)
+
+  walk(c, '')
 
 
 def store(c: Config, path: Path) -> None:

@@ -180,8 +180,7 @@ def give(found: Iterable[Row], params: types.Params) -> dict[str, np.ndarray]:
 
 def unstacked(params: types.Params) -> types.Params:
   """Takes blocks apart that `scan` has stacked, on both sides of a model."""
-  if 'layers' in params:
-    params = stack.unstack_params(params)
+  params = stack.unstack_params(params)
   return {
     key: unstacked(value) if isinstance(value, dict) else value
     for key, value in params.items()

@@ -27,6 +27,7 @@ import safetensors.numpy
 
 from lm import config, errors, tree, types
 from lm.interop import loader
+from lm.layers import kernels
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # Fields of a batch that a function reads; the others follow from them.
@@ -72,9 +73,7 @@ def save(
   inputs = inputs_of(batch)
   _check_text(batch, _batch(inputs, tokenizer))
   spec = copy.deepcopy(dict(spec))
-  body = spec.get('body', spec)  # of a head
-  if 'attention_kernel' in body:
-    body['attention_kernel'] = 'einsum'
+  kernels.use(spec, 'einsum')  # of no platform
   model = config.build(spec, vocab=tokenizer.size)
   arrays = {path: np.asarray(x) for path, x in tree.paths(params)}
   arrays |= {f'{path}{_SCALE}': np.asarray(x) for path, x in scales.items()}

@@ -10,8 +10,7 @@ import numpy as np
 
 from lm import config, types
 from lm.data import objectives
-from lm.interop import bert, fields, gpt2, layout, llama, t5, tensors
-from lm.layers import positions
+from lm.interop import bert, fields, gpt2, layout, llama, t5, tensors, trees
 
 ARCHITECTURES: Mapping[str, fields.Architecture] = (
   gpt2.ARCHITECTURES
@@ -28,18 +27,6 @@ _USUAL = {
   'bert': 'BertForMaskedLM',
   't5': 'T5ForConditionalGeneration',
 }
-# Settings of training and of speed: no file holds them.
-_OURS = (
-  'attention_kernel',
-  'dropout',
-  'dtype',
-  'kernel_std',
-  'compute_dtype',
-  'remat',
-  'scan',
-  'temperature',
-  'zero_outputs',
-)
 _EMBED = 'lm.models.heads:embed'
 # What can be computed, and was saved by older versions all the same.
 _BUFFERS = r'(^|\.)(position_ids|inv_freq)$'
@@ -107,18 +94,22 @@ def save(
   }
   why = ''
   if known:
-    spec, params = _resolved(spec), layout.unstacked(params)
+    params = layout.unstacked(params)
+    try:
+      spec = trees.flatten(spec)
+    except ValueError as error:
+      raise ValueError(f'{spec["fn"]}: {error}') from error
   least = math.inf
   for name, architecture in known.items():
     try:
       written = architecture.config(spec)
       found = layout.rows(architecture.table(spec), params)
       names = {row.place.name for row in found}
-      again = _spec(architecture, written, names)
+      again = trees.flatten(_spec(architecture, written, names))
     except ValueError as error:
       why = why or f': {name}: {error}'
       continue
-    other = _differences(spec, _resolved(again))
+    other = _differences(spec, again)
     if not other:
       theirs = {'architectures': [name], 'vocab_size': vocab, **written}
       base = architecture.base if architecture.fn == _EMBED else ''
@@ -141,10 +132,14 @@ def _load(source: tensors.Source) -> Imported:
   left_out = [n for n in theirs if re.search(unread, n)]
   names = set(theirs) - set(left_out)
   vocab = fields.whole(source.config, 'vocab_size')
-  spec = _spec(architecture, source.config, names)
-  _check_sizes(spec, vocab, source)
+  flat = {
+    'fn': architecture.fn,
+    **architecture.settings(source.config, names),
+  }
+  _check_sizes(flat, vocab, source)
+  spec = trees.grow(flat)
   like = _shapes(spec, vocab)
-  found = layout.rows(architecture.table(spec), like)
+  found = layout.rows(architecture.table(trees.flatten(spec)), like)
   want = {row.place.name for row in found}
   same = {n: of for n, of in architecture.same.items() if n in names - want}
   shapes = {n: source.shapes[theirs[n]] for n in names - set(same)}
@@ -165,11 +160,7 @@ def _spec(
 ) -> dict[str, Any]:
   """Makes our spec of their config.json."""
   settings = architecture.settings(theirs, names)
-  return _filled({'fn': architecture.fn, **settings})
-
-
-def _filled(spec: Mapping[str, Any]) -> dict[str, Any]:
-  return config.fill({'model': dict(spec)}).model.to_dict()
+  return trees.grow({'fn': architecture.fn, **settings})
 
 
 def _architecture(theirs: Mapping[str, Any]) -> str:
@@ -235,7 +226,7 @@ def _differences(
 ) -> list[str]:
   inside = _differences(ours['body'], theirs['body']) if 'body' in ours else []
   # A bare model's class leaves to others what is made of its vectors.
-  unsaid = {*_OURS, 'body', *(['pool'] if ours['fn'] == _EMBED else [])}
+  unsaid = {*trees.OURS, 'body', *(['pool'] if ours['fn'] == _EMBED else [])}
   return [
     f'{k}={theirs.get(k)!r} instead of {v!r}'
     for k, v in ours.items()
@@ -247,27 +238,3 @@ def _same(a: Any, b: Any) -> bool:
   if isinstance(a, float) and isinstance(b, (int, float)):
     return math.isclose(a, b, rel_tol=1e-6)
   return a == b
-
-
-def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """Fills a spec, and writes out what None stands for."""
-  out = _filled(spec)
-  if 'body' in out:
-    return {**out, 'body': _resolved(out['body'])}
-  width = out['head_width'] = (
-    out.get('head_width') or out['width'] // out['heads']
-  )
-  for key, usual in (
-    ('kv_heads', out['heads']),
-    ('decoder_depth', out['depth']),
-    ('mlp', 4 * out['width']),
-    ('window_rope_base', out.get('rope_base')),
-    ('norm_epsilon', 1e-6 if out.get('norm') == 'rmsnorm' else 1e-5),
-    ('attention_scale', width**-0.5),
-    ('embed_scale', 1.0),
-  ):
-    if key in out and out[key] is None:
-      out[key] = usual
-  if out.get('rope_scaling'):
-    out['rope_scaling'] = positions.scaling(**out['rope_scaling'])._asdict()
-  return out

@@ -428,7 +428,7 @@ def _meets(queries, keys, first, rows: _Blocks, columns: _Blocks):
       # A key of a prefix is seen from the left, too.
       before_BIJ = before_BIJ | extremes(keys.prefix, columns)[1][:, None]
     meets_BIJ = meets_BIJ & before_BIJ
-  window = queries.window()
+  window = queries.window
   if window is not None:
     # The first query of a block reaches farthest to the left.
     query_BI = extremes(queries.positions, rows)[0]

@@ -14,26 +14,16 @@ import numpy as np
 from lm import tree, types
 from lm.layers import linear
 
-# Which dimensions a product sums over, counted from the right, since experts
-# and stacked blocks have further ones on the left. A row of the embedding table
-# is looked up by itself, so it counts as a matrix of its own, summed along its
-# width. Parameters that no row names stay as they are: biases, norms, routers,
+# `Model.matrices`. What no row names stays as it is: biases, norms, routers,
 # positions.
-_MATRICES = (
-  (r'(attention|cross)/[qkv]$', (-3,)),
-  (r'(attention|cross)/o$', (-3, -2)),
-  (r'/(up|gate|down)$', (-2,)),
-  (r'/(input|state)$', (-3,)),
-  (r'/kernel$', (-2,)),
-  (r'embed/table$', (-1,)),
-)
+Table = Sequence[types.Matrix]
 ALL = ''
 BLOCKS = r'(^|/)layers(_\d+)?/'
 SCOPES = ('global', 'matrix')
 
 
 def int8(
-  params: types.Params, paths: str = ALL
+  params: types.Params, table: Table, paths: str = ALL
 ) -> tuple[types.Params, dict[str, np.ndarray]]:
   """Rounds matrices to int8, with a scale for each output of their product.
 
@@ -42,6 +32,7 @@ def int8(
 
   Args:
     params: float32 parameters.
+    table: `Model.matrices`.
     paths: a regular expression; matrices in whose path it is found are rounded.
 
   Returns:
@@ -52,7 +43,7 @@ def int8(
     ValueError: no matrix has such a path, or qwix is not installed.
   """
   linear.check('int8')
-  summed, scales = matrices(params, paths), {}
+  summed, scales = matrices(params, table, paths), {}
 
   def rounded(path, leaf):
     if path not in summed:
@@ -69,6 +60,7 @@ def int8(
 
 def prune(
   params: types.Params,
+  table: Table,
   paths: str = BLOCKS,
   *,
   sparsity: float,
@@ -78,6 +70,7 @@ def prune(
 
   Args:
     params: float32 parameters.
+    table: `Model.matrices`.
     paths: a regular expression; matrices in whose path it is found are pruned.
       By default these are the matrices of the blocks.
     sparsity: the fraction of the weights of these matrices that becomes zero.
@@ -95,7 +88,7 @@ def prune(
     raise ValueError(f'sparsity={sparsity} must be above 0 and below 1')
   if scope not in SCOPES:
     raise ValueError(f'scope={scope!r} is not one of {", ".join(SCOPES)}')
-  names = matrices(params, paths)
+  names = matrices(params, table, paths)
 
   def cut(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     sizes = np.concatenate([np.abs(x).ravel() for x in weights])
@@ -118,17 +111,18 @@ def prune(
   return tree.map_paths(lambda path, x: pruned.get(path, x), params)
 
 
-def sparsity(params: types.Params, paths: str = BLOCKS) -> float:
+def sparsity(params: types.Params, table: Table, paths: str = BLOCKS) -> float:
   """Returns the fraction of the weights of matrices that are zero.
 
   Args:
     params: parameters.
+    table: `Model.matrices`.
     paths: a regular expression; matrices in whose path it is found count.
 
   Raises:
     ValueError: no matrix has such a path.
   """
-  names = matrices(params, paths)
+  names = matrices(params, table, paths)
   leaves = [x for path, x in tree.paths(params) if path in names]
   zeros = sum(x.size - np.count_nonzero(x) for x in leaves)
   return zeros / sum(x.size for x in leaves)
@@ -149,11 +143,14 @@ def flat(shape: Sequence[int], summed: Sequence[int]) -> tuple[int, ...]:
   return (*shape[:-left], *map(math.prod, sides))
 
 
-def matrices(params: types.Params, paths: str) -> dict[str, tuple[int, ...]]:
+def matrices(
+  params: types.Params, table: Table, paths: str
+) -> dict[str, tuple[int, ...]]:
   """Finds the matrices whose paths match.
 
   Args:
     params: parameters.
+    table: `Model.matrices`.
     paths: a regular expression that is searched for in each path.
 
   Returns:
@@ -167,12 +164,12 @@ def matrices(params: types.Params, paths: str) -> dict[str, tuple[int, ...]]:
     wanted = re.compile(paths)
   except re.error as error:
     raise ValueError(f'paths={paths}: no regular expression: {error}') from None
-  known = {
-    path: summed
-    for path, _ in tree.paths(params)
-    for regex, summed in _MATRICES
-    if re.search(regex, path)
-  }
+  known = {}
+  for path, _ in tree.paths(params):
+    for row in table:
+      if re.search(row.path, path):
+        known[path] = tuple(range(-row.summed - row.out, -row.out))
+        break
   result = {
     path: summed for path, summed in known.items() if wanted.search(path)
   }

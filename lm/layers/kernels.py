@@ -1,6 +1,6 @@
 """Which kernel mixes values, chosen by platform, and how each is called.
 
-All equal `attention.attend` with that mask made whole. Over a mesh each
+All equal `dot_product.attend` with the whole mask. Over a mesh each
 device runs its kernel on the rows and heads that it holds.
 """
 
@@ -8,13 +8,14 @@ from concurrent import futures
 import functools
 from functools import partial
 import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from lm import errors, sharding
+from lm import config, errors, sharding
 from lm.layers import blockwise, masks, ring
 
 NAMES = ('auto', 'einsum', 'blockwise', 'splash', 'cudnn')
@@ -95,8 +96,22 @@ def choose(
     return 'blockwise' if length >= _LONG else 'einsum'
   for met, why in lacks[asked]:
     if not met:
-      raise ValueError(f"attention_kernel={asked!r} {why}; or use 'auto'")
+      raise ValueError(f"kernel={asked!r} {why}; or use 'auto'")
   return asked
+
+
+def use(spec: Any, kernel: str) -> None:
+  """Sets the kernel of every attention in the spec of a model, in place.
+
+  Args:
+    spec: filled.
+    kernel: one of `NAMES`.
+  """
+  for key, value in spec.items():
+    if config.is_tree(value):
+      use(value, kernel)
+    elif key == 'kernel':
+      spec[key] = kernel
 
 
 def _platform() -> str:
@@ -197,7 +212,7 @@ def splash(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """Mixes values as `blockwise.attend` does, on TPU, in the compute_dtype' type.
+  """Mixes values as `blockwise.attend` does, on TPU, in `compute_dtype`.
 
   A window is counted in slots there: the same, since documents have no gaps.
 
@@ -206,24 +221,15 @@ def splash(
   """
   B, K, G, L, H = q_BKGLH.shape
 
-  def mix(window, q_BNLH, k_BKSH, v_BKSH, segments_BL):
-    kernel, documents = _splash(
-      K * G, L, mask.causal, window, settings.softcap, interpret
-    )
-    segments_BL = documents(segments_BL, segments_BL)
-    return jax.vmap(kernel)(q_BNLH, k_BKSH, v_BKSH, segments_BL)
-
-  given = (
+  kernel, documents = _splash(
+    K * G, L, mask.causal, mask.window, settings.softcap, interpret
+  )
+  out_BNLH = jax.vmap(kernel)(
     q_BKGLH.reshape(B, K * G, L, H).astype(settings.compute_dtype),
     k_BKSH.astype(settings.compute_dtype),
     v_BKSH.astype(settings.compute_dtype),
-    mask.segments,
+    documents(mask.segments, mask.segments),
   )
-  mixes = [partial(mix, window) for window in mask.windows]
-  if mask.which is None:
-    out_BNLH = mixes[0](*given)
-  else:
-    out_BNLH = jax.lax.switch(mask.which, mixes, *given)
   return out_BNLH.reshape(q_BKGLH.shape)
 
 
@@ -281,7 +287,7 @@ def cudnn(
   *,
   scale: float,
 ) -> jax.Array:
-  """Mixes values as `blockwise.attend` does, on GPU, in the compute_dtype' type."""
+  """Mixes values as `blockwise.attend` does, on GPU, in `compute_dtype`."""
   B, K, G, L, H = q_BKGLH.shape
   q_BLKGH = jnp.einsum('BKGLH->BLKGH', q_BKGLH).astype(settings.compute_dtype)
   k_BSKH, v_BSKH = (
@@ -296,7 +302,7 @@ def cudnn(
     implementation='cudnn',
   )
   heads = q_BLKGH.reshape(B, L, K * G, H), k_BSKH, v_BSKH
-  if mask.prefix is not None or mask.windows != (None,):
+  if mask.prefix is not None or mask.window is not None:
     out_BLNH = mix(*heads, mask=mask.materialize())
   else:
     # Where each row is one document no mask is read: 1.02 ms instead of 1.40,

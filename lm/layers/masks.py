@@ -1,7 +1,5 @@
 """What a query may look at: said in a few numbers a token, made into masks."""
 
-from collections.abc import Sequence
-
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -23,19 +21,15 @@ class AttentionMask(struct.PyTreeNode):
     positions: int32 [B, L], of each token in its document; None has no window.
     prefix: bool [B, L], tokens that all of their document see; None: none.
     causal: whether a token sees only those to its left, and itself.
-    windows: of which one holds, see `window_mask`; None sees all.
-    which: int32 index of it, None where there is one.
+    window: how many positions are seen, see `window_mask`; None sees all.
     kernel: what mixes, of `kernels.choose`.
   """
 
   segments: jax.Array
   positions: jax.Array | None = None
   prefix: jax.Array | None = None
-  which: jax.Array | None = None
   causal: bool = struct.field(pytree_node=False, default=True)
-  windows: tuple[int | None, ...] = struct.field(
-    pytree_node=False, default=(None,)
-  )
+  window: int | None = struct.field(pytree_node=False, default=None)
   kernel: str = struct.field(pytree_node=False, default='blockwise')
 
   def tokens(self) -> dict[str, jax.Array | None]:
@@ -45,16 +39,6 @@ class AttentionMask(struct.PyTreeNode):
       'positions': self.positions,
       'prefix': self.prefix,
     }
-
-  def window(self) -> jax.Array | int | None:
-    """Returns the one that holds."""
-    if self.which is None:
-      return self.windows[0]
-    # What no distance reaches sees all.
-    far = jnp.iinfo(jnp.int32).max
-    return jnp.asarray([far if w is None else w for w in self.windows])[
-      self.which
-    ]
 
   def materialize(
     self, keys: 'AttentionMask | None' = None, first: jax.Array | int = 0
@@ -70,17 +54,10 @@ class AttentionMask(struct.PyTreeNode):
       mask_B1LS = causal_mask(self.segments, keys.segments, first, keys.prefix)
     else:
       mask_B1LS = document_mask(self.segments, keys.segments)
-    window = self.window()
-    if window is None:
+    if self.window is None:
       return mask_B1LS
     assert self.positions is not None and keys.positions is not None
-    return mask_B1LS & window_mask(self.positions, keys.positions, window)
-
-
-def merge(masks_: Sequence[AttentionMask], which: jax.Array) -> AttentionMask:
-  """Makes one of masks_ that differ in their windows; `which` is an index."""
-  windows = tuple(w for mask in masks_ for w in mask.windows)
-  return masks_[0].replace(windows=windows, which=which)
+    return mask_B1LS & window_mask(self.positions, keys.positions, self.window)
 
 
 def document_mask(
@@ -122,7 +99,7 @@ def causal_mask(
 
 
 def window_mask(
-  positions_BL: jax.Array, positions_BS: jax.Array, window: jax.Array | int
+  positions_BL: jax.Array, positions_BS: jax.Array, window: int
 ) -> jax.Array:
   """Lets each position see `window` positions, itself the last of them.
 

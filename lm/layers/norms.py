@@ -113,23 +113,15 @@ def _broadcast(vector, x):
   return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def make(
-  name: str, *, epsilon: float | None, offset: float = 0.0, bias: bool = True
+def rmsnorm(
+  *, epsilon: float = 1e-6, offset: float = 0.0
 ) -> Callable[..., nn.Module]:
-  """Returns a function that builds the norm called `name`.
+  """Makes a builder of `RMSNorm`, given `name`."""
+  return partial(RMSNorm, epsilon=epsilon, offset=offset)
 
-  Args:
-    name: 'layernorm' or 'rmsnorm'.
-    epsilon: see the two classes; None is the default of the class.
-    offset: see `RMSNorm`; LayerNorm ignores it.
-    bias: see `LayerNorm`; RMSNorm has none.
 
-  Raises:
-    ValueError: there is no norm of this name.
-  """
-  given = {} if epsilon is None else {'epsilon': epsilon}
-  if name == 'rmsnorm':
-    return partial(RMSNorm, offset=offset, **given)
-  if name == 'layernorm':
-    return partial(LayerNorm, bias=bias, **given)
-  raise ValueError(f'norm={name!r} is not one of layernorm, rmsnorm')
+def layernorm(
+  *, epsilon: float = 1e-5, bias: bool = True
+) -> Callable[..., nn.Module]:
+  """Makes a builder of `LayerNorm`, given `name`."""
+  return partial(LayerNorm, epsilon=epsilon, bias=bias)

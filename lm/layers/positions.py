@@ -3,12 +3,16 @@
 h numbers pairs of features: half of the features that are rotated.
 """
 
+from collections.abc import Mapping
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lm.layers import parts
 
 
 class Rotation(NamedTuple):
@@ -51,7 +55,7 @@ class Scaling(NamedTuple):
   high: float = 4.0
 
 
-def scaling(
+def make_scaling(
   factor: float,
   kind: str = 'linear',
   length: float | None = None,
@@ -71,19 +75,96 @@ def scaling(
   result = Scaling(factor, kind, length, low, high)
   if kind not in ('linear', 'ntk', 'llama3', 'yarn'):
     raise ValueError(
-      f'rope_scaling: kind={kind!r:.40} is not one of linear, ntk, llama3, yarn'
+      f'scaling: kind={kind!r:.40} is not one of linear, ntk, llama3, yarn'
     )
   if (kind in ('llama3', 'yarn')) != (length is not None):
     raise ValueError(
-      f"rope_scaling: kind={kind!r} and length={length}: 'llama3' and 'yarn' "
+      f"scaling: kind={kind!r} and length={length}: 'llama3' and 'yarn' "
       'have a length, the others none'
     )
   if not (factor > 0 and 0 < low < high and (length is None or length > 0)):
     raise ValueError(
-      f'rope_scaling: {result._asdict()}: factor and length must be above 0, '
+      f'scaling: {result._asdict()}: factor and length must be above 0, '
       'and low above 0 and below high'
     )
   return result
+
+
+class Rotary(NamedTuple):
+  """Rotations of queries and keys; see `rotary`."""
+
+  base: float
+  fraction: float
+  scaling: Scaling | None
+
+  def features(self, head_width: int) -> int:
+    """Counts the features of a head that are rotated.
+
+    Raises:
+      ValueError: they are no pairs.
+    """
+    rotated = round(head_width * self.fraction)
+    if rotated % 2 or not 0 < rotated <= head_width:
+      raise ValueError(
+        f'head_width={head_width} * fraction={self.fraction} must be even, '
+        'above 0 and at most head_width for rotary positions'
+      )
+    return rotated
+
+
+def rotary(
+  *,
+  base: float = 10_000.0,
+  fraction: float = 1.0,
+  scaling: Mapping[str, Any] | None = None,
+) -> Rotary:
+  """Describes rotary positions of an attention.
+
+  Args:
+    base: of the frequencies, see `rotation`.
+    fraction: share of a head's features that is rotated.
+    scaling: arguments of `make_scaling`; None leaves the frequencies.
+
+  Raises:
+    ValueError: for values that do not fit together.
+  """
+  if not base > 0:
+    raise ValueError(f'base={base} must be above 0')
+  if scaling is None:
+    return Rotary(base, fraction, None)
+  unknown = scaling.keys() - set(Scaling._fields)
+  if unknown or 'factor' not in scaling:
+    raise ValueError(
+      f'scaling={dict(scaling)} must have a factor, and else only kind, '
+      'length, low and high'
+    )
+  return Rotary(base, fraction, make_scaling(**scaling))
+
+
+class Relative(NamedTuple):
+  """A bias of scores for each bucket of distances; see `relative`."""
+
+  buckets: int
+  max_distance: int
+
+
+def relative(*, buckets: int = 32, max_distance: int = 128) -> Relative:
+  """Describes T5's relative positions of an attention: one bias for all layers.
+
+  Args:
+    buckets: how many distances are told apart, a multiple of 4.
+    max_distance: positions; from this distance on all is one bucket.
+
+  Raises:
+    ValueError: for values that do not fit together.
+  """
+  if buckets < 4 or buckets % 4:
+    raise ValueError(f'buckets={buckets} must be a multiple of 4')
+  if max_distance <= buckets // 2:
+    raise ValueError(
+      f'max_distance={max_distance} must be above buckets / 2 = {buckets // 2}'
+    )
+  return Relative(buckets, max_distance)
 
 
 def rotation(
@@ -222,3 +303,29 @@ def buckets(
   return (
     offset_BLS + jnp.asarray(table)[jnp.minimum(distance_BLS, max_distance)]
   )
+
+
+class RelativeBias(nn.Module):
+  """Learns a bias for each head and bucket of distances: [B, N, L, S].
+
+  Attributes: see `buckets`; `heads` is N.
+  """
+
+  buckets: int
+  max_distance: int
+  heads: int
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(self, text: parts.Text):
+    init = nn.initializers.normal(self.heads**-0.5)
+    table_RN = self.param('table', init, (self.buckets, self.heads))
+    keys = text.keys or text
+    buckets_BLS = buckets(
+      text.positions,
+      keys.positions,
+      count=self.buckets,
+      max_distance=self.max_distance,
+      bidirectional=self.bidirectional,
+    )
+    return jnp.einsum('BLSN->BNLS', jnp.take(table_RN, buckets_BLS, axis=0))

@@ -10,6 +10,7 @@ arXiv 1406.1078.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear
+from lm.layers import blocks, checks, linear, parts
 
 Carry = dict[str, jax.Array]  # 'h', and 'c' of an LSTM: float32 [B, D]
 
@@ -69,6 +70,75 @@ CELLS: Mapping[str, Cell] = MappingProxyType(
 )
 
 
+# Hidden matrices for no optimizer: they hold those of several gates.
+ROWS = (
+  parts.Row(r'input$', ('embed', None, 'mlp'), 1, 2, hidden=False),
+  # The state is needed whole at every step: only its result is cut.
+  parts.Row(r'state$', (None, None, 'mlp'), 1, 2, hidden=False),
+  parts.Row(r'bias$', (None, 'mlp')),
+)
+
+
+class Seen(NamedTuple):
+  """What all layers of a kind look at.
+
+  Attributes:
+    starts_BL: bool, where a document starts: the carry is forgotten.
+    live_BL: bool, False where padding must leave the carry as it is.
+  """
+
+  starts_BL: jax.Array
+  live_BL: jax.Array
+
+
+def make(*, shared: parts.Shared, cell: str = 'lstm') -> parts.Mixer:
+  """Makes a recurrent layer of D cells; the carry is its cache.
+
+  The carry is forgotten where a document starts, and at the edge of a window
+  as positions restart there: gradients and states reach one window back.
+
+  Args:
+    shared: what the model's parts have in common.
+    cell: 'elman', 'lstm' or 'gru'.
+
+  Raises:
+    ValueError: for an unknown cell, or in a model that looks to the right.
+  """
+  checks.check_choices(
+    cell=(cell, CELLS), compute_dtype=(shared.compute_dtype, checks.DTYPES)
+  )
+  if shared.bidirectional:
+    raise ValueError(
+      'a recurrence sees nothing to its right: not in an encoder'
+    )
+  D, gates = shared.width, CELLS[cell].gates
+
+  def see(text: parts.Text, initializing: bool) -> Seen:
+    del initializing
+    if text.prefix is not None:
+      raise ValueError('a recurrence sees nothing to its right: no prefix')
+    return Seen(text.positions == 0, text.segments > 0)
+
+  def begin(params, text: parts.Text, room: int) -> Carry:
+    del params, room  # a carry has room for any length
+    return start(cell, len(text.segments), D)
+
+  def flops(length: int) -> float:
+    del length
+    return 4 * D * gates * D
+
+  build = partial(
+    Recurrent,
+    cell=cell,
+    kernel_init=shared.kernel(),
+    dropout=shared.dropout,
+    variational=shared.variational,
+    dtype=shared.dtype,
+    compute_dtype=shared.compute_dtype,
+  )
+  return parts.Mixer('recurrent', build, see, begin, ROWS, flops)
+
+
 def start(cell: str, batch: int, width: int) -> Carry:
   """Makes the carry before the first token: zeros [B, D]."""
   return {name: jnp.zeros((batch, width)) for name in CELLS[cell].names}
@@ -80,36 +150,36 @@ class Recurrent(nn.Module):
   Attributes:
     cell: one of `CELLS`.
     kernel_init: initializer of the kernels [D, C, F] for input and state.
+    dropout: rate on what the layer reads.
+    variational: whether all steps share one mask, which drops the state before
+      its product, too. Reference: Gal and Ghahramani 2016, arXiv 1512.05287,
+      section 4.2.
     dtype: type of the result; the carry is always float32.
     compute_dtype: type that the factors of products are rounded to.
   """
 
   cell: str
   kernel_init: nn.initializers.Initializer
+  dropout: float
+  variational: bool
   dtype: str
   compute_dtype: str
 
   @nn.compact
   def __call__(
-    self,
-    x_BLD: jax.Array,
-    starts_BL: jax.Array,
-    live_BL: jax.Array,
-    carry: Carry,
-    keep_BD: jax.Array | None = None,
-  ) -> tuple[jax.Array, Carry]:
-    """Returns [B, L, D] and the carry after the last live token.
-
-    Args:
-      x_BLD: the layer's input.
-      starts_BL: bool, True where a document starts and the carry is forgotten.
-      live_BL: bool, False at padding, which leaves the carry as it is.
-      carry: the carry before the first token.
-      keep_BD: a dropout mask that multiplies the state before its product, the
-        same in all steps (variational dropout). None drops nothing. Reference:
-        Gal and Ghahramani 2016, arXiv 1512.05287, section 4.2.
-    """
-    D, cell = x_BLD.shape[-1], CELLS[self.cell]
+    self, x_BLD: jax.Array, seen: Seen, cache: Carry | None
+  ) -> tuple[jax.Array, Carry | None]:
+    """Returns [B, L, D] and the carry after the last live token."""
+    B, _, D = x_BLD.shape
+    cell = CELLS[self.cell]
+    keep_BD = None
+    if self.variational and self.dropout:
+      keep_BD = blocks.dropout(self, self.dropout, jnp.ones((B, D)))
+    # One mask for all steps: they share it along the dimension of time.
+    x_BLD = blocks.dropout(
+      self, self.dropout, x_BLD, shared=(1,) * self.variational
+    )
+    carry = start(self.cell, B, D) if cache is None else cache
     shape = D, cell.gates, D
     kernel_DCF = self.param('input', self.kernel_init, shape)
     state_DCF = self.param('state', self.kernel_init, shape)
@@ -142,8 +212,8 @@ class Recurrent(nn.Module):
       carry,
       (
         jnp.moveaxis(x_BLCF, 1, 0),
-        jnp.moveaxis(starts_BL, 1, 0)[..., None],
-        jnp.moveaxis(live_BL, 1, 0)[..., None],
+        jnp.moveaxis(seen.starts_BL, 1, 0)[..., None],
+        jnp.moveaxis(seen.live_BL, 1, 0)[..., None],
       ),
     )
-    return jnp.moveaxis(h_LBF, 0, 1), carry
+    return jnp.moveaxis(h_LBF, 0, 1), None if cache is None else carry

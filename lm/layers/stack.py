@@ -1,16 +1,16 @@
-"""Depth: one block repeated, unrolled or scanned, with rematerialization."""
+"""Depth: kinds of block in their order, unrolled or scanned, with remat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import difflib
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import metrics, sharding, types
-from lm.layers import attention
+from lm import config, metrics, sharding, types
+from lm.layers import parts
 
 _POLICIES = {
   'full': 'nothing_saveable',
@@ -38,100 +38,272 @@ def remat_policy(name: str) -> Callable[..., Any]:
   return policy
 
 
-def apply(
-  block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]],
-  x_BLD: jax.Array,
-  views: Sequence[attention.View],
-  cache: Any,
+class Repeat(NamedTuple):
+  """A group of blocks, scanned `times`."""
+
+  kinds: tuple[str, ...]
+  times: int
+
+
+# Names of what runs one after another: blocks by their kind, or a `Repeat`.
+Layers = tuple[tuple[str, str | Repeat], ...]
+
+
+class Stack(NamedTuple):
+  """Blocks of some kinds, one after another.
+
+  Attributes:
+    kinds: by name.
+    layers: what runs, see `layout`.
+    remat: what the backward pass need not compute again, see `remat_policy`.
+  """
+
+  kinds: Mapping[str, parts.Kind]
+  layers: Layers
+  remat: str
+
+  def unrolled(self) -> 'Stack':
+    """Returns the same blocks without a scan."""
+    kinds = []
+    for _, what in self.layers:
+      kinds += what.kinds * what.times if isinstance(what, Repeat) else [what]
+    layers = [(f'layers_{n}', kind) for n, kind in enumerate(kinds)]
+    return self._replace(layers=tuple(layers))
+
+  def rows(self) -> tuple[parts.Row, ...]:
+    """Lists the rows of all kinds, and of the modules that they share."""
+    rows = [
+      row
+      for kind in self.kinds.values()
+      for row in (
+        *kind.rows,
+        *(row for x in kind.commons for row in parts.below(x.name, x.rows)),
+      )
+    ]
+    return tuple(dict.fromkeys(rows))
+
+  def flops(self, length: int) -> float:
+    """Counts the FLOPs that the forward pass of all blocks needs a token."""
+    return sum(
+      self.kinds[str(kind)].flops(length) for _, kind in self.unrolled().layers
+    )
+
+  def start(self, params: types.Params, text: parts.Text, room: int) -> Any:
+    """Makes the caches of all blocks, by the names of their parameters."""
+
+    def one(kind, params):
+      return self.kinds[kind].start(params, text, room)
+
+    return {
+      name: {
+        str(n): jax.vmap(partial(one, kind))(params[name][str(n)])
+        for n, kind in enumerate(what.kinds)
+      }
+      if isinstance(what, Repeat)
+      else one(what, params[name])
+      for name, what in self.layers
+    }
+
+
+def make(
   *,
-  depth: int,
-  scan: bool,
-  remat: str,
-  which: Sequence[int] | None = None,
-) -> tuple[jax.Array, Any, dict[str, types.Metric]]:
-  """Runs `depth` blocks inside the calling module.
-
-  Over the mesh axis `stage` blocks are dealt out and run as a pipeline; see
-  `_pipeline`.
-
-  Scanned layers compile once, whatever the depth, and keep their parameters
-  stacked under `layers`; unrolled ones (`layers_0`, ...) run 8-14 % faster on
-  CPU at 4-8 layers and give the compiler more to fuse on GPU.
+  shared: parts.Shared,
+  blocks: Mapping[str, Mapping[str, Any]],
+  pattern: Sequence[str],
+  first: Sequence[str] = (),
+  scan: bool = False,
+  remat: str = 'none',
+) -> Stack:
+  """Makes a stack of `shared.depth` blocks.
 
   Args:
-    block: builds one block, given `name`; or one for each of unrolled layers.
-    x_BLD: the stream.
-    views: what blocks look at.
-    cache: None, or `{'index': int32, 'layers': ...}`, where `layers` is a tuple
-      with a block's cache each, or one whose arrays are stacked if scanned.
-    depth: how many blocks.
-    scan: scanned or unrolled.
-    remat: 'none', or a policy: what the backward pass need not compute again.
-    which: the view of each block; None is the first for all.
-
-  Returns:
-    [B, L, D], the new cache, and what the blocks measure, merged over layers: a
-    metric's total is the sum over layers, its value that of an average layer.
+    shared: what the model's parts have in common.
+    blocks: specs of kinds of block, by name.
+    pattern: kinds, repeated to the depth. If the depth is no multiple of it,
+      the last blocks are its beginning.
+    first: kinds of the first blocks, before the pattern.
+    scan: scans the whole repetitions of the pattern. They compile once,
+      whatever their number, and keep their parameters stacked under `layers`;
+      unrolled blocks (`layers_0`, ...) run 8-14 % faster on CPU at 4-8 layers
+      and give the compiler more to fuse on GPU. Blocks that fill no repetition
+      stay unrolled.
+    remat: 'none', or a policy, see `remat_policy`.
 
   Raises:
-    ValueError: a pipeline of unrolled layers.
+    ValueError: for a block that cannot be made, or a name that is not there.
   """
-  which = [0] * depth if which is None else which
-  builders = [block] * depth if callable(block) else block
+  if remat != 'none':
+    remat_policy(remat)
+  for key, names in (('pattern', pattern), ('first', first)):
+    if isinstance(names, str):
+      raise ValueError(f'{key}={names!r} must be a tuple of names of blocks')
+    for name in names:
+      if name not in blocks:
+        raise ValueError(
+          f'{key}: no block {name!r}{config.did_you_mean(name, blocks)}'
+        )
+  if not pattern:
+    raise ValueError('pattern: names no block')
+  if len(first) > shared.depth:
+    raise ValueError(
+      f'first: names {len(first)} blocks, more than depth={shared.depth}'
+    )
+  kinds = {}
+  for name, spec in blocks.items():
+    try:
+      kinds[name] = config.build(spec, shared=shared)
+    except ValueError as error:
+      raise ValueError(f'blocks.{name}: {error}') from error
+  layers = layout(shared.depth, tuple(pattern), tuple(first), scan)
+  return Stack(kinds, layers, remat)
 
-  def run(n, module, x_BLD, layer):
-    view = views[n] if isinstance(n, int) else attention.choose(n, views)
-    if cache is not None:
-      layer = {**layer, 'index': cache['index']}
-    x_BLD, layer, aux = module(x_BLD, view, layer)
-    if layer is not None:
-      layer = {k: v for k, v in layer.items() if k != 'index'}
-    return sharding.constrain(x_BLD, 'batch', 'length', None), (layer, aux)
 
-  def saving(fn):
-    if remat == 'none':
-      return fn
-    # Inside a scan the loop itself prevents the merging of both passes.
-    return nn.remat(fn, policy=remat_policy(remat), prevent_cse=not scan)
+def layout(
+  depth: int, pattern: tuple[str, ...], first: tuple[str, ...], scan: bool
+) -> Layers:
+  """Names what a stack runs; see `make`."""
+  count = len(pattern)
+  kinds = [*first, *(pattern[n % count] for n in range(depth - len(first)))]
+  times = (depth - len(first)) // count if scan else 0
+  alone = [(f'layers_{n}', kind) for n, kind in enumerate(kinds)]
+  if not times:
+    return tuple(alone)
+  start, stop = len(first), len(first) + times * count
+  return *alone[:start], ('layers', Repeat(pattern, times)), *alone[stop:]
 
-  layers = None if cache is None else cache['layers']
+
+def run(
+  stack: Stack,
+  module: nn.Module,
+  x_BLD: jax.Array,
+  text: parts.Text,
+  caches: Any,
+) -> tuple[jax.Array, Any, dict[str, types.Metric]]:
+  """Runs the blocks inside the module that calls it.
+
+  Over the mesh axis `stage` scanned groups are dealt out and run as a pipeline;
+  see `_pipeline`.
+
+  Args:
+    stack: the blocks.
+    module: the caller, whose compact method this is called in.
+    x_BLD: the stream.
+    text: what blocks may know of the text.
+    caches: of `Stack.start`; None keeps nothing.
+
+  Returns:
+    [B, L, D], the new caches, and what the blocks measure, merged over layers:
+    a metric's total is the sum over layers, its value that of an average layer.
+
+  Raises:
+    ValueError: a pipeline of unrolled blocks, or a text that a block cannot
+      read.
+  """
+  used = {
+    kind: stack.kinds[kind]
+    for _, what in stack.layers
+    for kind in (what.kinds if isinstance(what, Repeat) else (what,))
+  }
+  values = {
+    common.name: common.build(name=common.name)(text)
+    for common in {
+      x.name: x for kind in used.values() for x in kind.commons
+    }.values()
+  }
+  seen = {}
+  for name, kind in used.items():
+    try:
+      seen[name] = kind.see(text, module.is_initializing(), values)
+    except ValueError as error:
+      raise ValueError(f'blocks.{name}: {error}') from error
   stages = sharding.parts('stage')
-  if stages > 1 and not scan:
+  if stages > 1 and not any(isinstance(x, Repeat) for _, x in stack.layers):
     raise ValueError(
       f'mesh.stage={stages} needs stacked layers: set model.scan, or stage=1'
     )
-  if stages > 1 and cache is None:
-    x_BLD, aux = _pipeline(
-      builders[0], x_BLD, views, jnp.asarray(which), stages=stages, remat=remat
-    )
-  elif scan:
-    x_BLD, (layers, stacked) = nn.scan(
-      saving(lambda module, x, xs: run(xs[1], module, x, xs[0])),
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-      length=depth,
-    )(builders[0](name='layers'), x_BLD, (layers, jnp.asarray(which)))
-    aux = jax.tree.map(lambda m: jnp.sum(m, axis=0), stacked)
-  else:
-    new, aux = [], {}
-    for i in range(depth):
-      layer = None if layers is None else layers[i]
-      step = saving(partial(run, which[i]))
-      module = builders[i](name=f'layers_{i}')
-      x_BLD, (layer, found) = step(module, x_BLD, layer)
-      new.append(layer)
-      aux = metrics.join(aux, found)
-    layers = tuple(new)
-  if cache is not None:
-    # A tuple and not a stack when unrolled: stacking would copy every layer's
-    # cache for every token that is generated.
-    index = cache['index'] + x_BLD.shape[1]
-    cache = {**cache, 'index': index, 'layers': layers}
-  return x_BLD, cache, aux
+  new, found = {}, {}
+  for name, what in stack.layers:
+    old = None if caches is None else caches[name]
+    if isinstance(what, Repeat):
+      builders = tuple((kind, used[kind].build) for kind in what.kinds)
+      group = partial(Group, blocks=builders, remat=stack.remat)
+      x_BLD, new[name], more = _repeat(
+        group, what.times, x_BLD, (seen, text), old
+      )
+    else:
+      step = _saving(stack.remat, seen[what], text, scanned=False)
+      x_BLD, new[name], more = step(used[what].build(name=name), x_BLD, old)
+    found = metrics.join(found, more)
+  return x_BLD, None if caches is None else new, found
 
 
-def _pipeline(block, x_BLD, views, which, *, stages, remat):
-  """Runs stacked blocks as stages, each on the devices that hold it.
+class Group(nn.Module):
+  """One repetition of a pattern; its blocks are named by their places.
+
+  Attributes:
+    blocks: kinds and builders of blocks, in order.
+    remat: of each block.
+  """
+
+  blocks: tuple[tuple[str, Callable[..., nn.Module]], ...]
+  remat: str
+
+  @nn.compact
+  def __call__(self, x_BLD, given, caches):
+    """Returns [B, L, D], the new caches and metrics."""
+    seen, text = given
+    new, found = {}, {}
+    for n, (kind, block) in enumerate(self.blocks):
+      name = str(n)
+      step = _saving(self.remat, seen[kind], text, scanned=True)
+      old = None if caches is None else caches[name]
+      x_BLD, new[name], more = step(block(name=name), x_BLD, old)
+      found = metrics.join(found, more)
+    return x_BLD, None if caches is None else new, found
+
+
+def _saving(remat, seen, text, scanned):
+  """Makes a function that runs a block, with rematerialization."""
+
+  def step(block, x_BLD, cache):
+    x_BLD, cache, found = block(x_BLD, seen, text, cache)
+    return sharding.constrain(x_BLD, 'batch', 'length', None), cache, found
+
+  if remat == 'none':
+    return step
+  # Around each block, not around a group: else the backward pass would hold
+  # all that a whole repetition computes. Inside a scan the loop itself prevents
+  # the merging of both passes.
+  return nn.remat(step, policy=remat_policy(remat), prevent_cse=not scanned)
+
+
+def _repeat(group, times, x_BLD, given, caches):
+  """Runs a group so many times, by a scan or as a pipeline."""
+  stages = sharding.parts('stage')
+  if stages > 1 and caches is None:
+    if times % stages:
+      raise ValueError(
+        f'mesh.stage={stages} does not divide {times} repetitions of the '
+        'pattern: change depth, pattern or mesh'
+      )
+    x_BLD, found = _pipeline(group, x_BLD, given, stages)
+    return x_BLD, None, found
+
+  def step(module, x_BLD, caches):
+    x_BLD, caches, found = module(x_BLD, given, caches)
+    return x_BLD, (caches, found)
+
+  x_BLD, (caches, stacked) = nn.scan(
+    step,
+    variable_axes={'params': 0},
+    split_rngs={'params': True, 'dropout': True},
+    length=times,
+  )(group(name='layers'), x_BLD, caches)
+  return x_BLD, caches, jax.tree.map(lambda m: jnp.sum(m, axis=0), stacked)
+
+
+def _pipeline(group, x_BLD, given, stages):
+  """Runs stacked groups as stages, each on the devices that hold it.
 
   Rows are cut in M microbatches. At tick t stage s has microbatch t - s, and
   hands what it made of it to the next: all stages are one computation, mapped
@@ -144,11 +316,11 @@ def _pipeline(block, x_BLD, views, which, *, stages, remat):
   Reference: Huang et al. 2019, arXiv 1811.06965 (GPipe); Xu et al. 2021, arXiv
   2105.04663, section 3.3 (as a shifted buffer).
   """
-  layers = block(name='layers')
+  layers = group(name='layers')
   rng = layers.make_rng('dropout') if layers.has_rng('dropout') else None
   rows, held = len(x_BLD), len(x_BLD) // sharding.parts(*sharding.BATCH)
   count = max(m for m in range(1, 4 * stages + 1) if held % m == 0)
-  alone = block(parent=None)
+  alone = group(parent=None)
 
   def cut(x):
     """Cuts rows into microbatches, strided so that each stays where it is."""
@@ -157,31 +329,26 @@ def _pipeline(block, x_BLD, views, which, *, stages, remat):
     return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
 
   def deal(x):
-    """[depth, ...] -> [stages, depth / stages, ...]."""
+    """[times, ...] -> [stages, times / stages, ...]."""
     return x.reshape(stages, -1, *x.shape[1:])
 
-  def run(carry, xs):
-    x_bLD, key, views = carry
-    params, n = xs
+  def run(carry, params):
+    x_bLD, key, given = carry
     rngs = None
     if key is not None:
       key, draw = jax.random.split(key)
       rngs = {'dropout': draw}
     x_bLD, _, aux = alone.apply(
-      {'params': params}, x_bLD, attention.choose(n, views), None, rngs=rngs
+      {'params': params}, x_bLD, given, None, rngs=rngs
     )
-    x_bLD = sharding.constrain(x_bLD, 'batch', 'length', None)
-    return (x_bLD, key, views), aux
+    return (x_bLD, key, given), aux
 
-  if remat != 'none':
-    run = jax.checkpoint(run, policy=remat_policy(remat), prevent_cse=False)
-
-  def stage(params, which, x_bLD, key, views):
-    (x_bLD, *_), aux = jax.lax.scan(run, (x_bLD, key, views), (params, which))
+  def stage(params, x_bLD, key, given):
+    (x_bLD, *_), aux = jax.lax.scan(run, (x_bLD, key, given), params)
     return x_bLD, jax.tree.map(lambda m: jnp.sum(m, axis=0), aux)
 
   places = jnp.arange(stages)
-  x_MbLD, views_M = cut(x_BLD), jax.tree.map(cut, list(views))
+  x_MbLD, given_M = cut(x_BLD), jax.tree.map(cut, given)
   params = jax.tree.map(deal, layers.variables['params'])
 
   def tick(x_SbLD, t):
@@ -195,10 +362,9 @@ def _pipeline(block, x_BLD, views, which, *, stages, remat):
       keys = jax.random.split(jax.random.fold_in(rng, t), stages)
     x_SbLD, aux = jax.vmap(stage, spmd_axis_name='stage')(
       params,
-      deal(which),
       x_SbLD,
       keys,
-      jax.tree.map(lambda x: jnp.take(x, inside, axis=0), views_M),
+      jax.tree.map(lambda x: jnp.take(x, inside, axis=0), given_M),
     )
     x_SbLD = sharding.constrain(x_SbLD, 'stage', 'batch', 'length', None)
     # What a stage makes before its first microbatch and after its last one is
@@ -215,30 +381,41 @@ def _pipeline(block, x_BLD, views, which, *, stages, remat):
   return sharding.constrain(y_BLD, 'batch', 'length', None), aux
 
 
-def start(shape: Sequence[int], dtype: str, depth: int, scan: bool) -> Any:
-  """Makes the `layers` of a cache of zeros; `shape` is [B, K, S, H]."""
-  B, K, S, H = shape
-  lead = (depth, B * K) if scan else (B * K,)
-  layer = {
-    'k': jnp.zeros((*lead, H, S), dtype),
-    'v': jnp.zeros((*lead, S, H), dtype),
-  }
-  return layer if scan else (layer,) * depth
+def stack_params(params: types.Params, layers: Layers) -> types.Params:
+  """Turns the parameters of unrolled blocks into those of a layout."""
+  params, n = dict(params), 0
+  for name, what in layers:
+    if not isinstance(what, Repeat):
+      n += 1
+      continue
+    count = len(what.kinds)
+    params[name] = {
+      str(place): jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        *(
+          params.pop(f'layers_{n + turn * count + place}')
+          for turn in range(what.times)
+        ),
+      )
+      for place in range(count)
+    }
+    n += what.times * count
+  return params
 
 
-def stack_params(params: dict[str, Any]) -> dict[str, Any]:
-  """Turns the parameters of an unrolled stack into those of a scanned one."""
-  depth = sum(name.startswith('layers_') for name in params)
-  layers = [params[f'layers_{i}'] for i in range(depth)]
-  rest = {k: v for k, v in params.items() if not k.startswith('layers_')}
-  return {**rest, 'layers': jax.tree.map(lambda *a: jnp.stack(a), *layers)}
-
-
-def unstack_params(params: dict[str, Any]) -> dict[str, Any]:
+def unstack_params(params: types.Params) -> types.Params:
   """Undoes `stack_params`."""
-  depth = jax.tree.leaves(params['layers'])[0].shape[0]
-  layers = {
-    f'layers_{i}': jax.tree.map(lambda a, i=i: a[i], params['layers'])
-    for i in range(depth)
-  }
-  return {**{k: v for k, v in params.items() if k != 'layers'}, **layers}
+  if 'layers' not in params:
+    return params
+  params = dict(params)
+  groups = params.pop('layers')
+  first = 0
+  while f'layers_{first}' in params:
+    first += 1
+  for place in range(len(groups)):
+    group = groups[str(place)]
+    for turn in range(jax.tree.leaves(group)[0].shape[0]):
+      params[f'layers_{first + turn * len(groups) + place}'] = jax.tree.map(
+        lambda leaf, turn=turn: leaf[turn], group
+      )
+  return params

@@ -86,4 +86,5 @@ def make(
   )
   fixed = ('teacher/', *(f'body/{regex}' for regex in student.fixed))
   axes = (*student.axes, *teacher_model.axes)
-  return types.Model(init, apply, start, axes, head, fixed)
+  matrices = (*student.matrices, *teacher_model.matrices)
+  return types.Model(init, apply, start, axes, head, fixed, matrices)

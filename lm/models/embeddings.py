@@ -18,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import types
-from lm.layers import vocabulary
-from lm.models import linen, settings
+from lm.layers import checks, parts, vocabulary
+from lm.models import linen
 
-AXES = ((r'(embed|context)/table$', ('vocab', 'embed')),)
+ROWS = (
+  parts.Row(r'embed/table$', ('vocab', 'embed'), 1, hidden=False),
+  parts.Row(r'context/table$', ('vocab', 'embed')),
+)
 
 _BLOCK = 64  # words in a block; of 32 to 128 the fastest, at the same loss
 _CELLS = 2**26  # entries of the matrix that are laid out at once: 256 MiB
@@ -43,8 +46,8 @@ def make(*, vocab: int, width: int) -> types.Model:
   Raises:
     ValueError: a setting is below 1.
   """
-  settings.check_counts(vocab=vocab, width=width)
-  return linen.bridge(SkipGram(vocab, width), AXES, _start, head=False)
+  checks.check_counts(vocab=vocab, width=width)
+  return linen.bridge(SkipGram(vocab, width), ROWS, _start, head=False)
 
 
 def vectors(*, vocab: int, width: int) -> types.Model:
@@ -61,8 +64,8 @@ def vectors(*, vocab: int, width: int) -> types.Model:
   Raises:
     ValueError: a setting is below 1.
   """
-  settings.check_counts(vocab=vocab, width=width)
-  return linen.bridge(Vectors(vocab, width), AXES, _start)
+  checks.check_counts(vocab=vocab, width=width)
+  return linen.bridge(Vectors(vocab, width), ROWS, _start)
 
 
 def _start(params, batch, room) -> types.Cache:
@@ -182,7 +185,7 @@ def glove(
   are those of Gemulla et al. 2011, KDD, "Large-scale matrix factorization".
   """
   del bos
-  settings.check_counts(vocab=vocab, width=width, window=window, epochs=epochs)
+  checks.check_counts(vocab=vocab, width=width, window=window, epochs=epochs)
   for name, value in (('cap', cap), ('power', power), ('rate', rate)):
     if not 0 < value < float('inf'):
       raise ValueError(f'{name}={value} must be above 0')

@@ -4,59 +4,62 @@ Reference: Vaswani et al. 2017, arXiv 1706.03762; Raffel et al. 2020, arXiv
 1910.10683 (T5); Shazeer 2020, arXiv 2002.05202 (the gates of T5 v1.1).
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import metrics, sharding, types
-from lm.layers import (
-  attention,
-  blocks,
-  linear,
-  masks,
-  norms,
-  positions,
-  stack,
-  vocabulary,
-)
-from lm.models import linen, settings
+from lm import config, metrics, sharding, types
+from lm.layers import blocks as blocks_lib
+from lm.layers import checks, parts, stack, vocabulary
+from lm.models import linen
 
-AXES = (
-  (r'embed/table$', ('vocab', 'embed')),
-  (r'relative/table$', (None, 'heads')),
-  *blocks.AXES,
-  (r'head/kernel$', ('embed', 'vocab')),
-  (r'(scale|bias)$', (None,)),
-)
+ROWS = (*vocabulary.ROWS, parts.Row(r'(scale|bias)$', (None,)))
+
+
+class SideSpec(NamedTuple):
+  """The blocks of one side; see `side`."""
+
+  depth: int
+  blocks: Mapping[str, Mapping[str, Any]]
+  pattern: Sequence[str]
+  first: Sequence[str]
+  norm: Callable[..., nn.Module] | None
+
+
+def side(
+  *,
+  depth: int,
+  blocks: Mapping[str, Mapping[str, Any]],
+  pattern: Sequence[str],
+  first: Sequence[str] = (),
+  norm: Mapping[str, Any] | None = None,
+) -> SideSpec:
+  """Describes the blocks of the encoder, or of the decoder.
+
+  Args:
+    depth: number of blocks.
+    blocks, pattern, first: kinds of block and their order, see `stack.make`.
+      Those of the decoder have a `cross` that reads the encoder's text.
+    norm: spec of a norm after the last block, which dropout follows: for blocks
+      whose order is not 'post'; None has neither.
+  """
+  built = None if norm is None else config.build(norm)
+  return SideSpec(depth, blocks, pattern, first, built)
 
 
 def make(
   *,
   vocab: int,
   width: int,
-  depth: int,
-  heads: int,
-  decoder_depth: int | None = None,
-  head_width: int | None = None,
-  mlp: int | None = None,
-  norm: str = 'layernorm',
-  norm_epsilon: float | None = None,
-  norm_order: str = 'post',
-  positions: str = 'sinusoids',
-  buckets: int = 32,
-  max_distance: int = 128,
-  embed_scale: float | None = None,
-  activation: str = 'relu',
-  bias: bool = True,
-  attention_scale: float | None = None,
-  tied: bool = True,
-  output_scale: float = 1.0,
+  encoder: Mapping[str, Any],
+  decoder: Mapping[str, Any],
+  embed: Mapping[str, Any],
+  head: Mapping[str, Any],
+  init: Mapping[str, Any],
   dropout: float = 0.0,
-  kernel_std: float | None = None,
   scan: bool = False,
   remat: str = 'none',
   dtype: str = 'float32',
@@ -64,184 +67,109 @@ def make(
 ) -> types.Model:
   """Makes a model that reads `Batch.source` and writes the target side.
 
-  The defaults are the Transformer of 2017 but for initial values; T5 is
-  `configs/t5`. One embedding table serves both sides. A document of the target
-  reads the part of the source that has its number, so that examples can be
-  packed. Attention is by whole masks, the 'einsum' of `kernels.choose`: no
-  other kernel here knows a bias of distances, or two texts.
+  One embedding table serves both sides. A document of the target reads the part
+  of the source that has its number, so that examples can be packed.
 
   Args:
     vocab: V.
     width: D.
-    depth: blocks of the encoder.
-    heads: N.
-    decoder_depth: blocks of the decoder; None is `depth`.
-    head_width: H; None is D / N.
-    mlp: F; None is 4 D.
-    norm, norm_epsilon: see `norms.make`.
-    norm_order: see `blocks.Block`; other than 'post' adds a norm and dropout at
-      the end of both sides.
-    positions: 'sinusoids' are added to embeddings; 'relative' adds a bias for
-      each bucket of distances to the scores, shared by a side's layers.
-    buckets, max_distance: of `positions.buckets`.
-    embed_scale: multiplies the embeddings; None is the square root of D with
-      sinusoids (section 3.4) and 1 without.
-    activation: one of `blocks.ACTIVATIONS`.
-    bias: biases in projections and layer norms.
-    attention_scale: of scores; None is 1 / sqrt(H); T5's is 1.
-    tied: the output layer is the embedding table.
-    output_scale: multiplies what the output layer reads; of T5 with a tied
-      table 1 / sqrt(D).
+    encoder, decoder: specs of the function `side`.
+    embed: spec of `vocabulary.embedding`; it has no length, so no learned
+      positions.
+    head: spec of `vocabulary.output`.
+    init: spec of `parts.init`.
     dropout: rate on embeddings and branches (not on attention weights).
-    kernel_std: deviation of initial kernels; None is 1 / sqrt(inputs).
-    scan, remat: see `layers.stack`.
-    dtype, compute_dtype: as of `decoder.make`.
+    scan, remat, dtype, compute_dtype: the same as in `decoder.make`.
 
   Raises:
     ValueError: for settings that do not fit together.
   """
-  settings.check_choices(
-    norm_order=(norm_order, blocks.ORDERS),
-    positions=(positions, ('sinusoids', 'relative')),
-    activation=(activation, blocks.ACTIVATIONS),
-    dtype=(dtype, settings.DTYPES),
+  checks.check_counts(vocab=vocab)
+  shared = parts.Shared(
+    width, 1, config.build(init), dtype, compute_dtype, dropout
   )
-  linear.check(compute_dtype)
-  decoder_depth = decoder_depth or depth
-  settings.check_counts(
-    vocab=vocab,
-    width=width,
-    depth=depth,
-    heads=heads,
-    max_distance=max_distance,
-  )
-  settings.check_rates(dropout=dropout)
-  settings.check_remat(remat)
-  if buckets < 4 or buckets % 4:
-    raise ValueError(f'buckets={buckets} must be a multiple of 4')
-  if max_distance <= buckets // 2:
-    raise ValueError(
-      f'max_distance={max_distance} must be above buckets / 2 = {buckets // 2}'
-    )
-  if positions == 'sinusoids' and width % 2:
-    raise ValueError(f'width={width} must be even for sinusoids')
-  head_width = settings.head_width(width, heads, head_width)
-  usual_scale = width**0.5 if positions == 'sinusoids' else 1.0
-
-  def init(inputs):
-    std = inputs**-0.5 if kernel_std is None else kernel_std
-    return nn.initializers.normal(std)
-
-  products = {'bias': bias, 'dtype': dtype, 'compute_dtype': compute_dtype}
-  attend = partial(
-    attention.Attention,
-    heads=heads,
-    kv_heads=heads,
-    head_width=head_width,
-    scale=attention_scale,
-    kernel_init=init(width),
-    output_init=init(heads * head_width),
-    **products,
-  )
-  normalize = norms.make(norm, epsilon=norm_epsilon, bias=bias)
-  block = partial(
-    blocks.Block,
-    norm=normalize,
-    attention=attend,
-    mlp=partial(
-      blocks.Mlp,
-      width=mlp or 4 * width,
-      activation=activation,
-      kernel_init=init(width),
-      output_init=init(mlp or 4 * width),
-      **products,
-    ),
-    dropout=dropout,
-    order=norm_order,
-  )
-  side = partial(
-    Side,
-    relative=(buckets, max_distance, heads)
-    if positions == 'relative'
-    else None,
-    norm=None if norm_order == 'post' else normalize,
-    dropout=dropout,
-    scan=scan,
-    remat=remat,
-  )
+  sides = {}
+  for name, spec in (('encoder', encoder), ('decoder', decoder)):
+    asked: SideSpec = config.build(spec)
+    own = shared._replace(depth=asked.depth, bidirectional=name == 'encoder')
+    own.check()
+    try:
+      layers = stack.make(
+        shared=own,
+        blocks=asked.blocks,
+        pattern=asked.pattern,
+        first=asked.first,
+        scan=scan,
+        remat=remat,
+      )
+    except ValueError as error:
+      raise ValueError(f'{name}.{error}') from error
+    sides[name] = Side(stack=layers, norm=asked.norm, dropout=dropout)
   module = EncoderDecoder(
     vocab=vocab,
-    width=width,
-    encoder=partial(side, block=block, depth=depth),
-    decoder=partial(
-      side,
-      block=partial(block, cross=partial(attend, cross=True)),
-      depth=decoder_depth,
-    ),
-    sinusoids=positions == 'sinusoids',
-    embed_scale=usual_scale if embed_scale is None else embed_scale,
-    tied=tied,
-    output_scale=output_scale,
-    dropout=dropout,
-    dtype=dtype,
-    compute_dtype=compute_dtype,
+    shared=shared,
+    encoder=sides['encoder'],
+    decoder=sides['decoder'],
+    embedding=config.build(embed),
+    output=config.build(head),
   )
+  vocabulary.embed(module.embedding, vocab, width)  # checks it
+  stacks = {name: side.stack for name, side in sides.items()}
 
   def start(params, batch, room):
     memory_BSD = cast(
       jax.Array, module.apply({'params': params}, batch, None, encode=True)
     )
-    decoder = params['decoder']
+    memory = parts.Memory(memory_BSD, batch.source_segments)
 
-    def memory(layer):
-      return attention.memory_cache(
-        layer['cross'], memory_BSD, compute_dtype, dtype
-      )
+    def layers(text):
+      text = text._replace(memory=memory)
+      return stacks['decoder'].start(params['decoder'], text, room)
 
-    shape = len(batch.tokens), heads, room, head_width
-    layers = stack.start(shape, dtype, decoder_depth, scan)
-    if scan:
-      layers = {**layers, 'memory': jax.vmap(memory)(decoder['layers'])}
-    else:
-      layers = tuple(
-        {**layer, 'memory': memory(decoder[f'layers_{i}'])}
-        for i, layer in enumerate(layers)
-      )
-    return {
-      'index': jnp.zeros((), jnp.int32),
-      'segments': jnp.zeros(shape[::2], jnp.int32),
-      'positions': jnp.zeros(shape[::2], jnp.int32),
-      'source_segments': batch.source_segments,
-      'layers': layers,
-    }
+    cache = linen.remember(batch._replace(prefix=None), room, layers)
+    return {**cache, 'source_segments': batch.source_segments}
 
-  return linen.bridge(module, AXES, start)
+  return linen.bridge(
+    module,
+    (*stacks['encoder'].rows(), *stacks['decoder'].rows(), *ROWS),
+    start,
+    unrolled=module.clone(
+      **{
+        name: side.clone(stack=side.stack.unrolled())
+        for name, side in sides.items()
+      }
+    ),
+    layouts={name: x.layers for name, x in stacks.items()},
+  )
 
 
 class EncoderDecoder(nn.Module):
-  """Both sides around one embedding. Attributes as in `make`, all resolved."""
+  """Both sides around one embedding.
+
+  Attributes:
+    vocab: V.
+    shared: what its parts have in common.
+    encoder, decoder: the sides.
+    embedding, output: of the vocabulary.
+  """
 
   vocab: int
-  width: int
-  encoder: Callable[..., nn.Module]
-  decoder: Callable[..., nn.Module]
-  sinusoids: bool
-  embed_scale: float
-  tied: bool
-  output_scale: float
-  dropout: float
-  dtype: str
-  compute_dtype: str
+  shared: parts.Shared
+  encoder: nn.Module
+  decoder: nn.Module
+  embedding: vocabulary.Embedding
+  output: vocabulary.Output
 
   def setup(self):
-    self.embed = vocabulary.Embed(self.vocab, self.width)
-    self.logits = vocabulary.Logits(self.vocab, self.compute_dtype, name='head')
+    c = self.shared
+    self.embed = vocabulary.embed(self.embedding, self.vocab, c.width)
+    self.logits = vocabulary.logits(
+      self.output, self.vocab, c.compute_dtype, c.std(c.width)
+    )
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]."""
-    return self.logits(
-      x_BLD * self.output_scale, self.embed.table() if self.tied else None
-    )
+    return self.logits(x_BLD, self.embed.table() if self.output.tied else None)
 
   @nn.compact
   def __call__(
@@ -250,13 +178,11 @@ class EncoderDecoder(nn.Module):
     """Returns the output, or only the encoder's [B, S, D] with `encode`."""
 
     def enter(tokens_BL, positions_BL):
-      x_BLD = self.embed(tokens_BL) * self.embed_scale
-      if self.sinusoids:
-        x_BLD += positions.sinusoids(positions_BL, self.width)
-      x_BLD = blocks.dropout(self, self.dropout, x_BLD.astype(self.dtype))
+      x_BLD = self.embed(tokens_BL, positions_BL).astype(self.shared.dtype)
+      x_BLD = blocks_lib.dropout(self, self.shared.dropout, x_BLD)
       return sharding.constrain(x_BLD, 'batch', 'length', None)
 
-    memory_BSD, aux = None, {}
+    memory, found = None, {}
     if cache is None:
       segments_BS = batch.source_segments
       if segments_BS is None:
@@ -264,105 +190,49 @@ class EncoderDecoder(nn.Module):
           'an encoder-decoder reads a source: the batch has none'
         )
       positions_BS = _restarting(segments_BS)
-      memory_BSD, _, aux = self.encoder(bidirectional=True, name='encoder')(
+      memory_BSD, _, found = self.encoder(
         enter(batch.source, positions_BS),
-        attention.View(masks.document_mask(segments_BS, segments_BS)),
-        (positions_BS, positions_BS),
+        parts.Text(segments_BS, positions_BS),
         None,
       )
       if encode:
         return memory_BSD
-      keys, first = batch, 0
+      memory = parts.Memory(memory_BSD, segments_BS)
     else:
-      first = cache['index']
-      known = {
-        name: jax.lax.dynamic_update_slice(
-          cache[name], getattr(batch, name), (0, first)
-        )
-        for name in ('segments', 'positions')
-      }
-      cache = {**cache, **known}
-      keys, segments_BS = batch._replace(**known), cache['source_segments']
-    x_BLD, cache, written = self.decoder(bidirectional=False, name='decoder')(
+      memory = parts.Memory(None, cache['source_segments'])
+    text, cache = linen.recall(batch._replace(prefix=None), cache)
+    x_BLD, caches, written = self.decoder(
       enter(batch.tokens, batch.positions),
-      attention.View(
-        masks.causal_mask(batch.segments, keys.segments, first),
-        memory_BSD=memory_BSD,
-        memory_mask_B1LS=masks.document_mask(batch.segments, segments_BS),
-      ),
-      (batch.positions, keys.positions),
-      cache,
+      text._replace(memory=memory),
+      cache and cache['layers'],
     )
-    aux = metrics.join(aux, written)
-    return types.Output(self.head(x_BLD), cache, aux, x_BLD)
+    if cache is not None:
+      cache = {**cache, 'layers': caches}
+    found = metrics.join(found, written)
+    return types.Output(self.head(x_BLD), cache, found, x_BLD)
 
 
 class Side(nn.Module):
-  """A stack of blocks with its relative positions, and a norm at its end.
+  """A stack of blocks, and a norm at its end.
 
   Attributes:
-    block: builds a block.
-    depth: how many.
-    bidirectional: whether positions to the right are seen.
-    relative: (buckets, max_distance, heads) of the bias; None has none.
+    stack: the blocks.
     norm: builds the last norm; None has none, nor dropout there.
-    dropout, scan, remat: as in `make`.
+    dropout: rate.
   """
 
-  block: Callable[..., nn.Module]
-  depth: int
-  bidirectional: bool
-  relative: tuple[int, int, int] | None
+  stack: stack.Stack
   norm: Callable[..., nn.Module] | None
   dropout: float
-  scan: bool
-  remat: str
 
   @nn.compact
-  def __call__(self, x_BLD, view, places, cache):
-    if self.relative is not None:
-      bias_BNLS = Relative(
-        *self.relative, bidirectional=self.bidirectional, name='relative'
-      )(*places)
-      view = view._replace(bias_BNLS=bias_BNLS)
-    x_BLD, cache, aux = stack.apply(
-      self.block,
-      x_BLD,
-      [view],
-      cache,
-      depth=self.depth,
-      scan=self.scan,
-      remat=self.remat,
-    )
+  def __call__(self, x_BLD, text, caches):
+    """Returns [B, L, D], the new caches and metrics."""
+    x_BLD, caches, found = stack.run(self.stack, self, x_BLD, text, caches)
     if self.norm is not None:
       x_BLD = self.norm(name='final_norm')(x_BLD)
-      x_BLD = blocks.dropout(self, self.dropout, x_BLD)
-    return x_BLD, cache, aux
-
-
-class Relative(nn.Module):
-  """Learns a bias for each head and bucket of distances: [B, N, L, S].
-
-  Attributes: see `positions.buckets`; `heads` is N.
-  """
-
-  buckets: int
-  max_distance: int
-  heads: int
-  bidirectional: bool
-
-  @nn.compact
-  def __call__(self, positions_BL, positions_BS):
-    init = nn.initializers.normal(self.heads**-0.5)
-    table_RN = self.param('table', init, (self.buckets, self.heads))
-    buckets_BLS = positions.buckets(
-      positions_BL,
-      positions_BS,
-      count=self.buckets,
-      max_distance=self.max_distance,
-      bidirectional=self.bidirectional,
-    )
-    return jnp.einsum('BLSN->BNLS', jnp.take(table_RN, buckets_BLS, axis=0))
+      x_BLD = blocks_lib.dropout(self, self.dropout, x_BLD)
+    return x_BLD, caches, found
 
 
 def _restarting(segments_BS):

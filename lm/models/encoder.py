@@ -3,37 +3,57 @@
 Reference: Devlin et al. 2019, arXiv 1810.04805.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import sharding, types
-from lm.layers import (
-  attention,
-  blocks,
-  kernels,
-  linear,
-  masks,
-  norms,
-  stack,
-  vocabulary,
-)
-from lm.models import linen, settings
+from lm import config, sharding, types
+from lm.layers import blocks as blocks_lib
+from lm.layers import checks, linear, masks, parts, stack, vocabulary
+from lm.layers import mlp as mlp_lib
+from lm.models import linen
 
-AXES = (
-  (r'embed/table$', ('vocab', 'embed')),
-  (r'embed/(positions|token_types)$', (None, 'embed')),
-  *blocks.AXES,
-  (r'(transform|pooler)/kernel$', ('embed', None)),
-  (r'next_sentence/kernel$', (None, None)),
-  # Cut like the logits that it is added to.
-  (r'head/bias$', ('vocab',)),
-  (r'(scale|bias)$', (None,)),
+ROWS = (
+  *vocabulary.ROWS,
+  parts.Row(r'(transform|pooler)/kernel$', ('embed', None), 1, 1, hidden=False),
+  parts.Row(r'next_sentence/kernel$', (None, None), 1, 1, hidden=False),
+  parts.Row(r'(scale|bias)$', (None,)),
 )
+
+
+class Head(NamedTuple):
+  """What an encoder makes of its vectors; see `head`."""
+
+  transform: bool
+  activation: str
+  next_sentence: bool
+
+
+def head(
+  *,
+  transform: bool = True,
+  activation: str = 'gelu_exact',
+  next_sentence: bool = False,
+) -> Head:
+  """Describes what an encoder makes of its vectors.
+
+  Args:
+    transform: a layer, its activation and a norm before the output layer, which
+      then has a bias; without, an encoder of features alone.
+    activation: of that layer, one of `mlp.ACTIVATIONS`.
+    next_sentence: the first position's logits are those of next-sentence
+      prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
+      reach. So both tasks are one sum over positions, where BERT adds two
+      means; smoothing is not defined then. See `masking.next_sentence`.
+
+  Raises:
+    ValueError: for an unknown activation.
+  """
+  checks.check_choices(activation=(activation, mlp_lib.ACTIVATIONS))
+  return Head(transform, activation, next_sentence)
 
 
 def make(
@@ -42,17 +62,15 @@ def make(
   length: int,
   width: int,
   depth: int,
-  heads: int,
-  mlp: int | None = None,
-  token_types: int = 2,
-  norm_epsilon: float = 1e-12,
-  norm_order: str = 'post',
-  activation: str = 'gelu_exact',
-  transform: bool = True,
-  next_sentence: bool = False,
-  attention_kernel: str = 'auto',
+  blocks: Mapping[str, Mapping[str, Any]],
+  pattern: Sequence[str],
+  first: Sequence[str] = (),
+  norm: Mapping[str, Any],
+  final_norm: bool = False,
+  embed: Mapping[str, Any],
+  head: Mapping[str, Any],
+  init: Mapping[str, Any],
   dropout: float = 0.0,
-  kernel_std: float = 0.02,
   scan: bool = False,
   remat: str = 'none',
   dtype: str = 'float32',
@@ -65,180 +83,145 @@ def make(
 
   Args:
     vocab: V.
-    length: longest sequence; the size of the table of positions.
+    length: longest sequence; the size of the table of learned positions.
     width: D.
     depth: number of blocks.
-    heads: N, divides D.
-    mlp: F; None is 4 D.
-    token_types: rows of the table for `Batch.token_types` (BERT's segment embeddings); 0
-      has none.
-    norm_epsilon: of all layer norms.
-    norm_order: see `blocks.Block`; other than 'post' adds a final norm.
-    activation: one of `blocks.ACTIVATIONS`.
-    transform: a layer, its activation and a norm before the output layer, which
-      then has a bias; without, an encoder of features alone.
-    next_sentence: the first position's logits are those of next-sentence
-      prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
-      reach. So both tasks are one sum over positions, where BERT adds two
-      means; smoothing is not defined then. See `masking.next_sentence`.
-    attention_kernel: see `kernels.choose`.
+    blocks, pattern, first: kinds of block and their order, see `stack.make`.
+    norm: spec of the norms outside of the blocks.
+    final_norm: adds one after the last block: for blocks that do not normalize
+      the stream themselves, whose order is not 'post'.
+    embed: spec of `vocabulary.embedding`.
+    head: spec of the function `head`.
+    init: spec of `parts.init`.
     dropout: rate on embeddings and branches (not on attention weights).
-    kernel_std: deviation of initial kernels.
-    scan, remat: see `layers.stack`.
-    dtype, compute_dtype: as of `decoder.make`.
+    scan, remat, dtype, compute_dtype: the same as in `decoder.make`.
 
   Raises:
     ValueError: for settings that do not fit together.
   """
-  settings.check_choices(
-    norm_order=(norm_order, blocks.ORDERS),
-    activation=(activation, blocks.ACTIVATIONS),
-    attention_kernel=(attention_kernel, kernels.NAMES),
-    dtype=(dtype, settings.DTYPES),
+  shared = parts.Shared(
+    width,
+    depth,
+    config.build(init),
+    dtype,
+    compute_dtype,
+    dropout,
+    bidirectional=True,
   )
-  linear.check(compute_dtype)
-  settings.check_counts(
-    vocab=vocab, length=length, width=width, depth=depth, heads=heads
+  shared.check()
+  checks.check_counts(vocab=vocab, length=length)
+  layers = stack.make(
+    shared=shared,
+    blocks=blocks,
+    pattern=pattern,
+    first=first,
+    scan=scan,
+    remat=remat,
   )
-  settings.check_rates(dropout=dropout)
-  settings.check_remat(remat)
-  init = nn.initializers.normal(kernel_std)
-  products = {
-    'bias': True,
-    'kernel_init': init,
-    'output_init': init,
-    'dtype': dtype,
-    'compute_dtype': compute_dtype,
-  }
-  norm = norms.make('layernorm', epsilon=norm_epsilon)
-  head_width = settings.head_width(width, heads, None)
+  outputs = config.build(head)
   module = Encoder(
     vocab=vocab,
     length=length,
-    width=width,
-    depth=depth,
-    token_types=token_types,
-    norm=norm,
-    block=partial(
-      blocks.Block,
-      norm=norm,
-      attention=partial(
-        attention.Attention,
-        heads=heads,
-        kv_heads=heads,
-        head_width=head_width,
-        **products,
-      ),
-      mlp=partial(
-        blocks.Mlp, width=mlp or 4 * width, activation=activation, **products
-      ),
-      dropout=dropout,
-      order=norm_order,
-    ),
-    final_norm=norm_order != 'post',
-    activation=activation,
-    transform=transform,
-    next_sentence=next_sentence,
-    head_width=head_width,
-    attention_kernel=attention_kernel,
-    dropout=dropout,
-    kernel_init=init,
-    scan=scan,
-    remat=remat,
-    dtype=dtype,
-    compute_dtype=compute_dtype,
+    shared=shared,
+    stack=layers,
+    norm=config.build(norm),
+    final_norm=final_norm,
+    embedding=config.build(embed),
+    output=outputs,
   )
+  vocabulary.embed(module.embedding, vocab, width, length)  # checks it
 
   def start(params, batch, room):
     raise ValueError('an encoder generates nothing: it sees both directions')
 
-  # One position's logits are not the vocabulary's then.
-  return linen.bridge(module, AXES, start, head=not next_sentence)
+  def flops(length: int) -> float:
+    return layers.flops(length) + 2 * width * (
+      vocab + width * outputs.transform
+    )
+
+  return linen.bridge(
+    module,
+    (*layers.rows(), *ROWS),
+    start,
+    unrolled=module.clone(stack=layers.unrolled()),
+    layouts={'': layers.layers},
+    # One position's logits are not the vocabulary's then.
+    head=not outputs.next_sentence,
+    flops=flops,
+  )
 
 
 class Encoder(nn.Module):
-  """Embedding, blocks, heads. Attributes as in `make`, all resolved."""
+  """Embedding, blocks, heads.
+
+  Attributes:
+    vocab, length, final_norm: see `make`.
+    shared: what its parts have in common.
+    stack: the blocks.
+    norm: builds the norms outside of the blocks, given `name`.
+    embedding: of the vocabulary.
+    output: see `head`.
+  """
 
   vocab: int
   length: int
-  width: int
-  depth: int
-  token_types: int
+  shared: parts.Shared
+  stack: stack.Stack
   norm: Callable[..., nn.Module]
-  block: Callable[..., nn.Module]
   final_norm: bool
-  activation: str
-  transform: bool
-  next_sentence: bool
-  head_width: int
-  attention_kernel: str
-  dropout: float
-  kernel_init: nn.initializers.Initializer
-  scan: bool
-  remat: str
-  dtype: str
-  compute_dtype: str
+  embedding: vocabulary.Embedding
+  output: Head
 
   def setup(self):
-    self.embed = vocabulary.Embed(
-      self.vocab, self.width, self.length, self.token_types
+    c = self.shared
+    self.embed = vocabulary.embed(
+      self.embedding, self.vocab, c.width, self.length
     )
-    if self.transform:
-      self.dense = self._dense('transform', self.width)
+    if self.output.transform:
+      self.dense = self._dense('transform', c.width)
       self.dense_norm = self.norm(name='transform_norm')
     self.logits = vocabulary.Logits(
-      self.vocab, self.compute_dtype, bias=self.transform, name='head'
+      self.vocab, c.compute_dtype, bias=self.output.transform, name='head'
     )
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]."""
-    if self.transform:
-      h_BLD = blocks.ACTIVATIONS[self.activation](self.dense(x_BLD))
-      x_BLD = self.dense_norm(h_BLD)
+    if self.output.transform:
+      activate = mlp_lib.ACTIVATIONS[self.output.activation]
+      x_BLD = self.dense_norm(activate(self.dense(x_BLD)))
     return self.logits(x_BLD, self.embed.table())
 
   @nn.nowrap
   def _dense(self, name, outputs):
-    compute_dtype = linear.floating(self.compute_dtype)
-    return linear.Dense(
-      outputs, self.kernel_init, self.dtype, compute_dtype, name=name
-    )
+    c = self.shared
+    compute_dtype = linear.floating(c.compute_dtype)
+    return linear.Dense(outputs, c.kernel(), c.dtype, compute_dtype, name=name)
 
   @nn.compact
   def __call__(self, batch: types.Batch, cache: Any) -> types.Output:
     assert cache is None, 'an encoder has no cache'
     x_BLD = self.embed(batch.tokens, batch.positions, batch.token_types)
-    x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.dtype)
-    x_BLD = blocks.dropout(self, self.dropout, x_BLD)
+    x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.shared.dtype)
+    x_BLD = blocks_lib.dropout(self, self.shared.dropout, x_BLD)
     x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
-    kernel = kernels.choose(
-      self.attention_kernel,
-      length=batch.tokens.shape[1],
-      head_width=self.head_width,
-      compute_dtype=linear.floating(self.compute_dtype),
-      initializing=self.is_initializing(),
-    )
-    mask = masks.AttentionMask(batch.segments, causal=False, kernel=kernel)
-    x_BLD, _, aux = stack.apply(
-      self.block,
-      x_BLD,
-      [attention.look(mask)],
-      None,
-      depth=self.depth,
-      scan=self.scan,
-      remat=self.remat,
-    )
+    text = parts.Text(batch.segments, batch.positions)
+    x_BLD, _, metrics = stack.run(self.stack, self, x_BLD, text, None)
     if self.final_norm:
       x_BLD = self.norm(name='final_norm')(x_BLD)
     logits_BLV = self.head(x_BLD)
-    if self.next_sentence:
-      pooled_B1D = jnp.tanh(self._dense('pooler', self.width)(x_BLD[:, :1]))
-      next_B12 = self._dense('next_sentence', 2)(pooled_B1D)
-      next_B12 = next_B12.astype(jnp.float32)
-      next_B1V = jnp.pad(
-        next_B12,
-        ((0, 0), (0, 0), (0, self.vocab - 2)),
-        constant_values=masks.MASKED,
-      )
-      logits_BLV = jnp.concatenate([next_B1V, logits_BLV[:, 1:]], axis=1)
-    return types.Output(logits_BLV, None, aux, x_BLD)
+    if self.output.next_sentence:
+      logits_BLV = self._with_next_sentence(logits_BLV, x_BLD)
+    return types.Output(logits_BLV, None, metrics, x_BLD)
+
+  def _with_next_sentence(self, logits_BLV, x_BLD):
+    """Puts the two classes in the place of the first position's logits."""
+    pooled_B1D = jnp.tanh(
+      self._dense('pooler', self.shared.width)(x_BLD[:, :1])
+    )
+    next_B12 = self._dense('next_sentence', 2)(pooled_B1D).astype(jnp.float32)
+    next_B1V = jnp.pad(
+      next_B12,
+      ((0, 0), (0, 0), (0, self.vocab - 2)),
+      constant_values=masks.MASKED,
+    )
+    return jnp.concatenate([next_B1V, logits_BLV[:, 1:]], axis=1)

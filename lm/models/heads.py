@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, types
-from lm.layers import linear, masks
-from lm.models import settings
+from lm.layers import checks, linear, masks
 
 POOLS = ('first', 'last', 'mean')
 
@@ -54,8 +53,8 @@ def classify(
   Raises:
     ValueError: a setting is out of range.
   """
-  settings.check_choices(pool=(pool, POOLS))
-  settings.check_counts(classes=classes)
+  checks.check_choices(pool=(pool, POOLS))
+  checks.check_counts(classes=classes)
 
   def read(out, batch):
     texts = batch.targets.shape[1]
@@ -80,7 +79,7 @@ def tag(
   bidirectional: bool = False,
 ) -> types.Model:
   """Makes a model that tags tokens: logits [B, L, C] for targets [B, L]."""
-  settings.check_counts(classes=classes)
+  checks.check_counts(classes=classes)
   return _make(vocab, body, Head(classes), bidirectional)
 
 
@@ -127,7 +126,7 @@ def embed(
   Reference: Reimers and Gurevych 2019, arXiv 1908.10084; Gao et al. 2021, arXiv
   2104.08821, section 2.
   """
-  settings.check_choices(pool=(pool, POOLS))
+  checks.check_choices(pool=(pool, POOLS))
   if temperature <= 0:
     raise ValueError(f'temperature={temperature} must be above 0')
 
@@ -254,4 +253,6 @@ def _make(
   # a regex of the body might match its paths, too.
   axes = ((r'(^|/)task/', ()), *model.axes)
   fixed = tuple(f'body/{regex}' for regex in model.fixed)
-  return types.Model(init, apply, start, axes, fixed=fixed)
+  kernel = types.Matrix(r'(^|/)task/.*kernel$', 1, 1, hidden=False)
+  matrices = kernel, *model.matrices
+  return types.Model(init, apply, start, axes, fixed=fixed, matrices=matrices)

@@ -1,7 +1,8 @@
-"""The only bridge from a Linen module to a Model."""
+"""From a Linen module to a Model, and what models of text share."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -9,22 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import types
+from lm.layers import parts, stack
 
 
 def bridge(
   module: nn.Module,
-  axes: tuple,
+  rows: Sequence[parts.Row],
   start: Callable[..., types.Cache],
   *,
+  unrolled: nn.Module | None = None,
+  layouts: Mapping[str, stack.Layers] = MappingProxyType({}),
   head: bool = True,
+  flops: Callable[[int], float] | None = None,
 ) -> types.Model:
   """Makes a Model of a module called as `module(batch, cache) -> Output`.
 
   Args:
-    module: it.
-    axes, start: as of `types.Model`.
+    module: the model.
+    rows: of its parameters, first match wins.
+    start: see `types.Model`.
+    unrolled: the same model without scans, which draws the initial values: so
+      they do not depend on `scan`. None is the module itself.
+    layouts: of the module's stacks, by the scopes that hold them; '' is the
+      root.
     head: whether its method `head(hidden) -> logits` makes all of its logits.
+    flops: see `types.Model`.
   """
+  drawn = module if unrolled is None else unrolled
 
   def init(rng, batch):
     # Shapes of parameters depend on no value, so a single row is enough.
@@ -32,7 +44,13 @@ def bridge(
     # Outside of any mesh: one row divides over nothing.
     nowhere = jax.sharding.AbstractMesh((), ())
     with jax.sharding.use_abstract_mesh(nowhere):
-      return module.init({'params': rng}, row, None)['params']
+      params = drawn.init({'params': rng}, row, None)['params']
+    for scope, layers in layouts.items():
+      if scope:
+        params = {**params, scope: stack.stack_params(params[scope], layers)}
+      else:
+        params = stack.stack_params(params, layers)
+    return params
 
   def apply(params, batch, *, cache=None, rng=None) -> types.Output:
     rngs = None if rng is None else {'dropout': rng}
@@ -43,7 +61,57 @@ def bridge(
     logits = module.apply({'params': params}, hidden, method='head')
     return cast(jax.Array, logits)
 
-  return types.Model(init, apply, start, axes, score if head else None)
+  return types.Model(
+    init,
+    apply,
+    start,
+    tuple((row.path, row.axes) for row in rows),
+    score if head else None,
+    matrices=tuple(
+      types.Matrix(x.path, x.summed, x.out, x.hidden) for x in rows if x.summed
+    ),
+    flops=flops,
+  )
+
+
+def remember(
+  batch: types.Batch, room: int, layers: Callable[[parts.Text], Any]
+) -> dict[str, Any]:
+  """Makes the empty cache of a decoder.
+
+  Args:
+    batch: the prompt.
+    room: positions that it holds.
+    layers: makes the caches of the blocks, given the prompt.
+  """
+  shape = len(batch.tokens), room
+  cache = {
+    'index': jnp.zeros((), jnp.int32),
+    'segments': jnp.zeros(shape, jnp.int32),
+    'positions': jnp.zeros(shape, jnp.int32),
+    'layers': layers(parts.Text(batch.segments, batch.positions)),
+  }
+  if batch.prefix is not None:
+    cache['prefix'] = jnp.zeros(shape, bool)
+  return cache
+
+
+def recall(
+  batch: types.Batch, cache: dict[str, Any] | None
+) -> tuple[parts.Text, dict[str, Any] | None]:
+  """Adds a batch's tokens to a decoder's cache, and describes the text."""
+  text = parts.Text(batch.segments, batch.positions, batch.prefix)
+  if cache is None:
+    return text, None
+  first = cache['index']
+  known = {
+    name: jax.lax.dynamic_update_slice(cache[name], new, (0, first))
+    for name in ('segments', 'positions', 'prefix')
+    if name in cache and (new := getattr(batch, name)) is not None
+  }
+  cache = {**cache, **known, 'index': first + batch.tokens.shape[1]}
+  keys = parts.Text(cache['segments'], cache['positions'], cache.get('prefix'))
+  return text._replace(keys=keys, first=first), cache
 
 
 def example_batch(batch_size: int, length: int) -> types.Batch:

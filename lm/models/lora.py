@@ -7,7 +7,9 @@ are then trained in full. A run of the inner model fits into the `init_paths`
 ('=body/body',), a run of the head and its model into ('=body',).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -15,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, tree, types
-from lm.layers import compress
-from lm.models import settings
+from lm.layers import checks, compress
+from lm.optim import masks
 
 NAME = 'lm.models.lora:make'
 # All of the body but the parameters of a head, however many bodies are nested.
@@ -51,7 +53,7 @@ def make(
   Reference: Hu et al. 2021, arXiv 2106.09685, section 4.1, without dropout. The
     paper does not state the variance of `a`; here `x @ a` is as large as `x`.
   """
-  settings.check_counts(rank=rank)
+  checks.check_counts(rank=rank)
   if not alpha > 0:
     raise ValueError(f'alpha={alpha} must be above 0')
   model = config.build(body, vocab=vocab)
@@ -59,10 +61,15 @@ def make(
   def init(rng, batch):
     body_rng, rng = jax.random.split(rng)
     params = model.init(body_rng, batch)
-    summed = compress.matrices(params, paths)
-    keys = dict(zip(summed, jax.random.split(rng, len(summed)), strict=True))
+    summed = compress.matrices(params, model.matrices, paths)
+    names = _unrolled(params, summed)
+    # In the order of an unrolled tree.
+    every = sorted(
+      itertools.chain(*names.values()), key=lambda path: path.split('/')
+    )
+    keys = dict(zip(every, jax.random.split(rng, len(every)), strict=True))
     changes = {
-      path: _start(keys[path], w.shape, summed[path], rank)
+      path: _start([keys[x] for x in names[path]], w.shape, summed[path], rank)
       for path, w in tree.paths(params)
       if path in summed
     }
@@ -83,7 +90,16 @@ def make(
 
   # The updates are small, so every device holds all of them.
   axes = ((r'(^|/)lora/', ()), *model.axes)
-  return types.Model(init, apply, start, axes, model.head and head, _FIXED)
+  return types.Model(
+    init,
+    apply,
+    start,
+    axes,
+    model.head and head,
+    fixed=_FIXED,
+    matrices=model.matrices,
+    flops=model.flops,
+  )
 
 
 def merged(
@@ -107,13 +123,33 @@ def merged(
   return {**spec, 'body': body}, {**params, 'body': inner}
 
 
+def _unrolled(
+  params: types.Params, found: Iterable[str]
+) -> dict[str, list[str]]:
+  """Lists what the matrices of a leaf are called where blocks are not scanned.
+
+  So that a scanned model draws what an unrolled one draws.
+  """
+  numbers = masks.blocks(params)
+  return {
+    path: [
+      re.sub(r'(^|/)layers/\d+/', rf'\1layers_{n}/', path)
+      for n in numbers[path] or [0]
+    ]
+    for path in found
+  }
+
+
 def _start(
-  key: jax.Array, shape: tuple[int, ...], summed: tuple[int, ...], rank: int
+  keys: Sequence[jax.Array],
+  shape: tuple[int, ...],
+  summed: tuple[int, ...],
+  rank: int,
 ) -> dict[str, jax.Array]:
   """Draws the first update of a matrix, or of a stack of matrices.
 
   Args:
-    key: for the random numbers.
+    keys: one for each matrix of a stack of blocks.
     shape: the shape of the parameter.
     summed: the dimensions that a product sums over, see `compress.matrices`.
     rank: rank of the update.
@@ -122,8 +158,11 @@ def _start(
   # A variance of 1 / inputs keeps x @ a as large as x. A row of the embedding
   # table is the output of a lookup, so there inputs and outputs change places.
   inputs = columns if summed == (-1,) else rows
-  a = jax.random.normal(key, (*lead, rows, rank)) * inputs**-0.5
-  return {'a': a, 'b': jnp.zeros((*lead, rank, columns))}
+  own = lead if len(keys) == 1 else lead[1:]
+  a = jnp.stack(
+    [jax.random.normal(key, (*own, rows, rank)) for key in keys]
+  ).reshape(*lead, rows, rank)
+  return {'a': a * inputs**-0.5, 'b': jnp.zeros((*lead, rank, columns))}
 
 
 def _whole(params: types.Params, alpha: float) -> types.Params:

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import types
-from lm.models import ngram_counts, settings
+from lm.layers import checks
+from lm.models import ngram_counts
 
 AXES = ((r'.', ()),)  # replicated: any token may need any n-gram
 
@@ -51,7 +52,7 @@ def make(*, vocab: int, order: int) -> types.Model:
     ValueError: a setting is below 1; or, from `apply`, a batch may have more
       n-grams than an int32 can count.
   """
-  settings.check_counts(vocab=vocab, order=order)
+  checks.check_counts(vocab=vocab, order=order)
 
   def init(rng, batch) -> types.Params:
     del rng, batch  # nothing is drawn, and no shape depends on a batch
@@ -135,12 +136,12 @@ def fit(
     ValueError: a setting is out of range, an id is outside the vocabulary, or
       there is no document with a token.
   """
-  settings.check_counts(vocab=vocab, order=order)
+  checks.check_counts(vocab=vocab, order=order)
   estimates = {
     'kneser_ney': ngram_counts.kneser_ney,
     'add_k': partial(ngram_counts.add_k, weight=k * vocab),
   }
-  settings.check_choices(method=(method, estimates))
+  checks.check_choices(method=(method, estimates))
   if not 0 < k < float('inf'):
     raise ValueError(f'k={k} must be above 0')
   if not 0 <= bos < vocab:

@@ -86,4 +86,6 @@ def make(
     raise ValueError('a preference scores answers and writes none')
 
   fixed = ('reference/', *(f'body/{regex}' for regex in model.fixed))
-  return types.Model(init, apply, start, model.axes, fixed=fixed)
+  return types.Model(
+    init, apply, start, model.axes, fixed=fixed, matrices=model.matrices
+  )

@@ -1,7 +1,9 @@
 """Optimizers and schedules; `fn='lm.optim.optimizers:adamw'` in a config."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from lm import types
 
 # Sharding rows for optimizer state that does not have its parameter's shape;
 # put them before a model's own table when sharding a TrainState. All other
@@ -13,8 +15,18 @@ AXES = (
 )
 
 
-def holding(spec: Mapping[str, Any], fixed: Sequence[str]) -> dict[str, Any]:
-  """Adds `Model.fixed` to what an optimizer's spec freezes."""
-  held = [spec.get('freeze', ''), *(f'^(?:{regex})' for regex in fixed)]
-  freeze = '|'.join(regex for regex in held if regex)
-  return {**spec, 'freeze': freeze} if freeze else dict(spec)
+def fitted(spec: Mapping[str, Any], model: types.Model) -> dict[str, Any]:
+  """Adds to an optimizer's spec what the model says of its parameters.
+
+  What never learns (`Model.fixed`) is frozen; `matrices` None becomes
+  the hidden ones of `Model.matrices`.
+  """
+  spec = dict(spec)
+  held = [spec.get('freeze', ''), *(f'^(?:{regex})' for regex in model.fixed)]
+  if freeze := '|'.join(regex for regex in held if regex):
+    spec['freeze'] = freeze
+  if 'matrices' in spec and spec['matrices'] is None:
+    spec['matrices'] = tuple(
+      (x.path, x.summed, x.out) for x in model.matrices if x.hidden
+    )
+  return spec

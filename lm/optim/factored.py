@@ -51,7 +51,7 @@ def scale_by_blocks(
     eps: added to squared gradients.
     threshold: the largest RMS of a block's update before `parameter_scale`.
     parameter_scale: multiply by the RMS of the block's parameters.
-    matrices: rows of `masks.MATRICES`.
+    matrices: `Model.matrices`.
 
   Reference: Shazeer and Stern 2018, arXiv 1804.04235, algorithm 4.
   """

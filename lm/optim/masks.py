@@ -1,6 +1,7 @@
 """Which parameters an optimizer treats how, decided by their paths."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+import itertools
 import re
 from typing import Any
 
@@ -13,17 +14,12 @@ DECAYED = r'^(?!.*(scale|bias)$)'
 # Biases of routers, which follow loads and not the loss: `layers.moe`.
 BALANCING = r'(^|/)router_bias$'
 
-# (path regex, reduction dimensions, output dimensions), first match wins: how
-# many of the last dimensions are summed over in a product, and how many after
-# them come out. Whatever leads (scanned layers, experts) is a batch of
-# independent matrices.
-MATRICES = (
-  (r'attention/[qkv]$', 1, 2),
-  (r'attention/o$', 2, 1),
-  (r'(mlp|experts|shared)/(up|gate|down)$', 1, 1),
-)
-
+# (path regex, reduction dimensions, output dimensions), first match wins: the
+# hidden ones of `Model.matrices`. Whatever leads (scanned layers, experts) is a
+# batch of independent matrices.
 Matrices = Iterable[tuple[str, int, int]]
+
+_BLOCK = re.compile(r'^(.*/)?layers(?:_(\d+)|/(\d+))/')
 
 
 def compile_regex(key: str, regex: str) -> re.Pattern[str]:
@@ -83,14 +79,36 @@ def is_stacked(path: str) -> bool:
   return 'layers' in path.split('/')
 
 
-def blocks(path: str, shape: Sequence[int]) -> range:
-  """Numbers the blocks that a leaf is of: one, all of a stack, or none."""
-  found = re.search(r'(^|/)layers(_(\d+))?/', path)
-  if found is None:
-    return range(0)
-  if found[3] is None:
-    return range(shape[0])
-  return range(int(found[3]), int(found[3]) + 1)
+def blocks(params: types.Params) -> dict[str, range]:
+  """Numbers the blocks of every leaf, by path: one, those of a stack, or none.
+
+  A stack holds the repetitions of a pattern, and comes after the unrolled
+  blocks whose numbers begin with 0: see `layers.stack.layout`.
+  """
+  leaves = tree.paths(params)
+  found = {path: _BLOCK.search(path) for path, _ in leaves}
+  # What is where a stack is: numbers of unrolled blocks, places in the pattern.
+  alone: dict[str, set[int]] = {}
+  places: dict[str, set[int]] = {}
+  for match in found.values():
+    if match is not None:
+      scope = match[1] or ''
+      where = alone if match[2] else places
+      where.setdefault(scope, set()).add(int(match[2] or match[3]))
+  numbers = {}
+  for path, leaf in leaves:
+    match = found[path]
+    if match is None:
+      numbers[path] = range(0)
+    elif match[2]:
+      numbers[path] = range(int(match[2]), int(match[2]) + 1)
+    else:
+      scope = match[1] or ''
+      before, period = alone.get(scope, ()), len(places[scope])
+      first = next(n for n in itertools.count() if n not in before)
+      start = first + int(match[3])
+      numbers[path] = range(start, start + leaf.shape[0] * period, period)
+  return numbers
 
 
 def is_embedding(path: str) -> bool:

@@ -179,23 +179,22 @@ def _layered(
     2020, arXiv 2003.10555, appendix B, whose code multiplies once more.
   """
 
-  def depth(params: types.Params) -> int:
-    return max(masks.blocks(p, x.shape).stop for p, x in tree.paths(params))
+  def depth(numbers: dict[str, range]) -> int:
+    return max((max(x) + 1 for x in numbers.values() if x), default=0)
 
   def init(params: Any) -> Any:
-    if not depth(params):
+    if not depth(masks.blocks(params)):
       raise ValueError(
         f'optim.layer_decay={decay}: no parameter is in a layer: set it to 1'
       )
     return tx.init(params)
 
   def update(updates: Any, state: Any, params: Any = None) -> Any:
-    top = depth(updates)
+    known = masks.blocks(updates)
+    top = depth(known)
 
     def slower(path: str, update: jax.Array) -> jax.Array:
-      numbers = masks.blocks(path, update.shape) or (
-        [-1] if masks.is_embedding(path) else [top]
-      )
+      numbers = known[path] or ([-1] if masks.is_embedding(path) else [top])
       if masks.is_balancing(path):
         return update
       rates = jnp.asarray([decay ** (top - n) for n in numbers], update.dtype)
@@ -281,6 +280,12 @@ def lion(
   return _Parts(optax.scale_by_lion(b1, b2, mu_dtype=moment_dtype))
 
 
+def _matrices(matrices: masks.Matrices | None) -> masks.Matrices:
+  if matrices is None:
+    raise ValueError('optim.matrices: give those of the model, Model.matrices')
+  return tuple((regex, summed, out) for regex, summed, out in matrices)
+
+
 @_optimizer
 def adafactor(
   *,
@@ -290,24 +295,26 @@ def adafactor(
   threshold: float = 1.0,
   parameter_scale: bool = True,
   momentum: float = 0.0,
-  matrices: masks.Matrices = masks.MATRICES,
+  matrices: masks.Matrices | None = None,
 ) -> _Parts:
   """Adafactor: second moments of matrices as rows and columns.
 
   `peak` is relative to the RMS of each block of parameters (about 1e-2) unless
   `parameter_scale` is off. `momentum` averages the scaled updates; 0 does not,
-  which saves the memory. The rest is described at `factored.scale_by_blocks`.
+  which saves the memory. `matrices` are the same as in `muon`. The rest is
+  described at `factored.scale_by_blocks`.
 
   Reference: Shazeer and Stern 2018, arXiv 1804.04235, algorithm 4. As
     everywhere here, `decay` follows the learning rate; in optax's it does not.
   """
+  matrices = _matrices(matrices)
   scale = factored.scale_by_blocks(
     power=power,
     size=size,
     eps=eps,
     threshold=threshold,
     parameter_scale=parameter_scale,
-    matrices=tuple(matrices),
+    matrices=matrices,
   )
   if momentum:
     scale = optax.chain(scale, optax.ema(momentum, debias=False))
@@ -326,7 +333,7 @@ def muon(
   b2: float = 0.95,
   eps: float = 1e-8,
   moment_dtype: str = 'float32',
-  matrices: masks.Matrices = masks.MATRICES,
+  matrices: masks.Matrices | None = None,
 ) -> _Parts:
   """Muon on the blocks' matrices, AdamW on everything else.
 
@@ -344,7 +351,8 @@ def muon(
       decay carry over. 0 scales by `sqrt(max(1, columns / rows))` instead.
     b1: AdamW's, as are b2 and eps.
     moment_dtype: as of `adamw`, and of the momentum.
-    matrices: rows of `masks.MATRICES`: which leaves are matrices, and how.
+    matrices: which parameters of blocks are matrices, and how; None stands for
+      `Model.matrices` in a config.
 
   Raises:
     ValueError: when first used, if no parameter is a matrix.
@@ -355,7 +363,7 @@ def muon(
   schedules.check('peak', peak, low=1e-12)
   schedules.check('adam_peak', adam_peak)
   schedules.check('update_rms', update_rms)
-  matrices = tuple(matrices)
+  matrices = _matrices(matrices)
 
   def dimensions(updates: types.Params) -> Any:
     def of(path, _):

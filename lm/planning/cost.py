@@ -11,11 +11,9 @@ import jax
 from lm import config, sharding, tree, types
 from lm.checkpoint import host_arrays
 from lm.data.tokenizers import utf8_bytes
+from lm.layers import kernels
 from lm.planning import flops, hardware, hlo, topology
 from lm.training import setup, step
-
-# Settings by which attention chooses its kernel.
-_KERNELS = ('attention_kernel', 'kernel')
 
 
 class TooLarge(RuntimeError):
@@ -160,15 +158,7 @@ def _held(like: Any, where: Any) -> int:
 def with_kernel(c: config.Config, kernel: str) -> config.Config:
   """Returns a config whose model attends by another kernel, if it attends."""
   c = c.copy_and_resolve_references()
-
-  def choose(spec: Any) -> None:
-    for key, value in spec.items():
-      if config.is_tree(value):
-        choose(value)
-      elif key in _KERNELS and isinstance(value, str):
-        spec[key] = kernel
-
-  choose(c.model)
+  kernels.use(c.model, kernel)
   return c
 
 

@@ -9,6 +9,7 @@ import jax
 
 from lm import config, sharding, tree
 from lm.checkpoint import host_arrays
+from lm.optim import masks
 from lm.planning import cost, flops, hardware, topology
 from lm.training import setup
 
@@ -92,6 +93,7 @@ def _probe(
   like = run.program.like
   plain = cost.assemble(cost.with_kernel(c, 'einsum'), machine, vocab)
   inner = config.innermost(c.model)[1]
+  numbers = masks.blocks(like.params).values()
   return _Probe(
     state=host_arrays.nbytes(like),
     weights=tree.count(like.params),
@@ -101,7 +103,7 @@ def _probe(
     kept=cost.residual_bytes(run),
     positions=run.data.example.targets.size,
     width=inner.get('width', 1),
-    depth=inner.get('depth', 1),
+    depth=max((max(x) + 1 for x in numbers if x), default=1),
     divisors=_divisors(run),
   )
 

@@ -133,7 +133,7 @@ def assemble(
   with config.user_errors():
     mesh = sharding.make_mesh(**c.mesh, devices=devices)
   tokenizer, model = checkpoint.tokenizer_and_model(c, tokenizer)
-  optimizer = optim.holding(c.optim, model.fixed)
+  optimizer = optim.fitted(c.optim, model)
   tx, schedule = config.build(optimizer, steps=c.steps)
   if shapes_only and 'objective' in c.data:
     data = _unread(c, tokenizer)

@@ -31,28 +31,11 @@ from tools import export
 BYTES = utf8_bytes.make()
 # A byte is a token, so that words of one letter are learnt in seconds.
 WORDS = 'rbgfhcstua'
+SMALL: dict[str, Any] = {'length': 64, 'width': 32, 'depth': 2}
 BODIES = {
-  'encoder': {
-    'fn': 'lm.models.encoder:make',
-    'length': 64,
-    'width': 32,
-    'depth': 2,
-    'heads': 2,
-    'norm_order': 'pre',
-  },
-  'decoder': {
-    'fn': 'lm.models.decoder:make',
-    'length': 64,
-    'width': 32,
-    'depth': 2,
-    'heads': 2,
-  },
-  'lstm': {
-    'fn': 'lm.models.recurrent:make',
-    'width': 32,
-    'depth': 1,
-    'bidirectional': True,
-  },
+  'encoder': base.encoder(2, 'pre', **SMALL),
+  'decoder': base.decoder(2, **SMALL),
+  'lstm': base.recurrent(width=32, depth=1, bidirectional=True),
 }
 
 
@@ -561,8 +544,7 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
     }
 
   form = {'fn': 'lm.data.finetuning.pair_forms:translate', 'source': 12}
-  model = {'fn': 'lm.models.encdec:make', 'width': 32, 'depth': 2, 'heads': 2}
-  model['norm_order'] = 'pre'
+  model = base.transformer(2, depth=2, order='pre', width=32)
   if body == 'decoder':
     form = {
       'fn': 'lm.data.finetuning.pair_forms:reply',

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import sharding, types
+from configs import base
+from lm import config, sharding, types
 from lm.data import writer
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, likelihood
-from lm.models import decoder
 
 TEXTS = ['hello world\n', 'a', 'the quick brown fox, 你好', 'x' * 40]
 
@@ -24,6 +24,11 @@ def path(tmp_path_factory, words):
   where = tmp_path_factory.mktemp('evals') / 'shards'
   writer.write(where, TEXTS, words)
   return str(where)
+
+
+def small(words, **changes):
+  spec = base.decoder(2, width=16, depth=1, **changes)
+  return config.build(spec, vocab=words.size)
 
 
 def uniform(vocab):
@@ -60,9 +65,7 @@ def test_a_uniform_model_scores_every_token_and_byte_once(words, path):
 
 
 def test_batch_size_and_chunks_change_nothing(words, path):
-  model = decoder.make(
-    vocab=words.size, length=16, width=16, depth=1, heads=2, zero_outputs=True
-  )
+  model = small(words, length=16, init=base.init(outputs='zero'))
   params = model.init(jax.random.key(0), example(words))
   first, *others = [
     evaluator(model, words, path, batch_size=n, length=16, chunks=m)(params)
@@ -74,7 +77,7 @@ def test_batch_size_and_chunks_change_nothing(words, path):
 
 def test_documents_are_scored_as_if_alone(words, path):
   """By hand: each document whole, from bos on, in one long window."""
-  model = decoder.make(vocab=words.size, length=128, width=16, depth=1, heads=2)
+  model = small(words, length=128)
   params = jax.tree.map(
     lambda x: x + 0.3, model.init(jax.random.key(0), example(words))
   )

@@ -3,21 +3,24 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from lm import config, sharding, types
 from lm.data import objectives
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, scoring
-from lm.models import decoder, encdec, encoder
 from tests.laws import laws_test
 
 WORDS = utf8_bytes.make(reserved=29)  # 288 ids: a multiple of 8
-SIZE = {'vocab': WORDS.size, 'width': 16, 'depth': 1, 'heads': 2}
+SIZE: dict[str, Any] = {'width': 16, 'depth': 1}
+LONG: dict[str, Any] = SIZE | {'length': 160}
+PAIRED = {'fn': 'lm.models.encoder:head', 'next_sentence': True}
 PAIRS = [
   ('the cat', ' sat'),  # as long as the next two: a loop compiles them once
   ('is it?? ', '你'),
@@ -29,18 +32,19 @@ MASKED = {'fn': 'lm.data.masking:masked'}
 SPANS = {'fn': 'lm.data.corruption:span_corruption', 'source': 32}
 # name: model, objective
 FAMILIES = {
-  'causal': (decoder.make, {'length': 160}, objectives.CAUSAL),
+  'causal': (base.decoder(2, **LONG), objectives.CAUSAL),
   'prefix': (
-    decoder.make,
-    {'length': 160},
+    base.decoder(2, **LONG),
     {'fn': 'lm.data.objectives:prefix_lm'},
   ),
-  'spans': (encdec.make, {}, SPANS),
-  'one span': (encdec.make, {}, {'fn': 'lm.data.corruption:one_span'}),
-  'masked': (encoder.make, {'length': 160}, MASKED),
+  'spans': (base.transformer(2, width=16, depth=1), SPANS),
+  'one span': (
+    base.transformer(2, width=16, depth=1),
+    {'fn': 'lm.data.corruption:one_span'},
+  ),
+  'masked': (base.encoder(2, **LONG), MASKED),
   'next': (
-    encoder.make,
-    {'length': 160, 'next_sentence': True},
+    base.encoder(2, **LONG, head=PAIRED),
     {'fn': 'lm.data.masking:next_sentence'},
   ),
 }
@@ -49,11 +53,11 @@ FAMILIES = {
 @functools.cache
 def build(name):
   """Gives a model and random parameters, none of them 0 or 1."""
-  make, settings, _ = FAMILIES[name]
-  model = make(**SIZE, **settings)
+  spec, _ = FAMILIES[name]
+  model = config.build(spec, vocab=WORDS.size)
   ids = np.ones((8, 16), np.int32)
   batch = types.Batch(ids, ids, ids.astype(np.float32), ids, ids)
-  if make is encdec.make:
+  if 'encoder' in spec:
     batch = batch._replace(source=ids, source_segments=ids)
   params = jax.jit(model.init)(jax.random.key(0), batch)
   rng = np.random.default_rng(0)
@@ -64,7 +68,7 @@ def build(name):
 
 def scorer(name='causal', model=None, mesh=None, **settings):
   settings = {'batch_size': 4, 'length': 32, **settings}
-  settings.setdefault('objective', FAMILIES[name][2])
+  settings.setdefault('objective', FAMILIES[name][1])
   return scoring.make(
     context.Context(
       model or build(name)[0], settings.pop('words', WORDS), mesh or ONE

@@ -11,20 +11,20 @@ from lm import config
 from lm.data.tokenizers import utf8_bytes
 from lm.inference import detokenizer, engine, generate
 
-SMALL = {'width': 16, 'depth': 1}
+SMALL: dict[str, Any] = {'width': 16, 'depth': 1}
 CAUSAL = {'fn': 'lm.data.objectives:causal'}
 SPANS = base.span_corruption(source=24)
 FAMILIES = {
-  'decoder': (base.decoder() | SMALL | {'heads': 2, 'length': 40}, CAUSAL),
+  'decoder': (base.decoder(2, **SMALL, length=40), CAUSAL),
   'prefix': (
-    base.decoder() | SMALL | {'heads': 2, 'length': 40},
+    base.decoder(2, **SMALL, length=40),
     {'fn': 'lm.data.objectives:prefix_lm'},
   ),
-  'lstm': (base.recurrent() | SMALL, CAUSAL),
+  'lstm': (base.recurrent(**SMALL), CAUSAL),
   'ngram': ({'fn': 'lm.models.ngram:make', 'order': 3}, CAUSAL),
-  't5': (base.transformer() | base.t5() | SMALL | {'heads': 2}, SPANS),
+  't5': (base.t5(2, depth=1, width=16), SPANS),
   'one_span': (
-    base.transformer() | base.t5() | SMALL | {'heads': 2},
+    base.t5(2, depth=1, width=16),
     {'fn': 'lm.data.corruption:one_span'},
   ),
 }

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
+from lm import config
 from lm.data import objectives
 from lm.inference import beam, generate
-from lm.models import decoder
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -96,7 +97,7 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_same_key_same_text_and_nothing_after_stop():
-  model = decoder.make(vocab=5, length=40, width=16, depth=1, heads=2)
+  model = config.build(base.decoder(2, length=40, width=16, depth=1), vocab=5)
   batch = objectives.padded([[1, 2], [3]] * 4, 0)
   params = model.init(jax.random.key(0), batch)
 
@@ -128,7 +129,7 @@ V = 5
 @pytest.fixture(scope='module')
 def small():
   """A model that is far from uniform, and its parameters."""
-  model = decoder.make(vocab=V, length=16, width=16, depth=1, heads=2)
+  model = config.build(base.decoder(2, length=16, width=16, depth=1), vocab=V)
   batch = objectives.padded([[1, 2]], 0)
   params = model.init(jax.random.key(3), batch)
   leaves, treedef = jax.tree.flatten(params)

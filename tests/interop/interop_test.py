@@ -1,4 +1,5 @@
 import base64
+import copy
 import json
 from pathlib import Path
 import struct
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import base
 from lm import config, tree
 from lm.data import objectives
 from lm.data.tokenizers import huggingface
@@ -163,7 +165,7 @@ def test_a_model_in_several_files_is_the_same(tmp_path):
 @pytest.mark.parametrize('name', ['gemma3', 't5'])
 def test_stacked_blocks_are_exported_like_others(name, tmp_path):
   found = load(folder_of(name, tmp_path))
-  stacked = laws_test.stacked(found.params)
+  stacked = laws_test.stacked_as(found.model, found.params)
   scan = {**found.model, 'scan': True}
   ours = found._replace(model=scan, params=stacked)
   if name == 'gemma3':
@@ -205,10 +207,11 @@ def test_files_of_older_versions_are_read(tmp_path):
     'sliding_window_pattern': 2,
   }
   found = load(put(tmp_path / 'gemma3', numbers('gemma3'), theirs))
-  assert found.model['rope_base'] == 3e5
-  assert found.model['window_rope_base'] == 2e3
-  assert found.model['global_every'] == 2
-  assert found.model['rope_scaling'] is None
+  blocks = found.model['blocks']
+  places = {k: block['mixer']['positions'] for k, block in blocks.items()}
+  assert places['main']['base'] == 3e5 and places['main']['scaling'] is None
+  assert places['local']['base'] == 2e3
+  assert found.model['pattern'] == ('local', 'main')
 
 
 @pytest.mark.process
@@ -252,21 +255,30 @@ def call(peer, *arguments):
 
 def test_a_model_that_no_class_computes_is_one_line(tmp_path):
   found = load(folder_of('llama', tmp_path))
-  changed = {**found.model, 'activation': 'relu2', 'embed_scale': 2.0}
+  changed = copy.deepcopy(found.model)
+  changed['blocks']['main']['mlp']['activation'] = 'relu2'
+  changed['embed']['scale'] = 2.0
   with pytest.raises(ValueError) as caught:
     transfer.save(changed, found.vocab, found.params)
   assert str(caught.value) == (
     'lm.models.decoder:make: no class of transformers computes this model: '
-    "LlamaForCausalLM would have activation='swiglu' instead of 'relu2', "
-    'embed_scale=1.0 instead of 2.0'
+    'LlamaForCausalLM would have embed_scale=1.0 instead of 2.0, '
+    "activation='swiglu' instead of 'relu2'"
   )
 
-  changed = {**found.model, 'rope_scaling': {'factor': 2.0, 'kind': 'ntk'}}
+  changed = copy.deepcopy(found.model)
+  rotary = changed['blocks']['main']['mixer']['positions']
+  rotary['scaling'] = {'factor': 2.0, 'kind': 'ntk'}
   with pytest.raises(ValueError, match='would have rope_scaling=None instead'):
     transfer.save(changed, found.vocab, found.params)
 
-  spec = {'fn': 'lm.models.encoder:make', 'norm_order': 'pre'}
-  spec |= {'length': 4, 'width': 8, 'depth': 1, 'heads': 2}
+  rotary |= {'scaling': None, 'fraction': 0.5}
+  with pytest.raises(
+    ValueError, match=r'positions\.fraction=0\.5 cannot be said in files of'
+  ):
+    transfer.save(changed, found.vocab, found.params)
+
+  spec = base.encoder(2, 'pre', length=4, width=8, depth=1)
   params = config.build(spec, vocab=8).init(
     jax.random.key(0), objectives.padded([[1]], 0)
   )
@@ -472,8 +484,10 @@ def test_gguf_is_the_same_model(tmp_path):
   found = transfer.load(gguf.model(gguf.open_file(tmp_path / 'x.gguf')))
   assert found.vocab == 64
   jax.tree.map(np.testing.assert_array_equal, whole.params, found.params)
-  assert found.model['norm_epsilon'] == pytest.approx(1e-6)
-  same = {**found.model, 'norm_epsilon': whole.model['norm_epsilon']}
+  assert found.model['norm']['epsilon'] == pytest.approx(1e-6)
+  same = copy.deepcopy(found.model)
+  for part in (same, same['blocks']['main']):
+    part['norm']['epsilon'] = whole.model['norm']['epsilon']
   assert same == whole.model
 
 

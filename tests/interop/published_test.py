@@ -13,7 +13,7 @@ from lm.data import objectives
 from lm.data.tokenizers import huggingface
 from lm.inference import generate
 from lm.interop import gguf, tensors, transfer, vocabulary
-from lm.layers import stack
+from tests.laws import laws_test
 from tools.bench import peers
 
 STORED = json.loads(
@@ -44,7 +44,7 @@ def test_smollm2_continues_like_transformers(tmp_path):
   assert prompts == [known['ids'] for known in STORED['smollm2']]
   new = [known['new'] for known in STORED['smollm2']]
   state = generate.generate(
-    stack.stack_params(found.params),
+    laws_test.stacked_as(found.model, found.params),
     objectives.padded(prompts, words.pad),
     model=model,
     sampler=generate.Sampler(temperature=0),

@@ -4,6 +4,7 @@ from functools import partial
 import json
 import math
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,28 +16,29 @@ from lm import checkpoint, config, evaluate, fit, sample, train
 from lm.checkpoint import manifest
 from lm.data import masking, objectives, stream, writer
 from lm.data.tokenizers import utf8_bytes
-from lm.models import embeddings, encoder
+from lm.models import embeddings
 from lm.training import step
 from tests import programs
 
-SMALL = {'width': 16, 'depth': 1}
+SMALL: dict[str, Any] = {'width': 16, 'depth': 1}
 SPANS = base.span_corruption(source=24) | {'noise': 0.3, 'mean_span': 2.0}
+PAIRS = {'fn': 'lm.models.encoder:head', 'next_sentence': True}
 FAMILIES = {
-  'lstm': (base.recurrent() | SMALL, {'fn': 'lm.data.objectives:causal'}),
+  'lstm': (base.recurrent(**SMALL), {'fn': 'lm.data.objectives:causal'}),
   'elmo': (
-    base.recurrent() | SMALL | {'bidirectional': True},
+    base.recurrent(**SMALL, bidirectional=True),
     {'fn': 'lm.data.objectives:bidirectional'},
   ),
-  'bert': (base.encoder() | SMALL | {'heads': 2}, base.masked()),
+  'bert': (base.encoder(2, **SMALL), base.masked()),
   'pairs': (
-    base.encoder() | SMALL | {'heads': 2, 'next_sentence': True},
+    base.encoder(2, **SMALL, head=PAIRS),
     base.masked() | {'fn': 'lm.data.masking:next_sentence'},
   ),
   'prefix': (
-    base.decoder() | SMALL | {'heads': 2, 'length': 16},
+    base.decoder(2, **SMALL, length=16),
     {'fn': 'lm.data.objectives:prefix_lm'},
   ),
-  't5': (base.transformer() | base.t5() | SMALL | {'heads': 2}, SPANS),
+  't5': (base.t5(2, width=16, depth=1), SPANS),
 }
 
 
@@ -131,9 +133,8 @@ def test_next_sentence_scores_stand_at_the_first_position():
   words = utf8_bytes.make(1)
   objective = masking.next_sentence(tokenizer=words, length=16)
   batch = objectives.example(objective, 2)
-  model = encoder.make(
-    vocab=words.size, length=16, width=8, depth=1, heads=2, next_sentence=True
-  )
+  spec = base.encoder(2, length=16, width=8, depth=1, head=PAIRS)
+  model = config.build(spec, vocab=words.size)
   params = model.init(jax.random.key(0), batch)
   logits = model.apply(params, batch).logits
   assert logits.shape == (2, 16, words.size)

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from lm import sharding
-from lm.layers import attention, blockwise, kernels, masks
-from lm.models import decoder, linen
+from configs import base
+from lm import config, sharding
+from lm.layers import attention, blockwise, dot_product, kernels, masks
+from lm.models import linen
 from lm.planning import topology
 from lm.training import step
 
@@ -54,7 +55,7 @@ def packed(length, *, causal=True, window=None, prefix=False, **changes):
     None if window is None else jnp.asarray(positions),
     jnp.asarray(shown) if prefix else None,
     causal=causal,
-    windows=(window,),
+    window=window,
     **changes,
   )
 
@@ -78,7 +79,7 @@ def outcome(attend, mask, given, **settings):
 
 
 def masked(q, k, v, mask, **settings):
-  return attention.attend(q, k, v, mask.materialize(), **settings)
+  return dot_product.attend(q, k, v, mask.materialize(), **settings)
 
 
 def assert_same(got, want, tolerance=1e-5):
@@ -113,7 +114,7 @@ def test_blocks_equal_the_mask(
   given = inputs(length)
   settings = {'softcap': softcap, 'compute_dtype': compute_dtype}
   want = outcome(masked, mask, given, **settings)
-  got = outcome(attention.attend_unmasked, mask, given, **settings)
+  got = outcome(dot_product.attend_unmasked, mask, given, **settings)
   assert_same(got, want, tolerance)
 
 
@@ -135,7 +136,7 @@ def test_a_ring_equals_the_mask(monkeypatch, name, mesh, length):
   given = inputs(length)
   want = outcome(masked, mask, given, softcap=softcap)
   with jax.set_mesh(sharding.make_mesh(**mesh)):
-    got = outcome(attention.attend_unmasked, mask, given, softcap=softcap)
+    got = outcome(dot_product.attend_unmasked, mask, given, softcap=softcap)
   assert_same(got, want)
 
 
@@ -151,7 +152,7 @@ def test_rings_of_a_pipeline_are_one_computation():
 
   twice = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), (given, mask))
   with jax.set_mesh(sharding.make_mesh(stage=2, sequence=2, data=2)):
-    got = outcome(both(attention.attend_unmasked), twice[1], twice[0])
+    got = outcome(both(dot_product.attend_unmasked), twice[1], twice[0])
   assert_same([x[0] for x in got], want)
   assert_same([x[1, ::-1] for x in got], want)
 
@@ -171,7 +172,7 @@ def test_blocks_that_nobody_sees_are_left_out(changes, unseen, queries):
     jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)[None]),
     jnp.arange(64)[None],
     causal=changes.get('causal', True),
-    windows=(changes.get('window'),),
+    window=changes.get('window'),
   )
   q, k, v = (normal(i, 1, 1, 1, 64, H) for i in range(3))
   settings = blockwise.Settings(None, 'float32', 16)
@@ -183,28 +184,36 @@ def test_blocks_that_nobody_sees_are_left_out(changes, unseen, queries):
 
 
 def test_scanned_layers_some_with_a_window_equal_those_by_masks():
-  make = partial(
-    decoder.make,
-    vocab=16,
-    length=24,
-    width=16,
-    depth=2,
-    heads=4,
-    kv_heads=2,
-    positions='rope',
-    window=3,
-    global_every=2,
-    kernel_std=0.5,
-    scan=True,
-    remat='full',
-  )
+  def make(kernel='auto'):
+    def block(window):
+      mixer = base.attention(
+        kv_heads=2,
+        window=window,
+        positions=base.rotary(),
+        scores=base.scores(kernel=kernel),
+      )
+      return base.block(mixer, base.mlp(), base.layernorm())
+
+    spec = base.decoder(
+      length=24,
+      width=16,
+      depth=2,
+      blocks={'local': block(3), 'global': block(None)},
+      pattern=('local', 'global'),
+      embed=base.embedding(),
+      init=base.init(std=0.5),
+      scan=True,
+      remat='full',
+    )
+    return config.build(spec, vocab=16)
+
   batch = linen.example_batch(2, 24)
   tokens = np.arange(48, dtype=np.int32).reshape(2, 24) * 7 % 16
   batch = batch._replace(tokens=tokens)
   params = make().init(jax.random.key(0), batch)
 
   def gradient(kernel):
-    model = make(attention_kernel=kernel)
+    model = make(kernel)
     return jax.jit(
       jax.grad(lambda p: jnp.sum(jnp.cos(model.apply(p, batch).logits)))
     )(params)
@@ -214,15 +223,8 @@ def test_scanned_layers_some_with_a_window_equal_those_by_masks():
 
 
 def test_32k_tokens_train_in_8_gib():
-  model = decoder.make(
-    vocab=256,
-    length=32_768,
-    width=256,
-    depth=4,
-    heads=4,
-    scan=True,
-    remat='full',
-  )
+  spec = base.decoder(length=32_768, scan=True, remat='full')
+  model = config.build(spec, vocab=256)
   batch = linen.example_batch(1, 32_768)
   start = partial(
     step.init_state,
@@ -315,12 +317,8 @@ def test_an_unknown_kernel_and_a_cut_text_are_one_line(monkeypatch):
   monkeypatch.setattr(kernels, '_has_cudnn', lambda: False)
   with away('gpu'), pytest.raises(ValueError, match="needs jax's CUDA plug-in"):
     choose('cudnn')
-  with pytest.raises(
-    ValueError, match="attention_kernel='flash' is not one of"
-  ):
-    decoder.make(
-      vocab=4, length=4, width=4, depth=1, heads=1, attention_kernel='flash'
-    )
+  with pytest.raises(ValueError, match="kernel='flash' is not one of"):
+    attention.scores(kernel='flash')
   with (
     away('tpu', sequence=4),
     pytest.raises(ValueError, match=r'cuts no text: set mesh\.sequence=1'),
@@ -343,10 +341,10 @@ def long(**changes):
 def test_splash_equals_the_mask(monkeypatch):
   interpreted = partial(kernels.splash, interpret=True)
   monkeypatch.setattr(kernels, 'splash', interpreted)
-  mask, given = long(windows=(40, None), which=jnp.asarray(0), kernel='splash')
+  mask, given = long(window=40, kernel='splash')
   want = outcome(masked, mask, given, softcap=5.0)
   assert_same(
-    outcome(attention.attend_unmasked, mask, given, softcap=5.0), want, 2e-5
+    outcome(dot_product.attend_unmasked, mask, given, softcap=5.0), want, 2e-5
   )
 
 
@@ -369,12 +367,10 @@ def test_splash_compiles_for_a_tpu_that_is_not_there(libtpu, uncached):
   segments = shape((4, 512), jnp.int32)
 
   def total(q, k, v, segments):
-    mask = masks.AttentionMask(
-      segments, windows=(128,), kernel=choose(length=512)
-    )
+    mask = masks.AttentionMask(segments, window=128, kernel=choose(length=512))
     assert mask.kernel == 'splash'
     return jnp.sum(
-      attention.attend_unmasked(
+      dot_product.attend_unmasked(
         q, k, v, mask, softcap=20.0, compute_dtype='bfloat16'
       )
     )
@@ -398,7 +394,7 @@ def test_cudnn_is_told_what_the_mask_says(monkeypatch, name):
   )
   mask, given = for_cudnn(name), inputs(16)
   want = outcome(masked, mask, given)
-  assert_same(outcome(attention.attend_unmasked, mask, given), want)
+  assert_same(outcome(dot_product.attend_unmasked, mask, given), want)
 
 
 def for_cudnn(name):
@@ -413,6 +409,6 @@ def test_cudnn_equals_the_mask():
     mask, given = for_cudnn(name), inputs(16, 64)
     want = outcome(masked, mask, given)
     got = outcome(
-      attention.attend_unmasked, mask, given, compute_dtype='bfloat16'
+      dot_product.attend_unmasked, mask, given, compute_dtype='bfloat16'
     )
     assert_same(got, want, 0.03)

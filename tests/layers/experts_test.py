@@ -11,33 +11,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from lm import metrics, sharding, tree
-from lm.layers import attention, blocks, grouped
-from lm.layers import experts as experts_lib
-from lm.models import decoder, linen
+from configs import base
+from lm import config, metrics, optim, sharding, tree
+from lm.layers import dispatch, grouped, mlp, parts, routing
+from lm.models import linen
 from lm.optim import optimizers
 from lm.planning import flops
 from lm.training import step
 
 B, L, D, F, E = 8, 16, 16, 12, 8
-MOE: dict[str, Any] = {'fn': 'lm.layers.experts:make', 'experts': E}
-TINY: dict[str, Any] = {
-  'vocab': 64,
-  'length': L,
-  'width': D,
-  'depth': 2,
-  'heads': 2,
-  'mlp': F,
-  'bias': False,
-  'activation': 'swiglu',
-}
+TINY: dict[str, Any] = {'length': L, 'width': D, 'depth': 2}
 # Four documents a row and some padding at its end.
 SEGMENTS = np.where(
   np.arange(L)[None] < L - np.arange(B)[:, None] % 4,
   1 + np.arange(L)[None] // 4,
   0,
 ).astype(np.int32)
-VIEW = attention.View(segments_BL=jnp.asarray(SEGMENTS))
+TEXT = parts.Text(jnp.asarray(SEGMENTS), jnp.zeros_like(SEGMENTS))
 LIVE = SEGMENTS > 0
 PARTS: dict[str, Any] = {
   'kernel_init': nn.initializers.normal(0.5),
@@ -46,12 +36,22 @@ PARTS: dict[str, Any] = {
 }
 
 
-def mixture(activation='swiglu', experts=E, **settings):
-  return experts_lib.make(experts=experts, **settings)(
-    mlp=F,
-    activation=activation,
-    output_init=lambda inputs: nn.initializers.normal(inputs**-0.5),
-    **PARTS,
+ROUTER = base.router().keys() - {'fn'}
+
+
+def spec_of(settings):
+  """The spec of experts, of settings of theirs and of their router."""
+  own = {k: v for k, v in settings.items() if k not in ROUTER}
+  router = {k: v for k, v in settings.items() if k in ROUTER}
+  return base.experts(count=E, width=F, router=base.router(**router)) | own
+
+
+def mixture(activation='swiglu', **settings):
+  init = parts.init(std=None, outputs='plain')
+  shared = parts.Shared(D, 1, init)
+  spec = spec_of({'activation': activation, **settings})
+  return config.build(spec, shared=shared).build(
+    kernel_init=PARTS['kernel_init'], name=None
   )
 
 
@@ -61,19 +61,22 @@ def stream():
 
 
 def start(module) -> Any:
-  return module.init(jax.random.key(1), stream(), VIEW)['params']
+  return module.init(jax.random.key(1), stream(), TEXT)['params']
 
 
-def build(experts=None, **settings):
+def build(settings, vocab=64, **changes):
   """A decoder with these experts."""
-  given: dict[str, Any] = {**TINY, **settings}
-  return decoder.make(
-    experts=None if experts is None else {**MOE, **experts}, **given
+  main = base.block(
+    base.attention(heads=2), spec_of(settings), base.layernorm(bias=False)
   )
+  spec = base.decoder(
+    blocks={'main': main}, norm=base.layernorm(bias=False), **TINY
+  )
+  return config.build(spec | changes, vocab=vocab)
 
 
-def say(module, params, x_BLD, view=VIEW) -> Any:
-  return module.apply({'params': params}, x_BLD, view)
+def say(module, params, x_BLD, text=TEXT) -> Any:
+  return module.apply({'params': params}, x_BLD, text)
 
 
 def gradients(fn, *args):
@@ -108,7 +111,7 @@ def looped(params, x_BLD, *, top_k, scoring, normalize, activation):
   for e in range(logits_BLE.shape[-1]):
     kernels = {k: v[e] for k, v in params['experts'].items()}
     h_BLF = x_BLD @ kernels['up']
-    activate = blocks.ACTIVATIONS[activation]
+    activate = mlp.ACTIVATIONS[activation]
     if 'gate' in kernels:
       h_BLF *= activate(x_BLD @ kernels['gate'])
     else:
@@ -117,20 +120,20 @@ def looped(params, x_BLD, *, top_k, scoring, normalize, activation):
   return jnp.where(LIVE[..., None], y_BLD, 0)
 
 
-@pytest.mark.parametrize('dispatch', experts_lib.DISPATCHES)
-def test_one_expert_is_an_mlp(dispatch):
-  module = mixture(experts=1, top_k=1, dispatch=dispatch)
-  mlp = blocks.Mlp(
+@pytest.mark.parametrize('capacity', [None, 1.25])
+def test_one_expert_is_an_mlp(capacity):
+  module = mixture(count=1, top_k=1, capacity=capacity)
+  plain = mlp.Dense(
     F, 'swiglu', False, output_init=nn.initializers.normal(F**-0.5), **PARTS
   )
-  params = mlp.init(jax.random.key(1), stream())['params']
+  params = plain.init(jax.random.key(1), stream())['params']
   routed = {
     'router': jnp.ones((D, 1)),
     'experts': {name: kernel[None] for name, kernel in params.items()},
   }
 
   def dense(x_BLD, params):
-    y_BLD = mlp.apply({'params': params}, x_BLD)[0]
+    y_BLD = plain.apply({'params': params}, x_BLD)[0]
     return jnp.where(LIVE[..., None], y_BLD, 0)
 
   def one(x_BLD, params):
@@ -164,35 +167,34 @@ def test_tokens_read_what_a_loop_over_experts_says(
 
 
 def test_all_read_shared_experts():
-  module = mixture(shared=2)
+  module = mixture(shared_experts=2)
   params = start(module)
   assert params['shared']['up'].shape == (D, 2 * F)
   apart = {k: v for k, v in params.items() if k != 'shared'}
   whole_BLD = say(module, params, stream())[0]
   routed_BLD = say(mixture(), apart, stream())[0]
-  mlp = blocks.Mlp(
+  plain = mlp.Dense(
     2 * F, 'swiglu', False, output_init=nn.initializers.zeros, **PARTS
   )
-  shared_BLD = mlp.apply({'params': params['shared']}, stream())[0]
+  shared_BLD = plain.apply({'params': params['shared']}, stream())[0]
   close(whole_BLD, routed_BLD + shared_BLD)
 
 
 def test_room_for_all_drops_nothing():
   params = start(mixture())
 
-  def run(dispatch, p, x):
-    module = mixture(dispatch=dispatch, capacity=E / 2)
-    return say(module, p, x)[0]
+  def run(capacity, p, x):
+    return say(mixture(capacity=capacity), p, x)[0]
 
   dropless, limited = (
-    gradients(partial(run, dispatch), params, stream())
-    for dispatch in experts_lib.DISPATCHES
+    gradients(partial(run, capacity), params, stream())
+    for capacity in (None, E / 2)
   )
   close(dropless, limited)
 
 
 def test_a_full_expert_keeps_the_earliest_of_a_row():
-  module = mixture(dispatch='capacity', capacity=0.5, normalize=False)
+  module = mixture(capacity=0.5, normalize=False)
   params = start(module)
   C = 2  # 0.5 * 2 choices * 16 positions / 8 experts
   logits_BLE = np.asarray(stream() @ params['router'])
@@ -279,8 +281,8 @@ def measured(rows=slice(None), **settings):
   params = start(module)
   if 'router_bias' in params:
     params['router_bias'] = jnp.linspace(-0.3, 0.3, E)
-  view = attention.View(segments_BL=jnp.asarray(SEGMENTS)[rows])
-  return params, say(module, params, stream()[rows], view)[1]
+  text = parts.Text(TEXT.segments[rows], TEXT.positions[rows])
+  return params, say(module, params, stream()[rows], text)[1]
 
 
 def test_losses_are_their_formulas():
@@ -346,7 +348,9 @@ def batch(seed, rows):
 
 def trained(settings, steps=200):
   """Trains a layer: imbalance before and after, on a held-out batch."""
-  model = build(settings, vocab=1024, length=64, depth=1, kernel_std=0.5)
+  model = build(
+    settings, vocab=1024, length=64, depth=1, init=base.init(std=0.5)
+  )
   # Loads swing by the size of a bias's step: of six seeds the worst ends at
   # 0.07, and at 0.10 with steps twice as large.
   tx, _ = optimizers.adamw(
@@ -393,6 +397,9 @@ def test_a_bias_follows_the_error_of_its_load_alone(name):
   settings = {'steps': 10, 'peak': 0.1, 'balance_rate': 0.01}
   if name == 'muon':
     settings['adam_peak'] = 0.1
+  if name != 'adamw':
+    spec = {'matrices': None}
+    settings['matrices'] = optim.fitted(spec, model)['matrices']
   # A clip and a decay that would be seen.
   tx, _ = getattr(optimizers, name)(
     clip=1e-3, decay=0.5, decay_mask='.', **settings
@@ -406,14 +413,14 @@ def test_a_bias_follows_the_error_of_its_load_alone(name):
   parts, _ = jax.jit(partial(update, microbatches=4))(state, data)
   # What the first layer chooses.
   seen = []
-  plain, experts_lib.choose = (
-    experts_lib.choose,
+  plain, routing.choose = (
+    routing.choose,
     lambda *a: seen.append(plain(*a)) or seen[-1],
   )
   try:
     model.apply(state.params, data)
   finally:
-    experts_lib.choose = plain
+    routing.choose = plain
   load_E = np.bincount(np.asarray(seen[0][0])[LIVE].reshape(-1), minlength=E)
   want_E = 0.01 * np.sign(load_E.mean() - load_E)
   assert (want_E > 0).any()
@@ -461,13 +468,13 @@ def test_a_mesh_changes_nothing(capacity, layout, capfd):
     pytest.skip('needs eight devices: CPU simulates them')
   params = start(mixture())
   scores_BLE = jax.nn.softmax(stream() @ params['router'])
-  choices_BLK, weights_BLK = experts_lib.choose(
+  choices_BLK, weights_BLK = routing.choose(
     scores_BLE, scores_BLE, None, 2, True
   )
   choices_BLK = jnp.where(LIVE[..., None], choices_BLK, E)
 
   def run(x_BLD, weights_BLK, kernels):
-    return experts_lib.apply(
+    return dispatch.apply(
       x_BLD,
       choices_BLK,
       weights_BLK,
@@ -496,7 +503,13 @@ def test_a_mesh_changes_nothing(capacity, layout, capfd):
 
 
 def test_first_layers_may_keep_an_mlp():
-  model = build({}, dense_layers=1)
+  dense = base.block(
+    base.attention(heads=2),
+    base.mlp(width=F, activation='swiglu'),
+    base.layernorm(bias=False),
+  )
+  routed = dense | {'mlp': spec_of({})}
+  model = build({}, blocks={'dense': dense, 'main': routed}, first=('dense',))
   data = linen.example_batch(2, L)
   params = model.init(jax.random.key(0), data)
   assert params['layers_0']['mlp'].keys() == {'up', 'gate', 'down'}
@@ -506,7 +519,7 @@ def test_first_layers_may_keep_an_mlp():
 
 
 def test_only_experts_that_are_read_count_as_active():
-  model = build({'shared': 1}, scan=True)
+  model = build({'shared_experts': 1}, scan=True)
   params = jax.eval_shape(
     model.init, jax.random.key(0), linen.example_batch(1, L)
   )
@@ -515,8 +528,8 @@ def test_only_experts_that_are_read_count_as_active():
   assert flops.multiplied(params, top_k=2) == whole - 2 * (E - 2) * expert
   # As counted in what is computed, of which the router is a part.
   counted = flops.products(
-    lambda p, x: say(mixture(shared=1), p, x)[0],
-    start(mixture(shared=1)),
+    lambda p, x: say(mixture(shared_experts=1), p, x)[0],
+    start(mixture(shared_experts=1)),
     stream(),
   )
   assert counted == B * L * 2 * (3 * expert + D * E)
@@ -525,14 +538,11 @@ def test_only_experts_that_are_read_count_as_active():
 @pytest.mark.parametrize(
   ('settings', 'said'),
   [
-    ({'experts': 0}, 'experts=0 must be at least 1'),
-    ({'top_k': 9}, 'top_k=9 is more than experts=8'),
+    ({'count': 0}, 'count=0 must be at least 1'),
+    ({'top_k': 9}, 'top_k=9 is more than count=8 experts'),
     ({'width': 0}, 'width=0 must be at least 1'),
     ({'scoring': 'tanh'}, "scoring='tanh' is not one of softmax, sigmoid"),
-    (
-      {'dispatch': 'fair'},
-      "dispatch='fair' is not one of dropless, capacity",
-    ),
+    ({'shared_experts': -1}, 'shared_experts=-1 must be at least 0'),
     ({'top_k': 1}, 'learns nothing: set normalize=False'),
     ({'z_weight': -1.0}, 'z_weight=-1.0 must be at least 0'),
     ({'capacity': 0.0}, 'capacity=0.0 must be above 0'),
@@ -544,20 +554,3 @@ def test_settings_that_do_not_fit_are_one_line(settings, said):
     build(settings)
   assert '\n' not in str(error.value)
   assert len(str(error.value)) < 200
-
-
-@pytest.mark.parametrize(
-  ('settings', 'said'),
-  [
-    ({'experts': {}, 'bias': True}, 'experts have no biases'),
-    ({'dense_layers': 1}, '0 without experts'),
-    ({'experts': {}, 'dense_layers': 2}, 'must be below depth=2'),
-    (
-      {'experts': {}, 'dense_layers': 1, 'scan': True},
-      'scanned layers are all alike: set scan=False',
-    ),
-  ],
-)
-def test_models_that_do_not_fit_are_one_line(settings, said):
-  with pytest.raises(ValueError, match=said):
-    build(**settings)

@@ -1,21 +1,25 @@
 from functools import partial
+import re
 
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 import numpy as np
 import pytest
 
+from configs import base
+from lm import config
 from lm.layers import (
-  attention,
-  blocks,
+  dot_product,
   linear,
   masks,
+  mlp,
   norms,
   positions,
   recurrent,
   stack,
 )
-from lm.models import decoder, linen
+from lm.models import linen
 
 
 def normal(seed, *shape):
@@ -100,7 +104,7 @@ def test_attention_equals_a_loop_over_heads(kv_heads, bias_rows, softcap):
   bias = normal(3, bias_rows, 4, 5, 5)
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
   mask = masks.causal_mask(segments, segments)
-  got = attention.attend(q, k, v, mask, bias_BNLS=bias, softcap=softcap)
+  got = dot_product.attend(q, k, v, mask, bias_BNLS=bias, softcap=softcap)
   q, k, v, bias = (np.asarray(x, np.float64) for x in (q, k, v, bias))
   want = reference_attention(q, k, v, np.asarray(mask), softcap, bias)
   np.testing.assert_allclose(got, want, atol=1e-5)
@@ -128,7 +132,7 @@ def test_attention_has_the_gradients_of_autodiff(
     return jnp.einsum('BNLS,BNSH->BLNH', weights, jnp.repeat(v, 2, 1))
 
   def ours(q, k, v, bias):
-    return attention.attend(
+    return dot_product.attend(
       q,
       k,
       v,
@@ -217,7 +221,7 @@ def test_softcap_bounds_scores():
   k = jnp.swapaxes(q, 1, 2)
   mask = jnp.ones((1, 1, 3, 3), bool)
   v = jnp.eye(3, 4)[None, None]
-  weights = attention.attend(q, k, v, mask, softcap=1.0)[0, :, 0, :3]
+  weights = dot_product.attend(q, k, v, mask, softcap=1.0)[0, :, 0, :3]
   # Scores within [-1, 1]: no weight is beyond e^2 times another.
   assert float(weights.max() / weights.min()) < np.exp(2) + 1e-3
 
@@ -281,12 +285,12 @@ def test_gelu_and_its_gradient_are_those_of_jax():
   x = jnp.concatenate([jnp.linspace(-12, 12, 97), jnp.asarray([-1e4, 1e4])])
   plain = partial(jax.nn.gelu, approximate=True)
   for got, want in (
-    (blocks.gelu(x), plain(x)),
-    (jax.vmap(jax.grad(blocks.gelu))(x), jax.vmap(jax.grad(plain))(x)),
+    (mlp.gelu(x), plain(x)),
+    (jax.vmap(jax.grad(mlp.gelu))(x), jax.vmap(jax.grad(plain))(x)),
   ):
     # Theirs is a difference of near numbers in the tail.
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-  assert blocks.gelu(x.astype('bfloat16')).dtype == 'bfloat16'
+  assert mlp.gelu(x.astype('bfloat16')).dtype == 'bfloat16'
 
 
 def test_norms_in_float64():
@@ -311,7 +315,8 @@ def test_unknown_remat_policy_is_one_line_with_a_suggestion():
 
 
 def test_a_batch_longer_than_the_learned_positions_is_refused():
-  model = decoder.make(vocab=8, length=4, width=8, depth=1, heads=2)
+  spec = base.decoder(2, length=4, width=8, depth=1)
+  model = config.build(spec, vocab=8)
   with pytest.raises(ValueError, match=r'length 5 is longer than model\.leng'):
     model.init(jax.random.key(0), linen.example_batch(1, 5))
 
@@ -319,23 +324,39 @@ def test_a_batch_longer_than_the_learned_positions_is_refused():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'norm': 'batchnorm'}, r"norm='batchnorm' is not one of layernorm, rms"),
-    ({'activation': 'tanh'}, r"activation='tanh' is not one of"),
-    ({'dtype': 'float16'}, r"dtype='float16' is not one of float32, bfloat16"),
-    ({'heads': 5}, r'width=32 is not a multiple of heads=5: set head_width'),
-    ({'kv_heads': 3}, r'heads=4 is not a multiple of kv_heads=3'),
-    ({'depth': 0}, r'depth=0 must be at least 1'),
-    ({'dropout': 1.0}, r'dropout=1\.0 must be below 1'),
+    ('blocks.main.norm.fn=lm.layers.norms:batch', 'has no function batch'),
+    ('blocks.main.mlp.activation=tanh', "activation='tanh' is not one of"),
+    ('dtype=float16', "dtype='float16' is not one of float32, bfloat16"),
     (
-      {'head_width': 3, 'positions': 'rope'},
-      r'head_width=3 \* rope_share=1\.0 must be',
+      'blocks.main.mixer.heads=5',
+      'blocks.main: lm.layers.attention:make: width=32 is not a multiple of '
+      'heads=5: set head_width',
     ),
+    (
+      'blocks.main.mixer.kv_heads=3',
+      'heads=4 is not a multiple of kv_heads=3',
+    ),
+    (
+      'blocks.main.mixer.head_width=3',
+      'head_width=3 * fraction=1.0 must be even',
+    ),
+    ('blocks.main.order=after', "order='after' is not one of pre, post, both"),
+    ('depth=0', 'depth=0 must be at least 1'),
+    ('dropout=1.0', 'dropout=1.0 must be below 1'),
+    ('pattern=mian', "pattern: no block 'mian'; did you mean main?"),
+    ('first=main,main', 'first: names 2 blocks, more than depth=1'),
+    ('remat=dot', "did you mean 'dots'"),
   ],
 )
 def test_a_decoder_that_cannot_be_is_refused(changes, message):
-  settings = {'vocab': 8, 'length': 8, 'width': 32, 'depth': 1, 'heads': 4}
-  with pytest.raises(ValueError, match=message):
-    decoder.make(**settings | changes)
+  mixer = base.attention(positions=base.rotary())
+  spec = base.llama(mixer, base.mlp(), length=8, width=32, depth=1)
+  c = config_dict.ConfigDict({'model': spec})
+  key, _, value = changes.partition('=')
+  config.override(c, f'model.{key}', value)
+  with pytest.raises(ValueError, match=re.escape(message)) as caught:
+    config.build(c.model, vocab=8)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) <= 200
 
 
 @pytest.mark.parametrize('cell', recurrent.CELLS)
@@ -346,16 +367,20 @@ def test_narrow_products_of_a_recurrence_have_near_gradients(cell):
 
   def gradient(compute_dtype):
     layer = recurrent.Recurrent(
-      cell, jax.nn.initializers.normal(0.3), 'float32', compute_dtype
+      cell,
+      jax.nn.initializers.normal(0.3),
+      0.0,
+      False,
+      'float32',
+      compute_dtype,
     )
+    seen = recurrent.Seen(starts_BL, ~starts_BL)
 
     def total(params):
-      carry = recurrent.start(cell, 8, 16)
-      y_BLD, _ = layer.apply(params, x_BLD, starts_BL, ~starts_BL, carry)
+      y_BLD, _ = layer.apply(params, x_BLD, seen, None)
       return jnp.sum(jnp.square(y_BLD))
 
-    carry = recurrent.start(cell, 8, 16)
-    params = layer.init(rng, x_BLD, starts_BL, ~starts_BL, carry)
+    params = layer.init(rng, x_BLD, seen, None)
     return jax.jit(jax.grad(total))(params)
 
   for wide, narrow in zip(

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from lm.layers import positions
-from lm.models import decoder
 
 WIDTH, BASE, LENGTH = 16, 1e4, 256.0
 KINDS = [
@@ -18,7 +17,7 @@ KINDS = [
 
 def turned(given, places=(0, 1, 5, 300)):
   """Returns frequencies, as the angle at position 1, and the gain."""
-  scaling = None if given is None else positions.scaling(**given)
+  scaling = None if given is None else positions.make_scaling(**given)
   found = positions.rotation(jnp.array([places]), WIDTH, BASE, scaling)
   cos, sin = (np.asarray(x)[0, :, 0] for x in found)
   return np.arctan2(sin, cos)[1], np.hypot(cos, sin)
@@ -65,7 +64,7 @@ def test_scaled_rotations_are_those_of_the_papers(given):
 
 @pytest.mark.parametrize('given', KINDS, ids=lambda x: x['kind'])
 def test_a_factor_of_one_changes_nothing(given):
-  scaling = positions.scaling(1.0, **given)
+  scaling = positions.make_scaling(1.0, **given)
   places = jnp.arange(400)[None]
   plain = positions.rotation(places, WIDTH, BASE)
   same = positions.rotation(places, WIDTH, BASE, scaling)
@@ -96,13 +95,5 @@ def test_a_factor_of_one_changes_nothing(given):
 )
 def test_a_scaling_that_cannot_be_is_one_line(given, message):
   with pytest.raises(ValueError) as caught:
-    decoder.make(
-      vocab=4,
-      length=4,
-      width=4,
-      depth=1,
-      heads=1,
-      positions='rope',
-      rope_scaling=given,
-    )
+    positions.rotary(scaling=given)
   assert message in str(caught.value) and len(str(caught.value)) <= 200

@@ -146,7 +146,7 @@ def test_scanned_rematerialized_and_sharded_products_are_the_same():
 
   want, grads = run(plain)(params, batch)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  stacked = laws.stacked(params)
+  stacked = laws.stacked('llama', params)
   where = sharding.shardings(
     jax.eval_shape(lambda: stacked),
     mesh=mesh,
@@ -160,7 +160,9 @@ def test_scanned_rematerialized_and_sharded_products_are_the_same():
   # Where a number lies between two steps, the last bit decides.
   np.testing.assert_allclose(got, want, rtol=1e-3)
   for a, b in zip(
-    jax.tree.leaves(laws.stacked(grads)), jax.tree.leaves(others), strict=True
+    jax.tree.leaves(laws.stacked('llama', grads)),
+    jax.tree.leaves(others),
+    strict=True,
   ):
     assert distance(a, b) < 0.03
 

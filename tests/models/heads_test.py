@@ -1,6 +1,7 @@
 """Checks heads on bodies of every kind: shapes, padding, learning."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,33 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from lm import loss, optim, sharding, types
+from configs import base
+from lm import config, loss, optim, sharding, types
 from lm.data import objectives
 from lm.data.finetuning import batching
 from lm.data.tokenizers import utf8_bytes
-from lm.models import heads, recurrent
+from lm.models import heads
 from lm.training import step
 
 V, L, B = 32, 12, 16
-ENCODER = {
-  'fn': 'lm.models.encoder:make',
-  'length': L,
-  'width': 16,
-  'depth': 1,
-  'heads': 2,
-}
+SMALL: dict[str, Any] = {'width': 16, 'depth': 1}
+ENCODER = base.encoder(2, length=L, **SMALL)
 BODIES = {
   'encoder': (ENCODER, 'first'),
-  'decoder': (ENCODER | {'fn': 'lm.models.decoder:make'}, 'last'),
-  'recurrent': (
-    {
-      'fn': 'lm.models.recurrent:make',
-      'width': 16,
-      'depth': 1,
-      'bidirectional': True,
-    },
-    'mean',
-  ),
+  'decoder': (base.decoder(2, length=L, **SMALL), 'last'),
+  'recurrent': (base.recurrent(**SMALL, bidirectional=True), 'mean'),
 }
 
 
@@ -207,7 +196,8 @@ def test_impossible_settings_are_refused():
 
 def test_both_directions_are_trained_and_read():
   """Checks ELMo, where each half of a batch has a stack of its own."""
-  model = recurrent.make(vocab=V, width=8, depth=1, bidirectional=True)
+  spec = base.recurrent(width=8, depth=1, bidirectional=True)
+  model = config.build(spec, vocab=V)
   plain = objectives.padded([[3, 4, 5, 6], [7, 8, 9]], 0)
   params = model.init(jax.random.key(0), plain)
   twice = jax.tree.map(lambda x: np.concatenate([x, x], 1), plain)

@@ -32,11 +32,13 @@ CLASSIFY = {
 BODIES = {
   'encoder': ENCODER,
   'scanned': {**tasks_test.BODIES['decoder'], 'scan': True},
-  'experts': {
-    **tasks_test.BODIES['decoder'],
-    'bias': False,
-    'experts': {'fn': 'lm.layers.experts:make', 'experts': 4, 'top_k': 2},
-  },
+  'experts': base.llama(
+    base.attention(heads=2, positions=base.rotary()),
+    base.experts(count=4),
+    length=64,
+    width=32,
+    depth=2,
+  ),
   'head': CLASSIFY,
   'lstm': tasks_test.BODIES['lstm'],
 }

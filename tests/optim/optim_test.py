@@ -11,18 +11,24 @@ from optax import contrib
 import pytest
 
 from lm import optim, tree
+from lm.models import ngram
 from lm.optim import masks, optimizers, schedules
 
 DEPTH, D, N, H, F, V = 2, 16, 4, 8, 40, 24
 PLAIN = {'steps': 10, 'peak': 0.1, 'schedule': 'constant'}
 BARE = PLAIN | {'clip': 0.0, 'decay': 0.0}
 # size=8, so that these small matrices are factored.
+MATRICES = (
+  (r'attention/q$', 1, 2),
+  (r'attention/o$', 2, 1),
+  (r'mlp/up$', 1, 1),
+)
 SETTINGS = {
   'adamw': {},
   'sgd': {'nesterov': True},
   'lion': {},
-  'adafactor': {'size': 8, 'momentum': 0.5},
-  'muon': {'adam_peak': 0.05},
+  'adafactor': {'size': 8, 'momentum': 0.5, 'matrices': MATRICES},
+  'muon': {'adam_peak': 0.05, 'matrices': MATRICES},
 }
 
 
@@ -51,7 +57,8 @@ def _params(seed=0):
 def _stack(params):
   layers = [params[f'layers_{i}'] for i in range(DEPTH)]
   rest = {k: v for k, v in params.items() if not k.startswith('layers_')}
-  return rest | {'layers': jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+  return rest | {'layers': {'0': stacked}}
 
 
 def _make(name, **settings):
@@ -303,7 +310,7 @@ def test_muon_updates_are_near_orthogonal(scanned):
   (updates,) = _updates(tx, params, [gradient])
   seen = 0
   for path, update in tree.paths(updates):
-    dims = masks.dimensions(path, masks.MATRICES)
+    dims = masks.dimensions(path, MATRICES)
     if dims is None:
       continue
     rows = np.prod([update.shape[d] for d in dims[0]])
@@ -352,8 +359,14 @@ def test_scanned_layers_update_as_unrolled_ones(name):
 
 
 def test_what_a_model_fixes_is_named_beside_what_a_config_does():
-  assert optim.holding({'peak': 1.0}, ()) == {'peak': 1.0}
-  found = re.compile(optim.holding({'freeze': 'bias$'}, ('a/(?!b)',))['freeze'])
+  def freeze(spec, fixed):
+    model = ngram.make(vocab=2, order=2)._replace(fixed=fixed)
+    return optim.fitted(spec, model).get('freeze', '')
+
+  assert optim.fitted({'peak': 1.0}, ngram.make(vocab=2, order=2)) == {
+    'peak': 1.0
+  }
+  found = re.compile(freeze({'freeze': 'bias$'}, ('a/(?!b)',)))
   names = ('a/c', 'a/b', 'x/a/c', 'x/bias')
   assert [bool(found.search(name)) for name in names] == [
     True,

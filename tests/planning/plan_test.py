@@ -228,7 +228,7 @@ def test_a_model_too_large_for_a_pod_is_refused_with_its_bytes(tpu):
 
 SMALL = {
   'model__width': 256,
-  'model__heads': 2,
+  'model__blocks__main__mixer__heads': 2,
   'model__depth': 2,
   'model__scan': True,
   'data__length': 256,
@@ -251,7 +251,7 @@ def test_a_mesh_axis_divides_what_it_cuts():
   assert {change['mesh.fsdp'] for change in found} == {1, 2, 4}
   assert {change['mesh.expert'] for change in found} == {1}  # there are none
   assert {change['mesh.tensor'] for change in layouts(c, 511)} == {1}
-  c.model.update(bias=False, experts={**base.experts(), 'experts': 2})
+  c.model.blocks.main.mlp = base.experts(count=2)
   assert {change['mesh.expert'] for change in layouts(c)} == {1, 2}
 
 

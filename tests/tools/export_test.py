@@ -31,7 +31,7 @@ from lm.checkpoint import manifest
 from lm.data import objectives, stream
 from lm.evals import export_check
 from lm.interop import loader, transfer
-from lm.layers import compress, stack
+from lm.layers import compress
 from lm.reporting import metrics_log
 from tests import programs
 from tests.laws import families_test, laws_test
@@ -43,23 +43,22 @@ PAIR = {
   'term': 'order',
   'sentence_bad': 'QZJ%' * 5,
 }
-SCANNED = {'heads': 2, 'scan': True, 'depth': 2}
 CAUSAL = {'fn': 'lm.data.objectives:causal'}
 # Families as `families_test` has them, and two more.
 DRAWN = {
   **families_test.FAMILIES,
   'scanned': (
-    base.decoder() | families_test.SMALL | SCANNED | {'length': 16},
+    base.decoder(2, width=16, depth=2, length=16, scan=True),
     CAUSAL,
   ),
   'transformer': (
-    base.transformer() | families_test.SMALL | SCANNED,
+    base.transformer(2, depth=2, width=16, scan=True),
     families_test.SPANS,
   ),
   'vectors': (
     {
       'fn': 'lm.models.heads:embed',
-      'body': base.encoder() | families_test.SMALL | {'heads': 2},
+      'body': base.encoder(2, **families_test.SMALL),
     },
     CAUSAL,
   ),
@@ -230,7 +229,9 @@ def test_a_budget_is_held_against_the_first_original(learned, tmp_path):
   thin, both = tmp_path / 'thin', tmp_path / 'both'
   first = run('prune', learned, thin, '--sparsity=0.5', '--budget=9')
   params = checkpoint.restore_params(thin)
-  assert compress.sparsity(params) == pytest.approx(0.5, abs=1e-3)
+  assert compress.sparsity(
+    params, checkpoint.restore_run(thin).model.matrices
+  ) == pytest.approx(0.5, abs=1e-3)
   second = run('int8', thin, both, '--budget=9')
   for key in ('checkpoint', 'original_nats', 'tokens'):
     assert second['probe'][key] == first['probe'][key]
@@ -547,7 +548,8 @@ def test_every_matrix_of_every_model_is_known():
   rest = r'(positions|token_types|relative)(/table)?$|router$|_bias$|/bias$'
   for name in laws_test.names('gradients'):
     flat = dict(tree.paths(shapes(name)))
-    known = compress.matrices(flat, compress.ALL)
+    table = laws_test.build(name).matrices
+    known = compress.matrices(flat, table, compress.ALL)
     for path, x in flat.items():
       expected = x.ndim > 1 and not re.search(rest, path)
       assert (path in known) == expected, (name, path)
@@ -559,20 +561,28 @@ def test_stacked_blocks_come_out_as_single_ones():
     lambda x: rng.normal(size=x.shape).astype(np.float32),
     shapes('mixtral'),
   )
-  stacked = jax.tree.map(np.asarray, stack.stack_params(params))
-  one, scales = compress.int8(params)
-  many, more = compress.int8(stacked)
-  jax.tree.map(np.testing.assert_array_equal, stack.stack_params(one), many)
+  table = laws_test.build('mixtral').matrices
+
+  def stacked_of(params):
+    stacked = laws_test.stacked('mixtral', params)
+    return jax.tree.map(np.asarray, stacked)
+
+  stacked = stacked_of(params)
+  one, scales = compress.int8(params, table)
+  many, more = compress.int8(stacked, table)
+  jax.tree.map(np.testing.assert_array_equal, stacked_of(one), many)
   for path, scale in more.items():
     if path.startswith('layers/'):
-      parts = [scales[path.replace('layers', f'layers_{n}')] for n in (0, 1)]
+      parts = [scales[path.replace('layers/0', f'layers_{n}')] for n in (0, 1)]
       np.testing.assert_array_equal(scale, np.stack(parts))
   for scope in compress.SCOPES:
-    thin = functools.partial(compress.prune, sparsity=0.7, scope=scope)
+    thin = functools.partial(
+      compress.prune, table=table, sparsity=0.7, scope=scope
+    )
     found = thin(params)
-    assert compress.sparsity(found) == pytest.approx(0.7, abs=1e-3)
+    assert compress.sparsity(found, table) == pytest.approx(0.7, abs=1e-3)
     jax.tree.map(
-      np.testing.assert_array_equal, stack.stack_params(found), thin(stacked)
+      np.testing.assert_array_equal, stacked_of(found), thin(stacked)
     )
     np.testing.assert_array_equal(
       found['embed']['table'], params['embed']['table']

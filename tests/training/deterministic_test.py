@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from lm import checkpoint, sharding, train, tree
-from lm.models import decoder, linen
+from configs import base
+from lm import checkpoint, config, sharding, train, tree
+from lm.models import linen
 from lm.training import step
 from tests import programs
 from tools import compare_runs
@@ -16,16 +17,16 @@ if jax.device_count() < 8:
     'needs eight devices: CPU simulates them', allow_module_level=True
   )
 
-MODEL = decoder.make(
+MODEL = config.build(
+  base.llama(
+    base.attention(positions=base.rotary(), bias=True),
+    base.mlp(activation='swiglu', bias=True),
+    length=16,
+    width=32,
+    depth=1,
+    dropout=0.1,
+  ),
   vocab=64,
-  length=16,
-  width=32,
-  depth=1,
-  heads=4,
-  norm='rmsnorm',
-  positions='rope',
-  activation='swiglu',
-  dropout=0.1,
 )
 TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
 RULES = {

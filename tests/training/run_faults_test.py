@@ -107,8 +107,9 @@ def test_a_typo_ends_a_program_before_anything_is_touched(start, place):
       ' tensor=2: change the model or the mesh',
     ),
     (
-      {'model__heads': 3},
-      'lm.models.decoder:make: width=16 is not a multiple of heads=3: set'
+      {'model__blocks__main__mixer__heads': 3},
+      'lm.models.decoder:make: blocks.main: lm.layers.attention:make: width=16 '
+      'is not a multiple of heads=3: set'
       ' head_width',
     ),
     (

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from configs import base
-from lm import sharding, tree
-from lm.models import decoder, linen
+from lm import config, sharding, tree
+from lm.models import linen
 from lm.optim import optimizers
 from lm.training import step
 
-MODEL = decoder.make(vocab=16, length=8, width=16, depth=1, heads=2)
+MODEL = config.build(base.decoder(2, length=8, width=16, depth=1), vocab=16)
 TX = optax.adamw(1e-2)
 
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from lm import checkpoint, sharding, types
+from lm import checkpoint, config, sharding, types
 from lm.data import objectives, stream, writer
 from lm.data.tokenizers import auto
 from lm.inference import generate
-from lm.models import decoder, linen
+from lm.models import linen
 from lm.optim import optimizers
 from lm.planning import flops
 from lm.runtime import memory
@@ -260,17 +260,17 @@ def matmul_peaks(size: int | None = None) -> Callable[[], dict[str, float]]:
 def _model(s: specs.Spec, precision: str, length: int) -> types.Model:
   narrow = {'fp32': 'float32', 'bf16': 'bfloat16'}[precision]
   on_cpu = jax.default_backend() == 'cpu'
-  return decoder.make(
-    vocab=s.vocab,
+  spec = base.decoder(
+    s.heads,
     length=length,
     width=s.width,
     depth=s.depth,
-    heads=s.heads,
-    mlp=s.mlp,
     # On CPU bfloat16 pays only as what matrix products read.
     dtype='float32' if on_cpu else narrow,
     compute_dtype=narrow,
   )
+  spec['blocks']['main']['mlp']['width'] = s.mlp
+  return config.build(spec, vocab=s.vocab)
 
 
 def _random_batch(s: specs.Spec) -> types.Batch:

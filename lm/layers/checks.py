@@ -1,8 +1,6 @@
-"""Checks of settings that models share: one line says what is wrong."""
+"""Checks of settings that parts and models share."""
 
 from collections.abc import Iterable
-
-from lm.layers import stack
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -38,16 +36,6 @@ def check_rates(**rates: float) -> None:
   for name, value in rates.items():
     if not 0 <= value < 1:
       raise ValueError(f'{name}={value} must be below 1')
-
-
-def check_remat(name: str) -> None:
-  """Checks the name of a policy.
-
-  Raises:
-    ValueError: for one that is not known.
-  """
-  if name != 'none':
-    stack.remat_policy(name)
 
 
 def head_width(width: int, heads: int, given: int | None) -> int:
