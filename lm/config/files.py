@@ -130,11 +130,11 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
   c = _run(file, argument) if file.suffix == '.py' else _read(file)
   if not values.is_tree(c):
     raise ConfigError(f'{name}: get_config() must return a ConfigDict')
-  _check_aliases(c)
   try:
     if not isinstance(c, config_dict.ConfigDict):
       values.check(c)
       c = config_dict.ConfigDict(c)
+    _check_aliases(c)
     c.lock()
     for key, text in dict(overrides).items():
       values.override(c, key, text)
@@ -170,9 +170,9 @@ def _check_aliases(c: Config) -> None:
         f'{key}: is the same dict as {seen[id(tree)]}: make a new one for each'
       )
     seen[id(tree)] = key
-    for name in tree:
-      if isinstance(tree[name], config_dict.ConfigDict):
-        walk(tree[name], f'{key}.{name}' if key else name)
+    for name, value in tree.items(preserve_field_references=True):
+      if isinstance(value, config_dict.ConfigDict):
+        walk(value, f'{key}.{name}' if key else name)
 
   walk(c, '')
 

@@ -98,6 +98,7 @@ def save(
       f'{spec["fn"]}: its logits compare the rows of a batch, and an exported '
       'function reads each alone: export int8 or huggingface instead'
     )
+  body = config.innermost(spec)[1]
   made, longest, fixed = _lower(run, arrays, inputs, body.get('length'))
   shutil.copyfile(str(loader.__file__), folder / 'model.py')
   (folder / 'model.stablehlo').write_bytes(made.serialize())
