@@ -126,7 +126,7 @@ class Model(NamedTuple):
     fixed: regexes, matched at the beginning of paths, of the parameters that
       never learn: a step computes no gradient for them, and `optim.fitted`
       hides them from the optimizer.
-    matrices: the parameters that products read; the first row that matches wins.
+    matrices: the parameters that products read; the first match wins.
     flops: `length -> FLOPs` that the forward pass of a token needs, in texts of
       that length; None where a model does not say.
   """
