@@ -34,7 +34,7 @@ import os
 from pathlib import Path
 
 from lm import checkpoint, types
-from lm.data import stream
+from lm.data import prefetch
 from lm.runtime import devices, memory, process_group, processes, signals
 from lm.training import (
   early_stopping,
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
       if group.leads:
         devices.announce()
       train(c, workdir, group)
-  except stream.Stalled as error:
+  except prefetch.Stalled as error:
     # Python would wait at exit for the thread that hangs in the file system.
     print(f'error: {error}', file=sys.stderr, flush=True)
     os._exit(error.exit_code)

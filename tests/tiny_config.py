@@ -7,7 +7,7 @@ import threading
 import time
 
 from configs import base
-from lm.data import stream
+from lm.data import prefetch, stream
 
 
 def get_config(folder: str):
@@ -43,7 +43,7 @@ def data(*, seconds: float, hang_at: int | None, position=None, **settings):
   found = stream.make(position=position, **settings)
   if hang_at is not None:
     # Its own minute is long for a test.
-    defaults = stream.stream.__kwdefaults__
+    defaults = prefetch.batches.__kwdefaults__
     assert defaults is not None
     defaults['deadline_seconds'] = 1.0
 

@@ -1,4 +1,9 @@
-"""Where a run is in its data, and whether that fits the data it is given."""
+"""The position of a run in its data, as checkpoints keep it.
+
+A run may continue with other settings: with another batch size, window or seed
+it reads new windows from the same token counts on; with other datasets, or
+other weights in the past, it is refused.
+"""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -15,8 +20,7 @@ def weights(
   """Lists (first step, name -> weight of every source), the first at step 0.
 
   Raises:
-    ValueError: a source without a weight or one that is none, or steps that do
-      not ascend.
+    ValueError: a weight is missing or out of range, or steps do not ascend.
   """
   first = {name: sources[name]['weight'] for name in order}
   listed: list[tuple[int, dict[str, float]]] = []
@@ -30,8 +34,10 @@ def weights(
         f'one for each of {str(list(order))[:60]}'
       )
     values = [float(share[name]) for name in order]
-    good = all(math.isfinite(v) and v >= 0 for v in values) and sum(values) > 0
-    if not good or any(
+    is_good = all(math.isfinite(v) and v >= 0 for v in values)
+    is_good = is_good and sum(values) > 0
+    # A weight that is too small for a single slot would silently be none.
+    if not is_good or any(
       v and not q for v, q in zip(values, mixture.quotas(values), strict=True)
     ):
       raise ValueError(
@@ -44,26 +50,27 @@ def weights(
 
 def anchor(
   position: Mapping[str, Any] | None,
-  prints: Mapping[str, str],
+  fingerprints: Mapping[str, str],
   weights: Sequence[tuple[int, Mapping[str, float]]],
   identity: Mapping[str, int],
 ) -> dict[str, Any]:
   """Finds where the numbering of samples starts: {step, tokens, counts}.
 
-  That is step 0, or the last step at which batch size, window or seed changed:
-  there every source goes on after `counts` windows of the size of now.
+  It starts at step 0, or at the last step at which batch size, window or seed
+  changed. There every source continues after `counts` windows, which are those
+  of the current size.
 
   Args:
-    position: what `state` of an earlier run gave; None: there is none.
-    prints: name -> fingerprint of the sources.
+    position: what `state` of an earlier run returned; None: there is none.
+    fingerprints: of the sources, by name.
     weights: see `weights`.
-    identity: batch size, window and seed of now.
+    identity: current batch size, window and seed.
 
   Raises:
     ValueError: the position is of other sources or weights, or malformed.
   """
   if position is None:
-    return {'step': 0, 'tokens': 0, 'counts': dict.fromkeys(prints, 0)}
+    return {'step': 0, 'tokens': 0, 'counts': dict.fromkeys(fingerprints, 0)}
   try:
     step, tokens = position['step'], position['tokens']
     then, counts = dict(position['datasets']), dict(position['counts'])
@@ -72,11 +79,11 @@ def anchor(
     history = [[s, dict(share)] for s, share in position['weights']]
   except (KeyError, TypeError, ValueError) as e:
     raise ValueError(
-      'data: position is not one that `state` gave; resume from a checkpoint '
-      'of this program'
+      'data: position is not one that `state` returned; resume from a '
+      'checkpoint of this program'
     ) from e
-  for name in sorted({*prints, *then}):
-    was, now = then.get(name, 'missing'), prints.get(name, 'missing')
+  for name in sorted({*fingerprints, *then}):
+    was, now = then.get(name, 'missing'), fingerprints.get(name, 'missing')
     if was != now:
       raise ValueError(
         f'dataset {names.short(name)}: is {now[:12]}, but the checkpoint was '
@@ -89,6 +96,8 @@ def anchor(
     )
   if old == dict(identity):
     return before
+  # The windows are new ones, in another order. What carries over is how many
+  # tokens each source has given, rounded down to whole windows.
   return {
     'step': step,
     'tokens': tokens,

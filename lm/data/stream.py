@@ -1,20 +1,17 @@
-"""The batch at a step: a pure function of data, seed and settings.
+"""Batches of token streams: each a pure function of data, seed and step.
 
-Nothing is carried from one batch to the next, so a run resumes at any step,
-and neither hosts nor threads nor prefetch can change what step N sees.
+Nothing is carried from one batch to the next. So a run resumes at any step, and
+hosts, threads and prefetching never change which tokens step N sees.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import hashlib
-import operator
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
-from lm import config, errors, types
+from lm import config, types
 from lm.data import mixture, names, objectives, shards, windows
 from lm.data import position as positions
 
@@ -23,23 +20,23 @@ class Data(NamedTuple):
   """Batches addressed by step.
 
   Attributes:
-    batch: `(step, host=0, hosts=1) -> Batch` of numpy arrays: the rows
+    batch: `(step, host=0, hosts=1) -> Batch` of numpy arrays: rows
       [host B / hosts, (host + 1) B / hosts) of the global batch [B, L]. Where
-      rows are shorter than L there are more of them, of as many tokens.
-    state: `(step) -> dict`, the position before `step`, for JSON and for
-      `make(position=...)`.
-    examples: global batches of zeros, for shapes and types: of rows of L, then
-      of each shorter length.
-    fingerprint: sha256 over the datasets' names and manifests.
-    steps: how many there are; None: endless.
-    text_bytes: UTF-8 bytes of what all steps read; None: endless.
-    step_tokens: tokens of the datasets that a step uses.
-    bytes_per_token: the mean of the datasets, by the weights where it starts;
-      None where the objective's losses are not the text's, see
+      rows are shorter than L, there are more of them, with as many tokens.
+    state: `(step) -> dict`, the position before `step`: plain JSON, which
+      `make(position=...)` takes.
+    examples: global batches of zeros, for shapes and types: first that of rows
+      of length L, then one for each shorter length.
+    fingerprint: sha256 over the names and manifests of the datasets.
+    steps: number of steps; None: endless.
+    text_bytes: bytes of UTF-8 that all steps read together; None: endless.
+    step_tokens: number of tokens of the datasets that a step uses.
+    bytes_per_token: mean over the datasets, by the weights where it starts;
+      None where the losses of the objective are not those of the text, see
       `objectives.Objective`.
     reading: `() -> list[str]`, the shards that are being read now.
     drawn: `(records, expected)` where a step draws each record by itself, and
-      so many of them on average.
+      `expected` of them on average; None: it does not.
   """
 
   batch: Callable[..., types.Batch]
@@ -59,14 +56,6 @@ class Data(NamedTuple):
     return self.examples[0]
 
 
-class Stalled(errors.Storage):
-  """No batch came in time.
-
-  A thread that hangs in the file system cannot be stopped, and Python waits
-  for it at exit: a program that wants to end now leaves by `os._exit`.
-  """
-
-
 def make(
   sources: Mapping[str, Mapping[str, Any]],
   *,
@@ -84,123 +73,74 @@ def make(
   Args:
     sources: name -> {'path': directory, 'weight': share of the samples}. A
       weight may be 0 before a change.
-    tokenizer: datasets written with another one are refused.
+    tokenizer: that wrote the datasets; those of another one are refused.
     seed: of the order within every epoch.
     batch_size: B, windows a step, over all hosts.
-    length: L, as the objective takes it.
+    length: L, tokens of a row, which is passed to the objective.
     objective: spec of what makes examples of windows, see `lm.data.objectives`.
     changes: (first step, name -> weight of every source), ascending.
-    lengths: (first step, length of rows), ascending; L before the first. A row
-      of L is cut in whole parts, which are rows of the same batch then: so each
-      step reads the same tokens, whatever the lengths, and they may be changed
-      in any run. Reference: Li et al. 2022, arXiv 2108.06084, where the number
-      of rows stays and the tokens change.
-    position: what `state` gave. With the same batch size, window and seed the
-      stream goes on bit for bit; with others it goes on at the same token
-      counts, in new windows.
+    lengths: (first step, length of rows), ascending; before the first, rows
+      have length L. A row of length L is cut into equal parts, which become
+      rows of the same batch. So each step reads the same tokens, whatever the
+      lengths, and they may be changed in any run. Reference: Li et al. 2022,
+      arXiv 2108.06084, where the number of rows stays and that of tokens
+      changes.
+    position: what `state` returned. With the same batch size, window and seed,
+      the stream continues bit for bit; with others it continues at the same
+      token counts, in new windows.
 
   Raises:
     ValueError: a dataset cannot be used, a setting is out of range, or
-      `position` belongs to other datasets or other weights.
+      `position` belongs to other datasets or weights.
   """
   _check_sizes(batch_size, length)
-  made = config.build(objective, tokenizer=tokenizer, length=length)
-  parts = _parts(lengths, length)
-  pieces = {
-    count: _piece(objective, tokenizer, length // count, count, made.window)
-    if count > 1
-    else made
-    for _, count in parts
+  row_parts = _row_parts(lengths, length)
+  built = _objectives(objective, tokenizer, length, row_parts)
+  window = built[1].window
+  opened = _open(sources, tokenizer)
+  weights = positions.weights([*opened], sources, changes)
+  fingerprints = {name: x.fingerprint for name, x in opened.items()}
+  identity = {'batch_size': batch_size, 'window': window, 'seed': seed}
+  anchor = positions.anchor(position, fingerprints, weights, identity)
+  cuts = {
+    name: windows.Windows(source, window, _key(seed, name))
+    for name, source in opened.items()
   }
-  if not sources:
-    raise ValueError('data.sources: empty; give name -> {path, weight}')
-  order = sorted(sources)
-  for name in order:
-    if set(sources[name]) != {'path', 'weight'}:
-      raise ValueError(
-        f'data.sources.{names.short(name)}: has keys '
-        f'{str(sorted(sources[name]))[:60]}; give path and weight'
-      )
-  weights = positions.weights(order, sources, changes)
-  opened = [shards.load(sources[name]['path'], tokenizer) for name in order]
-  prints = {
-    k: source.fingerprint for k, source in zip(order, opened, strict=True)
-  }
-  identity = {'batch_size': batch_size, 'window': made.window, 'seed': seed}
-  anchor = positions.anchor(position, prints, weights, identity)
-
-  cut = [
-    windows.Windows(source, made.window, _key(seed, name))
-    for name, source in zip(order, opened, strict=True)
-  ]
-  now = max(n for n, (step, _) in enumerate(weights) if step <= anchor['step'])
-  schedule = mixture.make(
-    [
-      (
-        max(0, step - anchor['step']) * batch_size,
-        [share[name] for name in order],
-      )
-      for step, share in weights[now:]
-    ],
-    [anchor['counts'][name] for name in order],
-  )
-
-  def samples_before(step: int) -> int:
-    if step < anchor['step']:
-      raise ValueError(
-        f'data: step {step} lies before step {anchor["step"]}, where batch '
-        'size, window or seed changed; resume from an older checkpoint'
-      )
-    return (step - anchor['step']) * batch_size
+  phases = _phases([*opened], weights, anchor, batch_size)
+  samples = _Samples(batch_size, anchor, cuts, phases)
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     first, stop = host_rows(batch_size, host, hosts)
-    samples = samples_before(step) + np.arange(first, stop, dtype=np.int64)
-    dataset, place = mixture.locate(schedule, samples)
-    rows = np.empty((len(samples), made.window + 1), np.int32)
-    sizes = np.empty(len(samples), np.int64)
-    keys = np.empty(len(samples), np.uint64)
-    for k in np.unique(dataset):
-      chosen = dataset == k
-      rows[chosen], sizes[chosen] = cut[k].read(place[chosen])
-      keys[chosen] = cut[k].keys(place[chosen])
-    count = [count for first, count in parts if first <= step][-1]
-    return pieces[count].make(*windows.split(rows, sizes, keys, count))
+    count = [count for since, count in row_parts if since <= step][-1]
+    numbers = samples.before(step) + np.arange(first, stop, dtype=np.int64)
+    rows = samples.read(numbers)
+    return built[count].make(*windows.split(*rows, count))
 
   def state(step: int) -> dict[str, Any]:
-    samples = samples_before(step)
-    counts = mixture.count(schedule, samples).tolist()
     return {
-      'fingerprint': _fingerprint(prints),
-      'datasets': prints,
-      'step': step,
-      'samples': sum(counts),
-      'tokens': anchor['tokens'] + samples * made.window,
-      'counts': dict(zip(order, counts, strict=True)),
+      'fingerprint': _fingerprint(fingerprints),
+      'datasets': fingerprints,
       'weights': [[s, share] for s, share in weights if s < step],
-      'anchor': anchor,
+      **samples.position(step),
       **identity,
     }
 
+  bytes_per_token = None
+  if built[1].likelihood:
+    start = [share for step, share in weights if step <= anchor['step']][-1]
+    bytes_per_token = _mean_bytes_per_token(opened, start)
   return Data(
     batch=batch,
     state=state,
     examples=tuple(
-      objectives.example(piece, batch_size * count)
-      for count, piece in sorted(pieces.items())
+      objectives.example(built[n], batch_size * n) for n in sorted(built)
     ),
-    fingerprint=_fingerprint(prints),
+    fingerprint=_fingerprint(fingerprints),
     steps=None,
     text_bytes=None,
-    step_tokens=batch_size * made.window,
-    bytes_per_token=sum(
-      weights[now][1][name] * _bytes_per_token(source)
-      for name, source in zip(order, opened, strict=True)
-    )
-    / sum(weights[now][1].values())
-    if made.likelihood
-    else None,
-    reading=functools.partial(_reading, opened),
+    step_tokens=batch_size * window,
+    bytes_per_token=bytes_per_token,
+    reading=functools.partial(_reading, [*opened.values()]),
   )
 
 
@@ -214,25 +154,33 @@ def once(
 ) -> Data:
   """Opens a dataset for evaluation: in order, every token read once.
 
-  The last batch is filled up with padding. Arguments as for `make`; what an
-  objective draws is the same whatever the seed of a run.
+  The last batch is filled up with padding. What an objective draws does not
+  depend on the seed of a run.
+
+  Args:
+    path: directory of the dataset.
+    tokenizer: that wrote the dataset.
+    batch_size: B, windows a step, over all hosts.
+    length: L, tokens of a row, which is passed to the objective.
+    objective: spec of what makes examples of windows.
 
   Raises:
     ValueError: the dataset cannot be used or a setting is out of range.
   """
   _check_sizes(batch_size, length)
-  made = config.build(objective, tokenizer=tokenizer, length=length)
+  built = config.build(objective, tokenizer=tokenizer, length=length)
   source = shards.load(path, tokenizer)
-  cut = windows.Windows(source, made.window, key=None)
+  cut = windows.Windows(source, built.window, key=None)
   steps = -(-cut.count // batch_size)
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     assert 0 <= step < steps, step
     first, stop = host_rows(batch_size, host, hosts)
     samples = step * batch_size + np.arange(first, stop, dtype=np.int64)
+    # Rows beyond the last window read it again, and count as empty.
     rows, sizes = cut.read(np.minimum(samples, cut.count - 1))
     sizes = np.where(samples < cut.count, sizes, 0)
-    return made.make(rows, sizes, cut.keys(samples))
+    return built.make(rows, sizes, cut.keys(samples))
 
   def state(step: int) -> dict[str, Any]:
     return {'fingerprint': source.fingerprint, 'step': step}
@@ -240,86 +188,14 @@ def once(
   return Data(
     batch=batch,
     state=state,
-    examples=(objectives.example(made, batch_size),),
+    examples=(objectives.example(built, batch_size),),
     fingerprint=source.fingerprint,
     steps=steps,
     text_bytes=source.manifest.text_bytes,
-    step_tokens=batch_size * made.window,
-    bytes_per_token=_bytes_per_token(source) if made.likelihood else None,
+    step_tokens=batch_size * built.window,
+    bytes_per_token=_bytes_per_token(source) if built.likelihood else None,
     reading=functools.partial(_reading, [source]),
   )
-
-
-def stream(
-  data: Data,
-  start: int,
-  stop: int,
-  *,
-  threads: int = 2,
-  prefetch: int = 4,
-  host: int = 0,
-  hosts: int = 1,
-  deadline_seconds: float = 60.0,
-) -> Generator[tuple[int, types.Batch], None, None]:
-  """Reads steps [start, stop) ahead of their use.
-
-  Args:
-    data: what to read.
-    start: first step.
-    stop: the step after the last.
-    threads: readers; 0: read only when asked.
-    prefetch: batches held ready, in memory.
-    host: whose rows to read,
-    hosts: of how many.
-    deadline_seconds: how long to wait for one batch.
-
-  Yields:
-    (step, Batch), in order.
-
-  Raises:
-    ValueError: a shard is damaged.
-    Stalled: a batch did not come within the deadline.
-  """
-  threads = min(threads, prefetch)
-  dataset = grain.MapDataset.source(_Steps(data, start, stop, host, hosts))
-  batches = iter(
-    dataset.to_iter_dataset(
-      grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=prefetch if threads else 0
-      )
-    )
-  )
-  # grain waits for its readers without a deadline, so it is waited for here.
-  waiter = futures.ThreadPoolExecutor(1, thread_name_prefix='lm-data')
-  try:
-    for step in range(start, stop):
-      pending = waiter.submit(next, batches)
-      try:
-        batch = pending.result(deadline_seconds)
-      except TimeoutError as e:
-        where = ', '.join(data.reading()[:2]) or 'no shard'
-        raise Stalled(
-          f'data: no batch for step {step} in {deadline_seconds:g} s, reading '
-          f'{where}; check that storage'
-        ) from e
-      yield step, batch
-  finally:
-    waiter.shutdown(wait=False, cancel_futures=True)
-    batches.close()
-
-
-class _Steps:
-  """Random access for grain: one element is one whole batch."""
-
-  def __init__(self, data: Data, start: int, stop: int, host: int, hosts: int):
-    self._batch = functools.partial(data.batch, host=host, hosts=hosts)
-    self._steps = range(start, stop)
-
-  def __len__(self) -> int:
-    return len(self._steps)
-
-  def __getitem__(self, index: int) -> types.Batch:
-    return self._batch(self._steps[operator.index(index)])
 
 
 def _reading(opened: Sequence[shards.Shards]) -> list[str]:
@@ -330,22 +206,130 @@ def _bytes_per_token(source: shards.Shards) -> float:
   return source.manifest.text_bytes / source.manifest.tokens
 
 
-def _fingerprint(prints: Mapping[str, str]) -> str:
-  text = '\n'.join(f'{prints[name]} {name}' for name in sorted(prints))
+def _mean_bytes_per_token(
+  opened: Mapping[str, shards.Shards], weights: Mapping[str, float]
+) -> float:
+  """Averages over the sources, by their weights."""
+  total = sum(weights[name] * _bytes_per_token(x) for name, x in opened.items())
+  return total / sum(weights.values())
+
+
+def _fingerprint(fingerprints: Mapping[str, str]) -> str:
+  """Hashes the names and fingerprints of all sources."""
+  text = '\n'.join(
+    f'{fingerprints[name]} {name}' for name in sorted(fingerprints)
+  )
   return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Samples(NamedTuple):
+  """The windows of mixed datasets, numbered from an anchor on.
+
+  Attributes:
+    batch_size: B, samples a step.
+    anchor: step of sample 0, see `position.anchor`.
+    cuts: the datasets, cut into windows, by name.
+    phases: the schedule of the mixture, in the order of `cuts`.
+  """
+
+  batch_size: int
+  anchor: Mapping[str, Any]
+  cuts: Mapping[str, windows.Windows]
+  phases: Sequence[mixture.Phase]
+
+  def before(self, step: int) -> int:
+    """Counts the samples between the anchor and a step.
+
+    Raises:
+      ValueError: the step lies before the anchor.
+    """
+    if step < self.anchor['step']:
+      raise ValueError(
+        f'data: step {step} lies before step {self.anchor["step"]}, where '
+        'batch size, window or seed changed; resume from an older checkpoint'
+      )
+    return (step - self.anchor['step']) * self.batch_size
+
+  def position(self, step: int) -> dict[str, Any]:
+    """Describes for a checkpoint what was read before a step."""
+    before = self.before(step)
+    counts = mixture.count(self.phases, before).tolist()
+    return {
+      'step': step,
+      'samples': sum(counts),
+      'tokens': self.anchor['tokens'] + before * self._window,
+      'counts': dict(zip(self.cuts, counts, strict=True)),
+      'anchor': self.anchor,
+    }
+
+  def read(
+    self, samples: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads samples int64 [B] by their numbers.
+
+    Returns:
+      rows [B, W + 1], sizes [B] and keys [B], see `windows.Windows`.
+    """
+    dataset, place = mixture.locate(self.phases, samples)
+    rows = np.empty((len(samples), self._window + 1), np.int32)
+    sizes = np.empty(len(samples), np.int64)
+    keys = np.empty(len(samples), np.uint64)
+    for k, cut in enumerate(self.cuts.values()):
+      chosen = dataset == k
+      if chosen.any():
+        rows[chosen], sizes[chosen] = cut.read(place[chosen])
+        keys[chosen] = cut.keys(place[chosen])
+    return rows, sizes, keys
+
+  @property
+  def _window(self) -> int:
+    return next(iter(self.cuts.values())).length
+
+
+def _phases(
+  order: Sequence[str],
+  weights: Sequence[tuple[int, Mapping[str, float]]],
+  anchor: Mapping[str, Any],
+  batch_size: int,
+) -> tuple[mixture.Phase, ...]:
+  """Makes the schedule of a mixture, in samples from the anchor on.
+
+  Args:
+    order: names of the sources.
+    weights: (first step, name -> weight), ascending.
+    anchor: see `position.anchor`.
+    batch_size: B, samples a step.
+  """
+  # Earlier weights do not count: what they read is in the anchor's counts.
+  start = anchor['step']
+  current = max(n for n, (first, _) in enumerate(weights) if first <= start)
+  return mixture.make(
+    [
+      (
+        max(0, step - start) * batch_size,
+        [share[name] for name in order],
+      )
+      for step, share in weights[current:]
+    ],
+    [anchor['counts'][name] for name in order],
+  )
+
+
 def _key(seed: int, name: str) -> int:
-  """Gives each source its own order, whichever others it is mixed with."""
+  """Returns the key of a source's order.
+
+  It does not depend on the other sources, so that adding one leaves the order
+  of the others as it is.
+  """
   digest = hashlib.sha256(f'{seed} {name}'.encode()).digest()
   return int.from_bytes(digest[:8], 'little')
 
 
 def host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
-  """Gives the first of a host's rows in the global batch, and what follows.
+  """Returns the range of a host's rows in the global batch: (first, stop).
 
   Raises:
-    ValueError: the rows do not divide.
+    ValueError: the rows cannot be divided equally.
   """
   if batch_size % hosts:
     raise ValueError(
@@ -357,12 +341,38 @@ def host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
   return host * rows, (host + 1) * rows
 
 
-def _parts(
+def _open(
+  sources: Mapping[str, Mapping[str, Any]], tokenizer: types.Tokenizer
+) -> dict[str, shards.Shards]:
+  """Opens datasets, sorted by name.
+
+  Raises:
+    ValueError: there is no source, or one has other keys or cannot be used.
+  """
+  if not sources:
+    raise ValueError('data.sources: empty; give name -> {path, weight}')
+  # Sorted, so that the order in which a config names them does not count.
+  order = sorted(sources)
+  for name in order:
+    if set(sources[name]) != {'path', 'weight'}:
+      raise ValueError(
+        f'data.sources.{names.short(name)}: has keys '
+        f'{str(sorted(sources[name]))[:60]}; give path and weight'
+      )
+  return {name: shards.load(sources[name]['path'], tokenizer) for name in order}
+
+
+def _row_parts(
   lengths: Sequence[tuple[int, int]], length: int
 ) -> list[tuple[int, int]]:
-  """Lists (first step, parts that rows are cut into), the first at step 0."""
+  """Lists (first step, number of parts of a row), the first at step 0.
+
+  Raises:
+    ValueError: steps do not ascend, or a length does not divide L.
+  """
   parts = [(0, 1)]
   for step, short in lengths:
+    # The first change may be at step 0 itself.
     if type(step) is not int or step < parts[-1][0] + (len(parts) > 1):
       raise ValueError(
         f'data.lengths: step {step} is not after the one before it'
@@ -376,15 +386,36 @@ def _parts(
   return parts
 
 
-def _piece(objective, tokenizer, length, parts, window) -> objectives.Objective:
-  """Makes the objective of rows that are a part of a window."""
-  made = config.build(objective, tokenizer=tokenizer, length=length)
-  if made.window * parts != window:
-    raise ValueError(
-      f'data.lengths: with rows of {length} {objective["fn"]} reads windows of '
-      f'{made.window} tokens, not {window} / {parts}; it has one length'
-    )
-  return made
+def _objectives(
+  objective: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+  length: int,
+  row_parts: Sequence[tuple[int, int]],
+) -> dict[int, objectives.Objective]:
+  """Builds the objective once for each number of parts of a row.
+
+  Args:
+    objective: its spec.
+    tokenizer: for the objective.
+    length: L, of a whole row.
+    row_parts: see `_row_parts`.
+
+  Raises:
+    ValueError: the parts would not read the tokens of the whole.
+  """
+  built = {
+    count: config.build(objective, tokenizer=tokenizer, length=length // count)
+    for count in sorted({count for _, count in row_parts})
+  }
+  window = built[1].window
+  for count, part in built.items():
+    if part.window * count != window:
+      raise ValueError(
+        f'data.lengths: with rows of {length // count} {objective["fn"]} reads '
+        f'windows of {part.window} tokens, not {window} / {count}; it has one '
+        'length'
+      )
+  return built
 
 
 def _check_sizes(batch_size: int, length: int) -> None:

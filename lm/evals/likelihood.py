@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from lm import loss, metrics, sharding, types
-from lm.data import objectives, stream
+from lm.data import objectives, prefetch, stream
 from lm.evals import context as context_lib
 
 Evaluator = Callable[[types.Params], dict[str, float]]
@@ -68,7 +68,7 @@ def make(
     assert data.steps is not None and data.text_bytes is not None
     pending = None  # the device works on a batch while the next one is read
     host, hosts = sharding.host(mesh, batch_size)
-    for _, batch in stream.stream(
+    for _, batch in prefetch.batches(
       data, 0, data.steps, threads=1, host=host, hosts=hosts
     ):
       with jax.set_mesh(mesh):

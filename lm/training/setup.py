@@ -14,7 +14,7 @@ import jax
 
 from lm import checkpoint, config, optim, sharding, tree, types
 from lm.checkpoint import bucket, bucket_reader, mirror
-from lm.data import objectives, stream
+from lm.data import objectives, prefetch, stream
 from lm.evals import context as context_lib
 from lm.runtime import process_group
 from lm.training import privacy, run_checks, step
@@ -62,7 +62,7 @@ class Run(NamedTuple):
     c = self.config
     with config.user_errors():
       host, hosts = sharding.host(self.mesh, c.batch_size)
-      batches = stream.stream(
+      batches = prefetch.batches(
         self.data,
         start,
         stop,

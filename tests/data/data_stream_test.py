@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lm import types
-from lm.data import shards, stream, windows, writer
+from lm.data import prefetch, shards, stream, windows, writer
 from lm.data.tokenizers import utf8_bytes
 
 WORDS = utf8_bytes.make()
@@ -92,7 +92,7 @@ def test_same_tokens_for_any_hosts_threads_prefetch_kills_and_changes(make):
       stop = min(rng.randint(step + 1, STEPS), limit)
       hosts = rng.choice((1, 2, 4))
       readers = [
-        stream.stream(
+        prefetch.batches(
           data,
           step,
           STEPS,
@@ -343,7 +343,7 @@ def test_damage_surfaces_before_its_bytes_are_used(tmp_path, threads):
     str(tmp_path / 's'), tokenizer=WORDS, batch_size=2, length=8
   )
   with pytest.raises(ValueError, match=r'00000\.bin: block 0 of 1 is damaged'):
-    next(stream.stream(data, 0, 5, threads=threads))
+    next(prefetch.batches(data, 0, 5, threads=threads))
 
 
 @pytest.mark.parametrize('threads', (0, 2))
@@ -359,13 +359,13 @@ def test_a_reader_that_hangs_is_named(make, monkeypatch, threads):
   stalled = ''
   monkeypatch.setattr(shards._Blocks, 'read', hang)
   data = make()
-  batches = stream.stream(
+  batches = prefetch.batches(
     data, 0, 50, threads=threads, prefetch=2, deadline_seconds=0.2
   )
   try:
     next(batches)
     stalled = 'code/00000.bin'
-    with pytest.raises(stream.Stalled, match=r'code/00000\.bin') as e:
+    with pytest.raises(prefetch.Stalled, match=r'code/00000\.bin') as e:
       for _ in batches:
         pass
     assert 'no batch for step' in str(e.value) and '\n' not in str(e.value)
@@ -375,4 +375,4 @@ def test_a_reader_that_hangs_is_named(make, monkeypatch, threads):
 
 
 def test_an_empty_range_gives_nothing(make):
-  assert list(stream.stream(make(), 7, 7)) == []
+  assert list(prefetch.batches(make(), 7, 7)) == []

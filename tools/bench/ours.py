@@ -16,7 +16,7 @@ import numpy as np
 
 from configs import base
 from lm import checkpoint, config, sharding, types
-from lm.data import objectives, stream, writer
+from lm.data import objectives, prefetch, stream, writer
 from lm.data.tokenizers import auto
 from lm.inference import generate
 from lm.models import linen
@@ -160,7 +160,7 @@ def loader(
   # One pass over all blocks first, since a block is verified on its first use.
   for n in range(-(-int(sizes.sum() + len(sizes)) // (batch * length))):
     data.batch(n)
-  batches = stream.stream(data, 0, 1 << 40, threads=threads)
+  batches = prefetch.batches(data, 0, 1 << 40, threads=threads)
 
   def advance() -> Mapping[str, float]:
     for _ in range(steps):
