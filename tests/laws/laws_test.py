@@ -98,6 +98,14 @@ def gemma() -> dict[str, Any]:
   )
 
 
+def hybrid() -> dict[str, Any]:
+  spec = base.modern(8, **TINY | {'depth': 4})
+  # Values of another width than keys: a mistake of one for the other fails.
+  delta = {'fn': 'lm.layers.delta:make', 'heads': 4, 'value_width': 12}
+  spec['blocks']['delta'] = base.block(delta, gated(), base.rmsnorm())
+  return spec | {'pattern': ('delta', 'main')}
+
+
 def t5() -> dict[str, Any]:
   relative = {'buckets': 8, 'max_distance': 10}
   spec = base.t5(8, depth=2, head_width=8, gated=True, **WIDTH)
@@ -119,6 +127,7 @@ MODELS = {
   'llama': Family(llama(gated())),
   'modern': Family(modern()),
   'gemma': Family(gemma()),
+  'hybrid': Family(hybrid()),
   'mixtral': Family(llama(base.experts(width=16))),
   'deepseek': Family(
     llama(

@@ -1,0 +1,47 @@
+"""A small hybrid: three layers of the gated delta rule to one of attention.
+
+Expected: not measured yet; configs/gpt/tiny.py has attention alone, on the same
+text and with the same optimizer.
+
+  python -m lm.train --config=configs/gpt/hybrid.py --workdir=runs/hybrid
+
+Uses the data of `make quickstart`. The layers are scanned by whole repetitions
+of the pattern.
+
+Reference: Yang et al. 2024, arXiv 2412.06464, section 3.4; the share of three to
+one is that of Qwen3-Next (2025).
+"""
+
+from configs import base
+
+
+def get_config():
+  """Returns the config."""
+  c = base.get_config()
+  c.steps = 500
+  c.batch_size = 8
+  c.save_every = 125
+  c.keep = 4
+  delta = {
+    'fn': 'lm.layers.delta:make',
+    'heads': 4,
+    'key_width': None,  # features of a key; None: width / heads
+    'value_width': None,  # features of a value; None: those of a key
+    'taps': 4,  # tokens that the convolution before it mixes
+    'chunk': 64,  # tokens that are worked on at once; a power of two
+  }
+  mlp = base.mlp(activation='relu2')
+  model = base.modern()
+  model['blocks'] = {
+    'delta': base.block(delta, mlp, base.rmsnorm()),
+    **model['blocks'],
+  }
+  c.model = model | {
+    'width': 192,
+    'pattern': ('delta', 'delta', 'delta', 'main'),
+    'depth': 8,
+    'scan': True,
+    'compute_dtype': 'bfloat16',
+  }
+  c.optim = base.muon() | {'peak': 0.01, 'adam_peak': 0.005, 'warmup': 20}
+  return c.lock()
