@@ -82,11 +82,8 @@ def make(
     return start(len(text.segments), heads, H, P, taps, shared.dtype)
 
   def flops(length: int) -> float:
-    del length
     projections = 2 * shared.width * heads * (2 * H + 3 * P + 2)
-    # A token meets the other ones of its chunk, on average half of them, and
-    # the memory: to read it, to correct it and to write it.
-    return projections + heads * (chunk * (3 * H + 2 * P) + 6 * H * P)
+    return projections + heads * rule_flops(length, H, P, chunk)
 
   build = partial(
     GatedDelta,
@@ -109,6 +106,18 @@ def make(
     parts.Row(r'(decay_scale|decay_bias)$', ('heads',)),
   )
   return parts.Mixer('delta', build, see, begin, rows, flops)
+
+
+def rule_flops(length: int, H: int, P: int, chunk: int) -> float:
+  """Counts what the products of `delta_rule.chunked` cost a token and head, forwards.
+
+  A multiply and an add for each term: the memory is read, corrected and written
+  once (6 H P), tokens of a chunk meet each other, and decays and the inverse
+  need products of [C, C].
+  """
+  C = delta_rule.chunk_size(length, chunk)
+  inverse = max(2 * C * C - 8, 0) / 3  # by halves, down to blocks of 2
+  return 6 * H * P + 2 * C * (3 * H + 2 * P) + 2 * C * C + inverse
 
 
 class GatedDelta(nn.Module):

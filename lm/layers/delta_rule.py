@@ -90,14 +90,14 @@ def chunked(
   keeps, beside its arguments, C + H P / C numbers a token and head.
 
   Args:
-    q_BLNH, k_BLNH, v_BLNP, decay_BLN, beta_BLN, segments_BL, s_BNHP: as of
-      `recurrent`.
+    q_BLNH, k_BLNH, v_BLNP, decay_BLN, beta_BLN, segments_BL, s_BNHP: the
+      same as in `recurrent`.
     chunk: C, a power of two, of speed alone; a shorter text has a shorter one,
       so that this also decodes: one token is a chunk of 1, which is the
       recurrence.
 
   Returns:
-    As of `recurrent`.
+    The same as `recurrent`.
 
   Raises:
     ValueError: for a chunk that cannot be halved.
@@ -106,10 +106,15 @@ def chunked(
   """
   if chunk < 1 or chunk & (chunk - 1):
     raise ValueError(f'chunk={chunk} must be a power of two')
-  C = min(chunk, 1 << (q_BLNH.shape[1] - 1).bit_length())
+  C = chunk_size(q_BLNH.shape[1], chunk)
   return _chunked(
     q_BLNH, k_BLNH, v_BLNP, decay_BLN, beta_BLN, segments_BL, s_BNHP, C
   )
+
+
+def chunk_size(length: int, chunk: int) -> int:
+  """Returns C: a chunk is no longer than the text needs."""
+  return min(chunk, 1 << (length - 1).bit_length())
 
 
 def starts(segments_BL: jax.Array) -> jax.Array:
