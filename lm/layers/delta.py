@@ -19,7 +19,7 @@ _LEAST = 1e-6
 
 
 class Seen(NamedTuple):
-  """What the layers read of a text, the same for all; rows come first.
+  """Holds all that layers need to know of a text; rows come first.
 
   Attributes:
     segments_BL, positions_BL: of the tokens, see `types.Batch`.
@@ -109,13 +109,13 @@ def make(
 
 
 def rule_flops(length: int, H: int, P: int, chunk: int) -> float:
-  """Counts what the products of `delta_rule.chunked` cost a token and head, forwards.
+  """Counts the FLOPs of `delta_rule.chunked` a token and head, forwards.
 
   A multiply and an add for each term: the memory is read, corrected and written
   once (6 H P), tokens of a chunk meet each other, and decays and the inverse
   need products of [C, C].
   """
-  C = delta_rule.chunk_size(length, chunk)
+  C = min(chunk, 1 << (length - 1).bit_length())
   inverse = max(2 * C * C - 8, 0) / 3  # by halves, down to blocks of 2
   return 6 * H * P + 2 * C * (3 * H + 2 * P) + 2 * C * C + inverse
 

@@ -106,15 +106,10 @@ def chunked(
   """
   if chunk < 1 or chunk & (chunk - 1):
     raise ValueError(f'chunk={chunk} must be a power of two')
-  C = chunk_size(q_BLNH.shape[1], chunk)
+  C = min(chunk, 1 << (q_BLNH.shape[1] - 1).bit_length())
   return _chunked(
     q_BLNH, k_BLNH, v_BLNP, decay_BLN, beta_BLN, segments_BL, s_BNHP, C
   )
-
-
-def chunk_size(length: int, chunk: int) -> int:
-  """Returns C: a chunk is no longer than the text needs."""
-  return min(chunk, 1 << (length - 1).bit_length())
 
 
 def starts(segments_BL: jax.Array) -> jax.Array:

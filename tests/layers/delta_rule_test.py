@@ -54,7 +54,7 @@ def draw(case, seed=0, length=L) -> Any:
 
 
 def kept(segments):
-  """Whether each token goes on with the memory: said once more, by a loop."""
+  """Tells by a loop whether each token goes on with the memory."""
   on, last = np.ones(segments.shape, bool), np.zeros(len(segments), int)
   for t, now in enumerate(segments.T):
     on[:, t] = (now == 0) | (last == 0) | (now == last)
