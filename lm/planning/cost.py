@@ -13,6 +13,7 @@ from lm.checkpoint import host_arrays
 from lm.data.tokenizers import utf8_bytes
 from lm.layers import kernels
 from lm.planning import flops, hardware, hlo, topology
+from lm.training import program as program_lib
 from lm.training import setup, step
 
 
@@ -117,10 +118,10 @@ def estimate(
   return report
 
 
-def _compile(program: step.Program, machine: topology.Target) -> Any:
+def _compile(program: program_lib.Program, machine: topology.Target) -> Any:
   try:
     with topology.uncached(machine):
-      return step.lower(program).compile()
+      return program_lib.lower(program).compile()
   except RuntimeError as error:
     if 'cuDNN' in str(error):  # jax looks for it when it lowers attention
       raise config.ConfigError(
@@ -134,7 +135,7 @@ def _compile(program: step.Program, machine: topology.Target) -> Any:
     raise TooLarge(round(total)) from error
 
 
-def _arguments(program: step.Program) -> dict[str, int]:
+def _arguments(program: program_lib.Program) -> dict[str, int]:
   """Counts the bytes that a device holds of a step's arguments."""
   like, where, batch = program.like, program.where, program.batch
   params = _held(like.params, where.params)

@@ -17,7 +17,8 @@ from lm.checkpoint import bucket, bucket_reader, mirror
 from lm.data import objectives, prefetch, stream
 from lm.evals import context as context_lib
 from lm.runtime import process_group
-from lm.training import privacy, run_checks, step
+from lm.training import privacy, run_checks
+from lm.training import program as program_lib
 
 
 class Run(NamedTuple):
@@ -43,7 +44,7 @@ class Run(NamedTuple):
   data: stream.Data
   evals: Mapping[str, Callable[[types.Params], Any]]
   private: privacy.Privacy | None
-  program: step.Program
+  program: program_lib.Program
 
   def update(
     self, state: types.TrainState, batch: types.Batch
@@ -152,14 +153,14 @@ def assemble(
     if data.drawn is not None:
       private = private._replace(expected=data.drawn[1])
   with config.user_errors():
-    program = step.program(
+    program = program_lib.make(
       model=model,
       tx=tx,
       example=data.example,
       mesh=mesh,
       rules=c.sharding,
       seed=c.seed,
-      settings=step.Settings(
+      settings=program_lib.Settings(
         loss=config.build(c.loss),
         microbatches=c.microbatches,
         numerics=c.numerics,
@@ -340,11 +341,11 @@ def restore_or_start(
       source, run.config.init_paths, program.like.params, run.tokenizer
     )
   checkpointer.preflight(program.like)
-  with step.compiling(program):
+  with program_lib.compiling(program):
     state = restore(run, checkpointer)
     if state is not None:
       return state
-    state = step.start(program)
+    state = program_lib.start(program)
     params = tree.map_paths(
       lambda path, fresh, place: (
         jax.device_put(initial.pop(path), place) if path in initial else fresh

@@ -1,168 +1,25 @@
-"""The training step: one update, and the program that computes it on a mesh.
+"""The training step: one update of the parameters.
 
 A step adds gradients up over microbatches, and drops an update that is not
 finite. There are three of them: `train_step`, `deterministic_step`, whose bits
 are the same on any mesh, and `private_step`, whose gradient is private.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
-import contextlib
+from collections.abc import Callable
 from functools import partial
 import re
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm import loss, optim, sharding, tree, types
+from lm import loss, tree, types
 from lm import metrics as metrics_lib
-from lm.optim import masks
 from lm.runtime import faults
 from lm.training import deterministic, privacy
 
 Loss = Callable[..., types.Metric]
 DEFAULT = loss.make()
-
-
-class Settings(NamedTuple):
-  """How a step is computed, beside the model and its optimizer.
-
-  Attributes:
-    loss: see `train_step`.
-    microbatches: parts of the batch that are computed one after another.
-    numerics: 'deterministic' gives the same bits on any number of devices and
-      for any number of microbatches, see `lm.training.deterministic`; 'fast'
-      does not.
-    logical_shards: parts that a deterministic batch is cut into.
-    private: how gradients are made private; None: they are not.
-    freeze: regex of the parameters that the optimizer leaves alone beside
-      `Model.fixed`; '': none.
-  """
-
-  loss: Loss = DEFAULT
-  microbatches: int = 1
-  numerics: str = 'fast'
-  logical_shards: int = 8
-  private: privacy.Privacy | None = None
-  freeze: str = ''
-
-
-_PLAIN = Settings()
-
-
-class Program(NamedTuple):
-  """What a run computes, placed on a mesh and not yet compiled.
-
-  Attributes:
-    init: makes the state of step 0.
-    like: shapes of the state.
-    where: shardings of the state.
-    batch: shapes and shardings of a batch.
-    update: `(state, batch) -> (state, metrics)`, a jitted `train_step` that
-      takes over the memory of the state.
-  """
-
-  init: Callable[[], types.TrainState]
-  like: types.TrainState
-  where: types.TrainState
-  batch: types.Batch
-  update: Any
-
-
-def program(
-  *,
-  model: types.Model,
-  tx: optax.GradientTransformation,
-  example: types.Batch,
-  mesh: jax.sharding.Mesh,
-  rules: Mapping[str, Any],
-  seed: int,
-  settings: Settings = _PLAIN,
-) -> Program:
-  """Builds the program of a run; nothing is allocated.
-
-  Args:
-    model: what is trained.
-    tx: the optimizer; see `lm.optim`.
-    example: a batch of all processes, for shapes and types.
-    mesh: the devices.
-    rules: from logical axes to mesh axes, see `sharding.shardings`.
-    seed: of initial parameters and of dropout.
-    settings: how the step is computed.
-
-  Raises:
-    ValueError: something does not fit the mesh, cannot be private, or matches
-      no parameter.
-  """
-  init_rng, rng = jax.random.split(jax.random.key(seed))
-  init = partial(init_state, init_rng, example, model=model, tx=tx)
-  like = jax.eval_shape(init)
-  where = sharding.shardings(
-    like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
-  )
-  if settings.freeze:
-    # What the optimizer leaves alone needs no gradient: the model is told, so
-    # that the backward pass ends above it.
-    chosen = tree.paths(masks.matching('freeze', settings.freeze)(like.params))
-    frozen = [f'{re.escape(path)}$' for path, is_frozen in chosen if is_frozen]
-    model = model._replace(fixed=(*model.fixed, *frozen))
-  update = jax.jit(
-    _choose(settings, model=model, tx=tx, rng=rng, example=example, mesh=mesh),
-    donate_argnums=0,  # or two states would be in memory at once
-    out_shardings=(where, None),
-    compiler_options=_options(mesh),
-  )
-  batch = sharding.shapes(example, mesh)
-  return Program(init, like, where, batch, update)
-
-
-def _choose(
-  settings: Settings,
-  *,
-  model: types.Model,
-  tx: optax.GradientTransformation,
-  rng: jax.Array,
-  example: types.Batch,
-  mesh: jax.sharding.Mesh,
-) -> Callable[..., Any]:
-  """Chooses the step that settings ask for, and binds all but its arguments."""
-  common = {'model': model, 'tx': tx, 'rng': rng, 'loss': settings.loss}
-  numerics, private = settings.numerics, settings.private
-  if numerics not in ('fast', 'deterministic'):
-    raise ValueError(
-      f"numerics={numerics!r} is neither 'fast' nor 'deterministic'"
-    )
-  if private is not None:
-    if numerics == 'deterministic':
-      raise ValueError("privacy: not with numerics='deterministic': use 'fast'")
-    if private.expected is None:
-      raise ValueError(
-        'privacy: each record has to be drawn by itself: set data.expected'
-      )
-    return partial(
-      private_step,
-      private=private,
-      microbatches=settings.microbatches,
-      **common,
-    )
-  if numerics == 'deterministic':
-    shards = settings.logical_shards
-    deterministic.check(mesh, len(example.tokens), shards)
-    return partial(deterministic_step, shards=shards, mesh=mesh, **common)
-  return partial(train_step, microbatches=settings.microbatches, **common)
-
-
-def _options(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
-  """Returns the compiler's options for the update on a mesh."""
-  # cuBLAS adds biases and residuals as it writes products; Triton does not.
-  return {'xla_gpu_enable_triton_gemm': False} if _on_gpu(mesh) else None
-
-
-def _on_gpu(mesh: jax.sharding.Mesh) -> bool:
-  # A GPU that is compiled for without being there calls itself 'cuda'.
-  return mesh.devices.flat[0].platform in ('gpu', 'cuda')
 
 
 def init_state(
@@ -178,63 +35,6 @@ def init_state(
   return types.TrainState(
     jnp.zeros((), jnp.int32), params, tx.init(params), extra
   )
-
-
-def start(run: Program) -> types.TrainState:
-  """Makes the state of step 0, laid out in parts from the beginning."""
-  # It runs once, so that most of its time is compiling: half of it this way.
-  fast = {'xla_backend_optimization_level': 1}
-  on_cpu = jax.default_backend() == 'cpu'
-  with jax.set_mesh(_mesh(run)), _kernels_draw(_is_one_gpu(run)):
-    return jax.jit(
-      run.init,
-      out_shardings=run.where,
-      compiler_options=fast if on_cpu else None,
-    )()
-
-
-def _is_one_gpu(run: Program) -> bool:
-  mesh = _mesh(run)
-  return mesh.size == 1 and _on_gpu(mesh)
-
-
-@contextlib.contextmanager
-def _kernels_draw(wanted: bool) -> Iterator[None]:
-  """Lets a GPU kernel draw the random numbers inside `with`, if `wanted`.
-
-  The numbers are the same and compile sooner: the initial state of GPT-2 (124M)
-  in 7.5 s instead of 32, for one H200. Over a mesh the compiler could not cut
-  the kernel, and dropout in a step is quicker without it.
-  """
-  name = 'jax_threefry_gpu_kernel_lowering'
-  before = jax.config.values[name]
-  jax.config.update(name, wanted or before)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
-
-
-def lower(run: Program) -> Any:
-  """Traces the update of a program; what is left to do is `.compile()`."""
-  placed = jax.tree.map(lambda x, y: x.update(sharding=y), run.like, run.where)
-  with jax.set_mesh(_mesh(run)):
-    return run.update.lower(placed, run.batch)
-
-
-@contextlib.contextmanager
-def compiling(run: Program) -> Iterator[None]:
-  """Compiles the update in a thread while `with` makes or reads the state.
-
-  The first call of the update finds the compiled program in jax's cache.
-  """
-  with futures.ThreadPoolExecutor(1) as pool:
-    lowered = pool.submit(lower, run)
-    compiled = pool.submit(lambda: lowered.result().compile())
-    if _is_one_gpu(run):
-      lowered.result()  # or it would see what `start` sets meanwhile
-    yield
-    compiled.result()
 
 
 def train_step(
@@ -441,10 +241,6 @@ def _updated(
     'skipped': types.Metric(skipped, jnp.ones(())),
   }
   return types.TrainState(state.step + 1, params, opt_state, extra), metrics
-
-
-def _mesh(run: Program) -> jax.sharding.Mesh:
-  return jax.tree.leaves(run.where)[0].mesh
 
 
 def _inject(grads, step):

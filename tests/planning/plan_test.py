@@ -11,7 +11,8 @@ from configs import base
 from lm import config, plan
 from lm.planning import cost, hardware, search, topology
 from lm.planning import report as report_lib
-from lm.training import setup, step
+from lm.training import program as program_lib
+from lm.training import setup
 from tests import programs
 from tests.data.tasks_test import write_texts
 
@@ -171,7 +172,7 @@ def test_a_library_that_is_missing_here_is_one_line(monkeypatch):
   def lower(run):
     raise RuntimeError('cuDNN not found.')
 
-  monkeypatch.setattr(step, 'lower', lower)
+  monkeypatch.setattr(program_lib, 'lower', lower)
   assert CPU is not None
   message = 'target cpu:8: cuDNN not found. pip install '
   with pytest.raises(config.ConfigError, match=message):

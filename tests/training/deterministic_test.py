@@ -8,7 +8,7 @@ import pytest
 from configs import base
 from lm import checkpoint, config, sharding, train, tree
 from lm.models import linen
-from lm.training import step
+from lm.training import program as program_lib
 from tests import programs
 from tools import compare_runs
 
@@ -57,18 +57,18 @@ def batch(seed):
 def bits(devices, microbatches=1, numerics='deterministic', **mesh):
   """Takes four steps, and returns the losses and every leaf."""
   cut = sharding.make_mesh(**mesh, devices=jax.devices()[:devices])
-  run = step.program(
+  run = program_lib.make(
     model=MODEL,
     tx=TX,
     example=batch(0),
     mesh=cut,
     rules=RULES,
     seed=0,
-    settings=step.Settings(microbatches=microbatches, numerics=numerics),
+    settings=program_lib.Settings(microbatches=microbatches, numerics=numerics),
   )
-  state, losses = step.start(run), []
+  state, losses = program_lib.start(run), []
   with jax.set_mesh(cut):
-    update = step.lower(run).compile(compiler_options=OPTIMIZED)
+    update = program_lib.lower(run).compile(compiler_options=OPTIMIZED)
     for n in range(4):
       state, metrics = update(state, sharding.put(batch(n), cut))
       losses.append(float(metrics['loss_nats'].total))
@@ -119,14 +119,14 @@ def test_ordered_is_near_fast_without_its_bits(eight):
 )
 def test_what_has_no_order_is_refused(mesh, logical_shards, message):
   with pytest.raises(ValueError, match=message):
-    step.program(
+    program_lib.make(
       model=MODEL,
       tx=TX,
       example=batch(0),
       mesh=sharding.make_mesh(**mesh),
       rules=RULES,
       seed=0,
-      settings=step.Settings(
+      settings=program_lib.Settings(
         numerics='deterministic', logical_shards=logical_shards
       ),
     )
@@ -136,14 +136,14 @@ def test_numerics_are_named():
   with pytest.raises(
     ValueError, match="numerics='exact' is neither 'fast' nor"
   ):
-    step.program(
+    program_lib.make(
       model=MODEL,
       tx=TX,
       example=batch(0),
       mesh=sharding.make_mesh(),
       rules=RULES,
       seed=0,
-      settings=step.Settings(numerics='exact'),
+      settings=program_lib.Settings(numerics='exact'),
     )
 
 

@@ -14,7 +14,8 @@ from lm import checkpoint, config, sharding, train, tree, types
 from lm.data.finetuning import tasks
 from lm.data.tokenizers import utf8_bytes
 from lm.reporting import metrics_log
-from lm.training import privacy, step
+from lm.training import privacy
+from lm.training import program as program_lib
 from tests import programs
 from tests.data import tasks_test
 from tests.laws import laws_test as laws
@@ -26,19 +27,19 @@ SILENT = privacy.Privacy(clip=1e6, noise=1e-12, delta=1e-5)
 def program(expected, private, microbatches, seed, places):
   devices = jax.devices()[: max(dict(places).values(), default=1)]
   mesh = sharding.make_mesh(devices=devices, **dict(places))
-  run = step.program(
+  run = program_lib.make(
     model=laws.build('gru'),
     tx=optax.sgd(1.0),
     example=laws.packed('gru'),
     mesh=mesh,
     rules={**base.get_config().sharding, 'vocab': None},
     seed=seed,
-    settings=step.Settings(
+    settings=program_lib.Settings(
       private=private and private._replace(expected=expected),
       microbatches=microbatches,
     ),
   )
-  return run, jax.device_get(step.start(run))
+  return run, jax.device_get(program_lib.start(run))
 
 
 def updated(batch, expected, private=None, microbatches=1, seed=0, **places):

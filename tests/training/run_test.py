@@ -329,7 +329,7 @@ def test_parts_that_do_not_fit_are_one_line_before_any_work(
   data, trained, tmp_path, monkeypatch, paths, say
 ):
   monkeypatch.setattr(
-    'lm.training.step.start', lambda *_: pytest.fail('too late')
+    'lm.training.program.start', lambda *_: pytest.fail('too late')
   )
   monkeypatch.chdir(trained.parent)
   c = headed(data, init_from='run', init_paths=paths)

@@ -6,7 +6,8 @@ import pytest
 from lm import config, plan, train, types
 from lm.data import objectives
 from lm.planning import cost, topology
-from lm.training import setup, step
+from lm.training import program as program_lib
+from lm.training import setup
 from tests import programs
 from tests.training import privacy_test
 
@@ -49,7 +50,7 @@ def handed(monkeypatch, call):
     raise Assembled
 
   with monkeypatch.context() as patch:
-    patch.setattr(step, 'program', program)
+    patch.setattr(program_lib, 'make', program)
     with pytest.raises(Assembled):
       call()
   (arguments,) = caught
@@ -80,7 +81,7 @@ def test_plan_and_train_hand_the_same_arguments_to_the_program(
   assert (same.numerics == 'deterministic') == (make is deterministic)
   assert bool(same.freeze) == (make is lora)
   texts = [
-    step.lower(step.program(**arguments)).as_text()
+    program_lib.lower(program_lib.make(**arguments)).as_text()
     for arguments in (trained, planned)
   ]
   assert texts[0] == texts[1]
@@ -94,7 +95,7 @@ def test_a_private_run_is_planned_with_its_private_step(tmp_path):
   with c.unlocked():
     c.privacy = None
   plain_run = cost.assemble(setup.fill(c), machine)
-  texts = [step.lower(x.program).as_text() for x in (run, plain_run)]
+  texts = [program_lib.lower(x.program).as_text() for x in (run, plain_run)]
   assert texts[0] != texts[1]
 
 

@@ -10,6 +10,7 @@ from configs import base
 from lm import config, sharding, tree
 from lm.models import linen
 from lm.optim import optimizers
+from lm.training import program as program_lib
 from lm.training import step
 
 MODEL = config.build(base.decoder(2, length=8, width=16, depth=1), vocab=16)
@@ -88,18 +89,18 @@ def test_what_is_frozen_costs_no_gradient():
   rules = base.get_config().sharding
   found = []
   for freeze in ('', held):
-    run = step.program(
+    run = program_lib.make(
       model=MODEL,
       tx=tx,
       example=batch(),
       mesh=mesh,
       rules=rules,
       seed=0,
-      settings=step.Settings(freeze=freeze),
+      settings=program_lib.Settings(freeze=freeze),
     )
-    count = step.lower(run).compile().cost_analysis()['flops']
+    count = program_lib.lower(run).compile().cost_analysis()['flops']
     with jax.set_mesh(mesh):
-      after, metrics = run.update(step.start(run), batch())
+      after, metrics = run.update(program_lib.start(run), batch())
     found.append((count, after.params, float(metrics['grad_norm'].total)))
   (whole, want, norm), (count, got, less) = found
   jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), got, want)
@@ -127,7 +128,7 @@ def test_a_kernel_draws_the_same_numbers():
 
   key = jax.random.key(3)
   want = draw()(key)
-  with step._kernels_draw(True):
+  with program_lib._kernels_draw(True):
     got = draw()(key)
   assert (got == want).all()
 
@@ -135,7 +136,7 @@ def test_a_kernel_draws_the_same_numbers():
 def test_how_numbers_are_drawn_is_put_back():
   name = 'jax_threefry_gpu_kernel_lowering'
   before = jax.config.values[name]
-  with contextlib.suppress(KeyError), step._kernels_draw(True):
+  with contextlib.suppress(KeyError), program_lib._kernels_draw(True):
     assert jax.config.values[name]
     raise KeyError
   assert jax.config.values[name] == before

@@ -23,6 +23,7 @@ from lm.models import linen
 from lm.optim import optimizers
 from lm.planning import flops
 from lm.runtime import memory
+from lm.training import program as program_lib
 from lm.training import step
 from tools.bench import protocol
 from tools.bench import spec as specs
@@ -63,7 +64,7 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
   tx, _ = optimizers.adamw(steps=10_000, peak=1e-3, warmup=100)
   batch = _random_batch(s)
   mesh = sharding.make_mesh()
-  run = step.program(
+  run = program_lib.make(
     model=model,
     tx=tx,
     example=batch,
@@ -71,8 +72,8 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
     rules=base.get_config().sharding.to_dict(),
     seed=0,
   )
-  with step.compiling(run):
-    state = step.start(run)
+  with program_lib.compiling(run):
+    state = program_lib.start(run)
   steps = 1 if jax.default_backend() == 'cpu' else specs.AHEAD
 
   def advance() -> Mapping[str, float]:
