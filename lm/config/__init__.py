@@ -14,9 +14,9 @@ This package imports neither jax nor the modules that specs name, until `build`,
 `resolve` or `fill` is called: a wrong value, key or function name ends a
 program in one line, in well under three seconds.
 
-Read values.py (the laws), specs.py (functions by name), files.py (config files),
-programs.py (flags and errors) and exit_codes.py, in this order. The names below
-are the whole door: other floors import `config`, not the files behind it.
+Read values.py (the laws), specs.py (functions by name), files.py (config files)
+and programs.py (flags and errors), in this order. The names below are the whole
+door: other floors import `config`, not the files behind it.
 """
 
 from lm.config.exit_codes import EXIT_CODES, exit_code_help
