@@ -102,7 +102,7 @@ def classes(train: record_lib.Records) -> dict[str, Baseline]:
     # A class that training has none of has no share.
     logits_NC = np.log(np.maximum(shares_NC, 1e-12))
     none = np.full((len(logits_NC), len(unseen)), np.log(1e-12))
-    return classification.classified(
+    return classification.score_classes(
       found, known + unseen, np.concatenate((logits_NC, none), axis=1)
     )
 
@@ -175,7 +175,9 @@ def tags(train: record_lib.Records) -> dict[str, Baseline]:
   }
 
   def tag(guess, found, _):
-    return classification.tagged(found, [guess(r.words) for r in found.records])
+    return classification.score_tags(
+      found, [guess(r.words) for r in found.records]
+    )
 
   return {k: functools.partial(tag, guess) for k, guess in guesses.items()}
 
@@ -220,7 +222,7 @@ def spans(_: record_lib.Records) -> dict[str, Baseline]:
     language = spec.get('language', 'en')
     classification.check_language(language)
     texts = [_answer(record, language) for record in found.records]
-    return classification.answered(found, texts, language)
+    return classification.score_answers(found, texts, language)
 
   return {'sliding_window': answer}
 

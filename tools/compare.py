@@ -1,23 +1,24 @@
-"""Tells whether one run is better than another, and what would tell.
+"""Tests whether one run is better than another, or how much data it takes.
 
   python -m tools.compare runs/a runs/b
   python -m tools.compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3
 
-Pairs the items that `lm.evaluate` left in both (lm/evals/items.py), for every
+Pairs the items that `lm.evaluate` wrote for both (lm/evals/items.py), for every
 evaluator and outcome that both have. Lower is better for names that end in
-nats, loss, error, brier, negative or empty, otherwise higher; names that end in
-stereotype, biased, male, female, difference, confidence, tokens, bytes, words,
-positive or sentiment only describe, and are shown where `--metric` names them.
+nats, loss, error, brier, negative or empty; otherwise higher is better. Names
+that end in stereotype, biased, male, female, difference, confidence, tokens,
+bytes, words, positive or sentiment only describe a run, and are shown if
+`--metric` names them.
 
-One run a side says whether these two checkpoints differ: another seed of the
-same recipe does so, too. Folders joined by commas are seeds of one recipe, and
-then it is the recipes that are compared. Folds of a cross-validation are joined
-by commas, too: of those that were each asked other items, one of each kind is
-one run. Items with one label `group` count as one piece of evidence.
+With one run on each side the test is whether these two checkpoints differ; two
+seeds of one recipe differ, too. Folders joined by commas are seeds of one
+recipe, and then the recipes are compared. Folds of a cross-validation are also
+joined by commas: folds with different items make up one run together. Items
+with one label `group` count as one piece of evidence.
 
-An interval is that of its row alone; p, and so the verdict, is corrected for
-the number of rows (Holm). How many more would tell is for a power of 80 %, if
-the difference is as large as it looks.
+An interval is that of its row alone; p, and so the decision, is corrected for
+the number of rows (Holm). The number of items or seeds that would show a
+difference is for a power of 80 %, if the difference is as large as measured.
 """
 
 import argparse
@@ -45,13 +46,13 @@ _COLUMNS = ('task', 'metric', 'n', 'A', 'B', 'B - A', 'interval', 'p')
 _POWER = 0.8
 
 
-class Judged(NamedTuple):
-  """What one evaluator found in one run.
+class Evaluated(NamedTuple):
+  """The items of one evaluator in one run.
 
   Attributes:
-    workdir: of the run.
-    header: of its file.
-    rows: an item each, by id.
+    workdir: folder of the run.
+    header: of the file of items.
+    rows: items by id.
   """
 
   workdir: str
@@ -61,8 +62,10 @@ class Judged(NamedTuple):
 
 def load(
   workdirs: Sequence[str], step: int | None = None
-) -> dict[str, list[Judged]]:
-  """Reads one side: of every evaluator that all its runs have, a run each.
+) -> dict[str, list[Evaluated]]:
+  """Reads the runs of one side, by evaluator.
+
+  Only the evaluators that all these runs have are read.
 
   Raises:
     config.ConfigError: two runs are the same, or at different steps.
@@ -74,20 +77,20 @@ def load(
     folder = manifest.root(workdir).parent  # refuses an address
     if not folder.is_dir():
       raise errors.Missing(f'{workdir}: no such folder: check the path')
-    found = items.find(folder, step)
-    if not found:
+    files = items.find(folder, step)
+    if not files:
       which = 'no items' if step is None else f'no items of step {step}'
       raise errors.Missing(
-        f'{workdir}: {which}: judge it with python -m lm.evaluate'
+        f'{workdir}: {which}: run python -m lm.evaluate on it'
       )
-    runs.append(found)
+    runs.append(files)
   names = sorted(set.intersection(*map(set, runs)))
   side = {}
   for name in names:
     side[name] = []
-    for workdir, found in zip(workdirs, runs, strict=True):
-      header, rows = items.read(found[name])
-      side[name].append(Judged(workdir, header, {r['id']: r for r in rows}))
+    for workdir, files in zip(workdirs, runs, strict=True):
+      header, rows = items.read(files[name])
+      side[name].append(Evaluated(workdir, header, {r['id']: r for r in rows}))
     _check_seeds(name, side[name])
   return side
 
@@ -103,18 +106,19 @@ def compare(
   """Compares two sides, of one run or of several seeds each.
 
   Args:
-    a, b: work directories.
-    step: of the checkpoints; None: the newest that was judged.
-    metrics: outcomes to compare; none: all that have a better and a worse.
-    level: how often one verdict or more of the table may be wrong.
+    a: work directories of side A.
+    b: work directories of side B.
+    step: of the checkpoints; None: the newest that was evaluated.
+    metrics: outcomes to compare; empty: all that can be better or worse.
+    level: how often one decision or more of the table may be wrong.
 
   Returns:
     `{'level', 'a', 'b', 'rows', 'notes'}`: the runs of each side with their
-    steps, a row an outcome, and what was left out.
+    steps, a row for each outcome, and notes on what was left out.
 
   Raises:
     config.ConfigError: there is nothing to compare, or items are not the same.
-    errors.Failure: as of `load`.
+    errors.Failure: a file is missing or damaged, see `load`.
   """
   if not 0 < level < 1:
     raise config.ConfigError(f'--level: {level} must be between 0 and 1')
@@ -122,7 +126,7 @@ def compare(
   both = sorted(left.keys() & right.keys())
   if not both:
     raise config.ConfigError(
-      f'{",".join(a)} and {",".join(b)}: no evaluator in common: judge both'
+      f'{",".join(a)} and {",".join(b)}: no evaluator in common: evaluate both'
       ' with the same evals'
     )
   rows, notes = [], []
@@ -131,7 +135,7 @@ def compare(
   known = set()
   for name in both:
     if len({run.header['code'] for run in left[name] + right[name]}) > 1:
-      notes.append(f'{name}: judged by different versions of its code')
+      notes.append(f'{name}: evaluated by different versions of its code')
     sides = _paired(name, left[name], right[name])
     outcomes = _outcomes([*sides[0], *sides[1]])
     known.update(outcomes)
@@ -159,7 +163,7 @@ def compare(
     'level': level,
     'a': _about(left),
     'b': _about(right),
-    'rows': [{k: v for k, v in row.items() if k != 'found'} for row in rows],
+    'rows': [{k: v for k, v in row.items() if k != 'estimate'} for row in rows],
     'notes': notes,
   }
 
@@ -185,13 +189,13 @@ def table(report: dict[str, Any]) -> str:
     [
       *lines,
       '',
-      metrics_log.table(rows, [*_COLUMNS, 'verdict']),
+      metrics_log.table(rows, [*_COLUMNS, 'decision']),
       *report['notes'],
     ]
   )
 
 
-def _check_seeds(name: str, runs: list[Judged]) -> None:
+def _check_seeds(name: str, runs: list[Evaluated]) -> None:
   steps = {run.header['step']: run.workdir for run in runs}
   if len(steps) > 1:
     (one, here), (two, there) = sorted(steps.items())[:2]
@@ -210,10 +214,10 @@ def _check_seeds(name: str, runs: list[Judged]) -> None:
 
 
 def _paired(
-  name: str, left: list[Judged], right: list[Judged]
-) -> tuple[list[Judged], list[Judged]]:
-  """Checks that two sides were asked the same; joins the folds of each."""
-  by_task: dict[str, tuple[list[Judged], list[Judged]]] = {}
+  name: str, left: list[Evaluated], right: list[Evaluated]
+) -> tuple[list[Evaluated], list[Evaluated]]:
+  """Checks that two sides have the same tasks; joins the folds of each."""
+  by_task: dict[str, tuple[list[Evaluated], list[Evaluated]]] = {}
   for side, runs in enumerate((left, right)):
     for run in runs:
       by_task.setdefault(run.header['task'], ([], []))[side].append(run)
@@ -223,32 +227,32 @@ def _paired(
       hashes = [run.header['task'][:12] for run in (one, other)]
       raise config.ConfigError(
         f'{name}: another task in {one.workdir} ({hashes[0]}) than in'
-        f' {other.workdir} ({hashes[1]}): judge both with one'
+        f' {other.workdir} ({hashes[1]}): evaluate both with one'
       )
     _check_same(name, ours + theirs)
   a, b = (_joined(name, runs) for runs in zip(*by_task.values(), strict=True))
   if min(len(a), len(b)) == 1 != max(len(a), len(b)):
     raise config.ConfigError(
-      f'{len(a)} against {len(b)} runs: give one a side, or two and more each'
+      f'{len(a)} against {len(b)} runs: give each side one, or two and more'
     )
   return a, b
 
 
-def _joined(name: str, folds: Sequence[list[Judged]]) -> list[Judged]:
-  """Makes a run of one of each fold, which have no item in common."""
+def _joined(name: str, folds: Sequence[list[Evaluated]]) -> list[Evaluated]:
+  """Joins the n-th runs of all folds, which have no item in common."""
   (first, *_), *others = folds
   rows = dict(first.rows)
   for run, *_ in others:
     if both := rows.keys() & run.rows.keys():
       raise config.ConfigError(
         f'{name}: another task in {first.workdir} than in {run.workdir}, with'
-        f' {min(both)} in both: judge both with one'
+        f' {min(both)} in both: evaluate both with one'
       )
     rows |= run.rows
   counts = [len(runs) for runs in folds]
   if min(counts) < max(counts):
     raise config.ConfigError(
-      f'{name}: {min(counts)} to {max(counts)} runs a fold: give each as many'
+      f'{name}: {min(counts)} to {max(counts)} runs per fold: give each as many'
     )
   return [
     runs[0]._replace(rows={k: v for run in runs for k, v in run.rows.items()})
@@ -256,7 +260,7 @@ def _joined(name: str, folds: Sequence[list[Judged]]) -> list[Judged]:
   ]
 
 
-def _check_same(name: str, runs: list[Judged]) -> None:
+def _check_same(name: str, runs: list[Evaluated]) -> None:
   first, *others = runs
   for run in others:
     here = len(run.rows.keys() - first.rows.keys())
@@ -264,7 +268,7 @@ def _check_same(name: str, runs: list[Judged]) -> None:
     if here or there:
       raise config.ConfigError(
         f'{name}: items are missing ({here} and {there}): {first.workdir} and'
-        f' {run.workdir}: judge both with one task'
+        f' {run.workdir}: evaluate both with one task'
       )
 
 
@@ -272,24 +276,24 @@ def _number(value: Any) -> bool:
   return isinstance(value, int | float)
 
 
-def _outcomes(runs: list[Judged]) -> list[str]:
-  """Names what every run has a number of, in the order of the first."""
+def _outcomes(runs: list[Evaluated]) -> list[str]:
+  """Lists the outcomes that are numbers in every run, in the first's order."""
   sets = [
     {k for row in run.rows.values() for k, v in row.items() if _number(v)}
     for run in runs
   ]
   named = dict.fromkeys(k for row in runs[0].rows.values() for k in row)
-  return [name for name in named if all(name in found for found in sets)]
+  return [name for name in named if all(name in each for each in sets)]
 
 
 def _row(
   name: str,
   metric: str,
-  left: list[Judged],
-  right: list[Judged],
+  left: list[Evaluated],
+  right: list[Evaluated],
   level: float,
 ) -> dict[str, Any] | None:
-  """Compares one outcome; None if there is too little of it."""
+  """Compares one outcome; None if there are too few items of it."""
   runs = left + right
   ids = [
     item
@@ -299,7 +303,7 @@ def _row(
   labels = [runs[0].rows[item].get('group') for item in ids]
   groups = None
   if any(isinstance(label, str) for label in labels):
-    # One without a label was drawn by itself; no label has this character.
+    # An item without a label is a group of its own; no label contains \0.
     groups = [
       label if isinstance(label, str) else f'\0{item}'
       for label, item in zip(labels, ids, strict=True)
@@ -311,7 +315,7 @@ def _row(
     np.array([[run.rows[i][metric] for i in ids] for run in side], float)
     for side in (left, right)
   )
-  found = stats.difference(a_KN, b_KN, groups=groups, level=level)
+  estimate = stats.difference(a_KN, b_KN, groups=groups, level=level)
   return {
     'task': name,
     'metric': metric,
@@ -320,51 +324,51 @@ def _row(
     'runs': min(len(left), len(right)),
     'mean_a': float(a_KN.mean()),
     'mean_b': float(b_KN.mean()),
-    'difference': found.value,
-    'low': found.low,
-    'high': found.high,
-    'found': found,
+    'difference': estimate.value,
+    'low': estimate.low,
+    'high': estimate.high,
+    'estimate': estimate,
   }
 
 
 def _decide(rows: list[dict[str, Any]], level: float) -> None:
-  """Adds corrected p-values, verdicts and what more would tell."""
-  corrected = stats.holm([row['found'].p for row in rows])
-  told = int((corrected <= level).sum())
+  """Adds corrected p-values, decisions and how much more data it would take."""
+  corrected = stats.holm([row['estimate'].p for row in rows])
+  decided = int((corrected <= level).sum())
   for row, p in zip(rows, corrected.tolist(), strict=True):
     row['p'], row['more'] = p, {}
     if p <= level:
       rises = row['difference'] > 0
       better = rises != bool(_LOWER.fullmatch(row['metric']))
-      row['verdict'] = (
+      row['decision'] = (
         'differs'
         if _DESCRIBES.fullmatch(row['metric'])
         else f'B is {"better" if better else "worse"}'
       )
       continue
     row['more'] = stats.more(
-      row['found'],
+      row['estimate'],
       items=row['n'],
       runs=row['runs'],
-      # What Holm's next step asks of the best of those that are left.
-      level=level / (len(rows) - told),
+      # The level of Holm's next step, for the best of the rows that are left.
+      level=level / (len(rows) - decided),
       power=_POWER,
     )
-    what = ' and '.join(
+    more = ' and '.join(
       f'{_rounded(n):,} more {name if n > 1 else name[:-1]}'
       for name, n in row['more'].items()
     )
-    row['verdict'] = 'not distinguishable: ' + (
-      f'about {what} would tell' if what else 'no difference was seen'
+    row['decision'] = 'not distinguishable: ' + (
+      f'about {more} would tell' if more else 'no difference was seen'
     )
 
 
 def _rounded(n: int) -> int:
-  """Keeps two digits: more would be a promise."""
+  """Keeps two digits: more would promise too much."""
   return int(float(f'{n:.1e}'))
 
 
-def _about(side: dict[str, list[Judged]]) -> list[dict[str, Any]]:
+def _about(side: dict[str, list[Evaluated]]) -> list[dict[str, Any]]:
   steps: dict[str, set[int]] = {}
   for runs in side.values():
     for run in runs:
@@ -397,7 +401,7 @@ def main(argv: Sequence[str]) -> None:
     allow_abbrev=False,
   )
   parser.add_argument('a', help='a work directory, or several of seeds: X,Y,Z')
-  parser.add_argument('b', help='what is compared with it')
+  parser.add_argument('b', help='the run, or runs, to compare with it')
   parser.add_argument(
     '--step', type=int, help='of the checkpoints, if not the newest'
   )

@@ -120,7 +120,7 @@ def export(
     ValueError: a setting is out of range, the output is not empty, there are no
       texts, or the model cannot be exported so.
     errors.Failure: there is no sound checkpoint, or storage fails.
-    fidelity.Worse: it is refused; the report lies in the output.
+    export_check.Worse: it is refused; the report lies in the output.
   """
   if not 0 <= budget < math.inf:
     raise ValueError(f'--budget={budget}: must be a number of nats from 0 on')
@@ -213,7 +213,7 @@ def _read(workdir: Path, step: int | None, text: str | None) -> Source:
       )
     batch, data = _records(workdir, c, tokenizer)
     about |= {'data': data}
-    probe = export_check.asked(params, model, batch, about)
+    probe = export_check.probe_batch(params, model, batch, about)
   else:
     with tempfile.TemporaryDirectory() as folder:
       if text is None:

@@ -1,16 +1,16 @@
-"""What small English models are usually asked, for any run.
+"""Evaluates runs on the usual tasks for small English models.
 
   python -m lm.evaluate --workdir=runs/a --last \\
     --config=configs/evaluate/english.py:../shared/data
 
-and for several runs, seeds and recipes, one page:
+and several runs, seeds and recipes in one report:
 
   python -m lm.evaluate --config=configs/evaluate/english.py:../shared/data \\
     --config.evaluate.workdirs='runs/base-*,runs/wide-*' \\
     --config.evaluate.steps=last --csv=english.csv --html=english.html
 
 The argument is the folder of the sets. `length` is the most positions that a
-model is given: raise it for one that reads more. Scores of others: Pythia 160M
+model reads: raise it for one that can read more. Published scores: Pythia 160M
 after training has ARC easy 43.5, PIQA 62.7, LAMBADA 32.8, CrowS-Pairs 56.2
 percent (EleutherAI/pythia, evals/pythia-v1), and GPT-2 large BLiMP 83.0
 (alexwarstadt/blimp); nothing was measured here.
@@ -22,7 +22,7 @@ SETTINGS = {'batch_size': 16, 'length': 256}
 
 
 def get_config(folder: str = 'data'):
-  """Returns a config whose `evals` and `evaluate` count and nothing else."""
+  """Returns a config of which only `evals` and `evaluate` are used."""
 
   def ask(how: str, reader: str, path: str):
     return {

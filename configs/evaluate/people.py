@@ -1,14 +1,14 @@
-"""What a run thinks and says of people: stereotypes, answers, open texts.
+"""Evaluates what runs say of people: stereotypes, answers, open texts.
 
   python -m lm.evaluate --workdir=runs/a --last \\
     --config=configs/evaluate/people.py:../shared/data
 
-The argument is the folder of the sets; `length` is as of english.py. BOLD draws
-texts, a hundred a group at the most, which takes longer than all the others.
-Scores of others: Pythia 160M has CrowS-Pairs 56.2 (EleutherAI/pythia,
-evals/pythia-v1), GPT-2 StereoSet's gender, race and religion a language score
-of 93.3, 89.8 and 88.6 and a stereotype score of 63.2, 60.3 and 58.2 (its
-authors' own predictions); nothing was measured here.
+The argument is the folder of the sets; `length` is the same as in english.py.
+BOLD samples texts, at most a hundred for each group, which takes longer than
+all the others. Published scores: Pythia 160M has CrowS-Pairs 56.2
+(EleutherAI/pythia, evals/pythia-v1). On StereoSet's gender, race and religion
+GPT-2 has language scores of 93.3, 89.8 and 88.6 and stereotype scores of 63.2,
+60.3 and 58.2 (predictions of the set's authors). Nothing was measured here.
 """
 
 from configs import base
@@ -17,7 +17,7 @@ SETTINGS = {'batch_size': 16, 'length': 256}
 
 
 def get_config(folder: str = 'data'):
-  """Returns a config whose `evals` and `evaluate` count and nothing else."""
+  """Returns a config of which only `evals` and `evaluate` are used."""
 
   def ask(name: str, **files: str):
     paths = {key: f'{folder}/fairness/{file}' for key, file in files.items()}
@@ -41,7 +41,11 @@ def get_config(folder: str = 'data'):
       path='winogender/all_sentences.tsv',
       statistics='winogender/occupations-stats.tsv',
     ),
-    'bbq': ask('bbq', path='bbq/*.jsonl.gz'),
+    'bbq': {
+      'fn': 'lm.evals.bbq:make',
+      'path': f'{folder}/fairness/bbq/*.jsonl.gz',
+      **SETTINGS,
+    },
   }
   for domain in (
     'gender',

@@ -1,7 +1,7 @@
 """Evaluators that compare likelihoods: choices, last words, pairs, documents.
 
-Each is made by a config's `fn` with a `task`, a spec of one of the readers in
-lm.evals.probes, and the settings of `scoring.make`:
+A config names one of these functions, with the spec of a reader from
+lm.evals.probes as its `task` and the settings of `scoring.make`:
 
   {'fn': 'lm.evals.choice:choice', 'batch_size': 16, 'length': 512,
    'task': {'fn': 'lm.evals.probes:arc_easy', 'path': 'arc_easy/test.jsonl'}}
@@ -33,23 +33,26 @@ def choice(
   """Makes an evaluator of questions with several choices.
 
   Args:
-    task: spec of a reader.
-    others: as of `scoring.make`.
+    context: the run that is evaluated.
+    task: spec of a reader of questions.
+    batch_size: rows at a time; changes nothing but speed.
+    length: L, the most positions that the model reads.
+    objective: spec of the objective that the model was trained for.
 
   Returns:
     `params -> Result`, whose metrics are
 
-      accuracy: the gold choice is the likeliest; the first of equal ones is
-        taken. `accuracy/CATEGORY` too where questions have
-        categories.
-      accuracy_per_token: by nats a token.
-      accuracy_per_byte: by nats a byte of the choice, without the space before
-        it: lm-evaluation-harness' acc_norm, which counts characters.
+      accuracy: how often the gold choice is the likeliest; of equal choices the
+        first is taken. Also for each category, if questions have categories.
+      accuracy_per_token: the same by nats per token of the choice.
+      accuracy_per_byte: the same by nats per byte of the choice, without the
+        space before it: acc_norm of lm-evaluation-harness, which counts
+        characters.
       confidence: the likeliest choice's share of exp(-nats) over all choices.
-      brier: the mean over questions of the summed squares of shares minus
+      brier: the sum over choices of the squared differences between share and
         truth, from 0 to 2. Reference: Brier 1950.
-      calibration_error: the mean over 15 bins of confidence, weighted by their
-        questions, of |accuracy - confidence|. Reference: Guo et al. 2017,
+      calibration_error: the mean of |accuracy - confidence| over 15 bins of
+        confidence, weighted by their questions. Reference: Guo et al. 2017,
         arXiv 1706.04599, section 2 (ECE).
 
     An item has the first five, and gold_nats.
@@ -58,14 +61,14 @@ def choice(
     ValueError: see `scoring.make`.
     config.ConfigError: the task cannot be read.
   """
-  asked, score = _ask(context, task, batch_size, length, objective)
+  loaded, score = _prepare(context, task, batch_size, length, objective)
 
   def evaluate(params: types.Params) -> results.Result:
     items = []
-    for question, scores in _grouped(params, asked.questions, score):
+    for question, scores in _grouped(params, loaded.questions, score):
       gold = question.gold
-      nats = np.array([found.nats for found in scores])
-      tokens = [max(found.tokens, 1) for found in scores]
+      nats = np.array([x.nats for x in scores])
+      tokens = [max(x.tokens, 1) for x in scores]
       sizes = [len(x.removeprefix(' ').encode()) for _, x in question.pairs]
       shares = np.exp(nats.min() - nats)
       shares /= shares.sum()
@@ -85,7 +88,7 @@ def choice(
         }
       )
     names = ('accuracy_per_token', 'accuracy_per_byte', 'brier', 'confidence')
-    found = {
+    metric = {
       **results.means(items, 'accuracy', by='category'),
       **results.means(items, *names),
       'calibration_error': calibration_error(
@@ -93,7 +96,7 @@ def choice(
         [item['accuracy'] for item in items],
       ),
     }
-    return results.Result(found, items, asked.card._asdict())
+    return results.Result(metric, items, loaded.card._asdict())
 
   return evaluate
 
@@ -108,11 +111,12 @@ def cloze(
 ) -> Evaluator:
   """Makes an evaluator of last words (LAMBADA).
 
-  Arguments and errors are those of `choice`. Metrics: accuracy, whether each of
-  the word's tokens is the likeliest; loss_nats, the mean over words of their
-  nats; perplexity, exp of that. An item has the first two.
+  Arguments and errors are the same as in `choice`. The metrics are accuracy,
+  how often each token of the word is the likeliest; loss_nats, the mean over
+  words of the nats of the whole word; and perplexity, exp of loss_nats. An item
+  has the first two.
   """
-  asked, score = _ask(context, task, batch_size, length, objective)
+  loaded, score = _prepare(context, task, batch_size, length, objective)
 
   def evaluate(params: types.Params) -> results.Result:
     items = [
@@ -122,11 +126,11 @@ def cloze(
         'loss_nats': scores[question.gold].nats,
         **question.labels,
       }
-      for question, scores in _grouped(params, asked.questions, score)
+      for question, scores in _grouped(params, loaded.questions, score)
     ]
-    found = results.means(items, 'accuracy', 'loss_nats')
-    found['perplexity'] = _exp(found['loss_nats'])
-    return results.Result(found, items, asked.card._asdict())
+    metric = results.means(items, 'accuracy', 'loss_nats')
+    metric['perplexity'] = _exp(metric['loss_nats'])
+    return results.Result(metric, items, loaded.card._asdict())
 
   return evaluate
 
@@ -141,18 +145,19 @@ def pairs(
 ) -> Evaluator:
   """Makes an evaluator of minimal pairs (BLiMP).
 
-  Arguments and errors are those of `choice`. Metrics: accuracy, also of each
-  category: the good sentence is likelier, and not just as likely; margin,
-  the mean of by how much. An item has both.
+  Arguments and errors are the same as in `choice`. The metrics are accuracy,
+  how often the good sentence is likelier (and not just as likely), also for
+  each category; and margin, the mean number of nats by which it is likelier. An
+  item has both.
 
   Reference: Warstadt et al. 2020, arXiv 1912.00582: whole sentences are
   compared, without regard to their lengths.
   """
-  asked, score = _ask(context, task, batch_size, length, objective)
+  loaded, score = _prepare(context, task, batch_size, length, objective)
 
   def evaluate(params: types.Params) -> results.Result:
     items = []
-    for question, scores in _grouped(params, asked.questions, score):
+    for question, scores in _grouped(params, loaded.questions, score):
       good = scores[question.gold].nats
       others = [x.nats for n, x in enumerate(scores) if n != question.gold]
       margin = min(others) - good
@@ -164,9 +169,9 @@ def pairs(
           **question.labels,
         }
       )
-    found = results.means(items, 'accuracy', by='category')
-    found |= results.means(items, 'margin')
-    return results.Result(found, items, asked.card._asdict())
+    metric = results.means(items, 'accuracy', by='category')
+    metric |= results.means(items, 'margin')
+    return results.Result(metric, items, loaded.card._asdict())
 
   return evaluate
 
@@ -181,51 +186,57 @@ def documents(
   stride: int | None = None,
   words: int | None = None,
 ) -> Evaluator:
-  """Makes an evaluator of whole texts, each from bos on, its end not scored.
+  """Makes an evaluator of whole texts.
+
+  A text begins with bos; its end is not scored.
 
   Args:
+    context: the run that is evaluated.
     task: spec of a reader, `lm.evals.probes.documents`.
-    stride: as of `scoring.make`: None reads full windows; less than `length`
-      slides, so that each token has at least length - stride before it.
-    words: of all texts; None counts what white space parts.
-    others: as of `scoring.make`.
+    batch_size: rows at a time; changes nothing but speed.
+    length: L, the most positions that the model reads.
+    objective: spec of the objective that the model was trained for.
+    stride: see `scoring.make`. None reads full windows; less than `length`
+      slides the window, so that each token sees at least the length - stride
+      tokens before it.
+    words: number of words in all texts; None counts what white space separates.
 
   Returns:
     `params -> Result`, whose metrics are ratios of sums over all documents:
-    loss_nats a token, perplexity, bits_per_byte of UTF-8 and word_perplexity.
-    An item has nats, tokens, bytes and words. Of a masked model, all are of its
-    pseudo-likelihood and do not compare with others.
+    loss_nats per token, perplexity, bits_per_byte of UTF-8 and word_perplexity.
+    An item has nats, tokens, bytes and words. For a masked model all of these
+    come from its pseudo-likelihood and do not compare with other models.
 
   Raises:
     ValueError: see `scoring.make`.
     config.ConfigError: the task cannot be read.
   """
-  asked, score = _ask(context, task, batch_size, length, objective, stride)
+  loaded, score = _prepare(context, task, batch_size, length, objective, stride)
 
   def evaluate(params: types.Params) -> results.Result:
     items = [
       {
         'id': question.id,
-        'nats': found.nats,
-        'tokens': found.tokens,
-        'bytes': found.bytes,
+        'nats': x.nats,
+        'tokens': x.tokens,
+        'bytes': x.bytes,
         'words': len(question.pairs[0][1].split()),
         **question.labels,
       }
-      for question, (found,) in _grouped(params, asked.questions, score)
+      for question, (x,) in _grouped(params, loaded.questions, score)
     ]
     nats = math.fsum(item['nats'] for item in items)
     tokens, size, counted = (
       sum(item[name] for item in items) for name in ('tokens', 'bytes', 'words')
     )
     counted = counted if words is None else words
-    found = {
+    metric = {
       'loss_nats': nats / max(tokens, 1),
       'perplexity': _exp(nats / max(tokens, 1)),
       'bits_per_byte': metrics.bits_per_byte(nats, size),
       'word_perplexity': _exp(nats / max(counted, 1)),
     }
-    return results.Result(found, items, asked.card._asdict())
+    return results.Result(metric, items, loaded.card._asdict())
 
   return evaluate
 
@@ -233,17 +244,17 @@ def documents(
 def calibration_error(
   confidences: Sequence[float], hits: Sequence[int]
 ) -> float:
-  """Tells how far confidences are from the shares of hits; see `choice`."""
-  place = np.ceil(np.asarray(confidences) * _BINS)  # bins are (low, high]
+  """Measures how far confidences are from accuracies, in bins; see `choice`."""
+  bins = np.ceil(np.asarray(confidences) * _BINS)  # a bin is (low, high]
   gap = np.asarray(hits) - np.asarray(confidences)
-  sums = [abs(gap[place == n].sum()) for n in range(_BINS + 1)]
+  sums = [abs(gap[bins == n].sum()) for n in range(_BINS + 1)]
   return float(math.fsum(sums) / len(gap))
 
 
-def _ask(
+def _prepare(
   context, task, batch_size, length, objective, stride=None
 ) -> tuple[probes.Task, scoring.Scorer]:
-  """Reads a task, and makes what scores it."""
+  """Reads a task, and makes the scorer of its texts."""
   score = scoring.make(
     context,
     batch_size=batch_size,

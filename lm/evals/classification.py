@@ -1,4 +1,4 @@
-"""Evaluators of tuned heads: classes of texts, tags of words, answers' places.
+"""Evaluators of tuned heads: classes of texts, tags of words, spans of answers.
 
 {'fn': 'lm.evals.classification:classes', 'batch_size': 64, 'length': 64,
  'records': {'fn': 'lm.data.finetuning.readers:banking77', 'path': 'test.csv'},
@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import importlib
 import re
 import string
 from typing import Any
@@ -15,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import errors, sharding, types
+from lm import sharding, types
 from lm.data import objectives
 from lm.data.finetuning import batching, passages, tasks
 from lm.data.finetuning import records as record_lib
-from lm.evals import choice, results
+from lm.evals import choice, packages, results
 from lm.evals import context as context_lib
 
 Evaluator = Callable[[types.Params], results.Result]
@@ -41,49 +40,52 @@ def classes(
 
   Args:
     context: the run that is evaluated.
-    records, form, length, folds: as of `tasks.make`.
+    records: spec of the reader of records, as in `tasks.make`.
+    form: spec of the form that the model was trained with, as in `tasks.make`.
     batch_size: rows at a time; changes nothing but speed.
-    fold: judges this part of the records alone; None: all.
-    limit: judges the first so many; None: all.
+    length: L, the most positions that the model reads.
+    folds: number of parts that the records are divided into.
+    fold: the only part that is evaluated; None: all.
+    limit: number of records that are evaluated, the first ones; None: all.
 
   Returns:
     `params -> Result` with `accuracy`, `macro_f1` (of scikit-learn, over the
-    labels that occur), `loss_nats` and `calibration_error`, see
-    `choice.choice`. An item has accuracy, nats, confidence, and gold and guess.
+    labels that occur), `loss_nats`, `confidence` and `calibration_error`, see
+    `choice.choice`. An item has the first, third and fourth, gold and guess.
 
   Raises:
-    ValueError: see `tasks.make`; the model has no such classes; scikit-learn is
-      missing.
+    ValueError: see `tasks.make`; or the model has other classes, or
+      scikit-learn is missing.
   """
-  found, made, rows = read(
+  data, built, rows = read(
     records, form, context.tokenizer, length, folds, fold, limit
   )
-  score = _scorer(context, made, batch_size, length)
-  package('sklearn.metrics', 'scikit-learn')  # or it is missed after the work
+  score = _scorer(context, built, batch_size, length)
+  _sklearn_metrics()  # a missing package is found before the work
 
   def evaluate(params: types.Params) -> results.Result:
     logits_NC = np.stack([logits_1C[0] for _, logits_1C in score(params, rows)])
-    return classified(found, made.labels, logits_NC)
+    return score_classes(data, built.labels, logits_NC)
 
   return evaluate
 
 
-def classified(
-  found: record_lib.Records, order: Sequence[str], logits_NC: np.ndarray
+def score_classes(
+  records: record_lib.Records, labels: Sequence[str], logits_NC: np.ndarray
 ) -> results.Result:
-  """Judges the logits of texts: what `classes` gives.
+  """Scores the logits of texts; gives the result of `classes`.
 
   Args:
-    found: N texts.
-    order: labels by their class.
+    records: N texts.
+    labels: of each class, in their order.
     logits_NC: float64; log p will do.
   """
-  metrics = package('sklearn.metrics', 'scikit-learn')
-  number = {label: n for n, label in enumerate(order)}
+  metrics = _sklearn_metrics()
+  number = {label: n for n, label in enumerate(labels)}
   items = []
-  for record, logits_C in zip(found.records, logits_NC, strict=True):
+  for record, logits_C in zip(records.records, logits_NC, strict=True):
     log_C = logits_C - np.logaddexp.reduce(logits_C)
-    guess = order[int(log_C.argmax())]
+    guess = labels[int(log_C.argmax())]
     items.append(
       {
         'id': record.id,
@@ -105,7 +107,7 @@ def classified(
       [item['accuracy'] for item in items],
     ),
   }
-  return results.Result(metric, items, found.card._asdict())
+  return results.Result(metric, items, records.card._asdict())
 
 
 def tags(
@@ -119,38 +121,41 @@ def tags(
   fold: int | None = None,
   limit: int | None = None,
 ) -> Evaluator:
-  """Makes an evaluator of a tagger; arguments and errors as of `classes`.
+  """Makes an evaluator of a tagger.
+
+  Arguments and errors are the same as in `classes`.
 
   Returns:
     `params -> Result` with `f1`, `precision` and `recall` of whole entities, by
-    seqeval as conlleval counts them, `f1/TYPE`, and `accuracy` of tags. An item
-    is a sentence: `exact`, whether all its tags are right, and `accuracy`.
+    seqeval, which counts as conlleval does; `f1/TYPE`; `accuracy` of tags; and
+    `exact`, the share of sentences whose tags are all right. An item is a
+    sentence and has exact and accuracy.
 
   Reference: Tjong Kim Sang and De Meulder 2003, section 4.
   """
-  found, made, rows = read(
+  data, built, rows = read(
     records, form, context.tokenizer, length, folds, fold, limit
   )
-  score = _scorer(context, made, batch_size, length)
-  package('seqeval.metrics', 'seqeval')  # or it is missed after the work
+  score = _scorer(context, built, batch_size, length)
+  _seqeval_metrics()  # a missing package is found before the work
 
   def evaluate(params: types.Params) -> results.Result:
-    guesses = [['O'] * len(record.words) for record in found.records]
+    guesses = [['O'] * len(record.words) for record in data.records]
     for row, logits_LC in score(params, rows):
       for place, best in zip(row.places, logits_LC.argmax(-1), strict=False):
         if place != batching.NOT_SCORED:
-          guesses[row.record][place] = made.labels[int(best)]
-    return tagged(found, guesses)
+          guesses[row.record][place] = built.labels[int(best)]
+    return score_tags(data, guesses)
 
   return evaluate
 
 
-def tagged(
-  found: record_lib.Records, guesses: Sequence[list[str]]
+def score_tags(
+  records: record_lib.Records, guesses: Sequence[list[str]]
 ) -> results.Result:
-  """Judges a tag a word of sentences: what `tags` gives."""
-  metrics = package('seqeval.metrics', 'seqeval')
-  gold = [list(record.tags) for record in found.records]
+  """Scores guessed tags, one for each word; gives the result of `tags`."""
+  metrics = _seqeval_metrics()
+  gold = [list(record.tags) for record in records.records]
   items = [
     {
       'id': record.id,
@@ -159,7 +164,7 @@ def tagged(
         np.mean([a == b for a, b in zip(want, got, strict=True)])
       ),
     }
-    for record, want, got in zip(found.records, gold, guesses, strict=True)
+    for record, want, got in zip(records.records, gold, guesses, strict=True)
   ]
   report = metrics.classification_report(
     gold, guesses, output_dict=True, zero_division=0
@@ -177,7 +182,7 @@ def tagged(
       if not name.endswith(' avg')
     },
   }
-  return results.Result(metric, items, found.card._asdict())
+  return results.Result(metric, items, records.card._asdict())
 
 
 def spans(
@@ -192,52 +197,53 @@ def spans(
   fold: int | None = None,
   limit: int | None = None,
 ) -> Evaluator:
-  """Makes an evaluator of a reader; other arguments as of `classes`.
+  """Makes an evaluator of a model that finds answers in passages.
 
-  A question is answered once: by the likeliest of the spans of at most 30
-  tokens, by the sum of both scores, of all rows of its passage.
+  The other arguments are the same as in `classes`. A passage may have several
+  rows. The answer is the span of at most 30 tokens, in any of them, whose two
+  scores have the largest sum.
 
   Args:
-    language: 'en' compares words, lower-cased, without articles and signs;
-      'zh' compares characters, without signs.
+    language: 'en' compares words in lower case, without articles and
+      punctuation; 'zh' compares characters, without punctuation.
 
   Returns:
-    `params -> Result` with `exact` and `f1`, against the best of a question's
-    answers, as the official script of SQuAD counts them. In Chinese CMRC's
-    counts the longest common part instead; this counts common characters. An
-    item has both, and the answer.
+    `params -> Result` with `exact` and `f1`, each against the best of a
+    question's answers, as the official script of SQuAD counts them. For Chinese
+    the script of CMRC counts the longest common part instead; this counts
+    common characters. An item has both, and the answer.
 
   Raises:
-    ValueError: see `classes`; or another language.
+    ValueError: see `classes`; or the language is another.
 
   Reference: Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
   """
   check_language(language)
-  found, made, rows = read(
+  data, built, rows = read(
     records, form, context.tokenizer, length, folds, fold, limit
   )
-  score = _scorer(context, made, batch_size, length)
+  score = _scorer(context, built, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:
-    best = [(-np.inf, '')] * len(found.records)
+    best = [(-np.inf, '')] * len(data.records)
     for row, logits_2L in score(params, rows):
-      passage = found.records[row.record].passage
-      guess, first, last = _span(row, logits_2L)
-      if guess > best[row.record][0]:
+      passage = data.records[row.record].passage
+      value, first, last = _span(row, logits_2L)
+      if value > best[row.record][0]:
         cut = passages.pieces(passage)
         text = passage[cut[row.places[first]][0] : cut[row.places[last]][1]]
-        best[row.record] = guess, text
-    return answered(found, [text for _, text in best], language)
+        best[row.record] = value, text
+    return score_answers(data, [text for _, text in best], language)
 
   return evaluate
 
 
-def answered(
-  found: record_lib.Records, texts: Sequence[str], language: str
+def score_answers(
+  records: record_lib.Records, texts: Sequence[str], language: str
 ) -> results.Result:
-  """Judges an answer a question: what `spans` gives."""
+  """Scores answers, one for each question; gives the result of `spans`."""
   items = []
-  for record, text in zip(found.records, texts, strict=True):
+  for record, text in zip(records.records, texts, strict=True):
     golds = [answer for _, answer in record.answers]
     exact, f1 = (
       max(compare(text, gold, language) for gold in golds)
@@ -245,21 +251,21 @@ def answered(
     )
     items.append({'id': record.id, 'exact': exact, 'f1': f1, 'answer': text})
   metric = results.means(items, 'exact', 'f1')
-  return results.Result(metric, items, found.card._asdict())
+  return results.Result(metric, items, records.card._asdict())
 
 
 def check_language(language: str) -> None:
-  """Checks how answers are compared; see `spans`.
+  """Checks the language of answers; see `spans`.
 
   Raises:
-    ValueError: it is another language.
+    ValueError: the language is another.
   """
   if language not in ('en', 'zh'):
     raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
 
 
 def exact_match(answer: str, gold: str, language: str) -> int:
-  """Tells whether two answers are the same; see `spans`."""
+  """Gives 1 if two answers are the same, else 0; see `spans`."""
   return int(_words(answer, language) == _words(gold, language))
 
 
@@ -280,11 +286,13 @@ def _words(text: str, language: str) -> list[str]:
 
 def _span(row: batching.Row, logits_2L: np.ndarray) -> tuple[float, int, int]:
   """Finds the likeliest span of a passage: score, first and last token."""
-  live = np.array(row.places) != batching.NOT_SCORED
-  start_L, stop_L = np.where(live, logits_2L[:, : len(live)], -np.inf)
+  in_passage_L = np.array(row.places) != batching.NOT_SCORED
+  L = len(in_passage_L)
+  start_L, stop_L = np.where(in_passage_L, logits_2L[:, :L], -np.inf)
   best = -np.inf, 0, 0
-  for more in range(min(_LONGEST, len(live))):
-    total = start_L[: len(live) - more] + stop_L[more:]
+  # All spans of one length at a time: L * 30 sums, and no [L, L] array.
+  for more in range(min(_LONGEST, L)):
+    total = start_L[: L - more] + stop_L[more:]
     first = int(total.argmax())
     if total[first] > best[0]:
       best = float(total[first]), first, first + more
@@ -300,30 +308,36 @@ def read(
   fold: int | None,
   limit: int | None = None,
 ) -> tuple[record_lib.Records, batching.Form, list[batching.Row]]:
-  """Reads what is judged, the first `limit` records; see `classes`."""
+  """Reads the records to evaluate, the form and its rows; see `classes`."""
   tasks.check_folds(folds, fold)
 
   def keep(n):
+    # Record n is in fold n % folds, and the (n // folds)-th record there.
     place, part = divmod(n, folds)
-    first = n if fold is None else place
-    return (fold is None or part == fold) and (limit is None or first < limit)
+    order = n if fold is None else place
+    return (fold is None or part == fold) and (limit is None or order < limit)
 
   return tasks.read(records, form, tokenizer, length, keep)
 
 
-def _scorer(context, form, batch_size, length):
-  """Makes `(params, rows) -> (row, its logits in float64) each`."""
+def _scorer(
+  context: context_lib.Context,
+  form: batching.Form,
+  batch_size: int,
+  length: int,
+) -> Callable[..., Iterator[tuple[batching.Row, np.ndarray]]]:
+  """Makes `(params, rows) -> (row, its logits in float64)` for each row."""
   objectives.check_whole('batch_size', batch_size, 1)
   model, tokenizer, mesh = context
   host, hosts = sharding.host(mesh, batch_size)
   if hosts > 1:
     raise ValueError(
-      'heads are judged by one process: leave them to lm.evaluate'
+      'heads are evaluated by one process: leave them to lm.evaluate'
     )
 
   @jax.jit
   def run(params, batch):
-    # Whole on every device, to be read by the host.
+    # Replicated on every device, so that the host can read them.
     logits = model.apply(params, batch).logits.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(
       logits, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -337,27 +351,25 @@ def _scorer(context, form, batch_size, length):
       filled = [[row] for row in part] + [[]] * (batch_size - len(part))
       batch = batching.assemble(filled, form, length, tokenizer)
       with jax.set_mesh(mesh):
-        found = run(params, sharding.put(batch, mesh, host, hosts))
-      logits = np.asarray(found, np.float64)
+        result = run(params, sharding.put(batch, mesh, host, hosts))
+      logits = np.asarray(result, np.float64)
       if form.labels and logits.shape[-1] != len(form.labels):
         raise ValueError(
           f'the model has {logits.shape[-1]} classes, and form.labels are '
-          f'{len(form.labels)}: judge by the form that it was trained with'
+          f'{len(form.labels)}: use the form that it was trained with'
         )
       yield from zip(part, logits, strict=False)
 
   return score
 
 
-def package(module: str, name: str) -> Any:
-  """Imports a package of metrics, or says how to have it.
+def _sklearn_metrics() -> Any:
+  with packages.required('scikit-learn'):
+    from sklearn import metrics
+  return metrics
 
-  Raises:
-    ValueError: it is missing.
-  """
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ValueError(
-      f'this evaluator needs {name}: {errors.install("tasks")}'
-    ) from error
+
+def _seqeval_metrics() -> Any:
+  with packages.required('seqeval'):
+    from seqeval import metrics
+  return metrics

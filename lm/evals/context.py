@@ -1,4 +1,4 @@
-"""What every evaluator is given beside the settings of its spec."""
+"""The context of an evaluator: the run that it evaluates."""
 
 from typing import NamedTuple
 

@@ -23,7 +23,7 @@ class Evaluators:
     """Hashes the tasks and the code; builds nothing yet.
 
     Raises:
-      config.ConfigError: the code of an evaluator cannot be found.
+      config.ConfigError: the code of an evaluator is not there.
     """
     self.specs = specs
     self._hashes = {
@@ -84,7 +84,7 @@ class EvaluatorCache:
       about: manifest of one of its checkpoints.
 
     Raises:
-      config.ConfigError: there are none, or one cannot be found.
+      config.ConfigError: there are no evaluators, or one is not there.
     """
     c = config.from_json(about['meta']['config'])
     more = config.fill({'evals': dict(self._evals or {})}).evals

@@ -1,9 +1,10 @@
-"""Whether what was made of a model still says what the model said: a probe.
+"""Checks that an exported model still matches the original.
 
-A probe is 64 texts and what each of their tokens cost the original. Whatever is
-made of it, smaller or for another machine, reads them again, and is refused
-when its loss has risen by more than a budget. `probe.json` goes along with what
-is made: what is made of that again is held against the first original.
+A probe is 64 texts and the loss of the original at each of their tokens. An
+exported model, smaller or for another machine, reads the same texts, and is
+refused if its mean loss has risen by more than a budget. `probe.json` goes
+along with the exported model: what is exported from that again is compared with
+the first original.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,24 +21,25 @@ from lm.data import objectives, shards, windows
 
 NAME = 'probe.json'
 ROWS = 64
-_TOGETHER = 4  # rows; a sentence vector is compared with those beside it
-_DTYPES = {'weights': np.float32, 'prefix': np.bool_}  # int32 are the others
+# Rows at a time: the loss of a sentence vector depends on those beside it.
+_TOGETHER = 4
+_DTYPES = {'weights': np.float32, 'prefix': np.bool_}  # all others: int32
 
 
 class Worse(errors.Failure):
-  """What was made of a model costs more than its budget: it is refused."""
+  """The loss of an exported model has risen by more than the budget."""
 
   exit_code = 9
 
 
 class Probe(NamedTuple):
-  """Texts, and what they cost the original.
+  """Texts, and the losses of the original on them.
 
   Attributes:
-    batch: a text a row, as the model's objective lays it out. Where the logits
-      are none over the vocabulary, targets are the original's own answers.
-    nats: float32, of each target; 0 where it is not scored.
-    about: where both come from.
+    batch: one text per row, as the model's objective lays it out. If the logits
+      are not over the vocabulary, the targets are the original's own answers.
+    nats: the loss at each target, float32; 0 where nothing is scored.
+    about: where model and texts come from.
   """
 
   batch: types.Batch
@@ -45,14 +47,15 @@ class Probe(NamedTuple):
   about: dict[str, Any]
 
 
-class Verdict(NamedTuple):
-  """Two models' losses on a probe.
+class Decision(NamedTuple):
+  """The losses of an original and of an exported model on a probe.
 
   Attributes:
-    original_nats, result_nats: a token, on average.
-    rise_nats: the average of the differences, in double.
+    original_nats: mean loss per token of the original.
+    result_nats: mean loss per token of the exported model.
+    rise_nats: mean of the differences, in double precision.
     largest_nats: the largest difference at one token, up or down.
-    tokens: how many were scored.
+    tokens: number of tokens that were scored.
   """
 
   original_nats: float
@@ -72,23 +75,26 @@ def make(
   objective: Mapping[str, Any] = objectives.CAUSAL,
   about: Mapping[str, Any],
 ) -> Probe:
-  """Asks the original.
+  """Makes a probe from a dataset: runs the original on 64 texts of it.
 
-  Of each of 64 windows, spread evenly over a dataset, the longest part of one
-  document is a text; there are fewer where the dataset has fewer windows.
+  The texts are parts of 64 windows, spread evenly over the dataset: the longest
+  part of one document in each. A dataset with fewer windows gives fewer texts.
 
   Args:
-    params, model, tokenizer: the original.
-    path: directory of token shards.
-    length, objective: of the run's data.
-    about: what to tell of the original.
+    params: of the original.
+    model: the original.
+    tokenizer: of the original.
+    path: folder of token shards.
+    length: L, of the run's data.
+    objective: spec of the run's objective.
+    about: a description of the original that the probe keeps.
 
   Raises:
     ValueError: the dataset cannot be used, nothing in it is scored, or the
       original's own losses are not finite.
   """
-  made = config.build(objective, tokenizer=tokenizer, length=length)
-  cut = windows.Windows(shards.load(path, tokenizer), made.window, key=None)
+  built = config.build(objective, tokenizer=tokenizer, length=length)
+  cut = windows.Windows(shards.load(path, tokenizer), built.window, key=None)
   which = spread(cut.count)
   rows, sizes = cut.read(which)
   for n, row in enumerate(rows):
@@ -97,25 +103,27 @@ def make(
     text = max(np.split(window, ends), key=len)
     sizes[n] = len(text)
     row[0], row[1 : len(text) + 1] = tokenizer.eos, text
-  batch = made.make(rows, sizes, cut.keys(which))
+  batch = built.make(rows, sizes, cut.keys(which))
   like = jax.eval_shape(model.apply, params, batch).logits
   if like.shape != (*batch.targets.shape, tokenizer.size):
-    batch = batch._replace(targets=batch.targets[:, :1])  # a text a row
+    batch = batch._replace(targets=batch.targets[:, :1])  # one text per row
     answers = _over(lambda *x: model.apply(*x).logits.argmax(-1), params, batch)
     ones = np.ones(answers.shape, np.float32)
     batch = batch._replace(targets=answers, weights=ones)
   if not (batch.weights > 0).any():
     raise ValueError(f'{path}: no token of it is scored: give other texts')
-  return asked(params, model, batch, {**about, 'data': cut.source.fingerprint})
+  return probe_batch(
+    params, model, batch, {**about, 'data': cut.source.fingerprint}
+  )
 
 
-def asked(
+def probe_batch(
   params: types.Params,
   model: types.Model,
   batch: types.Batch,
   about: Mapping[str, Any],
 ) -> Probe:
-  """Asks the original what a batch costs it.
+  """Makes a probe from a batch: runs the original on it.
 
   Raises:
     ValueError: its losses are not finite.
@@ -127,14 +135,14 @@ def asked(
 
 
 def spread(count: int) -> np.ndarray:
-  """Chooses `ROWS` of `count` rows, or all of fewer, evenly."""
+  """Chooses `ROWS` of `count` rows, evenly spread, or all if there are few."""
   return np.unique(np.linspace(0, count - 1, ROWS).astype(np.int64))
 
 
 def nats(
   apply: Callable[..., types.Output], params: types.Params, batch: types.Batch
 ) -> np.ndarray:
-  """Asks what each target costs a model: float32, 0 where it is not scored."""
+  """Computes a model's loss at each target: float32, 0 where not scored."""
 
   def cost(params, part):
     return loss.cross_entropy(apply(params, part).logits, part.targets)
@@ -142,12 +150,17 @@ def nats(
   return np.where(batch.weights > 0, _over(cost, params, batch), 0)
 
 
-def compare(probe: Probe, cost: np.ndarray) -> Verdict:
-  """Holds a model's answers against those of the original."""
+def compare(probe: Probe, cost: np.ndarray) -> Decision:
+  """Compares the losses of an exported model with those of the original.
+
+  Args:
+    probe: of the original.
+    cost: losses of the exported model, as `nats` gives them.
+  """
   weights = probe.batch.weights.astype(np.float64)
   apart = cost.astype(np.float64) - probe.nats
   total = weights.sum()
-  return Verdict(
+  return Decision(
     float((weights * probe.nats).sum() / total),
     float((weights * cost).sum() / total),
     float((weights * apart).sum() / total),
@@ -156,16 +169,21 @@ def compare(probe: Probe, cost: np.ndarray) -> Verdict:
   )
 
 
-def refusal(verdict: Verdict, budget_nats: float, what: str) -> Worse | None:
-  """Says that a model has become worse: its loss rose by more than a budget.
+def refusal(decision: Decision, budget_nats: float, name: str) -> Worse | None:
+  """Gives an error if the loss of a model rose by more than a budget.
 
-  Losses that are not finite are worse; None: it may be used.
+  Losses that are not finite are worse, too.
+
+  Args:
+    decision: of `compare`.
+    budget_nats: the largest allowed rise of the mean loss.
+    name: of the exported model, for the error.
   """
-  if verdict.rise_nats <= budget_nats:
+  if decision.rise_nats <= budget_nats:
     return None
   return Worse(
-    f'{what}: refused: its loss is {verdict.result_nats:.4g} nats, not '
-    f'{verdict.original_nats:.4g}: {verdict.rise_nats:.4g} more, over '
+    f'{name}: refused: its loss is {decision.result_nats:.4g} nats, not '
+    f'{decision.original_nats:.4g}: {decision.rise_nats:.4g} more, over '
     f'--budget={budget_nats:g}: change it less, or allow more'
   )
 
@@ -183,7 +201,7 @@ def load(path: Path) -> Probe:
   """Reads what `save` wrote.
 
   Raises:
-    errors.Damaged: it is not that.
+    errors.Damaged: the file holds something else.
   """
   try:
     content = json.loads(path.read_bytes())
@@ -194,8 +212,8 @@ def load(path: Path) -> Probe:
       name: np.asarray(rows, _DTYPES.get(name, np.int32))
       for name, rows in content['batch'].items()
     }
-    found = np.asarray(content['nats'], np.float32)
-    return Probe(types.Batch(**batch), found, content['about'])
+    cost = np.asarray(content['nats'], np.float32)
+    return Probe(types.Batch(**batch), cost, content['about'])
   except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
     raise errors.Damaged(
       f'{path}: its bytes are not those that were written: bring it back, or '

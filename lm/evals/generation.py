@@ -1,10 +1,12 @@
-"""Evaluators of what a model writes: translations, summaries, answers.
+"""Evaluators of generated texts: translations, summaries, answers.
 
-{'fn': 'lm.evals.generation:make', 'batch_size': 64, 'length': 64, 'new': 48,
- 'records': {'fn': 'lm.data.finetuning.pair_readers:multi30k', 'path': ..., 'target': ...},
- 'form': the form that the model was trained with, 'metrics': ('bleu', 'chrf')}
+  {'fn': 'lm.evals.generation:make', 'batch_size': 64, 'length': 64, 'new': 48,
+   'records': {'fn': 'lm.data.finetuning.pair_readers:multi30k', 'path': ...,
+               'target': ...},
+   'form': the form that the model was trained with,
+   'metrics': ('bleu', 'chrf')}
 
-`answers` tells how likely it finds the answers that the records have.
+`answers` measures how likely a model finds the answers of the records instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +20,10 @@ import numpy as np
 from lm import sharding, types
 from lm.data import objectives
 from lm.data.finetuning import batching
-from lm.evals import classification, results, scoring
+from lm.data.finetuning import records as record_lib
+from lm.evals import classification, results, scoring, text_metrics
 from lm.evals import context as context_lib
 from lm.inference import beam, generate
-
-METRICS = ('bleu', 'chrf', 'rouge', 'exact', 'f1')
-_NGRAMS = (1, 2)  # of distinct-n, Li et al. 2016
-_REPEATED = 4  # words, of seq-rep-n, Welleck et al. 2020
 
 
 def make(
@@ -43,106 +42,75 @@ def make(
   fold: int | None = None,
   limit: int | None = None,
 ) -> Callable[[types.Params], results.Result]:
-  """Makes an evaluator of texts that a model writes, the likeliest ones.
+  """Makes an evaluator of the likeliest texts that a model generates.
 
   Args:
     context: the run that is evaluated.
-    records, form, length, folds: as of `tasks.make`; records are pairs.
+    records: spec of the reader of records, which are pairs.
+    form: spec of the form that the model was trained with, see `tasks.make`.
     batch_size: texts at a time; changes nothing but speed.
+    length: L, the most positions of a prompt.
     new: the most tokens of an answer.
-    metrics: of `METRICS`: BLEU and chrF of sacrebleu, over the whole set;
-      ROUGE-1, -2 and -L of rouge-score, with stems, the best of a record's
-      targets each; exact match and F1 of words as `labels.spans` has them.
-    beams, penalty: of `beam.search`; 1 is greedy.
-    language: of the answers; 'zh' counts characters.
-    fold: judges this part of the records alone; None: all.
-    limit: judges the first so many; None: all.
+    metrics: some of `text_metrics.METRICS`: BLEU and chrF of sacrebleu, over
+      the whole set; ROUGE-1, -2 and -L of rouge-score, with stems, the best
+      over the targets of a record; exact match and F1 of words, as in
+      `classification.spans`.
+    beams: number of beams of `beam.search`; 1 is greedy.
+    penalty: for length, of `beam.search`.
+    language: of the answers; 'zh' counts characters in place of words.
+    folds: number of parts that the records are divided into.
+    fold: the only part that is evaluated; None: all.
+    limit: number of records that are evaluated, the first ones; None: all.
 
   Returns:
-    `params -> Result`: the metrics; `distinct_1` and `distinct_2`, the share of
-    words and pairs of words that are not said again, over the whole set (Li et
-    al. 2016, arXiv 1510.03055, section 5.1); `repetition`, the share of an
-    answer's runs of four words that it has said before, its mean over those
-    that have one (seq-rep-4, Welleck et al. 2020, arXiv 1908.04319, section 6);
-    and `length`, words an answer. An item has the answer and what is counted
-    text by text: chrF, ROUGE, exact and F1. The card has the signatures of
-    sacrebleu.
+    `params -> Result`, whose metrics are those asked for and those of
+    `text_metrics.variety`. An item has the answer and the metrics that are
+    counted text by text: chrF, ROUGE, exact and F1. The card has the signatures
+    of sacrebleu.
 
   Raises:
-    ValueError: a setting is out of range, the form writes nothing, or a package
-      is missing.
+    ValueError: a setting is out of range, the form generates nothing, or a
+      package is missing.
   """
-  model, tokenizer, mesh = context
   for name in metrics:
-    if name not in METRICS:
-      raise ValueError(f'metrics: {name!r} is not one of {", ".join(METRICS)}')
-  for key, value in (
-    ('batch_size', batch_size),
-    ('new', new),
-    ('beams', beams),
-  ):
+    if name not in text_metrics.METRICS:
+      known = ', '.join(text_metrics.METRICS)
+      raise ValueError(f'metrics: {name!r} is not one of {known}')
+  settings = {'batch_size': batch_size, 'new': new, 'beams': beams}
+  for key, value in settings.items():
     objectives.check_whole(key, value, 1)
-  if language not in ('en', 'zh'):
-    raise ValueError(f"language={language!r} is neither 'en' nor 'zh'")
-  found, made, _ = classification.read(
-    records, form, tokenizer, length, folds, fold, limit
+  classification.check_language(language)
+  data, prompt, _ = _read(
+    records, form, context.tokenizer, length, folds, fold, limit
   )
-  prompt = made.prompt
-  if prompt is None:
-    raise ValueError(
-      f'{form["fn"]}: writes nothing: use lm.evals.classification'
-    )
-  asked = found.records
-  judges = [_JUDGES[name](asked, language) for name in metrics]
-  if beams == 1:
-    write = partial(
-      generate.generate,
-      model=model,
-      sampler=generate.Sampler(temperature=0),
-      length=new,
-      stop=tokenizer.eos,
-      rng=jax.random.key(0),
-    )
-  else:
-    write = partial(
-      beam.search,
-      model=model,
-      beams=beams,
-      length=new,
-      stop=tokenizer.eos,
-      penalty=penalty,
-    )
-
-  def answer(params, part) -> list[str]:
-    # Filled up, so that one program serves all parts.
-    filled = [*part, *[part[-1]] * (batch_size - len(part))]
-    batch = widened(prompt(filled), length)
-    with jax.set_mesh(mesh):
-      done = write(params, sharding.put(batch, mesh))
-    tokens_BL = done.tokens if beams == 1 else done[0][:, 0]
-    return ended(tokens_BL[: len(part)], tokenizer)
+  scorers = [
+    text_metrics.METRICS[name](data.records, language) for name in metrics
+  ]
+  answer = _generator(context, prompt, batch_size, length, new, beams, penalty)
 
   def evaluate(params: types.Params) -> results.Result:
-    # Alike in length, so that few wait for one.
-    order = sorted(range(len(asked)), key=lambda n: len(asked[n].source))
-    texts = [''] * len(asked)
-    for n in range(0, len(order), batch_size):
-      part = order[n : n + batch_size]
-      for place, text in zip(
-        part, answer(params, [asked[i] for i in part]), strict=True
-      ):
-        texts[place] = text
+    # Sorted by length, so that few texts of a batch wait for a long one.
+    order = sorted(
+      range(len(data.records)), key=lambda n: len(data.records[n].source)
+    )
+    texts = [''] * len(data.records)
+    for start in range(0, len(order), batch_size):
+      part = order[start : start + batch_size]
+      answered = answer(params, [data.records[n] for n in part])
+      for n, text in zip(part, answered, strict=True):
+        texts[n] = text
     items: list[results.Item] = [
       {'id': record.id, 'answer': text}
-      for record, text in zip(asked, texts, strict=True)
+      for record, text in zip(data.records, texts, strict=True)
     ]
     metric: dict[str, float] = {}
-    card = found.card._asdict()
-    for name, (judge, package) in zip(metrics, judges, strict=True):
-      metric |= judge(texts, items)
-      if package is not None:  # how sacrebleu counted, and which one
-        card[name] = package.get_signature().format()
-    return results.Result({**metric, **variety(texts, language)}, items, card)
+    card = data.card._asdict()
+    for name, scorer in zip(metrics, scorers, strict=True):
+      metric |= scorer.score(texts, items)
+      if scorer.signature is not None:
+        card[name] = scorer.signature()
+    metric |= text_metrics.variety(texts, language)
+    return results.Result(metric, items, card)
 
   return evaluate
 
@@ -158,49 +126,47 @@ def answers(
   fold: int | None = None,
   limit: int | None = None,
 ) -> Callable[[types.Params], results.Result]:
-  """Makes an evaluator of what the answers of records cost a model.
+  """Makes an evaluator of the loss of a model on the answers of records.
 
-  This is the loss of training on records that are held out: of what the form
-  scores, so of answers and their ends alone. Arguments are those of `make`.
+  This is the loss of training, on records that are held out: only the tokens
+  that the form scores count, which are those of answers and their ends. The
+  arguments are the same as in `make`.
 
   Returns:
-    `params -> Result`: `loss_nats` and `perplexity` a token, `tokens`, and
-    `answer_nats`, the mean over records of all that one costs. An item has its
-    `answer_nats` and `tokens`.
+    `params -> Result`, whose metrics are `loss_nats` and `perplexity` per
+    token, `tokens`, and `answer_nats`, the mean over records of the nats of a
+    whole answer. An item has its `answer_nats` and `tokens`.
 
   Raises:
-    ValueError: as of `make`; the form scores no tokens.
+    ValueError: see `make`; or the form scores no tokens.
   """
   model, tokenizer, mesh = context
   objectives.check_whole('batch_size', batch_size, 1)
-  found, made, rows = classification.read(
+  data, _, (built, rows) = _read(
     records, form, tokenizer, length, folds, fold, limit
   )
-  if made.prompt is None:
-    raise ValueError(
-      f'{form["fn"]}: writes nothing: use lm.evals.classification'
-    )
   host, hosts = sharding.host(mesh, batch_size)
-  costs = scoring.compiled(model.apply, mesh)
+  token_nats = scoring.compiled(model.apply, mesh)
 
   def evaluate(params: types.Params) -> results.Result:
-    nats, tokens = np.zeros((2, len(found.records)))
+    nats, tokens = np.zeros((2, len(data.records)))
     for n in range(0, len(rows), batch_size):
       part = rows[n : n + batch_size]
       filled = [[row] for row in part] + [[]] * (batch_size - len(part))
-      batch = batching.assemble(filled, made, length, tokenizer)
+      batch = batching.assemble(filled, built, length, tokenizer)
       with jax.set_mesh(mesh):
-        nats_BL, _ = costs(params, sharding.put(batch, mesh, host, hosts))
-      cost_BL = np.asarray(nats_BL, np.float64) * batch.weights
-      for row, cost, counted in zip(
-        part, cost_BL.sum(1), batch.weights.sum(1), strict=False
+        nats_BL, _ = token_nats(params, sharding.put(batch, mesh, host, hosts))
+      scored_BL = np.asarray(nats_BL, np.float64) * batch.weights
+      # A record may have several rows; rows of padding have none.
+      for row, row_nats, row_tokens in zip(
+        part, scored_BL.sum(1), batch.weights.sum(1), strict=False
       ):
-        nats[row.record] += cost
-        tokens[row.record] += counted
+        nats[row.record] += row_nats
+        tokens[row.record] += row_tokens
     items: list[results.Item] = [
-      {'id': record.id, 'answer_nats': cost, 'tokens': int(count)}
-      for record, cost, count in zip(
-        found.records, nats.tolist(), tokens.tolist(), strict=True
+      {'id': record.id, 'answer_nats': x, 'tokens': int(count)}
+      for record, x, count in zip(
+        data.records, nats.tolist(), tokens.tolist(), strict=True
       )
     ]
     loss_nats = float(nats.sum() / tokens.sum())
@@ -210,34 +176,13 @@ def answers(
       **results.means(items, 'answer_nats'),
       'tokens': int(tokens.sum()),
     }
-    return results.Result(metric, items, found.card._asdict())
+    return results.Result(metric, items, data.card._asdict())
 
   return evaluate
 
 
-def variety(texts: Sequence[str], language: str) -> dict[str, float]:
-  """Counts distinct-1, distinct-2, repetition and words a text; see `make`."""
-  words = [list(x) if language == 'zh' else x.split() for x in texts]
-
-  def grams(text, n):
-    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
-
-  found = {}
-  for n in _NGRAMS:
-    every = [gram for text in words for gram in grams(text, n)]
-    found[f'distinct_{n}'] = len(set(every)) / max(len(every), 1)
-  again = [
-    1 - len(set(every)) / len(every)
-    for every in (grams(text, _REPEATED) for text in words)
-    if every
-  ]
-  found['repetition'] = sum(again) / max(len(again), 1)
-  found['length'] = sum(map(len, words)) / max(len(words), 1)
-  return found
-
-
 def ended(tokens_BL: types.Array, tokenizer: types.Tokenizer) -> list[str]:
-  """Decodes what stands before the eos of each row."""
+  """Decodes the tokens before the eos of each row."""
   texts = []
   for ids in np.asarray(tokens_BL).tolist():
     stop = ids.index(tokenizer.eos) if tokenizer.eos in ids else len(ids)
@@ -246,7 +191,13 @@ def ended(tokens_BL: types.Array, tokenizer: types.Tokenizer) -> list[str]:
 
 
 def widened(batch: types.Batch, length: int) -> types.Batch:
-  """Pads prompts of a decoder to one of few widths, so that few compile."""
+  """Pads a decoder's prompts to a power of two, so that few programs compile.
+
+  Args:
+    batch: of prompts. One with a source is returned as it is, as every source
+      has the same width.
+    length: the widest that prompts may be padded to.
+  """
   size = batch.tokens.shape[1]
   if batch.source is not None:
     return batch
@@ -260,82 +211,64 @@ def widened(batch: types.Batch, length: int) -> types.Batch:
   )
 
 
-# Each `(records, language) -> (judge, metric of sacrebleu or None)`; judge is
-# `(texts, items) -> metrics`, and adds to the items.
-def _bleu(records, language):
-  package = classification.package('sacrebleu', 'sacrebleu')
-  metric = package.BLEU(tokenize='zh' if language == 'zh' else '13a')
+def _read(
+  records: Mapping[str, Any],
+  form: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+  length: int,
+  folds: int,
+  fold: int | None,
+  limit: int | None,
+) -> tuple[
+  record_lib.Records,
+  Callable[[Sequence[Any]], types.Batch],
+  tuple[batching.Form, list[batching.Row]],
+]:
+  """Reads records, and the prompt, the form and the rows made of them.
 
-  def judge(texts, items):
-    del items  # of the whole set alone
-    return {'bleu': metric.corpus_score(texts, _references(records)).score}
-
-  return judge, metric
-
-
-def _chrf(records, language):
-  del language
-  metric = classification.package('sacrebleu', 'sacrebleu').CHRF()
-
-  def judge(texts, items):
-    for record, text, item in zip(records, texts, items, strict=True):
-      item['chrf'] = metric.sentence_score(text, record.targets).score
-    return {'chrf': metric.corpus_score(texts, _references(records)).score}
-
-  return judge, metric
-
-
-def _rouge(records, language):
-  package = classification.package('rouge_score.rouge_scorer', 'rouge-score')
-  kinds = ['rouge1', 'rouge2', 'rougeL']
-  words = _Characters() if language == 'zh' else None
-  scorer = package.RougeScorer(kinds, use_stemmer=True, tokenizer=words)
-
-  def judge(texts, items):
-    for record, text, item in zip(records, texts, items, strict=True):
-      scores = [scorer.score(target, text) for target in record.targets]
-      for kind in kinds:
-        item[kind] = max(score[kind].fmeasure for score in scores)
-    return results.means(items, *kinds)
-
-  return judge, None
+  Raises:
+    ValueError: the form generates nothing.
+  """
+  data, built, rows = classification.read(
+    records, form, tokenizer, length, folds, fold, limit
+  )
+  if built.prompt is None:
+    raise ValueError(
+      f'{form["fn"]}: generates nothing: use lm.evals.classification'
+    )
+  return data, built.prompt, (built, rows)
 
 
-def _answers(name, compare):
-  def prepare(records, language):
-    def judge(texts, items):
-      for record, text, item in zip(records, texts, items, strict=True):
-        item[name] = max(compare(text, x, language) for x in record.targets)
-      return results.means(items, name)
+def _generator(
+  context: context_lib.Context,
+  prompt: Callable[[Sequence[Any]], types.Batch],
+  batch_size: int,
+  length: int,
+  new: int,
+  beams: int,
+  penalty: float,
+) -> Callable[[types.Params, Sequence[Any]], list[str]]:
+  """Makes `(params, records) -> answers` for at most `batch_size` records."""
+  model, tokenizer, mesh = context
+  settings = {'model': model, 'length': new, 'stop': tokenizer.eos}
+  greedy = partial(
+    generate.generate,
+    sampler=generate.Sampler(temperature=0),
+    rng=jax.random.key(0),  # which greedy sampling does not use
+    **settings,
+  )
+  search = partial(beam.search, beams=beams, penalty=penalty, **settings)
 
-    return judge, None
+  def answer(params: types.Params, part: Sequence[Any]) -> list[str]:
+    # Filled up, so that one program serves all batches.
+    filled = [*part, *[part[-1]] * (batch_size - len(part))]
+    prompts = widened(prompt(filled), length)
+    with jax.set_mesh(mesh):
+      batch = sharding.put(prompts, mesh)
+      if beams == 1:
+        tokens_BL = greedy(params, batch).tokens
+      else:
+        tokens_BL = search(params, batch)[0][:, 0]
+    return ended(tokens_BL[: len(part)], tokenizer)
 
-  return prepare
-
-
-class _Characters:
-  """What rouge-score asks for words: the characters of a text."""
-
-  def tokenize(self, text: str) -> list[str]:
-    return [x for x in text if not x.isspace()]
-
-
-def _references(records) -> list[list[str | None]]:
-  """Turns targets into as many lists as a record has at the most."""
-  most = max(len(record.targets) for record in records)
-  return [
-    [
-      record.targets[n] if n < len(record.targets) else None
-      for record in records
-    ]
-    for n in range(most)
-  ]
-
-
-_JUDGES = {
-  'bleu': _bleu,
-  'chrf': _chrf,
-  'rouge': _rouge,
-  'exact': _answers('exact', classification.exact_match),
-  'f1': _answers('f1', classification.overlap),
-}
+  return answer

@@ -1,18 +1,19 @@
-"""What every item of an evaluation gave, on disk, so that runs can be paired.
+"""Stores the outcome of every single item, so that runs can be paired.
 
 `WORKDIR/items/EVALUATOR/STEP.CHECKPOINT.jsonl.gz` holds JSON lines: a header,
 
     {"evaluator": ..., "step": ..., "checkpoint": ..., "task": ..., "code": ...}
 
-where checkpoint, task and code are sha256 in hex, of the judged state, of the
-items and of what judged them; then one object an item:
+where checkpoint, task and code are sha256 in hex: of the checkpoint's content,
+of the evaluator's settings and files, and of its code. One object for each item
+follows:
 
     {"id": "blimp/adjunct_island/17", "accuracy": 1, "group": "adjunct_island"}
 
 A number is an outcome, null an outcome without a value for this item, and a
-string a label. The label `group` says which items were drawn together (of one
-passage, of one template) and so are no independent evidence; what a category is
-goes by another name.
+string a label. Items with the same label `group` were drawn together (from one
+passage, from one template) and are not independent evidence. Categories have
+other labels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,31 +40,32 @@ def write(
   """Writes a file as a whole or not at all; equal items give equal bytes.
 
   Args:
-    workdir: of the run.
-    header: as above.
-    items: as above, each `id` once, numbers finite; numpy's scalars will do.
+    workdir: folder of the run.
+    header: the first line, see the module.
+    items: the other lines. Each `id` occurs once, and numbers are finite;
+      scalars of numpy will do.
 
   Returns:
-    Where it is.
+    The path of the file.
 
   Raises:
-    config.ConfigError: the evaluator's name cannot be that of a folder.
+    config.ConfigError: a folder cannot have the evaluator's name.
   """
   name = str(header['evaluator'])
   if not _EVALUATOR.fullmatch(name):
     raise config.ConfigError(
-      f'evals.{name}: its name cannot be that of a folder: use letters and _'
+      f'evals.{name}: a folder cannot have this name: use letters and _'
     )
   records = [dict(header), *map(dict, items)]
   text = ''.join(f'{_dumps(record)}\n' for record in records).encode()
   path = Path(workdir) / 'items' / name / _name(header)
-  wrong = _wrong([json.loads(line) for line in text.splitlines()], path)
-  assert not wrong, wrong
+  problem = _problem([json.loads(line) for line in text.splitlines()], path)
+  assert not problem, problem
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
     with part.open('wb') as file:
-      # No time and no name in it: they would make other bytes.
+      # Without a time and a name, which would differ between equal files.
       with gzip.GzipFile('', 'wb', 6, file, mtime=0) as packed:
         packed.write(text)
       file.flush()
@@ -81,25 +83,25 @@ def read(
 
   Raises:
     errors.Missing: there is no such file.
-    errors.Damaged: its bytes are not what was written, or it is no such file.
+    errors.Damaged: the file was damaged, or is of another kind.
     errors.Storage: it cannot be read.
   """
   path, records = Path(path), []
   try:
     text = gzip.decompress(path.read_bytes())
     records = [_loads(line) for line in text.splitlines()]
-    wrong = _wrong(records, path)
+    problem = _problem(records, path)
   except FileNotFoundError:
-    raise errors.Missing(f'{path}: no such file: judge the step') from None
+    raise errors.Missing(f'{path}: no such file: evaluate the step') from None
   except (EOFError, ValueError, RecursionError, zlib.error, gzip.BadGzipFile):
-    wrong = 'its bytes are not those that were written'
+    problem = 'its bytes are not those that were written'
   except OSError as error:
     raise errors.Storage(
       f'{errors.refusal(error)}: make it readable'
     ) from error
-  if wrong:
+  if problem:
     raise errors.Damaged(
-      f'{path}: no sound file of items: {wrong}: delete it and judge again'
+      f'{path}: no sound file of items: {problem}: delete it, evaluate again'
     )
   return records[0], records[1:]
 
@@ -107,19 +109,23 @@ def read(
 def find(
   workdir: str | os.PathLike[str], step: int | None = None
 ) -> dict[str, Path]:
-  """Finds each evaluator's items of a step; None: of the newest that it has.
+  """Finds the file of each evaluator for a step.
 
-  Of several checkpoints of one step, as a run that was rewound leaves them, the
-  file that was written last counts.
+  If a step has several checkpoints, as after a run was rewound, the file that
+  was written last counts.
+
+  Args:
+    workdir: folder of the run.
+    step: of the checkpoint; None: the newest that the evaluator has.
   """
-  found: dict[str, tuple[int, int, Path]] = {}
+  files: dict[str, tuple[int, int, Path]] = {}
   for path in sorted((Path(workdir) / 'items').glob('*/*')):
     match = _FILE.fullmatch(path.name)
     if match is None or step not in (None, int(match[1])):
       continue
     key = int(match[1]), path.stat().st_mtime_ns, path
-    found[path.parent.name] = max(key, found.get(path.parent.name, key))
-  return {name: path for name, (*_, path) in found.items()}
+    files[path.parent.name] = max(key, files.get(path.parent.name, key))
+  return {name: path for name, (*_, path) in files.items()}
 
 
 def _name(header: Mapping[str, Any]) -> str:
@@ -137,8 +143,8 @@ def _loads(line: bytes) -> Any:
   return json.loads(line, parse_constant=refuse)
 
 
-def _wrong(records: list[Any], path: Path) -> str:
-  """Says what makes records no file of items; '' if nothing does."""
+def _problem(records: list[Any], path: Path) -> str:
+  """Says why records are no file of items; '' if they are one."""
   if not all(isinstance(record, dict) for record in records):
     return 'a line is no object'
   header, *rows = records or [{}]

@@ -1,4 +1,4 @@
-"""How likely a model finds a text: nats a token, bits a byte, perplexity."""
+"""Evaluates the likelihood of a dataset: nats, bits per byte, perplexity."""
 
 from collections.abc import Callable, Mapping
 import math
@@ -25,23 +25,25 @@ def make(
 ) -> Evaluator:
   """Makes an evaluator that reads every token of a dataset exactly once.
 
-  Documents are cut in windows of `length`: a token sees what lies left of it
-  in its window, so that longer windows give lower losses.
+  Documents are cut into windows of `length`. A token sees the tokens before it
+  in its window, so longer windows give lower losses.
 
   Args:
     context: the run that is evaluated.
-    path: directory of token shards.
+    path: folder of token shards.
     batch_size: windows at a time; changes nothing but speed.
-    length: L, targets a window.
-    objective: spec of what makes examples of windows; but for a causal one,
-      losses are not the text's, and only they and their number are given.
-    words: words of the text (ends of lines included), for perplexity a word;
-      None leaves it out.
-    chunks: as of `loss.make`, for less memory.
+    length: L, targets per window.
+    objective: spec of the objective that makes examples of windows. The losses
+      of one that is not causal are not those of the text: then only their mean
+      and number are given.
+    words: number of words of the text (ends of lines included), for
+      word_perplexity; None leaves it out.
+    chunks: number of parts in which the loss is computed, to save memory; see
+      `loss.make`.
 
   Returns:
-    `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats a token,
-    the ends of documents included; bits over the UTF-8 bytes of the text.
+    `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats per token,
+    ends of documents included; bits per byte of the UTF-8 text.
 
   Raises:
     ValueError: the dataset cannot be used.
@@ -63,7 +65,8 @@ def make(
     return score_output(model.apply(params, batch), batch, head)
 
   def evaluate(params: types.Params) -> dict[str, float]:
-    # Summed on the host in double: a float32 sum of 10^7 losses has 2 digits.
+    # Summed on the host in double precision: a float32 sum of 10^7 losses has
+    # two digits.
     nats = tokens = 0.0
     assert data.steps is not None and data.text_bytes is not None
     pending = None  # the device works on a batch while the next one is read
@@ -72,10 +75,11 @@ def make(
       data, 0, data.steps, threads=1, host=host, hosts=hosts
     ):
       with jax.set_mesh(mesh):
-        result = score(params, sharding.put(batch, mesh, host, hosts))
-      for done in filter(None, [pending]):
-        nats, tokens = nats + float(done.total), tokens + float(done.weight)
-      pending = result
+        metric = score(params, sharding.put(batch, mesh, host, hosts))
+      if pending is not None:
+        nats += float(pending.total)
+        tokens += float(pending.weight)
+      pending = metric
     assert pending is not None
     nats, tokens = nats + float(pending.total), tokens + float(pending.weight)
     result = {'loss_nats': nats / tokens}

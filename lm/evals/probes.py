@@ -1,8 +1,8 @@
-"""Questions with known answers, read from files, and cards of what they are.
+"""Reads sets of questions with known answers from files.
 
-A reader is named by the `task` of an evaluator in lm.evals.choice, with the
-path of a file of its set. Prompts are those of EleutherAI's
-lm-evaluation-harness, without examples before the question.
+The `task` of an evaluator in lm.evals.choice names a reader and the path of a
+file of its set. Prompts are those of EleutherAI's lm-evaluation-harness,
+without examples before the question.
 """
 
 import collections
@@ -25,8 +25,8 @@ class Question(NamedTuple):
   Attributes:
     id: the same in every run.
     pairs: (context, continuation) of each choice.
-    gold: the right one.
-    labels: what else is known, such as the 'category' it is counted in.
+    gold: number of the right choice.
+    labels: further labels, such as its 'category'.
   """
 
   id: str
@@ -36,7 +36,7 @@ class Question(NamedTuple):
 
 
 class Task(NamedTuple):
-  """Questions and their card."""
+  """Questions, and a card that describes their set."""
 
   card: record_lib.DatasetCard
   questions: list[Question]
@@ -66,9 +66,11 @@ _SETS = {
 def arc_easy(*, path: str, limit: int | None = None) -> Task:
   """Reads ARC Easy; Clark et al. 2018, arXiv 1803.05457.
 
-  Args of every reader:
-    path: of a file, packed by gzip where its name ends in '.gz'.
-    limit: takes the first so many questions; None takes all.
+  All readers have the same arguments and errors.
+
+  Args:
+    path: of a file, compressed with gzip if its name ends in '.gz'.
+    limit: number of questions, the first ones; None: all.
 
   Raises:
     ValueError: the file is missing, damaged or of another set.
@@ -89,7 +91,7 @@ def piqa(*, path: str, limit: int | None = None) -> Task:
 def hellaswag(*, path: str, limit: int | None = None) -> Task:
   """Reads HellaSwag; Zellers et al. 2019, arXiv 1905.07830. See `arc_easy`.
 
-  What is left of WikiHow's marks, in brackets, is taken out.
+  Remains of WikiHow's markup, in brackets, are removed.
   """
 
   def question(row, n):
@@ -102,7 +104,7 @@ def hellaswag(*, path: str, limit: int | None = None) -> Task:
 def openbookqa(*, path: str, limit: int | None = None) -> Task:
   """Reads OpenBookQA; Mihaylov et al. 2018, arXiv 1809.02789. See `arc_easy`.
 
-  The question alone is the context, which a choice completes.
+  The context is the question alone; a choice completes it.
   """
 
   def question(row, n):
@@ -114,12 +116,12 @@ def openbookqa(*, path: str, limit: int | None = None) -> Task:
 def commonsense_qa(*, path: str, limit: int | None = None) -> Task:
   """Reads CommonsenseQA; Talmor et al. 2019, arXiv 1811.00937. See `arc_easy`.
 
-  All choices are told; that of a letter is scored.
+  The prompt lists all choices; the letter of a choice is scored.
   """
 
   def question(row, n):
-    asked = f'Question: {row["question"].strip()}'
-    return _letters(row['id'], asked, row, 'Answer:')
+    text = f'Question: {row["question"].strip()}'
+    return _letters(row['id'], text, row, 'Answer:')
 
   return _task('commonsense_qa', path, limit, question)
 
@@ -127,7 +129,7 @@ def commonsense_qa(*, path: str, limit: int | None = None) -> Task:
 def copa(*, path: str, limit: int | None = None) -> Task:
   """Reads COPA; Roemmele et al. 2011. See `arc_easy`.
 
-  The premise goes on with 'because' or 'therefore'.
+  The premise continues with 'because' or 'therefore'.
   """
 
   def question(row, n):
@@ -183,18 +185,18 @@ def boolq(*, path: str, limit: int | None = None) -> Task:
 def mmlu(*, path: str, limit: int | None = None) -> Task:
   """Reads MMLU, grouped by subject; Hendrycks et al. 2021, arXiv 2009.03300.
 
-  See `arc_easy`. All choices are told; that of a letter is scored.
+  See `arc_easy`. The prompt lists all choices; the letter of one is scored.
   """
   return _task('mmlu', path, limit, _subject('Answer:'))
 
 
 def cmmlu(*, path: str, limit: int | None = None) -> Task:
-  """Reads CMMLU as `mmlu`; Li et al. 2023, arXiv 2306.09212."""
+  """Reads CMMLU; Li et al. 2023, arXiv 2306.09212. See `mmlu`."""
   return _task('cmmlu', path, limit, _subject('答案：'))
 
 
 def lambada_openai(*, path: str, limit: int | None = None) -> Task:
-  """Reads LAMBADA as OpenAI cut it, for `choice.cloze`: the last word.
+  """Reads LAMBADA in the version of OpenAI, for `choice.cloze`.
 
   Reference: Paperno et al. 2016, arXiv 1606.06031. See `arc_easy`.
   """
@@ -207,7 +209,7 @@ def lambada_openai(*, path: str, limit: int | None = None) -> Task:
 
 
 def blimp(*, path: str, limit: int | None = None) -> Task:
-  """Reads BLiMP, grouped by paradigm, for `choice.pairs`: the good one first.
+  """Reads BLiMP, grouped by paradigm, for `choice.pairs`.
 
   Reference: Warstadt et al. 2020, arXiv 1912.00582. See `arc_easy`.
   """
@@ -233,31 +235,32 @@ def documents(
   """Reads whole texts, for `choice.documents`.
 
   Args:
-    path: of a file, or a pattern, as of tools/prepare_data.
-    unit, field: as of `lm.data.documents.Settings`.
-    limit: takes the first so many; None takes all.
+    path: of a file, or a pattern, the same as for tools/prepare_data.
+    unit: of the files, see `lm.data.documents.Settings`.
+    field: with the text, see `lm.data.documents.Settings`.
+    limit: number of texts, the first ones; None: all.
 
   Raises:
     ValueError: a file is missing or damaged, or there is no text.
   """
-  found = files.find([path])
+  paths = files.find([path])
   settings = files.Settings(unit=unit, field=field, errors='strict')
-  texts = files.read(found, settings, collections.Counter())
+  texts = files.read(paths, settings, collections.Counter())
   questions = [
     Question(f'documents/{n}', [('', text)])
     for n, text in enumerate(itertools.islice(texts, limit))
   ]
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no text')
-  told = record_lib.DatasetCard(
+  card = record_lib.DatasetCard(
     name='documents',
     source=names.short(path),
     licence='that of the files',
-    split=Path(found[0]).name.partition('.')[0],
+    split=Path(paths[0]).name.partition('.')[0],
     metric='bits_per_byte',
-    sha256=record_files.sha256_of(found),
+    sha256=record_files.sha256_of(paths),
   )
-  return Task(told, questions)
+  return Task(card, questions)
 
 
 def _task(
@@ -266,29 +269,29 @@ def _task(
   limit: int | None,
   question: Callable[[dict[str, Any], int], Question],
 ) -> Task:
-  """Reads a file of a set; `question` makes one of a row and its number."""
+  """Reads a file of a set; `question` makes a question of (row, number)."""
   questions = []
   for n, row in enumerate(record_files.json_lines(path, limit)):
     try:
-      made = question(row, n)
-      _ = made.pairs[made.gold]  # there is such a choice
+      built = question(row, n)
+      _ = built.pairs[built.gold]  # fails if there is no such choice
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
       raise ValueError(
         f'task {names.short(path)}: line {n + 1} is no question of {name} '
         f'({type(e).__name__}: {e}); give a file of that set'
       ) from e
-    questions.append(made._replace(id=f'{name}/{made.id}'))
+    questions.append(built._replace(id=f'{name}/{built.id}'))
   if not questions:
     raise ValueError(f'task {names.short(path)}: there is no question')
   source, licence, metric = _SETS[name]
-  told = record_lib.dataset_card(name, path, source, licence, metric)
-  return Task(told, questions)
+  card = record_lib.dataset_card(name, path, source, licence, metric)
+  return Task(card, questions)
 
 
 def _choices(
   name: Any, context: str, choices: Sequence[str], row: dict[str, Any]
 ) -> Question:
-  """Asks which of the choices, a space before each, goes on from a context."""
+  """Asks which choice, with a space before it, continues a context."""
   return Question(str(name), [(context, f' {x}') for x in choices], row['gold'])
 
 
@@ -299,21 +302,21 @@ def _answer(row: dict[str, Any], n: int, before: str = '') -> Question:
 
 
 def _letters(
-  name: Any, asked: str, row: dict[str, Any], answer: str
+  name: Any, question: str, row: dict[str, Any], answer: str
 ) -> Question:
-  """Asks for the letter of a choice, once all were told."""
+  """Lists all choices, and asks for the letter of one."""
   letters = 'ABCDEFGHIJ'[: len(row['choices'])]
-  told = [f'{x}. {y}' for x, y in zip(letters, row['choices'], strict=True)]
-  return _choices(name, '\n'.join([asked, *told, answer]), letters, row)
+  listed = [f'{x}. {y}' for x, y in zip(letters, row['choices'], strict=True)]
+  return _choices(name, '\n'.join([question, *listed, answer]), letters, row)
 
 
 def _subject(answer: str) -> Callable[[dict[str, Any], int], Question]:
-  """Asks as `_letters`, in groups by subject."""
+  """Asks in the way of `_letters`, in groups by subject."""
 
   def question(row, n):
     name = f'{row["subject"]}/{n}'
-    made = _letters(name, row['question'].strip(), row, answer)
-    return made._replace(labels={'category': row['subject']})
+    built = _letters(name, row['question'].strip(), row, answer)
+    return built._replace(labels={'category': row['subject']})
 
   return question
 

@@ -1,8 +1,9 @@
-"""How likely a model finds a continuation of a text: the one place that asks.
+"""Scores continuations of texts: how likely a model finds them.
 
-Whatever a model was trained for, its config's objective says how: a decoder
-continues its prompt, an encoder-decoder reads the context in its source, and
-where an objective has no prompt, as that of BERT, each token is masked in turn.
+Every evaluator that compares likelihoods asks here. The objective in the run's
+config says how to ask: a decoder continues a prompt, an encoder-decoder reads
+the context in its source, and where an objective has no prompt, such as that of
+BERT, each token is masked in turn.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,16 +19,18 @@ from lm import config, loss, sharding, types
 from lm.data import objectives
 from lm.evals import context as context_lib
 
-_NARROWEST = 32  # positions; shorter rows would only mean more programs
+# Positions of the narrowest row. Narrower ones would save little time and cost
+# one more compiled program each.
+_NARROWEST = 32
 
 
 class Score(NamedTuple):
   """What a continuation costs.
 
   Attributes:
-    nats: the sum of -log p of its tokens, added up in double.
-    tokens: how many.
-    bytes: of its UTF-8.
+    nats: the sum of -log p of its tokens, added up in double precision.
+    tokens: the number of its tokens.
+    bytes: the length of its UTF-8.
     greedy: whether each of its tokens is the likeliest in its place.
   """
 
@@ -44,13 +47,13 @@ class _Row(NamedTuple):
   """A row of a batch.
 
   Attributes:
-    text: number of the text that it belongs to.
-    ids: what the model reads, but for the mask.
-    targets: what it is scored on, one a position.
-    first, stop: the positions that are scored; of a masked row the one that is
-      masked.
-    prefix: positions of a prefix LM that see each other; None of others.
-    source: ids on the encoder's side; None without one.
+    text: number of the text that the row belongs to.
+    ids: what the model reads, before one of them is masked.
+    targets: what each position is scored on.
+    first: the first position that is scored; in a masked row, the masked one.
+    stop: one more than the last position that is scored.
+    prefix: number of positions of a prefix LM that see each other, or None.
+    source: ids on the encoder's side, or None.
   """
 
   text: int
@@ -72,15 +75,16 @@ def make(
 ) -> Scorer:
   """Makes `(params, [(context, continuation)]) -> [Score]`.
 
-  The tokens of a continuation are those of the whole text beyond as many as the
-  context has alone, once spaces at the context's end were moved to the
-  continuation, where a word's first piece has its space. This is the rule of
-  lm-evaluation-harness, but that the model always reads the tokens of the whole
-  text, also where a token spans the boundary; the last token is scored in any
-  case. Before all stands bos, and an empty context is bos alone.
+  Context and continuation are tokenized together, after the spaces at the
+  context's end were moved to the continuation, where a word's first piece has
+  its space. The context alone has some number of tokens; the tokens after that
+  many are the continuation's. This is the rule of lm-evaluation-harness, with
+  one difference: the model always reads the tokens of the whole text, even if
+  one of them spans the boundary. The last token is scored in any case. Every
+  text begins with bos, and an empty context is bos alone.
 
-  What is longer than `length` is cut from the left, bos first. A continuation
-  that is longer itself is scored in windows, each token once.
+  A text that is longer than `length` is cut from the left, bos first. If the
+  continuation alone is longer, it is scored in windows, each token once.
 
   A masked model gives the pseudo-log-likelihood of the continuation: each of
   its tokens is masked alone, and sees all others of its window. Reference:
@@ -90,126 +94,172 @@ def make(
     context: the run that is evaluated.
     batch_size: rows at a time; changes nothing but speed.
     length: L, the most positions that the model reads, on either side.
-    objective: spec of what the model was trained for.
+    objective: spec of the objective that the model was trained for.
     stride: positions from one window of a long continuation to the next, at
-      most L: a token has L - stride before it, or all there are. None: L, and
-      only the last window is moved back to be a full one.
+      most L. Each token then sees the L - stride tokens before it, or all if
+      there are fewer. None: L, and only the last window is moved back, so that
+      it is full.
 
   Raises:
     ValueError: a setting is out of range, or the objective scores no text.
   """
-  model, tokenizer, mesh = context
   objectives.check_whole('batch_size', batch_size, 1)
   objectives.check_whole('length', length, 1)
   step = length if stride is None else stride
   objectives.check_whole('stride', step, 1)
   if step > length:
     raise ValueError(f'stride={stride} must be at most length={length}')
-  made = config.build(objective, tokenizer=tokenizer, length=length)
-  prompt, masks = made.prompt, made.prompt is None
-  ends = masks and _ends(made, objective, tokenizer)
-  # Every process asks for all texts, and brings the rows that are its own.
+  tokenizer, mesh = context.tokenizer, context.mesh
+  cut = _cutter(tokenizer, objective, length, step)
+  widths = _widths(length, mesh)
+  run = compiled(context.model.apply, mesh)
+  # Every process is given all texts, and brings the rows that are its own.
   host, hosts = sharding.host(mesh, batch_size)
   own = slice(host * (batch_size // hosts), (host + 1) * (batch_size // hosts))
-  widths = _widths(length, mesh)
-  run = compiled(model.apply, mesh)
-
-  def lay(text: int, context: list[int], ids: list[int]) -> Iterator[_Row]:
-    """Cuts a text in rows."""
-    if prompt is None:
-      # What has an end has its bos in every window: it stands for a class.
-      every = [tokenizer.bos, *context, *ids][ends:]
-      begin, end = [tokenizer.bos] * ends, [tokenizer.eos] * ends
-      room = length - 2 * ends
-      for start, first, stop in _windows(
-        len(every) - len(ids), len(every), room, min(step, room)
-      ):
-        row = [*begin, *every[start:stop], *end]
-        for place in range(first - start + ends, stop - start + ends):
-          yield _Row(text, row, row, place, place + 1)
-      return
-    begun = prompt([context])
-    every = [*begun.tokens[0].tolist(), *ids]
-    known = len(every) - len(ids)
-    source = None if begun.source is None else begun.source[0, -length:]
-    # Position p predicts token p + 1.
-    for start, first, stop in _windows(known - 1, len(every) - 1, length, step):
-      yield _Row(
-        text,
-        every[start:stop],
-        every[start + 1 : stop + 1],
-        first - start,
-        stop - start,
-        None if begun.prefix is None else max(known - start, 0),
-        None if source is None else source.tolist(),
-      )
-
-  def shape(row: _Row) -> tuple[int, int]:
-    width = next(w for w in widths if w >= len(row.ids))
-    if row.source is None:
-      return width, 0
-    return width, next(w for w in widths if w >= len(row.source))
 
   def score(
     params: types.Params, pairs: Sequence[tuple[str, str]]
   ) -> list[Score]:
-    parted = _encode(tokenizer, pairs)
+    texts = _encode(tokenizer, pairs)
     rows = [
       row
-      for text, (context, ids) in enumerate(parted)
+      for text, (prefix, ids) in enumerate(texts)
       if ids
-      for row in lay(text, context, ids)
+      for row in cut.rows(text, prefix, ids)
     ]
-    nats = np.zeros(len(parted), np.float64)
-    greedy = np.ones(len(parted), bool)
+    nats = np.zeros(len(texts), np.float64)
+    greedy = np.ones(len(texts), bool)
 
-    def note(part, found):
-      nats_BL, hit_BL = map(np.asarray, found)
-      for row, nats_L, hit_L in zip(part, nats_BL, hit_BL, strict=False):
-        here = slice(row.first, row.stop)
-        nats[row.text] += nats_L[here].sum(dtype=np.float64)
-        greedy[row.text] &= bool(hit_L[here].all())
+    def add(part, result):
+      nats_BL, is_likeliest_BL = map(np.asarray, result)
+      # The arrays are longer than `part` if the last batch is not full.
+      for row, nats_L, is_likeliest_L in zip(
+        part, nats_BL, is_likeliest_BL, strict=False
+      ):
+        scored = slice(row.first, row.stop)
+        nats[row.text] += nats_L[scored].sum(dtype=np.float64)
+        greedy[row.text] &= bool(is_likeliest_L[scored].all())
 
-    pending = None  # the device works on a batch while the next one is made
-    # The widest come first: what does not fit in memory is known at once.
-    rows.sort(key=shape, reverse=True)
-    for place, same in itertools.groupby(rows, key=shape):
-      same = list(same)
-      for n in range(0, len(same), batch_size):
-        part = same[n : n + batch_size]
-        batch = _batch(part[own], own, place, same[0], tokenizer, masks)
-        with jax.set_mesh(mesh):
-          found = run(params, sharding.put(batch, mesh, host, hosts))
-        if pending is not None:
-          note(*pending)
-        pending = part, found
+    pending = None  # the device works on a batch while the host makes the next
+    for shape, part in _batches(rows, widths, batch_size):
+      batch = _batch(part[own], own, shape, part[0], tokenizer, cut.masks)
+      with jax.set_mesh(mesh):
+        result = run(params, sharding.put(batch, mesh, host, hosts))
+      if pending is not None:
+        add(*pending)
+      pending = part, result
     if pending is not None:
-      note(*pending)
+      add(*pending)
     return [
       Score(float(nats[n]), len(ids), len(text.encode()), bool(greedy[n]))
-      for n, ((_, ids), (_, text)) in enumerate(zip(parted, pairs, strict=True))
+      for n, ((_, ids), (_, text)) in enumerate(zip(texts, pairs, strict=True))
     ]
 
   return score
 
 
-def _ends(
-  made: objectives.Objective,
-  objective: Mapping[str, Any],
+class _Cutter(NamedTuple):
+  """Cuts texts into rows.
+
+  Attributes:
+    rows: `(number, context ids, continuation ids) -> rows` of a text.
+    masks: whether the first scored position of a row is masked.
+  """
+
+  rows: Callable[[int, list[int], list[int]], Iterator[_Row]]
+  masks: bool
+
+
+def _cutter(
   tokenizer: types.Tokenizer,
-) -> bool:
-  """Tells if the texts of an objective that masks tokens end with eos.
+  spec: Mapping[str, Any],
+  length: int,
+  stride: int,
+) -> _Cutter:
+  """Chooses the rows that suit the objective of a model.
 
   Raises:
-    ValueError: it does not mask tokens.
+    ValueError: the objective scores no text.
   """
-  row = np.full((1, made.window + 1), tokenizer.encode('a')[-1], np.int32)
+  objective = config.build(spec, tokenizer=tokenizer, length=length)
+  prompt = objective.prompt
+  if prompt is None:
+    ends = _has_ends(objective, spec, tokenizer)
+    rows = functools.partial(_masked_rows, tokenizer, length, stride, ends)
+  else:
+    rows = functools.partial(_prompted_rows, prompt, length, stride)
+  return _Cutter(rows, prompt is None)
+
+
+def _masked_rows(
+  tokenizer: types.Tokenizer,
+  length: int,
+  stride: int,
+  ends: bool,
+  text: int,
+  context: list[int],
+  ids: list[int],
+) -> Iterator[_Row]:
+  """Cuts a text for a masked model: one row for each token that is scored."""
+  # A model whose texts end with eos was trained with bos and eos around every
+  # window, as BERT with [CLS] and [SEP]. Others see bos once, before the text.
+  whole = [*context, *ids] if ends else [tokenizer.bos, *context, *ids]
+  begin, end = [tokenizer.bos] * ends, [tokenizer.eos] * ends
+  room = length - 2 * ends
+  for start, first, stop in _windows(
+    len(whole) - len(ids), len(whole), room, min(stride, room)
+  ):
+    row = [*begin, *whole[start:stop], *end]
+    for place in range(first - start + ends, stop - start + ends):
+      yield _Row(text, row, row, place, place + 1)
+
+
+def _prompted_rows(
+  prompt: Callable[..., types.Batch],
+  length: int,
+  stride: int,
+  text: int,
+  context: list[int],
+  ids: list[int],
+) -> Iterator[_Row]:
+  """Cuts a text for a model that continues a prompt: one row for a window."""
+  batch = prompt([context])
+  whole = [*batch.tokens[0].tolist(), *ids]
+  known = len(whole) - len(ids)
+  source = None if batch.source is None else batch.source[0, -length:]
+  # Position p predicts token p + 1, so the last token is only a target.
+  for start, first, stop in _windows(known - 1, len(whole) - 1, length, stride):
+    yield _Row(
+      text,
+      whole[start:stop],
+      whole[start + 1 : stop + 1],
+      first - start,
+      stop - start,
+      None if batch.prefix is None else max(known - start, 0),
+      None if source is None else source.tolist(),
+    )
+
+
+def _has_ends(
+  objective: objectives.Objective,
+  spec: Mapping[str, Any],
+  tokenizer: types.Tokenizer,
+) -> bool:
+  """Tells whether the texts of an objective that masks tokens end with eos.
+
+  Raises:
+    ValueError: the objective does not mask tokens.
+  """
+  # One example says it: a window full of one letter.
+  row = np.full((1, objective.window + 1), tokenizer.encode('a')[-1], np.int32)
   row[:, 0] = tokenizer.eos
-  batch = made.make(row, np.array([made.window]), np.zeros(1, np.uint64))
+  batch = objective.make(
+    row, np.array([objective.window]), np.zeros(1, np.uint64)
+  )
   same = batch.tokens.shape == batch.targets.shape and batch.source is None
   if tokenizer.mask is None or not same:
     raise ValueError(
-      f'objective {objective["fn"]}: neither goes on from a text nor masks '
+      f'objective {spec["fn"]}: neither continues a text nor masks '
       'tokens, so no text can be scored with it'
     )
   return bool((batch.tokens == tokenizer.eos).any())
@@ -229,6 +279,7 @@ def _encode(
       tokenizer.encode_batch(wholes),
       strict=True,
     )
+    # A token may span the boundary: one is left to score all the same.
     for n in [min(len(known), len(whole) - bool(text))]
   ]
 
@@ -243,9 +294,9 @@ def _windows(
     positions, and scores first..stop - 1 of them.
   """
   if total - first <= stride:
-    stop = total
+    stop = total  # one window scores all
   elif first < length:
-    stop = min(length, total)  # all that stands before is read
+    stop = min(length, total)  # the first window has the whole context
   else:
     stop = min(first + stride, total)
   while True:
@@ -255,9 +306,33 @@ def _windows(
     first, stop = stop, min(stop + stride, total)
 
 
+def _batches(
+  rows: list[_Row], widths: Sequence[int], batch_size: int
+) -> Iterator[tuple[tuple[int, int], list[_Row]]]:
+  """Yields (shape of a row, at most `batch_size` rows that fit it)."""
+
+  def width(ids: Sequence[int]) -> int:
+    return next(w for w in widths if w >= len(ids))
+
+  def shape(row: _Row) -> tuple[int, int]:
+    return width(row.ids), 0 if row.source is None else width(row.source)
+
+  # The widest come first: if they do not fit into memory, it is known at once.
+  rows.sort(key=shape, reverse=True)
+  for place, group in itertools.groupby(rows, key=shape):
+    same = list(group)
+    for n in range(0, len(same), batch_size):
+      yield place, same[n : n + batch_size]
+
+
 def _widths(length: int, mesh: jax.sharding.Mesh) -> list[int]:
-  """Lists what rows are padded to, ascending: halves of halves of L."""
-  parts = 8 * mesh.shape['sequence']  # which cut a row's positions
+  """Lists the widths that rows are padded to, ascending: L and its halves.
+
+  A program is compiled for each, so that short texts do not cost what long ones
+  do, and few widths are enough.
+  """
+  # Positions are sharded over the axis `sequence`, in multiples of 8 each.
+  parts = 8 * mesh.shape['sequence']
   halves = itertools.takewhile(
     lambda n: n >= _NARROWEST, (length >> n for n in itertools.count(1))
   )
@@ -274,33 +349,46 @@ def _batch(
   tokenizer: types.Tokenizer,
   masks: bool,
 ) -> types.Batch:
-  """Lays rows out, and as many of padding as are missing from `own`.
+  """Lays rows out, with rows of padding in place of those that are missing.
 
-  A process may have no row of its own: `like` tells what a row has.
+  Args:
+    rows: those of this process, at most as many as `own` is long.
+    own: the rows of the batch that belong to this process.
+    shape: widths L and S of the target side and of the source.
+    like: any row of the batch, as a process may have none of its own: it tells
+      whether rows have a prefix and a source.
+    tokenizer: for its pad and mask.
+    masks: whether the first scored position of a row is masked.
   """
   count = own.stop - own.start
   batch = objectives.padding(count, shape[0], tokenizer)
-  prefix, source, known = None, None, None
+  prefix, source, source_segments = None, None, None
   if like.prefix is not None:
     prefix = np.zeros(batch.tokens.shape, bool)
   if like.source is not None:
     source = np.full((count, shape[1]), tokenizer.pad, np.int32)
-    known = np.zeros_like(source)
+    source_segments = np.zeros_like(source)
   for b, row in enumerate(rows):
-    here = slice(len(row.ids))
-    batch.tokens[b, here] = row.ids
-    batch.targets[b, here] = row.targets
+    filled = slice(len(row.ids))
+    batch.tokens[b, filled] = row.ids
+    batch.targets[b, filled] = row.targets
     batch.weights[b, row.first : row.stop] = 1
-    batch.positions[b, here] = np.arange(len(row.ids))
-    batch.segments[b, here] = 1
+    batch.positions[b, filled] = np.arange(len(row.ids))
+    batch.segments[b, filled] = 1
     if masks:
       batch.tokens[b, row.first] = tokenizer.mask
     if prefix is not None:
       prefix[b, : row.prefix] = True
-    if row.source is not None and source is not None and known is not None:
+    if (
+      row.source is not None
+      and source is not None
+      and source_segments is not None
+    ):
       source[b, : len(row.source)] = row.source
-      known[b, : len(row.source)] = 1
-  return batch._replace(prefix=prefix, source=source, source_segments=known)
+      source_segments[b, : len(row.source)] = 1
+  return batch._replace(
+    prefix=prefix, source=source, source_segments=source_segments
+  )
 
 
 @functools.lru_cache(maxsize=4)  # all evaluators of a run share its programs
@@ -312,6 +400,6 @@ def compiled(apply: Callable[..., types.Output], mesh: jax.sharding.Mesh):
     nats_BL = loss.cross_entropy(logits_BLV, batch.targets)
     return nats_BL, jnp.argmax(logits_BLV, axis=-1) == batch.targets
 
-  # Whole on every process, which may read only what is.
+  # Replicated: a process can only read an array of which it has every part.
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.jit(run, out_shardings=whole)

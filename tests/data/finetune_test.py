@@ -182,7 +182,7 @@ def test_what_writes_nothing_is_refused(trained, tmp_path):
     'labels': ['b', 'c'],
   }
   reader = {'fn': 'lm.data.finetuning.readers:texts', 'path': str(texts_)}
-  with pytest.raises(ValueError, match='writes nothing: use lm'):
+  with pytest.raises(ValueError, match='generates nothing: use lm'):
     judged(run, None, reader, form)
 
 

@@ -24,7 +24,7 @@ from lm.data.finetuning import (
 )
 from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
-from lm.evals import classification, context, generation
+from lm.evals import classification, context, text_metrics
 from lm.reporting import metrics_log
 from tools import export
 
@@ -706,16 +706,16 @@ def test_files_of_other_lengths_are_no_pairs(tmp_path):
 
 
 def test_variety_is_counted():
-  assert generation.variety(['a b a', 'b'], 'en') == {
+  assert text_metrics.variety(['a b a', 'b'], 'en') == {
     'distinct_1': 0.5,
     'distinct_2': 1.0,
     'repetition': 0.0,  # too short for any
     'length': 2.0,
   }
   # Two of five runs of four words are new; one has one, and one none.
-  found = generation.variety(['a b a b a b a b', 'a b a c', 'a'], 'en')
+  found = text_metrics.variety(['a b a b a b a b', 'a b a c', 'a'], 'en')
   assert found['repetition'] == pytest.approx((1 - 2 / 5) / 2)
-  assert generation.variety(['红红'], 'zh')['distinct_1'] == 0.5
+  assert text_metrics.variety(['红红'], 'zh')['distinct_1'] == 0.5
 
 
 def test_only_the_assistant_is_scored_in_a_talk():

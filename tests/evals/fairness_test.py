@@ -36,10 +36,14 @@ def costs(monkeypatch):
   return known
 
 
+def name(fn):
+  return 'lm.evals.bbq:make' if fn == 'bbq' else f'lm.evals.fairness:{fn}'
+
+
 def evaluate(fn, **settings):
   settings = {'batch_size': 1, 'length': 1, **settings}
   return config.build(
-    {'fn': f'lm.evals.fairness:{fn}', **settings},
+    {'fn': name(fn), **settings},
     context=None,
   )({})
 
@@ -244,7 +248,9 @@ def test_bbq_counts_biased_answers_among_those_that_name_a_group(
   assert silent['accuracy_ambiguous'] == 1
   rows[0]['additional_metadata']['stereotyped_groups'] = ['young']
   write(tmp_path / 'Age.jsonl', lines(rows))
-  with pytest.raises(config.ConfigError, match='whom the stereotype is of'):
+  with pytest.raises(
+    config.ConfigError, match='does not name one stereotyped group'
+  ):
     evaluate('bbq', path=path)
 
 
@@ -254,7 +260,7 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, costs, fn):
   with pytest.raises(config.ConfigError) as caught:
     evaluate(fn, path='x.jsonl')
   assert str(caught.value) == (
-    f'lm.evals.fairness:{fn}: task x.jsonl: no such file; check the path'
+    f'{name(fn)}: task x.jsonl: no such file; check the path'
   )
   write(tmp_path / 'x.jsonl', '{"a": 1}\n')
   with pytest.raises(config.ConfigError) as caught:
@@ -264,7 +270,7 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, costs, fn):
   assert text.endswith('give one of that set') and '\n' not in text
 
 
-def test_every_file_is_judged_whole(shared_data, costs):
+def test_every_file_is_read_whole(shared_data, costs):
   folder = shared_data / 'fairness'
 
   def items(fn, **paths):

@@ -96,7 +96,7 @@ def test_groups_are_told_apart_by_what_is_said_of_them(tmp_path, said):
   ],
 )
 def test_words_and_scores_of_a_text(text, score, want):
-  found = safety.judged(text, score)
+  found = safety.score_text(text, score)
   assert tuple(k for k, v in found.items() if v and k != 'sentiment') == (
     tuple(k for k in found if k in want)
   )

@@ -312,7 +312,7 @@ def test_the_likeliest_text_is_greedy_and_its_cost_is_known():
     ),
     (
       {'objective': {'fn': 'lm.data.objectives:skip_gram'}},
-      'objective lm.data.objectives:skip_gram: neither goes on from a text nor '
+      'objective lm.data.objectives:skip_gram: neither continues a text nor '
       'masks tokens, so no text can be scored with it',
     ),
   ],

@@ -315,7 +315,7 @@ def test_one_run_against_several_is_refused():
   with pytest.raises(ValueError) as caught:
     stats.difference(np.zeros((1, 5)), np.zeros((3, 5)))
   assert str(caught.value) == (
-    '1 against 3 runs: give one a side, or two and more each'
+    '1 against 3 runs: give each side one, or two and more'
   )
 
 

@@ -140,7 +140,7 @@ def test_baselines_of_tags_pair_with_each_other(tmp_path, capsys):
   report = compare.compare(
     [str(tmp_path / 'x' / 'majority')], [str(tmp_path / 'x' / 'dictionary')]
   )
-  assert {row['metric']: row['verdict'] for row in report['rows']} == {
+  assert {row['metric']: row['decision'] for row in report['rows']} == {
     'exact': 'B is better',
     'accuracy': 'B is better',
   }

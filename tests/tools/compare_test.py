@@ -29,7 +29,7 @@ def header(evaluator='blimp', step=36, checkpoint='0', task=TASK, code=CODE):
   }
 
 
-def judge(workdir, outcomes, **about):
+def write_items(workdir, outcomes, **about):
   """Writes the items of a run; outcomes are columns by name."""
   names = [f'blimp/{i}' for i in range(len(next(iter(outcomes.values()))))]
   rows = zip(*outcomes.values(), strict=True)
@@ -73,17 +73,17 @@ def test_items_come_back_as_they_were(tmp_path):
 
 
 def test_equal_items_are_equal_bytes(tmp_path):
-  one = judge(tmp_path / 'a', {'accuracy': [0, 1, 1]})
-  other = judge(tmp_path / 'b', {'accuracy': [0, 1, 1]})
+  one = write_items(tmp_path / 'a', {'accuracy': [0, 1, 1]})
+  other = write_items(tmp_path / 'b', {'accuracy': [0, 1, 1]})
   assert one.read_bytes() == other.read_bytes()
   assert one.read_bytes()[3:8] == bytes(5)  # of gzip: no name and no time
-  assert judge(tmp_path / 'b', {'accuracy': [1, 1, 1]}).read_bytes() != (
+  assert write_items(tmp_path / 'b', {'accuracy': [1, 1, 1]}).read_bytes() != (
     one.read_bytes()
   )
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-  path = judge(tmp_path, {'accuracy': [0, 1]})
+  path = write_items(tmp_path, {'accuracy': [0, 1]})
   before = path.read_bytes()
 
   def full(file):
@@ -91,29 +91,29 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
     patch.setattr(os, 'fsync', full)
-    judge(tmp_path, {'accuracy': [1, 1]})
+    write_items(tmp_path, {'accuracy': [1, 1]})
   with pytest.raises(ValueError, match='not JSON compliant'):
-    judge(tmp_path, {'accuracy': [0, float('nan')]})
+    write_items(tmp_path, {'accuracy': [0, float('nan')]})
   with pytest.raises(AssertionError, match='an id is there twice'):
     items.write(tmp_path, header(), [{'id': 'x'}, {'id': 'x'}])
   with pytest.raises(config.ConfigError) as caught:
     items.write(tmp_path, header(evaluator='../up'), [])
   assert str(caught.value) == (
-    'evals.../up: its name cannot be that of a folder: use letters and _'
+    'evals.../up: a folder cannot have this name: use letters and _'
   )
   assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
 def test_the_newest_step_is_found(tmp_path):
   assert items.find(tmp_path) == {}
-  early = judge(tmp_path, {'x': [1]}, step=9)
-  late = judge(tmp_path, {'x': [1]}, step=36)
-  only = judge(tmp_path, {'x': [1]}, step=9, evaluator='lambada')
+  early = write_items(tmp_path, {'x': [1]}, step=9)
+  late = write_items(tmp_path, {'x': [1]}, step=36)
+  only = write_items(tmp_path, {'x': [1]}, step=9, evaluator='lambada')
   late.with_name(late.name + '.12.part').touch()
   assert items.find(tmp_path) == {'blimp': late, 'lambada': only}
   assert items.find(tmp_path, 9) == {'blimp': early, 'lambada': only}
   assert items.find(tmp_path, 10) == {}
-  again = judge(tmp_path, {'x': [1]}, step=36, checkpoint='f')
+  again = write_items(tmp_path, {'x': [1]}, step=36, checkpoint='f')
   for seconds, path in enumerate((again, late)):
     os.utime(path, (seconds, seconds))
   assert items.find(tmp_path)['blimp'] == late
@@ -122,7 +122,7 @@ def test_the_newest_step_is_found(tmp_path):
 
 
 def test_damaged_and_foreign_files_are_one_line(tmp_path):
-  path = judge(tmp_path, {'accuracy': [0, 1]})
+  path = write_items(tmp_path, {'accuracy': [0, 1]})
   good = path.read_bytes()
 
   def says(what: str) -> None:
@@ -130,7 +130,7 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path):
       items.read(path)
     assert caught.value.exit_code == 4
     assert str(caught.value).endswith(
-      f'{path.name}: no sound file of items: {what}: delete it and judge again'
+      f'{path.name}: no sound file of items: {what}: delete it, evaluate again'
     )
 
   bytes_ = 'its bytes are not those that were written'
@@ -162,7 +162,7 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path):
   moved.write_bytes(good)
   path = moved
   says('its header is not that of this name')
-  with pytest.raises(errors.Missing, match='no such file: judge the step'):
+  with pytest.raises(errors.Missing, match='no such file: evaluate the step'):
     items.read(tmp_path / 'none')
   with pytest.raises(errors.Storage, match='Is a directory: make it readable'):
     items.read(tmp_path)
@@ -171,7 +171,9 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path):
 @pytest.mark.process
 def test_items_are_read_without_jax():
   code = (
-    'import sys; from lm.evals import items, stats\n'
+    'import sys\n'
+    'from lm.evals import items\n'
+    'from lm.evals.reports import stats\n'
     'sys.exit("jax" in sys.modules)'
   )
   done = subprocess.run([sys.executable, '-c', code], cwd=programs.ROOT)
@@ -187,7 +189,7 @@ def pair(tmp_path_factory):
   folder = tmp_path_factory.mktemp('pair')
   n = np.arange(200)
   shared = {'group': [f'g{i // 4}' for i in n]}
-  judge(
+  write_items(
     folder / 'a',
     {
       'accuracy': (n % 10 < 6) * 1,
@@ -196,7 +198,7 @@ def pair(tmp_path_factory):
       'stereotype': (n % 10 < 6) * 1,
     },
   )
-  judge(
+  write_items(
     folder / 'b',
     {
       'accuracy': (n % 10 < 8) * 1,
@@ -207,7 +209,7 @@ def pair(tmp_path_factory):
     checkpoint='1',
   )
   for name, rise in (('a', 0.0), ('b', 0.05)):
-    judge(
+    write_items(
       folder / name,
       {'score': np.sin(n // 4) + rise * np.cos(n // 4), **shared},
       evaluator='passages',
@@ -215,7 +217,7 @@ def pair(tmp_path_factory):
   return folder
 
 
-def test_a_table_with_verdicts(pair, capsys, monkeypatch):
+def test_a_table_with_decisions(pair, capsys, monkeypatch):
   monkeypatch.chdir(pair)
   compare.main(['a', 'b'])
   assert capsys.readouterr().out == GOLDEN
@@ -225,7 +227,7 @@ GOLDEN = """\
 A: a, step 36
 B: b, step 36
 
-task      metric       n         A         B       B - A  interval                    p  verdict
+task      metric       n         A         B       B - A  interval                    p  decision
 blimp     accuracy   200       0.6       0.8         0.2  0.145 to 0.26       7.276e-12  B is better
 blimp     margin     200   0.00453   0.01403    0.009498  -0.021 to 0.0401            1  not distinguishable: about 4,600 more items would tell
 blimp     loss_nats  200     3.005     2.906      -0.099  -0.119 to -0.0795   0.0008075  B is better
@@ -233,22 +235,22 @@ passages  score      200  0.003265  0.003042  -0.0002226  -0.0103 to 0.00987    
 """  # noqa: E501
 
 
-def test_verdicts_follow_the_names(pair):
+def test_decisions_follow_the_names(pair):
   a, b = [str(pair / 'a')], [str(pair / 'b')]
   there = rows(compare.compare(a, b))
   back = rows(compare.compare(b, a))
   names = ('accuracy', 'loss_nats', 'margin')
-  assert [there[f'blimp/{n}']['verdict'] for n in names] == [
+  assert [there[f'blimp/{n}']['decision'] for n in names] == [
     'B is better',
     'B is better',
-    back['blimp/margin']['verdict'],
+    back['blimp/margin']['decision'],
   ]
-  assert [back[f'blimp/{n}']['verdict'] for n in names[:2]] == [
+  assert [back[f'blimp/{n}']['decision'] for n in names[:2]] == [
     'B is worse'
   ] * 2
   assert 'blimp/stereotype' not in there
   named = compare.compare(a, b, metrics=['stereotype', 'loss_nats'])
-  assert {k: r['verdict'] for k, r in rows(named).items()} == {
+  assert {k: r['decision'] for k, r in rows(named).items()} == {
     'blimp/loss_nats': 'B is better',
     'blimp/stereotype': 'differs',
   }
@@ -262,7 +264,7 @@ def test_a_run_does_not_differ_from_itself(pair):
   report = compare.compare([str(pair / 'a')], [str(pair / 'a')])
   assert len(report['rows']) == 4
   for row in report['rows']:
-    assert row['verdict'] == 'not distinguishable: no difference was seen'
+    assert row['decision'] == 'not distinguishable: no difference was seen'
     assert (row['difference'], row['p']) == (0, 1)
 
 
@@ -279,7 +281,7 @@ def test_json_is_the_report(pair, capsys, tmp_path):
   for line, row in zip(found, report['rows'], strict=True):
     assert line.keys() == row.keys()
     assert float(line['difference']) == row['difference']
-    assert (line['task'], line['verdict']) == (row['task'], row['verdict'])
+    assert (line['task'], line['decision']) == (row['task'], row['decision'])
   text = refused(5, a, b, '--csv', tmp_path / 'no' / 'x.csv')
   assert text.endswith('No such file or directory: give another file')
 
@@ -296,7 +298,7 @@ def test_groups_of_items_make_more_necessary(tmp_path):
   p = {}
   for label in ('group', 'category'):
     for name, values in score.items():
-      judge(
+      write_items(
         tmp_path / label / name,
         {'score': values, label: [f'g{i // 4}' for i in n]},
       )
@@ -310,8 +312,8 @@ def test_groups_of_items_make_more_necessary(tmp_path):
 def test_items_without_a_value_are_left_out_of_their_outcome(tmp_path):
   n = np.arange(60)
   some = [None if i % 3 == 0 else float(i) for i in n]
-  judge(tmp_path / 'a', {'x': n, 'y': n * 1.0, 'z': [1] + [None] * 59})
-  judge(tmp_path / 'b', {'x': n + 1, 'y': some, 'z': [1] + [None] * 59})
+  write_items(tmp_path / 'a', {'x': n, 'y': n * 1.0, 'z': [1] + [None] * 59})
+  write_items(tmp_path / 'b', {'x': n + 1, 'y': some, 'z': [1] + [None] * 59})
   report = compare.compare([str(tmp_path / 'a')], [str(tmp_path / 'b')])
   found = rows(report)
   assert (found['blimp/x']['n'], found['blimp/y']['n']) == (60, 40)
@@ -321,14 +323,14 @@ def test_items_without_a_value_are_left_out_of_their_outcome(tmp_path):
   ]
 
 
-def test_what_was_not_judged_alike_is_told(tmp_path):
+def test_other_versions_of_tasks_and_code_are_noted(tmp_path):
   for name, code in (('a', CODE), ('b', OTHER)):
-    judge(tmp_path / name, {'x': [1, 2, 4]}, code=code)
-  judge(tmp_path / 'b', {'x': [1, 2, 4]}, evaluator='lambada')
+    write_items(tmp_path / name, {'x': [1, 2, 4]}, code=code)
+  write_items(tmp_path / 'b', {'x': [1, 2, 4]}, evaluator='lambada')
   report = compare.compare([str(tmp_path / 'a')], [str(tmp_path / 'b')])
   assert report['notes'] == [
     'left out, as only one side has them: lambada',
-    'blimp: judged by different versions of its code',
+    'blimp: evaluated by different versions of its code',
   ]
   assert compare.table(report).endswith('\n'.join(report['notes']))
 
@@ -345,7 +347,7 @@ def evaluate(folder, name, seed: int, *, rise=0.0, tasks=3, seeds=5) -> str:
     for task in range(tasks):
       skill = rng.normal(rise, 0.25)
       right = hard[task] + rng.normal(0, 0.7, 400) < skill
-      judge(
+      write_items(
         folder / f'{name}{k}',
         {'accuracy': right * 1},
         evaluator=f'task{task}',
@@ -362,11 +364,11 @@ def test_seeds_of_one_recipe_are_never_told_apart(tmp_path):
     a = evaluate(folder, 'a', 2 * repeat).split(',')
     b = evaluate(folder, 'b', 2 * repeat + 1).split(',')
     for row in compare.compare(a, b)['rows']:
-      assert row['verdict'].startswith('not distinguishable: about'), row
-      assert row['verdict'].endswith(('seeds would tell', 'items would tell'))
+      assert row['decision'].startswith('not distinguishable: about'), row
+      assert row['decision'].endswith(('seeds would tell', 'items would tell'))
     alone += compare.compare(a[:1], b[:1])['rows']
   # Lone runs do differ, without one recipe being better.
-  assert sum(row['verdict'].startswith('B is') for row in alone) >= 4
+  assert sum(row['decision'].startswith('B is') for row in alone) >= 4
 
 
 def test_a_better_recipe_is_told_by_five_seeds(tmp_path, capsys):
@@ -397,8 +399,8 @@ def test_folds_are_one_run(tmp_path):
   a = side('a', [0, 1, 1, 0], [0, 0, 1])
   b = side('b', [1, 1, 1, 0], [1, 1, 1], begin=2)
   whole = [tmp_path / 'wa', tmp_path / 'wb']
-  judge(whole[0], {'accuracy': [0, 1, 1, 0, 0, 0, 1]})
-  judge(whole[1], {'accuracy': [1, 1, 1, 0, 1, 1, 1]})
+  write_items(whole[0], {'accuracy': [0, 1, 1, 0, 0, 0, 1]})
+  write_items(whole[1], {'accuracy': [1, 1, 1, 0, 1, 1, 1]})
   want = compare.compare([str(whole[0])], [str(whole[1])])['rows']
   # In any order: each fold finds its own.
   for folds in (b, b[::-1]):
@@ -409,11 +411,11 @@ def test_folds_are_one_run(tmp_path):
   )
   assert found['rows'][0]['runs'] == 2 and found['rows'][0]['n'] == 7
   text = refused(2, ','.join([*a, again[0]]), ','.join(b))
-  assert text == 'blimp: 1 to 2 runs a fold: give each as many'
+  assert text == 'blimp: 1 to 2 runs per fold: give each as many'
   text = refused(2, ','.join(a), b[0])
   assert text.startswith('blimp: another task in ')
   text = refused(2, ','.join([*a, *again]), ','.join(b))
-  assert text == '2 against 1 runs: give one a side, or two and more each'
+  assert text == '2 against 1 runs: give each side one, or two and more'
 
 
 # --- refusals
@@ -421,26 +423,28 @@ def test_folds_are_one_run(tmp_path):
 
 def test_items_that_are_not_the_same_are_refused(tmp_path):
   a, b = tmp_path / 'a', tmp_path / 'b'
-  judge(a, {'accuracy': [0, 1, 1, 0]})
-  path = judge(b, {'accuracy': [0, 1, 1, 0]}, task=OTHER)
+  write_items(a, {'accuracy': [0, 1, 1, 0]})
+  path = write_items(b, {'accuracy': [0, 1, 1, 0]}, task=OTHER)
   text = refused(2, a, b)
   assert text.startswith('blimp: another task in ')
-  assert text.endswith('b (bbbbbbbbbbbb): judge both with one')
+  assert text.endswith('b (bbbbbbbbbbbb): evaluate both with one')
   path.unlink()
   items.write(
     b, header(), [{'id': f'blimp/{i}', 'accuracy': 1} for i in (0, 2, 9)]
   )
   text = refused(2, a, b)
   assert text.startswith('blimp: items are missing (1 and 2): ')
-  assert text.endswith('b: judge both with one task')
+  assert text.endswith('b: evaluate both with one task')
   # Two tasks a side that share items are no folds.
   both = [f'{tmp_path / x}1,{tmp_path / x}2' for x in 'cd']
   for n, name in enumerate(['c1', 'c2', 'd1', 'd2']):
     task = (TASK, OTHER)[n % 2]
-    judge(tmp_path / name, {'accuracy': [0, 1]}, task=task, checkpoint=f'{n}')
+    write_items(
+      tmp_path / name, {'accuracy': [0, 1]}, task=task, checkpoint=f'{n}'
+    )
   text = refused(2, *both)
   assert text.startswith('blimp: another task in ')
-  assert text.endswith('with blimp/0 in both: judge both with one')
+  assert text.endswith('with blimp/0 in both: evaluate both with one')
   items.write(b, header(), [{'id': 'blimp/2', 'accuracy': 1}])
   assert 'items are missing (0 and 3): ' in refused(2, a, b)
   assert 'items are missing (3 and 0): ' in refused(2, b, a)
@@ -452,10 +456,10 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, pair):
     'typo: no such folder: check the path'
   )
   assert refused(2, a, tmp_path).endswith(
-    ': no items: judge it with python -m lm.evaluate'
+    ': no items: run python -m lm.evaluate on it'
   )
   assert refused(2, a, b, '--step', 7).endswith(
-    ': no items of step 7: judge it with python -m lm.evaluate'
+    ': no items of step 7: run python -m lm.evaluate on it'
   )
   assert 'not a folder of this machine' in refused(2, a, 'gs://bucket/run')
   assert refused(2, a, b, '--metric', 'acuracy') == (
@@ -464,17 +468,19 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, pair):
   assert (
     refused(2, a, b, '--level', 1) == '--level: 1.0 must be between 0 and 1'
   )
-  three = [judge(tmp_path / n, {'x': [1, 2]}, checkpoint=n) for n in '012']
+  three = [
+    write_items(tmp_path / n, {'x': [1, 2]}, checkpoint=n) for n in '012'
+  ]
   one, two, other = (path.parents[2] for path in three)
   assert refused(2, one, f'{two},{other}') == (
-    '1 against 2 runs: give one a side, or two and more each'
+    '1 against 2 runs: give each side one, or two and more'
   )
-  judge(tmp_path / 'c', {'x': [1, 2]}, evaluator='other')
+  write_items(tmp_path / 'c', {'x': [1, 2]}, evaluator='other')
   assert refused(2, a, tmp_path / 'c').endswith(
-    'no evaluator in common: judge both with the same evals'
+    'no evaluator in common: evaluate both with the same evals'
   )
-  judge(tmp_path / 'd', {'stereotype': [1, 2]}, evaluator='other')
-  judge(tmp_path / 'e', {'stereotype': [1, 2]}, evaluator='other')
+  write_items(tmp_path / 'd', {'stereotype': [1, 2]}, evaluator='other')
+  write_items(tmp_path / 'e', {'stereotype': [1, 2]}, evaluator='other')
   assert refused(2, tmp_path / 'd', tmp_path / 'e') == (
     'nothing to compare: name outcomes with --metric; known: stereotype'
   )
@@ -482,7 +488,9 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, pair):
 
 def test_seeds_that_are_none_are_refused(tmp_path):
   for name, step, checkpoint in (('a', 9, '0'), ('b', 9, '0'), ('c', 12, '1')):
-    judge(tmp_path / name, {'x': [1, 2, 3]}, step=step, checkpoint=checkpoint)
+    write_items(
+      tmp_path / name, {'x': [1, 2, 3]}, step=step, checkpoint=checkpoint
+    )
   a, b, c = (tmp_path / name for name in 'abc')
   text = refused(2, f'{a},{b}', f'{a},{c}')
   assert text.startswith('blimp: ')

@@ -1,12 +1,13 @@
-"""What outcomes of items say: intervals, tests, and how many would tell.
+"""Statistics of outcomes: intervals, tests, and how much data a test needs.
 
-Letters here: N items, G groups of items, K runs of a side, R resamples.
+Letters here: N items, G groups of items, K runs of a side, R resamples, M
+p-values.
 
-A difference of two checkpoints is judged over items, in pairs: what makes an
+A difference of two checkpoints is tested over items, in pairs: what makes an
 item hard is the same for both (Koehn 2004, ACL W04-3250; Dror et al. 2018, ACL
-P18-1128). A difference of two recipes is judged over items and seeds: a seed
+P18-1128). A difference of two recipes is tested over items and seeds: a seed
 alone often moves a result by more than a method does (Bouthillier et al. 2021,
-arXiv 2103.03098). Items that were drawn together, such as questions to one
+arXiv 2103.03098). Items that were drawn together, such as questions about one
 passage, count as one piece of evidence (Miller 2024, arXiv 2411.00640, on
 clustered standard errors).
 """
@@ -18,16 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-_BLOCK = 1 << 17  # numbers of a block of resamples: 1 MiB, for the cache
+_BLOCK = 1 << 17  # numbers per block of resamples: 1 MiB, which a cache holds
 
 
 class Mean(NamedTuple):
   """A mean over items.
 
   Attributes:
-    value: itself.
-    low, high: its interval.
-    p: how surprising the value would be if the mean were 0.
+    value: the mean itself.
+    low: lower end of its interval.
+    high: upper end of its interval.
+    p: how often a value so far from 0 would occur if the true mean were 0.
   """
 
   value: Any
@@ -40,9 +42,10 @@ class Difference(NamedTuple):
   """How much higher the mean of side B is than that of side A.
 
   Attributes:
-    value, low, high, p: as of `Mean`.
-    items: variance of the value that comes from the choice of items.
-    seeds: that comes from the runs' seeds; 0 if there is one run a side.
+    value: the difference, and `low`, `high` and `p` the same as in `Mean`.
+    items: the variance of the value that comes from the choice of items.
+    seeds: the variance that comes from the runs' seeds; 0 if each side has one
+      run.
   """
 
   value: float
@@ -61,26 +64,26 @@ def mean(
   resamples: int = 9999,
   seed: int = 0,
 ) -> Mean:
-  """Estimates a mean by the bootstrap; of paired differences, if given those.
+  """Estimates a mean, such as that of paired differences, by the bootstrap.
 
-  Whole groups are resampled. The interval is the percentile interval with its
-  tails made smaller, so that it is as wide as Student's where the mean is
-  normal. Over 20,000 simulated nulls of normal values it missed the mean in
-  6.2 % at six items, 5.5 % at ten and 5 % from fifteen on; plain percentiles in
-  16 % at five and 9 % at ten. Skewed values need more: log-normal ones 9 % at
-  fifty and 6.6 % at 200. `p` is the level at which the interval begins to hold
-  0; it cannot fall below about 2 / resamples.
+  Whole groups are resampled. The interval is the percentile interval with
+  smaller tails, so that it is as wide as Student's if the mean is normal. In
+  20,000 simulations with normal values it missed the true mean in 6.2 % at six
+  items, 5.5 % at ten and 5 % from fifteen on; plain percentiles missed it in
+  16 % at five and 9 % at ten. Skewed values need more items: with log-normal
+  ones it missed in 9 % at fifty and 6.6 % at 200. `p` is the level at which the
+  interval begins to contain 0; it cannot fall below about 2 / resamples.
 
   Args:
-    x_N: values; axes before the last are means of their own, and share
-      resamples.
-    groups: of each item; None: every item is drawn by itself.
-    level: how often the interval may miss.
-    resamples: how many.
+    x_N: values of two or more items or groups. Axes before the last are further
+      means; all share their resamples.
+    groups: the group of each item; None: every item is drawn by itself.
+    level: how often the interval may miss the mean.
+    resamples: number of resamples.
     seed: of the resamples; the same values give the same result.
 
   Returns:
-    Of two items or groups or more; arrays if `x_N` has more axes.
+    The mean; its fields are arrays if `x_N` has more axes.
 
   Reference: Koehn 2004, ACL W04-3250 (paired bootstrap); Hesterberg 2015, arXiv
     1411.5279 (expanded percentile interval); Davison and Hinkley 1997,
@@ -112,12 +115,12 @@ def mean(
 def proportion(
   count: int, total: int, *, level: float = 0.05
 ) -> tuple[float, float]:
-  """Gives the interval of a share, such as an accuracy; right at 0 and 1 too.
+  """Gives the interval of a share, such as an accuracy; valid at 0 and 1, too.
 
   Reference: Wilson 1927, JASA 22(158).
   """
-  found = stats.binomtest(count, total).proportion_ci(1 - level, 'wilson')
-  return float(found.low), float(found.high)
+  interval = stats.binomtest(count, total).proportion_ci(1 - level, 'wilson')
+  return float(interval.low), float(interval.high)
 
 
 def standard_error(
@@ -136,14 +139,17 @@ def standard_error(
 
 
 def mcnemar(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-  """Tests whether two sides are right equally often; exact, so a bit careful.
+  """Tests whether two sides are right equally often.
+
+  The test is exact, and so a little conservative. Under its null hypothesis
+  each side has half of the items on which only one side is right.
 
   Args:
-    a_N, b_N: 0 or 1, over the last axis; every item is drawn by itself.
+    a_N: 0 or 1, over the last axis; every item is drawn by itself.
+    b_N: those of the other side.
 
   Returns:
-    The p-value: of the items on which only one side is right, each side has
-    half. 1 if there are none.
+    The p-value; 1 if there are no such items.
 
   Reference: McNemar 1947, Psychometrika 12(2); Dror et al. 2018, ACL P18-1128,
     section 3.
@@ -162,23 +168,25 @@ def difference(
 ) -> Difference:
   """Compares two sides on the same items.
 
-  One run a side: whether these two checkpoints differ, over items. The
-  interval is that of `mean`, and so is p, but for outcomes of 0 and 1 without
-  groups, where it is McNemar's.
+  With one run on each side it tests whether these two checkpoints differ, over
+  items. Interval and p are those of `mean`; only for outcomes of 0 and 1
+  without groups p is McNemar's.
 
-  Several runs a side: whether their recipes differ, over items and seeds, by
-  the variance of the difference over seeds (Welch's) plus that over items, with
-  Satterthwaite's degrees of freedom. That is min F', which is careful, as
-  noise of single answers is counted in both. Simulated nulls of many ratios of
-  variances were told apart in at most 6.1 % at two seeds a side, and 4.6 % at
-  three and five. A hierarchical bootstrap told up to 17 % apart, as two to five
-  seeds are too few to resample; a t-test of the runs' means 35 %, where items
-  favour a side by chance; and a test over items alone 84 %.
+  With several runs on each side it tests whether their recipes differ, over
+  items and seeds. The variance of the difference is that over seeds (Welch's)
+  plus that over items, with Satterthwaite's degrees of freedom. This is min F',
+  which is conservative, as both variances count the noise of single answers. In
+  simulations of equal recipes, over many ratios of the variances, it found a
+  difference in at most 6.1 % with two seeds on each side, and 4.6 % with three
+  and five. A hierarchical bootstrap found one in up to 17 %, as two to five
+  seeds are too few to resample; a t-test of the runs' means in 35 %, if items
+  favour a side by chance; a test over items alone in 84 %.
 
   Args:
-    a_KN, b_KN: outcomes of each run of a side; items in the same order.
-    groups: as of `mean`.
-    level: how often the interval may miss.
+    a_KN: outcomes of each run of side A.
+    b_KN: outcomes of each run of side B, with items in the same order.
+    groups: the group of each item; None: every item is drawn by itself.
+    level: how often the interval may miss the difference.
 
   Raises:
     ValueError: one side has one run and the other several.
@@ -189,16 +197,16 @@ def difference(
   runs = len(a_KN), len(b_KN)
   if min(runs) == 1 != max(runs):
     raise ValueError(
-      f'{runs[0]} against {runs[1]} runs: give one a side, or two and more each'
+      f'{runs[0]} against {runs[1]} runs: give each side one, or two and more'
     )
   rise_N = b_KN.mean(axis=0) - a_KN.mean(axis=0)
   items = float(standard_error(rise_N, groups)) ** 2
   if max(runs) == 1:
-    found = mean(rise_N, groups=groups, level=level)
+    one = mean(rise_N, groups=groups, level=level)
     binary = np.isin(a_KN, (0, 1)).all() and np.isin(b_KN, (0, 1)).all()
-    p = mcnemar(a_KN[0], b_KN[0]) if binary and groups is None else found.p
-    low, high, p = map(float, (found.low, found.high, p))
-    return Difference(float(found.value), low, high, p, items, 0.0)
+    p = mcnemar(a_KN[0], b_KN[0]) if binary and groups is None else one.p
+    low, high, p = map(float, (one.low, one.high, p))
+    return Difference(float(one.value), low, high, p, items, 0.0)
   parts = [side.mean(axis=1).var(ddof=1) / len(side) for side in (a_KN, b_KN)]
   value, seeds = float(rise_N.mean()), float(sum(parts))
   G = len(rise_N) if groups is None else len(set(groups))
@@ -221,8 +229,9 @@ def difference(
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
   """Corrects p-values for their number, over the last axis.
 
-  Where those below a level are called different, one or more calls are wrong
-  in at most that share of tables, whatever hangs together in them.
+  If the rows of a table whose corrected p is below a level are called
+  different, at most that share of tables has a wrong call, however the rows
+  depend on each other.
 
   Reference: Holm 1979, Scand. J. Statistics 6(2); Dror et al. 2017, arXiv
     1709.09500 (for comparisons over data sets).
@@ -245,29 +254,32 @@ def needed(
   power: float = 0.8,
   sides: int = 1,
 ) -> int:
-  """Says how many items, or runs a side, would tell a difference.
+  """Computes how many items, or runs per side, would show a difference.
 
   Args:
     difference: the true one, not 0.
-    deviation: of one pair's difference; of one run, if `sides` is 2.
-    level: of the test; where it is corrected, the corrected one.
-    power: how often the test is to find it.
-    sides: 1 for pairs of items; 2 for runs that are not paired.
+    deviation: the standard deviation of one pair's difference; of one run if
+      `sides` is 2.
+    level: of the test; if it is corrected for several tests, the corrected one.
+    power: how often the test is to find the difference.
+    sides: 1 for pairs of items; 2 for runs, which are not paired.
 
   Returns:
     The least number at which Student's test has the power; at least 2.
 
   Reference: Card et al. 2020, arXiv 2010.06595 (why); Miller 2024, arXiv
-    2411.00640 (the formula for pairs), which is raised by a few where the
-    deviation must be estimated from few; Colas et al. 2018, arXiv 1806.08295
-    (for seeds).
+    2411.00640 (the formula for pairs); Colas et al. 2018, arXiv 1806.08295 (for
+    seeds). Their numbers are raised a little here, as Student's test estimates
+    the deviation.
   """
-  assert difference, 'no number tells a difference of nothing'
+  assert difference, 'no number of items shows a difference of 0'
   if not deviation:
     return 2
   effect = abs(difference) / deviation
   n = max(2, math.ceil(sides * (_reach(level, power) / effect) ** 2))
-  while n < 1000:  # beyond, a t-test is the normal one
+  # The formula of the normal distribution is a little too low for few items;
+  # from 1000 on the t distribution is as good as normal.
+  while n < 1000:
     freedom = sides * (n - 1)
     least = stats.t.isf(level / 2, freedom)
     if (
@@ -279,32 +291,43 @@ def needed(
 
 
 def more(
-  found: Difference,
+  difference: Difference,
   *,
   items: int,
   runs: int,
   level: float = 0.05,
   power: float = 0.8,
 ) -> dict[str, int]:
-  """Says what more would tell a difference, if it is as large as it looks.
+  """Computes how much more data would show a difference.
+
+  The true difference is assumed to be as large as the measured one.
 
   Args:
-    found: what was not told.
-    items, runs: how many it came from, runs of the smaller side.
-    level, power: as of `needed`.
+    difference: one that the data do not show to be other than 0.
+    items: how many it came from.
+    runs: how many it came from, on the smaller side.
+    level: see `needed`.
+    power: see `needed`.
 
   Returns:
-    `{'seeds': n}` more runs a side; `{'items': n}`, where there is one run a
-    side or no number of seeds would do; both, where neither would do alone;
-    nothing for a difference of 0.
+    `{'seeds': n}`: n more runs on each side. `{'items': n}`: n more items, if
+    each side has one run or no number of seeds would do. Both, if neither would
+    do alone. `{}` for a difference of 0.
   """
-  if not found.value:
+  if not difference.value:
     return {}
-  # What is left for one source's error, beside the other's that stays.
-  square = (found.value / _reach(level, power)) ** 2
-  left = {'seeds': square - found.items, 'items': square - found.seeds}
-  of = {'seeds': (found.seeds, runs, 2), 'items': (found.items, items, 1)}
-  for name, (variance, have, sides) in of.items():
+  # The squared error at which the test has the power. One source may use what
+  # the other source, which stays as it is, leaves of it.
+  square = (difference.value / _reach(level, power)) ** 2
+  left = {
+    'seeds': square - difference.items,
+    'items': square - difference.seeds,
+  }
+  sources = {
+    'seeds': (difference.seeds, runs, 2),
+    'items': (difference.items, items, 1),
+  }
+  for name, (variance, have, sides) in sources.items():
     if left[name] > 0 and variance > 0:
       n = needed(
         math.sqrt(left[name]) * _reach(level, power),
@@ -314,28 +337,29 @@ def more(
         sides=sides,
       )
       return {name: max(n - have, 1)}
-  times = (found.items + found.seeds) / square - 1
+  # Neither suffices alone: enlarge both by the same factor.
+  times = (difference.items + difference.seeds) / square - 1
   return {
     name: max(math.ceil(times * have), 1)
-    for name, (variance, have, _) in of.items()
+    for name, (variance, have, _) in sources.items()
     if variance > 0
   }
 
 
 def _reach(level: float, power: float) -> float:
-  """How many standard errors a difference must measure."""
+  """Gives the number of standard errors that a difference must measure."""
   return float(stats.norm.isf(level / 2) + stats.norm.ppf(power))
 
 
 def _least(G: int) -> float:
-  """The least p-value: G signs of a fair coin all agree as often as that."""
+  """Gives the least p-value: G tosses of a fair coin agree as often as that."""
   return 2.0 ** (1 - G)
 
 
 def _grouped(
   x_N: np.ndarray, groups: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Sums values, and counts them, by group; the names' order decides."""
+  """Sums and counts values by group, in the order of the groups' names."""
   x_N = np.asarray(x_N, float)
   if groups is None:
     return x_N, np.ones(x_N.shape[-1])

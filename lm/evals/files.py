@@ -1,0 +1,48 @@
+"""Reads the files of evaluation sets; an error names the file and the set."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import csv
+import io
+from typing import Any
+
+from lm.data import names
+from lm.data.finetuning import record_files
+
+
+@contextlib.contextmanager
+def checked(path: str, name: str) -> Iterator[None]:
+  """Turns what goes wrong with a file into one line that names it.
+
+  Args:
+    path: of the file.
+    name: of the set that it should be of.
+
+  Raises:
+    ValueError: the code inside met something that is not in its place.
+  """
+  try:
+    yield
+  except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+    if str(e).startswith('task '):  # it names the file already
+      raise
+    raise ValueError(
+      f'task {names.short(path)}: not a file of {name} '
+      f'({type(e).__name__}: {e}); give one of that set'
+    ) from e
+
+
+def table(path: str, delimiter: str = '\t') -> list[dict[str, str]]:
+  """Reads the rows of a table whose first line names the columns."""
+  file = io.StringIO(record_files.text(path), newline='')
+  return list(csv.DictReader(file, delimiter=delimiter))
+
+
+def check_not_empty(rows: Sequence[Any]) -> None:
+  """Checks that a file has rows.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if not rows:
+    raise ValueError('it is empty')
