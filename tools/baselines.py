@@ -1,29 +1,30 @@
-"""What counting words gives, beside a tuned head.
+"""Fits simple baselines that count words, to compare with a tuned head.
 
   python -m tools.baselines --workdir=runs/classic \\
     --config=configs/finetune/texts.py:../shared/data,banking77
   python -m tools.compare runs/classic/logistic runs/banking77
 
-Fits baselines to the training records of a config, and judges them by its
-evaluators of `lm.evals.classification`: WORKDIR/NAME/ holds evals.jsonl and items/ as
-those of a run, so that tools.compare pairs both.
+Fits baselines to the training records of a config, and evaluates them by its
+evaluators of `lm.evals.classification`. WORKDIR/NAME/ gets evals.jsonl and
+items/ like a run, so that tools.compare pairs both.
 
-Of classes of texts; of a pair words are counted together:
-  majority        the commonest class
+For classes of texts (the words of a pair are counted together):
+  majority        the most frequent class
   naive_bayes     multinomial, on counts of words and pairs of words
   logistic        regression on tf-idf of words, pairs of words, and 2 to 5
                   characters inside words; its C is chosen by three folds
-  ngrams          a language model a class, of n-grams of up to 6 bytes: the
-                  class whose model finds a text likeliest, and its share
-Of tags of words:
-  majority        the commonest tag
-  dictionary      the tag that the word had most often, or had in lower case,
-                  else O
+  ngrams          a language model for each class, of n-grams of up to 6 bytes:
+                  the class whose model finds a text likeliest, weighted by the
+                  shares of the classes
+For tags of words:
+  majority        the most frequent tag
+  dictionary      the tag that the word had most often; if it is new, the tag
+                  that it had most often in lower case; else O
   logistic        regression on the word, its beginning, end and shape, and two
                   words to each side
-Of answers in passages:
-  sliding_window  words of the sentence that has most of the question's, and
-                  among those the ones in the window that has most
+For answers in passages:
+  sliding_window  a span in the sentence with most words of the question; among
+                  these, the one in the window with most of them
 """
 
 import bisect
@@ -56,20 +57,21 @@ from lm.evals import classification, fingerprint, items, results
 from lm.models import ngram
 from lm.reporting import metrics_log
 
-# From records and the spec of their evaluator to what it would find.
+# From records and the spec of their evaluator to its result.
 Baseline = Callable[[record_lib.Records, Mapping[str, Any]], results.Result]
 
-_WORD = r'\w+|[^\w\s]'  # also of one letter, and signs
-_CHOICES = [1.0, 10.0, 100.0]  # of C of the regression on texts
-# Of C of that on words: from 1 to 10 F1 of Wikigold, WNUT17 and UNER's Chinese
-# moves by 0.03 at most, and three folds would take seven times as long.
+_WORD = r'\w+|[^\w\s]'  # also words of one letter, and punctuation
+_CHOICES = [1.0, 10.0, 100.0]  # for C of the regression on texts
+# C of the regression on words. From 1 to 10 the F1 of Wikigold, WNUT17 and
+# UNER's Chinese changes by 0.03 at most, and choosing it by three folds would
+# take seven times as long.
 _FIXED = 3.0
-# Words that are no part of an answer; a character is too little to tell.
+# Words that no answer consists of; single characters say too little for that.
 _COMMON = {'en': text.ENGLISH_STOP_WORDS, 'zh': frozenset()}
 
 
 def classes(train: record_lib.Records) -> dict[str, Baseline]:
-  """Fits baselines of texts and their classes."""
+  """Fits the baselines for classes of texts."""
   words = text.CountVectorizer(ngram_range=(1, 2), token_pattern=_WORD)
   both = pipeline.make_union(
     text.TfidfVectorizer(
@@ -95,15 +97,16 @@ def classes(train: record_lib.Records) -> dict[str, Baseline]:
   }
   gold = [record.label for record in train.records]
 
-  def classify(model, found, _):
-    shares_NC = model.predict_proba(_texts(found))
+  def classify(model, test, _):
+    shares_NC = model.predict_proba(_texts(test))
     known = list(model.classes_)
-    unseen = sorted({r.label for r in found.records} - {*known})
-    # A class that training has none of has no share.
+    unseen = sorted({r.label for r in test.records} - {*known})
+    # A class without training records gets next to nothing, not 0: log 0 would
+    # make its loss infinite.
     logits_NC = np.log(np.maximum(shares_NC, 1e-12))
     none = np.full((len(logits_NC), len(unseen)), np.log(1e-12))
     return classification.score_classes(
-      found, known + unseen, np.concatenate((logits_NC, none), axis=1)
+      test, known + unseen, np.concatenate((logits_NC, none), axis=1)
     )
 
   return {
@@ -113,7 +116,7 @@ def classes(train: record_lib.Records) -> dict[str, Baseline]:
 
 
 class _LanguageModels:
-  """Tells classes apart by an n-gram model of each, as scikit-learn would.
+  """A classifier with an n-gram model for each class, like those of sklearn.
 
   Reference: Peng et al. 2003, "Language and task independent text
   categorization with simple language models", NAACL; smoothed by Kneser-Ney.
@@ -154,12 +157,12 @@ class _LanguageModels:
 
 
 def tags(train: record_lib.Records) -> dict[str, Baseline]:
-  """Fits baselines of words and their tags."""
+  """Fits the baselines for tags of words."""
   pairs = [
     pair for r in train.records for pair in zip(r.words, r.tags, strict=True)
   ]
   gold = [tag for _, tag in pairs]
-  (commonest, _), *_ = collections.Counter(gold).most_common(1)
+  (most_frequent, _), *_ = collections.Counter(gold).most_common(1)
   exact = _usual(pairs)
   lower = _usual((word.lower(), tag) for word, tag in pairs)
   model = pipeline.make_pipeline(
@@ -167,23 +170,22 @@ def tags(train: record_lib.Records) -> dict[str, Baseline]:
     linear_model.LogisticRegression(C=_FIXED, max_iter=1000),
   ).fit([x for r in train.records for x in _features(r.words)], gold)
   guesses = {
-    'majority': lambda words: [commonest] * len(words),
+    'majority': lambda words: [most_frequent] * len(words),
     'dictionary': lambda words: [
       exact.get(word) or lower.get(word.lower(), 'O') for word in words
     ],
     'logistic': lambda words: model.predict(_features(words)).tolist(),
   }
 
-  def tag(guess, found, _):
-    return classification.score_tags(
-      found, [guess(r.words) for r in found.records]
-    )
+  def tag(guess, test, _):
+    guessed = [guess(record.words) for record in test.records]
+    return classification.score_tags(test, guessed)
 
   return {k: functools.partial(tag, guess) for k, guess in guesses.items()}
 
 
 def _usual(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-  """Gives the commonest tag of each word."""
+  """Gives the most frequent tag of each word."""
   counts = collections.defaultdict(collections.Counter)
   for word, tag in pairs:
     counts[word][tag] += 1
@@ -192,8 +194,8 @@ def _usual(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _features(words: Sequence[str]) -> list[dict[str, str | bool]]:
   """Describes each word of a sentence."""
-  around = ['', '', *words, '', '']  # so that it sees where it begins and ends
-  found = []
+  around = ['', '', *words, '', '']  # blanks mark where the sentence ends
+  result = []
   for n, word in enumerate(words):
     row: dict[str, str | bool] = {'capital': word[:1].isupper()}
     for size in range(1, 5):
@@ -201,8 +203,8 @@ def _features(words: Sequence[str]) -> list[dict[str, str | bool]]:
     for place in range(-2, 3):
       other = around[n + 2 + place]
       row |= {f'lower {place}': other.lower(), f'shape {place}': _shape(other)}
-    found.append(row)
-  return found
+    result.append(row)
+  return result
 
 
 @functools.cache
@@ -216,58 +218,59 @@ def _shape(word: str) -> str:
 
 
 def spans(_: record_lib.Records) -> dict[str, Baseline]:
-  """Gives the baseline of readings, which learns nothing."""
+  """Gives the baseline for answers in passages, which learns nothing."""
 
-  def answer(found, spec):
+  def answer(test, spec):
     language = spec.get('language', 'en')
     classification.check_language(language)
-    texts = [_answer(record, language) for record in found.records]
-    return classification.score_answers(found, texts, language)
+    texts = [_answer(record, language) for record in test.records]
+    return classification.score_answers(test, texts, language)
 
   return {'sliding_window': answer}
 
 
 def _answer(record: record_lib.Reading, language: str) -> str:
-  """Finds the words that stand where a passage is most like its question.
+  """Finds the span in the part of a passage that is most like its question.
 
-  References: Rajpurkar et al. 2016, arXiv 1606.05250, section 5, where spans to
-  choose from are constituents of a parse: here they are the longest without
-  signs, common words and words of the question. Richardson et al. 2013, MCTest,
-  algorithm 1, for what is best among the sentences that share most.
+  References: Rajpurkar et al. 2016, arXiv 1606.05250, section 5. There the
+  candidates are the constituents of a parse; here they are the longest spans
+  without punctuation, common words and words of the question. Richardson et al.
+  2013, MCTest, algorithm 1, for the choice among the sentences that share most.
   """
   words = _lower(record.passage)
-  asked = [word for word in _lower(record.question) if word.isalnum()]
-  apart = _COMMON[language] | {*asked}
-  kept = [word.isalnum() and word not in apart for word in words]
+  question = [word for word in _lower(record.question) if word.isalnum()]
+  excluded = _COMMON[language] | {*question}
+  kept = [word.isalnum() and word not in excluded for word in words]
+  # The places where a span of kept words begins or ends.
   edges = [
     n
     for n, (a, b) in enumerate(itertools.pairwise([False, *kept, False]))
     if a != b
   ]
-  runs = [*zip(edges[::2], edges[1::2], strict=True)]
-  if not runs:
+  candidates = [*zip(edges[::2], edges[1::2], strict=True)]
+  if not candidates:
     return ''
   ends = [n + 1 for n, word in enumerate(words) if word in '.!?。！？']
   ends = [0, *ends, len(words)]
 
-  def shared(run: tuple[int, int]) -> int:
-    """Counts words and pairs of the question beside it in its sentence."""
-    before = words[ends[bisect.bisect(ends, run[0]) - 1] : run[0]]
-    after = words[run[1] : ends[bisect.bisect_left(ends, run[1])]]
-    return len((_grams(before) | _grams(after)) & _grams(asked))
+  def shared(span: tuple[int, int]) -> int:
+    """Counts words and pairs of the question in the rest of its sentence."""
+    before = words[ends[bisect.bisect(ends, span[0]) - 1] : span[0]]
+    after = words[span[1] : ends[bisect.bisect_left(ends, span[1])]]
+    return len((_grams(before) | _grams(after)) & _grams(question))
 
   counts = collections.Counter(words)
 
-  def window(run: tuple[int, int]) -> float:
-    """Weighs its words and the question's in the window that has most."""
-    wanted = {*asked, *words[slice(*run)]}
+  def window(span: tuple[int, int]) -> float:
+    """Weighs its words and the question's in the window with most of them."""
+    wanted = {*question, *words[slice(*span)]}
     weights = [
       math.log1p(1 / counts[word]) if word in wanted else 0.0 for word in words
     ]
     return np.convolve(weights, np.ones(len(wanted))).max()
 
-  most = max(map(shared, runs))
-  first, stop = max((x for x in runs if shared(x) == most), key=window)
+  most = max(map(shared, candidates))
+  first, stop = max((x for x in candidates if shared(x) == most), key=window)
   cut = passages.pieces(record.passage)
   return record.passage[cut[first][0] : cut[stop - 1][1]]
 
@@ -282,7 +285,7 @@ def _grams(words: Sequence[str]) -> set[Any]:
   return {*words, *itertools.pairwise(words)}
 
 
-# By evaluator: its kind of records, and baselines.
+# By evaluator: the type of its records, and the function that fits baselines.
 _KINDS = {
   'lm.evals.classification:classes': (record_lib.Text, classes),
   'lm.evals.classification:tags': (record_lib.Sentence, tags),
@@ -290,18 +293,18 @@ _KINDS = {
 }
 
 
-def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
-  """Fits and judges; writes what it found.
+def evaluate(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
+  """Fits the baselines, evaluates them and writes their results.
 
   Returns:
-    A row a baseline: its name, and metrics as in evals.jsonl.
+    A row for each baseline: its name, and its metrics as in evals.jsonl.
 
   Raises:
-    config.ConfigError: the config has no records, or no evaluators of them, or
+    config.ConfigError: the config has no records, no evaluators for them, or
       evaluators of several kinds.
     errors.Storage: the folder cannot be written.
   """
-  # With its defaults, as a run stores it, or the task would have another hash.
+  # Filled with defaults as in a run: the hash of the task covers them.
   c = config.fill(c, given={'data': ('position',)})
   evals = {k: v for k, v in c.evals.items() if v.fn in _KINDS}
   kinds = {spec.fn for spec in evals.values()}
@@ -317,14 +320,14 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
       name: _part(spec, spec.get('fold'), kind, held=False)
       for name, spec in evals.items()
     }
-  told = []
-  of = [train.card.sha256, *(record.id for record in train.records)]
+  rows = []
+  trained_on = [train.card.sha256, *(record.id for record in train.records)]
   for name, baseline in fit(train).items():
-    digest = hashlib.sha256(' '.join([name, *of]).encode()).hexdigest()
+    digest = hashlib.sha256(' '.join([name, *trained_on]).encode()).hexdigest()
     row: dict[str, Any] = {'baseline': name}
-    for evaluator, found in tests.items():
+    for evaluator, test in tests.items():
       with config.user_errors():
-        result = baseline(found, evals[evaluator])
+        result = baseline(test, evals[evaluator])
       about = {
         'step': 0,
         'checkpoint': digest,
@@ -343,42 +346,48 @@ def judge(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
           f'{errors.refusal(error)}: give another --workdir'
         ) from error
       row |= metrics
-    told.append(row)
-  return told
+    rows.append(row)
+  return rows
 
 
 def _part(
   spec: Any, part: int | None, kind: type, *, held: bool
 ) -> record_lib.Records:
-  """Reads the records of a spec: those of a fold, or all but those.
+  """Reads the records of a spec.
+
+  Args:
+    spec: of data or an evaluator.
+    part: a fold, or None for all records.
+    kind: the type that records must have.
+    held: whether the fold is held out: all other records are read.
 
   Raises:
-    ValueError: there are none, or they are of another kind.
+    ValueError: there are no records, or they are of another type.
   """
-  found = config.build(spec.records)
+  data = config.build(spec.records)
   folds = spec.get('folds', 1)
   tasks.check_folds(folds, part)
   kept = [
     record
-    for n, record in enumerate(found.records)
+    for n, record in enumerate(data.records)
     if part is None or (n % folds == part) != held
   ]
   if not kept or not isinstance(kept[0], kind):
-    what = type(kept[0]).__name__ if kept else 'no record'
+    have = type(kept[0]).__name__ if kept else 'no record'
     raise ValueError(
-      f'task {found.card.name}: {what} where baselines need a '
+      f'task {data.card.name}: {have} where baselines need a '
       f'{kind.__name__}: change records or folds'
     )
-  return found._replace(records=kept)
+  return data._replace(records=kept)
 
 
-def _texts(found: record_lib.Records) -> list[str]:
-  return ['\n'.join(record.texts) for record in found.records]
+def _texts(data: record_lib.Records) -> list[str]:
+  return ['\n'.join(record.texts) for record in data.records]
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
-  rows = judge(*config.parse(argv, __doc__ or ''))
+  rows = evaluate(*config.parse(argv, __doc__ or ''))
   print(metrics_log.table(rows, list(rows[0])))
 
 

@@ -1,11 +1,11 @@
-"""Finds where two runs part: the first step and the first leaf that differ.
+"""Finds where two runs diverge: the first step and array that differ.
 
   python -m tools.compare_runs runs/a runs/b
 
-Compares the bits of the losses in metrics.jsonl, and the hashes of every leaf
-in the checkpoints that both have; then, of the first leaf that differs, by how
-much. Times and speeds are not compared. A refactor should show no difference;
-with `numerics='deterministic'` neither should another mesh.
+Compares the bits of the metrics in metrics.jsonl, and the hashes of every array
+in the checkpoints that both have. For the first parameter that differs it
+prints by how much. Times and speeds are not compared. A refactor should show no
+difference; with `numerics='deterministic'` another mesh should not either.
 """
 
 import argparse
@@ -22,12 +22,12 @@ _TIMES = {'tokens_per_second'}
 
 
 class Difference(NamedTuple):
-  """Where two runs part.
+  """The first difference between two runs.
 
   Attributes:
-    step: the first that differs.
-    names: metrics, or leaves of a checkpoint, that differ there.
-    values: of each side, of the first name.
+    step: the first step that differs.
+    names: metrics, or arrays of a checkpoint, that differ there.
+    values: of the first name, on each side.
   """
 
   step: int
@@ -36,9 +36,10 @@ class Difference(NamedTuple):
 
 
 def metrics(a: Path, b: Path) -> tuple[int, Difference | None]:
-  """Compares metrics.jsonl: how many steps both have, and the first to differ.
+  """Compares metrics.jsonl bit by bit.
 
-  A number is the same when its bits are.
+  Returns:
+    How many steps both have, and the first difference.
   """
   sides = [
     {row['step']: row for row in metrics_log.read(side / 'metrics.jsonl')}
@@ -59,7 +60,10 @@ def metrics(a: Path, b: Path) -> tuple[int, Difference | None]:
 
 
 def checkpoints(a: Path, b: Path) -> tuple[int, Difference | None]:
-  """Compares checkpoints by the hashes of their leaves, likewise.
+  """Compares checkpoints by the hashes of their arrays.
+
+  Returns:
+    How many steps both have, and the first difference.
 
   Raises:
     errors.Damaged: a manifest cannot be read.
@@ -79,7 +83,7 @@ def checkpoints(a: Path, b: Path) -> tuple[int, Difference | None]:
 
 
 def distance(a: Path, b: Path, step: int, name: str) -> str:
-  """Says how far two parameters lie apart.
+  """Says by how much a parameter differs at a step.
 
   Raises:
     errors.Failure: a checkpoint is damaged.
@@ -97,7 +101,7 @@ def distance(a: Path, b: Path, step: int, name: str) -> str:
 
 
 def compare(a: str | Path, b: str | Path) -> int:
-  """Prints where two runs part and returns the program's exit code.
+  """Prints where two runs diverge and returns the program's exit code.
 
   Raises:
     config.ConfigError: they have no step in common.
@@ -113,12 +117,12 @@ def compare(a: str | Path, b: str | Path) -> int:
   print(f'{lines} steps of metrics.jsonl, {saved} checkpoints in common')
   if line is not None:
     print(
-      f'metrics part at step {line.step}: {", ".join(line.names)}; '
+      f'metrics diverge at step {line.step}: {", ".join(line.names)}; '
       f'{line.names[0]} {line.values[0]!r} against {line.values[1]!r}'
     )
   if leaf is not None:
     names = f'{leaf.names[0]} and {len(leaf.names) - 1} more'
-    print(f'checkpoints part at step {leaf.step}: {names}')
+    print(f'checkpoints diverge at step {leaf.step}: {names}')
     params = [name for name in leaf.names if name.startswith('params/')]
     if params and None not in leaf.values:
       print(f'  {params[0]}: {distance(a, b, leaf.step, params[0])}')

@@ -1,17 +1,17 @@
-"""Judges a run by lm-evaluation-harness, without torch and without the hub.
+"""Evaluates a run by lm-evaluation-harness, without torch and without the hub.
 
   python -m tools.lm_eval --workdir=runs/a --data=../shared/data/evals \\
     --tasks=blimp,arc_easy,lambada_openai --limit=200
 
 Tasks are those of TASKS, whose files lie below --data, or configs of lm_eval
-itself: --tasks=mine.yaml. In a program of its own,
+itself: --tasks=mine.yaml. In your own program write
 
   lm_eval.simple_evaluate(model=tools.lm_eval.make('runs/a'), tasks=...)
 
 Needs the extra `lmeval`. A sentence of BLiMP is scored as it is, without
-the space that lm_eval's own config puts before it, so that scores are those of
-`lm.evals.choice`. But equal likelihoods count as right here, not there, and
-acc_norm counts characters, not bytes.
+the space that lm_eval's own config puts before it, so that scores equal those
+of `lm.evals.choice`, with two differences: lm_eval counts equal likelihoods as
+right, and its acc_norm counts characters, not bytes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from lm.inference import engine
 from lm.reporting import metrics_log
 from lm.runtime import memory
 
-# By name: the file, and what lm_eval makes of its rows.
+# By name: the file, and the config that tells lm_eval how to use its rows.
 TASKS = {
   'arc_easy': (
     'arc_easy/test.jsonl',
@@ -83,11 +83,11 @@ def make(
     workdir: of the run.
     step: of the checkpoint; None is the newest.
     batch_size: rows at a time; changes nothing but speed.
-    length: the most positions that the model reads; None: those that it has, or
-      that it was trained on.
-    bos: whether bos stands before every text, as `scoring.make` has it; False
-      leaves it to empty contexts, as lm_eval does with models of transformers
-      whose tokenizer adds none.
+    length: L, the most positions that the model reads; None: all positions that
+      it has, or as many as it was trained on.
+    bos: whether every text begins with bos, as in `scoring.make`. False puts
+      bos before empty contexts only, as lm_eval does with models of
+      transformers whose tokenizer adds none.
 
   Raises:
     config.ConfigError: lm_eval is not installed, a setting is out of range, the
@@ -115,7 +115,7 @@ def make(
       length=room,
       objective=objective,
     )
-  made = config.build(objective, tokenizer=tokenizer, length=room)
+  built = config.build(objective, tokenizer=tokenizer, length=room)
   params = checkpoint.restore_params(workdir, step)
   where = sharding.shardings(
     params, mesh=mesh, axes=model.axes, rules=c.sharding
@@ -127,35 +127,35 @@ def make(
 
     def loglikelihood(self, requests):
       return [
-        (-found.nats, found.greedy)
-        for found in score(params, [request.args for request in requests])
+        (-x.nats, x.greedy)
+        for x in score(params, [request.args for request in requests])
       ]
 
     def loglikelihood_rolling(self, requests):
       pairs = [('', *request.args) for request in requests]
-      return [-found.nats for found in score(params, pairs)]
+      return [-x.nats for x in score(params, pairs)]
 
     def generate_until(self, requests):
-      if made.prompt is None:
+      if built.prompt is None:
         raise config.ConfigError(
           f'{workdir}: trained by {objective["fn"]}, which goes on from no '
           'text: leave tasks that generate out'
         )
-      run = engine.Run(tokenizer, model, made.prompt, params)
+      run = engine.Run(tokenizer, model, built.prompt, params)
       return _generate(run, [x.args for x in requests], batch_size, room)
 
   return Model()
 
 
 def bare(*, tokenizer: types.Tokenizer, length: int) -> objectives.Objective:
-  """Is `objectives.causal`, but that only an empty prompt begins with bos."""
+  """Makes `objectives.causal`, except that only empty prompts get a bos."""
 
   def prompt(texts):
     rows = [[*ids] or [tokenizer.bos] for ids in texts]
     return objectives.padded(rows, tokenizer.pad)
 
-  made = objectives.causal(tokenizer=tokenizer, length=length)
-  return made._replace(prompt=prompt)
+  causal = objectives.causal(tokenizer=tokenizer, length=length)
+  return causal._replace(prompt=prompt)
 
 
 def task(name: str, folder: str | Path) -> dict[str, Any]:
@@ -187,37 +187,43 @@ def _lm_eval(module: str) -> Any:
 
 def _generate(
   run: engine.Run,
-  asked: Sequence[tuple[str, Mapping[str, Any]]],
+  requests: Sequence[tuple[str, Mapping[str, Any]]],
   batch_size: int,
   length: int,
 ) -> list[str]:
-  """Goes on from texts, the likeliest token each time.
+  """Continues texts with the likeliest token each time.
 
-  What is longer than `length` together with its new tokens is cut from the
+  A text that would be longer than `length` with its new tokens is cut from the
   left.
+
+  Args:
+    run: the model and its parameters.
+    requests: texts, and lm_eval's settings for each.
+    batch_size: texts at a time.
+    length: the most positions.
   """
   most = engine.capacity(run, length)
-  alike: dict[engine.Settings, list[int]] = {}
-  for n, (_, how) in enumerate(asked):
-    alike.setdefault(_settings(how, most), []).append(n)
-  found = [''] * len(asked)
-  for settings, places in alike.items():
+  by_settings: dict[engine.Settings, list[int]] = {}
+  for n, (_, how) in enumerate(requests):
+    by_settings.setdefault(_settings(how, most), []).append(n)
+  texts = [''] * len(requests)
+  for settings, places in by_settings.items():
     for start in range(0, len(places), batch_size):
       part = places[start : start + batch_size]
       room = most - settings.length - 1  # and bos
-      rows = [run.tokenizer.encode(asked[n][0]) for n in part]
+      rows = [run.tokenizer.encode(requests[n][0]) for n in part]
       rows = [ids[max(len(ids) - room, 0) :] for ids in rows]
       for ready in engine.stream(run, rows, settings, capacity=most):
         for row, tokens, _ in ready:
-          found[part[row]] += ''.join(token.text for token in tokens)
-  return found
+          texts[part[row]] += ''.join(token.text for token in tokens)
+  return texts
 
 
 def _settings(how: Mapping[str, Any], most: int) -> engine.Settings:
   """Reads what lm_eval calls generation_kwargs."""
   until = how.get('until') or ()
   until = (until,) if isinstance(until, str) else until
-  new = how.get('max_gen_toks', 256)  # its own default
+  new = how.get('max_gen_toks', 256)  # the default of lm_eval
   if how.get('do_sample') and how.get('temperature', 1):
     raise config.ConfigError('do_sample: texts are the likeliest: leave it out')
   if not 0 < new < most:
@@ -255,13 +261,14 @@ def main(argv: Sequence[str]) -> None:
       raise config.ConfigError(f'--tasks: {name}: no such task or file{known}')
     if name in TASKS and flags.data is None:
       parser.error(f'--data: give the folder that has {TASKS[name][0]}')
-  # Before it is imported: what is not on this machine is an error, and soon.
+  # Set before lm_eval is imported, so that it never asks the network: a file
+  # that is not on this machine is an error at once.
   os.environ['HF_HUB_OFFLINE'] = os.environ['HF_DATASETS_OFFLINE'] = '1'
   memory.prepare()
   harness, tasks = _lm_eval('evaluator'), _lm_eval('tasks')
   logging.getLogger('lm_eval').setLevel(logging.ERROR)
   with config.user_errors():
-    asked = [task(x, flags.data) if x in TASKS else x for x in names]
+    chosen = [task(x, flags.data) if x in TASKS else x for x in names]
     model = make(
       flags.workdir,
       step=flags.step,
@@ -269,23 +276,23 @@ def main(argv: Sequence[str]) -> None:
       length=flags.length,
       bos=not flags.no_bos,
     )
-  found = harness.simple_evaluate(
+  result = harness.simple_evaluate(
     model=model,
-    tasks=asked,
+    tasks=chosen,
     task_manager=tasks.TaskManager(include_defaults=False),
     limit=flags.limit,
     bootstrap_iters=0,  # its processes fork, which jax does not survive
   )
   rows = [
     {'task': name, 'metric': key.partition(',')[0], 'value': value}
-    for name, values in found['results'].items()
+    for name, values in result['results'].items()
     for key, value in values.items()
     if isinstance(value, float) and '_stderr' not in key
   ]
   print(metrics_log.table(rows, ['task', 'metric', 'value']))
   if flags.output is not None:
-    told = {key: found[key] for key in ('results', 'n-samples', 'samples')}
-    flags.output.write_text(json.dumps(told, default=str) + '\n')
+    kept = {key: result[key] for key in ('results', 'n-samples', 'samples')}
+    flags.output.write_text(json.dumps(kept, default=str) + '\n')
 
 
 if __name__ == '__main__':

@@ -3,13 +3,13 @@
   python -m tools.neighbours --workdir=runs/glove --count=5 king Paris
   python -m tools.neighbours --workdir=runs/glove --analogy man king woman
 
-Reads `embed/table` of a run of any model, also where it is the body of a head,
-and compares by cosine. An analogy a b c is the vector b - a + c of unit
+Reads `embed/table` of a run with any model, also if it is the body of a head,
+and compares by cosine. The analogy a b c looks for the vector b - a + c of unit
 vectors; its own words are left out of the answer.
 
 A word is one piece of the run's tokenizer: with a space before it, as inside a
-text, or else as it stands. One of several pieces is refused: what it has is no
-vector of its own. What is printed are pieces too.
+text, or else without. A word of several pieces has no vector of its own and is
+refused. The output consists of pieces, too.
 """
 
 import argparse
@@ -61,39 +61,39 @@ class Vectors(NamedTuple):
     )
 
   def near(self, word: str, count: int) -> list[Neighbour]:
-    """Lists the pieces nearest to a word's, but for itself.
+    """Lists the pieces nearest to that of a word, without the piece itself.
 
     Raises:
-      config.ConfigError: as of `id_of`.
+      config.ConfigError: a word is not one piece, see `id_of`.
     """
     place = self.id_of(word)
     return self._nearest(self.table[place], {place}, count)
 
   def analogy(self, a: str, b: str, c: str, count: int) -> list[Neighbour]:
-    """Lists what is to c as b is to a.
+    """Lists the pieces that are to c as b is to a.
 
     Raises:
-      config.ConfigError: as of `id_of`.
+      config.ConfigError: a word is not one piece, see `id_of`.
 
     Reference: Mikolov et al. 2013, NAACL N13-1090, section 4.
     """
     places = [self.id_of(word) for word in (a, b, c)]
     a_D, b_D, c_D = self.table[places]
     x_D = b_D - a_D + c_D
-    x_D /= max(float(np.linalg.norm(x_D)), 1e-12)  # 'a' may be b, and c zeros
+    x_D /= max(float(np.linalg.norm(x_D)), 1e-12)  # 0 if a is b and c is zeros
     return self._nearest(x_D, set(places), count)
 
   def _nearest(self, x_D, without: set[int], count: int) -> list[Neighbour]:
     cosine_V = self.table @ x_D
-    found = []
+    nearest = []
     for place in np.argsort(-cosine_V, kind='stable').tolist():
-      if len(found) == count:
+      if len(nearest) == count:
         break
-      # Ids that no text holds, such as bos, are decoded to nothing.
+      # Ids that occur in no text, such as bos, decode to an empty piece.
       piece = self.decode([place])
       if piece and place not in without:
-        found.append(Neighbour(piece, float(cosine_V[place])))
-    return found
+        nearest.append(Neighbour(piece, float(cosine_V[place])))
+    return nearest
 
 
 def load(workdir: str | Path) -> Vectors:
@@ -105,14 +105,14 @@ def load(workdir: str | Path) -> Vectors:
   """
   tokenizer = checkpoint.restore_run(workdir).tokenizer
   params = dict(tree.paths(checkpoint.restore_params(workdir)))
-  found = [params[path] for path in _TABLES if path in params]
-  if not found:
+  tables = [params[path] for path in _TABLES if path in params]
+  if not tables:
     raise config.ConfigError(
       f'{workdir}: its model has no {" or ".join(_TABLES)}: use another run'
     )
-  table_VD = np.asarray(found[0], np.float32)
+  table_VD = np.asarray(tables[0], np.float32)
   length_V1 = np.linalg.norm(table_VD, axis=1, keepdims=True)
-  # Zeros are near to nothing.
+  # A vector of zeros stays one: its cosine to all others is 0.
   table_VD = table_VD / np.where(length_V1 > 0, length_V1, 1)
   return Vectors(tokenizer.encode, tokenizer.decode, table_VD)
 
@@ -140,9 +140,9 @@ def main(argv: Sequence[str]) -> None:
   if flags.analogy:
     a, b, c = flags.analogy
     answers.append((f'{b} - {a} + {c}', vectors.analogy(a, b, c, flags.count)))
-  for title, found in answers:
+  for title, nearest in answers:
     print(title)
-    for piece, cosine in found:
+    for piece, cosine in nearest:
       print(f'  {cosine:6.3f}  {piece!r}')
 
 

@@ -1,4 +1,4 @@
-"""Counted baselines judge as a run does, and pair with it."""
+"""Baselines are evaluated in the way of a run, and pair with it."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def planted(
 
 def test_baselines_find_words_that_decide(tmp_path):
   c = planted(tmp_path)
-  found = baselines.judge(c, tmp_path / 'classic')
+  found = baselines.evaluate(c, tmp_path / 'classic')
   accuracy = {row['baseline']: row['test/accuracy'] for row in found}
   # Words of one letter are words to both.
   assert accuracy['majority'] == 0.5
@@ -56,7 +56,7 @@ def test_baselines_find_words_that_decide(tmp_path):
     for name in accuracy
   ]
   assert len({line['checkpoint'] for line in lines}) == 4
-  # A run stores its config with defaults: that task is what it judges.
+  # A run stores its config with defaults: its task has that hash.
   stored = config.plain(config.fill(c, given={'data': ('position',)}).evals)
   assert {line['task'] for line in lines} == {fingerprint.task(stored['test'])}
   for row, line in zip(found, lines, strict=True):
@@ -134,7 +134,7 @@ def test_baselines_of_tags_pair_with_each_other(tmp_path, capsys):
     'lm.data.finetuning.readers:conll',
     fn='lm.evals.classification:tags',
   )
-  found = baselines.judge(c, tmp_path / 'x')
+  found = baselines.evaluate(c, tmp_path / 'x')
   f1 = {row['baseline']: row['test/f1'] for row in found}
   assert f1 == {'majority': 0.0, 'dictionary': 1.0, 'logistic': 1.0}
   report = compare.compare(
@@ -218,12 +218,12 @@ def test_a_window_slides_to_the_words_of_the_question(
     ),
   ],
 )
-def test_what_cannot_be_judged_is_refused(tmp_path, changes, message):
+def test_wrong_records_are_refused(tmp_path, changes, message):
   changes = {'fn': 'lm.evals.classification:spans', **changes}
   write = tasks_test.write_readings
   c = planted(tmp_path, write, 'lm.data.finetuning.readers:squad', **changes)
   with pytest.raises(config.ConfigError) as caught:
-    baselines.judge(c, tmp_path)
+    baselines.evaluate(c, tmp_path)
   assert str(caught.value) == message
 
 
@@ -235,9 +235,9 @@ def test_a_config_without_records_is_refused(tmp_path):
   }
   for c in (base.get_config(), of_two):
     with pytest.raises(config.ConfigError) as caught:
-      baselines.judge(c, tmp_path)
+      baselines.evaluate(c, tmp_path)
     assert str(caught.value) == (
       'data.records, evals: baselines need labelled records, and evaluators '
-      'with one of the fns lm.evals.classification:classes, lm.evals.classification:tags, '
-      'lm.evals.classification:spans'
+      'with one of the fns lm.evals.classification:classes, '
+      'lm.evals.classification:tags, lm.evals.classification:spans'
     )

@@ -181,14 +181,14 @@ def test_a_run_moves_from_eight_devices_to_two_to_four(
   assert 'nothing differs' in capsys.readouterr().out
 
 
-def test_where_runs_part_is_named(run, data, tmp_path, capsys):
+def test_the_first_difference_of_two_runs_is_named(run, data, tmp_path, capsys):
   other = programs.rewind(run, tmp_path / 'other', 3)
   c = programs.make(data, **CHANGES, optim__peak=2e-2, allow='("optim",)')
   train.train(c, other)
   assert compare_runs.compare(run, other) == 1
   said = capsys.readouterr().out
-  assert 'metrics part at step 4: learning_rate' in said
-  assert 'checkpoints part at step 6: opt_state/' in said
+  assert 'metrics diverge at step 4: learning_rate' in said
+  assert 'checkpoints diverge at step 6: opt_state/' in said
   assert ' numbers, by up to ' in said
   with pytest.raises(ValueError, match='no step in common: give two work'):
     compare_runs.compare(run, tmp_path)
