@@ -61,7 +61,7 @@ def task(fn, path, **settings):
   return {'fn': f'lm.evals.probes:{fn}', 'path': str(path), **settings}
 
 
-def test_a_choice_is_judged_by_its_sum_its_tokens_and_its_bytes(tmp_path):
+def test_a_choice_is_scored_by_its_sum_its_tokens_and_its_bytes(tmp_path):
   """With the space before it ' ccc' costs 13 bits, ' aaaaaaaaaa' 14."""
   rows = [
     {'id': 'sum', 'question': 'q', 'choices': ['aaaaaaaaaa', 'ccc'], 'gold': 1},

@@ -130,7 +130,7 @@ def test_real_prompts_are_read(shared_data, said):
 
 
 @pytest.mark.parametrize('name', ['english', 'people'])
-def test_a_sweep_finds_all_that_it_asks(trained, shared_data, name):
+def test_evaluators_of_configs_can_be_built(trained, shared_data, name):
   run = checkpoint.restore_run(trained)
   c = config.load(f'{programs.ROOT}/configs/evaluate/{name}.py:{shared_data}')
   assert len(c.evals) in (6, 10)

@@ -1,4 +1,4 @@
-"""Verdicts are as often wrong as they say, and as often right as planned."""
+"""Decisions are as often wrong as they say, and as often right as planned."""
 
 import itertools
 import math

@@ -92,23 +92,23 @@ def tagged(*lines):
   return record_lib.Records(CARD, made)
 
 
-def metrics(found, judged, spec):
+def metrics(found, test, spec):
   return {
-    name: baseline(judged, spec).metrics for name, baseline in found.items()
+    name: baseline(test, spec).metrics for name, baseline in found.items()
   }
 
 
 def test_a_dictionary_knows_words_and_their_lower_case():
   train = tagged('us the us US/B-ORG', 'a Fox/B-ANI', 'fox fox hen/B-ANI')
-  judged = tagged('US/B-ORG Us us', 'Fox/B-ANI fOX Hen/B-ANI new')
-  found = metrics(baselines.tags(train), judged, {})
+  test = tagged('US/B-ORG Us us', 'Fox/B-ANI fOX Hen/B-ANI new')
+  found = metrics(baselines.tags(train), test, {})
   assert found['dictionary']['accuracy'] == found['dictionary']['f1'] == 1.0
   assert found['majority']['accuracy'] == pytest.approx(4 / 7)
   assert found['majority']['f1'] == 0.0
 
 
 @pytest.mark.parametrize(
-  ('lines', 'judged'),
+  ('lines', 'test'),
   [
     (('in old {}/B-A', 'on old {}'), ('in old new/B-A', 'on old new')),
     (('{}/B-A new red', '{} new, red'), ('x/B-A new red', 'x new, red')),
@@ -119,10 +119,10 @@ def test_a_dictionary_knows_words_and_their_lower_case():
     (('{0} {0}/B-A', '{0}'), ('x x/B-A', 'x')),
   ],
 )
-def test_a_regression_sees_what_no_dictionary_does(lines, judged):
+def test_a_regression_sees_what_no_dictionary_does(lines, test):
   names = [a + b for a in 'abcde' for b in 'fghij']
   train = tagged(*(line.format(x) for x in names for line in lines))
-  found = metrics(baselines.tags(train), tagged(*judged), {})
+  found = metrics(baselines.tags(train), tagged(*test), {})
   assert found['logistic']['accuracy'] == found['logistic']['f1'] == 1.0
   assert found['dictionary']['recall'] == 0.0
 
@@ -195,9 +195,9 @@ def test_a_window_slides_to_the_words_of_the_question(
   language, question, passage, answer
 ):
   reading = record_lib.Reading('x', question, passage, ((0, answer),))
-  judged = record_lib.Records(CARD, [reading])
-  (baseline,) = baselines.spans(judged).values()
-  result = baseline(judged, {'language': language})
+  test = record_lib.Records(CARD, [reading])
+  (baseline,) = baselines.spans(test).values()
+  result = baseline(test, {'language': language})
   assert result.items[0]['answer'] == answer
   assert result.metrics == {'exact': 1.0, 'f1': 1.0}
 

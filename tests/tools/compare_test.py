@@ -380,7 +380,7 @@ def test_a_better_recipe_is_told_by_five_seeds(tmp_path, capsys):
 
 
 def fold(workdir, n, outcomes, checkpoint='0'):
-  """Judges a run by the n-th fold of the items."""
+  """Writes the items of a run for the n-th fold."""
   items.write(
     workdir,
     header(task=f'{n}' * 64, checkpoint=checkpoint),

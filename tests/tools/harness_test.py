@@ -32,7 +32,7 @@ def request(kind, *arguments):
   return instance.Instance(kind, {}, arguments, 0)
 
 
-def judge(model, names, folder, limit) -> Any:
+def ask_lm_eval(model, names, folder, limit) -> Any:
   return evaluator.simple_evaluate(
     model,
     tasks=[lm_eval.task(name, folder) for name in names],
@@ -52,7 +52,7 @@ def test_lm_eval_finds_what_our_evaluators_find(
 ):
   folder = shared_data / 'evals'
   file, _ = lm_eval.TASKS[name]
-  found = judge(model, [name], folder, 40)
+  found = ask_lm_eval(model, [name], folder, 40)
   run = checkpoint.restore_run(trained)
   fn, reader = f'lm.evals.choice:{OURS[name]}', f'lm.evals.probes:{name}'
   ours = config.build(
@@ -259,7 +259,7 @@ def test_a_random_gpt2_scores_as_in_transformers(peer, shared_data, tmp_path):
   call('random', json.dumps(tiny), source, tmp_path / 'words')
   hf_import.main([f'--source={source}', f'--workdir={workdir}'])
   bare = lm_eval.make(workdir, bos=False)
-  found = judge(bare, OURS, shared_data / 'evals', 10)
+  found = ask_lm_eval(bare, OURS, shared_data / 'evals', 10)
   asked = [
     (arguments, response)
     for name in OURS
