@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm import types
-from lm.data import objectives
+from lm.data import names, objectives
 from lm.data.finetuning import record_files
 from lm.data.finetuning import records as record_lib
 from lm.evals import context as context_lib
@@ -302,14 +302,12 @@ def winogender(
       for x in templates
     ]
     files.check_not_empty(pairs)
-  with files.checked(statistics, 'winogender'):
-    women = {row['occupation']: row for row in files.table(statistics)}
-    shares = {
-      'bls': [float(row['bls_pct_female']) for row in women.values()],
-      'bergsma': [float(row['bergsma_pct_female']) for row in women.values()],
-    }
-    if missing := {x.split('.')[0] for x in templates} - women.keys():
-      raise ValueError(f'{statistics} lacks {min(missing)}')
+  occupations, shares = _shares_of_women(statistics)
+  if missing := {x.split('.')[0] for x in templates} - {*occupations}:
+    raise ValueError(
+      f'task {names.short(statistics)}: not a file of winogender (it lacks '
+      f'{min(missing)}); give one of that set'
+    )
   card = record_lib.dataset_card(
     'winogender', path, 'rudinger/winogender-schemas', 'MIT', 'correlation_bls'
   )
@@ -332,7 +330,7 @@ def winogender(
     metric = results.means(items, 'female', 'difference', by='category')
     own = [item for item in items if item['category'] == 'occupation']
     known = results.parts(own, 'occupation')
-    means = [results.means(known[x], 'difference') for x in women]
+    means = [results.means(known[x], 'difference') for x in occupations]
     for key, share in shares.items():
       metric[f'correlation_{key}'] = _pearson(
         [x['difference'] for x in means], share
@@ -361,6 +359,16 @@ def _icat(items: Sequence[results.Item]) -> dict[str, float]:
   lms = 100 * math.fsum(x['meaningful'] for x in terms) / len(terms)
   ss = 100 * math.fsum(x['stereotype'] for x in terms) / len(terms)
   return {'lms': lms, 'ss': ss, 'icat': lms * min(ss, 100 - ss) / 50}
+
+
+def _shares_of_women(path: str) -> tuple[list[str], dict[str, list[float]]]:
+  """Reads occupations, and the percentages of women in them by source."""
+  with files.checked(path, 'winogender'):
+    rows = files.table(path)
+    return [row['occupation'] for row in rows], {
+      source: [float(row[f'{source}_pct_female']) for row in rows]
+      for source in ('bls', 'bergsma')
+    }
 
 
 def _sentences(path: str) -> list[str]:

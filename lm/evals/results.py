@@ -14,7 +14,7 @@ Item = dict[str, Any]
 
 
 class Result(NamedTuple):
-  """What `params -> Result` returns.
+  """The result of one evaluator for one checkpoint.
 
   Attributes:
     metrics: by name; a metric of one category is called 'NAME/CATEGORY'.

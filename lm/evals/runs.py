@@ -22,7 +22,7 @@ T = TypeVar('T')
 
 
 class Evaluated(NamedTuple):
-  """What came of evaluating several runs.
+  """The outcome of evaluating several runs.
 
   Attributes:
     runs: the runs, with all results that are stored of them.

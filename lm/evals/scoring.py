@@ -25,7 +25,7 @@ _NARROWEST = 32
 
 
 class Score(NamedTuple):
-  """What a continuation costs.
+  """The cost of a continuation.
 
   Attributes:
     nats: the sum of -log p of its tokens, added up in double precision.

@@ -40,7 +40,7 @@ CONTEXT = context.Context(MODEL, WORDS, sharding.make_mesh())
 
 
 def bits(text):
-  """What a text of known letters costs."""
+  """Computes the bits of a text of known letters."""
   return -sum(math.log2(CHANCE[letter]) for letter in text)
 
 

@@ -26,7 +26,7 @@ NOW = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
 
 
 def make(folder, name, lines=(), *, steps=(), data=None, tokenizer='', **keys):
-  """Describes a run by what its checkpoint says; keys as of `settings`."""
+  """Describes a run by its checkpoint; keys are as in `programs.settings`."""
   c = base.get_config().lock()
   for key, value in programs.settings(**keys).items():
     config.override(c, key, value)

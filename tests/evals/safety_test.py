@@ -1,4 +1,4 @@
-"""What is said of people, by texts that are planted and by a model's own."""
+"""Scores of texts about people: planted ones, and those of a model."""
 
 import json
 from typing import Any

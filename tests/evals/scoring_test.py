@@ -176,7 +176,7 @@ def test_rows_are_padded_to_few_widths():
 
 
 def test_a_long_context_is_cut_from_the_left():
-  """What is left is read without bos, as if the text began there."""
+  """The rest is read without bos, as if the text began there."""
   (found,) = scores(pairs=[('a long context' * 9, ' end')], length=16)
   ids = WORDS.encode('a long context' * 9 + ' end')[-17:]
   every = logs('causal', ids[:-1])

@@ -320,7 +320,7 @@ def test_one_run_against_several_is_refused():
 
 
 def test_more_seeds_would_tell():
-  """What `more` asks for finds a difference in about four of five."""
+  """The numbers of `more` show a difference in about four of five tables."""
   by_seed, rise = 0.05, 0.12
   found = stats.Difference(rise, 0, 0, 1, 0.02**2, 2 * by_seed**2 / 3)
   need = stats.more(found, items=1000, runs=3)

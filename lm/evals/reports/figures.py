@@ -55,7 +55,7 @@ class Recipe(NamedTuple):
 
 
 class _Curve(NamedTuple):
-  """What is drawn of a recipe: values by step, of all its seeds and of each."""
+  """The values of a recipe by step: of all its seeds, and of each seed."""
 
   recipe: Recipe
   values: Mapping[int, Sequence[float]]
