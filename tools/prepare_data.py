@@ -9,19 +9,15 @@ document decides, so a document and its copies fall on the same side.
 """
 
 import argparse
-import collections
-from collections.abc import Sequence
-import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 import sys
-import time
 
 if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm import config
-from lm.data import documents, writer
-from lm.data.tokenizers import auto
+from lm.data import documents, prepare
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -57,15 +53,7 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(flags: argparse.Namespace) -> documents.Settings:
-  """Reads the flags of `add_input`.
-
-  Raises:
-    ValueError: a size that is not positive.
-  """
-  if flags.max_document_bytes < 1:
-    raise ValueError(
-      f'--max-document-bytes: {flags.max_document_bytes} is not positive'
-    )
+  """Reads the flags of `add_input`."""
   return documents.Settings(
     unit=flags.unit,
     field=flags.field,
@@ -74,61 +62,38 @@ def settings(flags: argparse.Namespace) -> documents.Settings:
   )
 
 
-def report(counts: collections.Counter[str]) -> None:
-  """Prints what was read, and what was not."""
+def report(counts: Mapping[str, int]) -> None:
+  """Prints what was read, and what was left out."""
+  print('read')
   for word, count in counts.items():
     print(f'  {count:>15,} {word}')
 
 
-def prepare(flags: argparse.Namespace) -> None:
+def write(flags: argparse.Namespace) -> None:
   """Writes the datasets and prints the report.
 
   Raises:
     ValueError: bad input.
     OSError: the output cannot be written.
   """
-  how = settings(flags)
-  fraction = flags.split_valid
-  if not 0 <= fraction < 1:
-    raise ValueError(f'--split-valid: {fraction} is not in [0, 1)')
-  if flags.shard_tokens < 1:
-    raise ValueError(f'--shard-tokens: {flags.shard_tokens} is not positive')
-  files = documents.find(flags.input)
-  words = auto.load(flags.tokenizer)
-  parts = ('train', 'valid') if fraction else ('',)
-  for part in parts:
-    counts: collections.Counter[str] = collections.Counter()
-    kept = (
-      text
-      for text in documents.read(files, how, counts)
-      if not fraction or (_is_valid(text, fraction) == (part == 'valid'))
-    )
-    begin = time.perf_counter()
-    target = Path(flags.output) / part
-    manifest = writer.write(
-      target,
-      kept,
-      words,
-      shard_tokens=flags.shard_tokens,
-      settings={**how._asdict(), 'split_valid': fraction, 'part': part},
-    )
-    seconds = time.perf_counter() - begin
-    if part in ('', 'train'):
-      print('read')
-      report(counts)
-    print(f'wrote {target} in {seconds:.1f} s')
+  written = prepare.write_dataset(
+    flags.input,
+    flags.output,
+    flags.tokenizer,
+    split_valid=flags.split_valid,
+    shard_tokens=flags.shard_tokens,
+    settings=settings(flags),
+  )
+  report(next(iter(written.values())).counts)
+  for dataset in written.values():
+    manifest = dataset.manifest
+    print(f'wrote {dataset.directory} in {dataset.seconds:.1f} s')
     print(f'  {manifest.documents:>15,} documents')
     print(f'  {manifest.text_bytes:>15,} bytes')
     print(f'  {manifest.tokens:>15,} tokens')
     print(f'  {manifest.text_bytes / manifest.tokens:>15.3f} bytes a token')
     print(f'  {len(manifest.shards):>15,} shards')
     print(f'  {manifest.fingerprint[:15]} fingerprint')
-
-
-def _is_valid(text: str, fraction: float) -> bool:
-  # Salted: a corpus that was already split by a bare hash can be split again.
-  digest = hashlib.sha256(b'valid\0' + text.encode()).digest()
-  return int.from_bytes(digest[:8], 'big') < fraction * 2**64
 
 
 def run(action, flags: argparse.Namespace) -> int:
@@ -160,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--split-valid', type=float, default=0.0, help='share for validation'
   )
   parser.add_argument('--shard-tokens', type=int, default=1 << 28)
-  return run(prepare, parser.parse_args(argv))
+  return run(write, parser.parse_args(argv))
 
 
 if __name__ == '__main__':

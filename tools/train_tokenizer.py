@@ -8,7 +8,6 @@ the list of characters to x.json.
 """
 
 import argparse
-import collections
 from collections.abc import Sequence
 from pathlib import Path
 import sys
@@ -17,43 +16,31 @@ if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm import config
-from lm.data import documents
-from lm.data.tokenizers import auto, characters, sentencepiece
+from lm.data import prepare
 from tools import prepare_data
 
 
 def train(flags: argparse.Namespace) -> None:
-  """Trains, writes, loads again and prints the report.
+  """Trains the tokenizer, writes it and prints the report.
 
   Raises:
     ValueError: bad input, or a vocabulary that does not fit it.
     OSError: the output cannot be written.
   """
-  by_character = flags.kind == 'characters'
-  suffix = '.json' if by_character else '.model'
-  if not flags.output.endswith(suffix):
-    raise ValueError(
-      f'--output: a {flags.kind} tokenizer is loaded by its suffix {suffix}; '
-      'end the name in it'
-    )
-  how = prepare_data.settings(flags)
-  counts: collections.Counter[str] = collections.Counter()
-  texts = documents.read(documents.find(flags.input), how, counts)
-  if by_character:
-    characters.train(texts, flags.output)
-  else:
-    sentencepiece.train(
-      texts,
-      flags.output,
-      flags.vocab,
-      flags.kind,
-      coverage=flags.coverage,
-      max_bytes=flags.max_bytes,
-    )
-  made = auto.load(flags.output)
-  print('read')
+  tokenizer, counts = prepare.train_tokenizer(
+    flags.input,
+    flags.output,
+    vocab=flags.vocab,
+    kind=flags.kind,
+    coverage=flags.coverage,
+    max_bytes=flags.max_bytes,
+    settings=prepare_data.settings(flags),
+  )
   prepare_data.report(counts)
-  print(f'wrote {flags.output}: {made.size:,} ids, sha256 {made.sha256[:12]}')
+  print(
+    f'wrote {flags.output}: {tokenizer.size:,} ids, sha256 '
+    f'{tokenizer.sha256[:12]}'
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   prepare_data.add_input(parser)
   parser.add_argument('--output', required=True, help='x.model or x.json')
   parser.add_argument('--vocab', type=int, default=8192)
-  parser.add_argument(
-    '--kind', choices=('bpe', 'unigram', 'characters'), default='bpe'
-  )
+  parser.add_argument('--kind', choices=prepare.KINDS, default='bpe')
   parser.add_argument(
     '--coverage',
     type=float,

@@ -1,4 +1,4 @@
-"""Documents from files: text, JSON lines and Parquet, in bounded memory."""
+"""Reads documents from text, JSON lines and Parquet, in bounded memory."""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,8 @@ from pyarrow import parquet
 from lm.data import names
 
 KINDS = ('.txt', '.txt.gz', '.jsonl', '.jsonl.gz', '.parquet')
+UNITS = ('file', 'line', 'paragraph')
+ERRORS = ('replace', 'skip', 'strict')
 _PARQUET_ROWS = 256  # read together
 
 
@@ -23,12 +25,12 @@ class Settings(NamedTuple):
   """How files become documents.
 
   Attributes:
-    unit: a document of a text file: the `file`, a `line`, or a `paragraph`
-      (up to an empty line).
-    field: where the text is, in JSON and Parquet.
-    errors: what to do with text that is not Unicode and records that are not
-      JSON: `replace` (by U+FFFD; records are left out), `skip` the document,
-      or `strict`: stop.
+    unit: what is a document in a text file: the whole 'file', a 'line', or a
+      'paragraph', which ends at an empty line.
+    field: the field of the text in JSON, or its column in Parquet.
+    errors: what to do with text that is not Unicode and lines that are not
+      JSON: 'replace' bad bytes by U+FFFD and leave out lines, 'skip' the
+      document, or 'strict', which stops with an error.
     max_bytes: a longer text is cut into documents of at most this size; a
       longer JSON line is left out.
   """
@@ -39,13 +41,15 @@ class Settings(NamedTuple):
   max_bytes: int = 16 << 20
 
 
-def find(patterns: Sequence[str]) -> list[str]:
-  """Lists the files of glob patterns, sorted, each once.
+def find(patterns: str | Sequence[str]) -> list[str]:
+  """Lists the files that glob patterns match, sorted, each once.
 
   Raises:
     ValueError: a pattern matches nothing, or a file is of an unknown kind.
   """
-  found: set[str] = set()
+  if isinstance(patterns, str):
+    patterns = [patterns]
+  result: set[str] = set()
   for pattern in patterns:
     # A name is itself before it is a pattern: `a[1].txt` may exist.
     named = [pattern, *glob.glob(pattern, recursive=True)]
@@ -55,14 +59,14 @@ def find(patterns: Sequence[str]) -> list[str]:
         f'input {names.short(pattern)}: no such file; check the path, and '
         'quote a pattern'
       )
-    found.update(files)
-  for file in sorted(found):
+    result.update(files)
+  for file in sorted(result):
     if not file.endswith(KINDS):
       raise ValueError(
         f'input {names.short(file)}: unknown kind; give one of '
         f'{", ".join(KINDS)}'
       )
-  return sorted(found)
+  return sorted(result)
 
 
 def read(
@@ -74,13 +78,15 @@ def read(
 
   Args:
     files: see `find`.
-    settings: how.
-    counts: what happened is added here, under words for a report.
+    settings: how files become documents.
+    counts: numbers of files, documents and bytes, and of what was left out, are
+      added here, under words for a report.
 
   Raises:
-    ValueError: a file is damaged, or there are no documents; with
-      `errors='strict'` also the first bad text or record.
+    ValueError: a setting is unknown, a file is damaged, or there are no
+      documents; with `errors='strict'` also for the first bad text or record.
   """
+  _check(settings)
   for file in files:
     counts['files'] += 1
     where = names.short(file)
@@ -103,12 +109,30 @@ def read(
       ) from e
   if not counts['documents']:
     why = ', '.join(f'{n} {word}' for word, n in counts.items())
-    raise ValueError(f'input: no documents ({why[:120]}); check it and --field')
+    raise ValueError(
+      f'input: no documents ({why[:120]}); check it and the field'
+    )
+
+
+def _check(settings: Settings) -> None:
+  """Checks settings.
+
+  Raises:
+    ValueError: one is unknown or out of range.
+  """
+  if settings.unit not in UNITS or settings.errors not in ERRORS:
+    raise ValueError(
+      f'unit={settings.unit!r} must be one of {", ".join(UNITS)}, and errors='
+      f'{settings.errors!r} one of {", ".join(ERRORS)}'
+    )
+  if settings.max_bytes < 1:
+    raise ValueError(f'max_bytes={settings.max_bytes} must be positive')
 
 
 def _raw(
   file: str, settings: Settings, counts: collections.Counter[str]
 ) -> Iterator[bytes | str]:
+  """Reads the texts of a file, which may not be Unicode yet."""
   if file.endswith('.parquet'):
     yield from _parquet(file, settings, counts)
     return
@@ -127,12 +151,12 @@ def _raw(
 def _texts(
   stream: BinaryIO, settings: Settings, counts: collections.Counter[str]
 ) -> Iterator[bytes]:
-  """Cuts a text file into its units, and too long units into pieces."""
-  parts: list[bytes] = []
+  """Cuts a text file into its units, and units that are too long in pieces."""
+  parts: list[bytes] = []  # of the current document
   size = 0
-  fresh = True  # an empty file is a document, to be counted as an empty one
-  # A line can be as long as the file, so it is read in pieces; the last bytes
-  # of a piece may be the first of a character, which then opens the next one.
+  is_whole = True  # so that an empty file counts as one empty document
+  # A line can be as long as the file, so no more than the rest of a document is
+  # read at once.
   while data := stream.readline(settings.max_bytes - size):
     ends = data.endswith(b'\n')
     if settings.unit == 'line':
@@ -149,22 +173,27 @@ def _texts(
     size += len(data)
     if size >= settings.max_bytes:
       whole = b''.join(parts)
+      # What follows the cut, half a character perhaps, opens the next document.
       cut = _cut(whole)
       counts['pieces cut from long documents'] += 1
       yield whole[:cut]
       parts, size = [whole[cut:]] if whole[cut:] else [], len(whole) - cut
-      fresh = False
-  if parts or (fresh and settings.unit == 'file'):
+      is_whole = False
+  if parts or (is_whole and settings.unit == 'file'):
     rest = b''.join(parts)
     yield rest if settings.unit == 'file' else rest.strip(b'\r\n')
 
 
 def _cut(data: bytes) -> int:
-  """Finds where to cut: after the last line if that keeps half, else between
-  two characters."""
+  """Finds where to cut a text that is too long.
+
+  That is after its last line, if that keeps half of the text, or else between
+  two characters.
+  """
   line = data.rfind(b'\n') + 1
   if line > len(data) // 2:
     return line
+  # A character of UTF-8 has up to 4 bytes; all but its first are 10xxxxxx.
   for back in range(1, min(4, len(data) - 1)):
     if data[-back] & 0xC0 != 0x80:
       return len(data) - back if data[-back] >= 0xC0 else len(data)
@@ -177,11 +206,13 @@ def _json_lines(
   settings: Settings,
   counts: collections.Counter[str],
 ) -> Iterator[bytes | str]:
+  """Reads the texts of JSON lines."""
   where = names.short(file)
   number = 0
   while line := stream.readline(settings.max_bytes):
     number += 1
     if not line.endswith(b'\n') and len(line) == settings.max_bytes:
+      # The rest of the line must not be read as lines of its own.
       while line and not line.endswith(b'\n'):
         line = stream.readline(settings.max_bytes)
       counts['JSON lines too long, left out'] += 1
@@ -194,8 +225,8 @@ def _json_lines(
     except (ValueError, RecursionError) as e:
       if settings.errors == 'strict':
         raise ValueError(
-          f'input {where}: line {number} is not JSON; mend it or give '
-          '--errors=skip'
+          f'input {where}: line {number} is not JSON; mend it or set errors '
+          'to skip'
         ) from e
       counts['lines that are not JSON, left out'] += 1
       continue
@@ -206,7 +237,7 @@ def _json_lines(
         raise ValueError(
           f'input {where}: line {number} has no text in field '
           f'{names.short(settings.field)} (fields: {str(keys)[:60]}); '
-          'give --field'
+          'set field'
         )
       counts['records without the field, left out'] += 1
       continue
@@ -216,6 +247,7 @@ def _json_lines(
 def _parquet(
   file: str, settings: Settings, counts: collections.Counter[str]
 ) -> Iterator[bytes]:
+  """Reads the texts of a column of Parquet."""
   where = names.short(file)
   with parquet.ParquetFile(file) as table:
     schema = table.schema_arrow
@@ -232,10 +264,11 @@ def _parquet(
     ):
       raise ValueError(
         f'input {where}: no column {names.short(settings.field)} of text '
-        f'(columns: {str(schema.names[:5])[:60]}); give --field'
+        f'(columns: {str(schema.names[:5])[:60]}); set field'
       )
     for batch in table.iter_batches(_PARQUET_ROWS, columns=[settings.field]):
       column: Any = batch.column(0)
+      # As bytes: Arrow does not check that a string is Unicode.
       for value in column.cast(pa.large_binary()):
         data = value.as_py()
         if data is None:
@@ -255,7 +288,20 @@ def _decode(
   counts: collections.Counter[str],
   where: str,
 ) -> str | None:
-  """Gives Unicode text; None if it is none and is to be skipped."""
+  """Decodes a text.
+
+  Args:
+    raw: bytes of UTF-8, or a string that may have lone surrogates.
+    settings: what to do if it is not Unicode.
+    counts: of what happened.
+    where: the text is, for the error.
+
+  Returns:
+    None: the text is not Unicode, and is left out.
+
+  Raises:
+    ValueError: it is not Unicode, and `settings.errors` is 'strict'.
+  """
   try:
     if isinstance(raw, bytes):
       return raw.decode()
@@ -265,14 +311,15 @@ def _decode(
     if settings.errors == 'strict':
       raise ValueError(
         f'input {where} is not Unicode (at {getattr(e, "start", 0)}); mend it '
-        'or give --errors=replace'
+        'or set errors to replace'
       ) from e
     if settings.errors == 'skip':
       counts['not Unicode, left out'] += 1
       return None
     counts['not Unicode, replaced by U+FFFD'] += 1
     if isinstance(raw, str):
-      # Halves of a pair that JSON spelled apart are one character again.
+      # The two halves of a surrogate pair become one character, if they stand
+      # side by side.
       raw = raw.encode('utf-16-le', 'surrogatepass')
       return raw.decode('utf-16-le', 'replace')
     return raw.decode('utf-8', 'replace')

@@ -102,7 +102,7 @@ def load(directory: Path) -> Manifest:
   except OSError as e:
     raise ValueError(
       f'dataset {where}: {NAME} cannot be read ({e.strerror}); give a '
-      'directory that tools/prepare_data.py wrote'
+      'directory that lm.data.prepare.write_dataset wrote'
     ) from e
   try:
     body = json.loads(data)

@@ -68,7 +68,7 @@ def test_json_lines(put, suffix):
   assert read(file, field='body')[0] == ['b']
   with pytest.raises(ValueError, match='line 2 has no text in field text'):
     read(file, errors='strict')
-  with pytest.raises(ValueError, match=r'no documents .*7 records|--field'):
+  with pytest.raises(ValueError, match=r'no documents .*5 records.*the field'):
     read(file, field='absent')
   broken = put('b' + suffix, '{"text": "z"}\n{broken')
   with pytest.raises(ValueError, match=r'b\.jsonl.*: line 2 is not JSON; mend'):
@@ -233,10 +233,10 @@ def test_bad_usage_is_one_line_and_exit_2(put, tmp_path, capsys):
   base = ['--output', str(tmp_path / 'o'), '--tokenizer', 'bytes']
   for more, message in (
     (['--input', 'absent.txt'], 'absent.txt: no such file'),
-    (['--input', file, '--split-valid', '1'], '--split-valid: 1.0 is not in'),
-    (['--input', file, '--split-valid', 'nan'], '--split-valid: nan is not'),
-    (['--input', file, '--max-document-bytes', '0'], 'bytes: 0 is not positi'),
-    (['--input', file, '--shard-tokens', '0'], '--shard-tokens: 0 is not'),
+    (['--input', file, '--split-valid', '1'], 'split_valid=1.0 must be from'),
+    (['--input', file, '--split-valid', 'nan'], 'split_valid=nan must be'),
+    (['--input', file, '--max-document-bytes', '0'], 'max_bytes=0 must be'),
+    (['--input', file, '--shard-tokens', '0'], 'shard_tokens=0 must be'),
     (['--input', file, '--tokenizer', 'no.model'], 'no.model: cannot be read'),
     (['--input', file, '--split-valid', '1e-9'], 'no documents to write'),
   ):

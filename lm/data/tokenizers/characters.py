@@ -118,7 +118,7 @@ def _alphabet(path: str, data: bytes) -> list[str]:
     raise files.error(
       path,
       'not a list of distinct characters; write it again with '
-      'tools/train_tokenizer.py --kind characters',
+      "lm.data.prepare.train_tokenizer, kind='characters'",
     )
   return alphabet
 

@@ -18,8 +18,8 @@ def read(path: str) -> bytes:
   except OSError as e:
     raise error(
       path,
-      f'cannot be read ({e.strerror}); give the path of a file written by '
-      'tools/train_tokenizer.py',
+      f'cannot be read ({e.strerror}); give the path of a file that '
+      'lm.data.prepare.train_tokenizer wrote',
     ) from e
 
 

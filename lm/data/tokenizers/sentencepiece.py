@@ -28,7 +28,7 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
     ValueError: the file is missing or broken, lacks pad, eos, bos or byte
       pieces, or its normalization changes text.
   """
-  fix = 'train one with tools/train_tokenizer.py'
+  fix = 'train one with lm.data.prepare.train_tokenizer'
   data = files.read(path)
   model = _parse(path, data, fix)
   pad, eos, bos = model.pad_id(), model.eos_id(), model.bos_id()

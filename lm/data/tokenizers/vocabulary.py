@@ -70,7 +70,7 @@ def utf8(text: str) -> bytes:
   except UnicodeEncodeError as e:
     raise ValueError(
       f'text has a lone surrogate at character {e.start}, so it is not '
-      'Unicode; replace it before encoding (prepare_data --errors=replace)'
+      'Unicode; replace it before encoding, as lm.data.documents does'
     ) from e
 
 

@@ -1,0 +1,181 @@
+"""Prepares text for training: trains a tokenizer, and writes token shards.
+
+  from lm.data import prepare
+
+  prepare.train_tokenizer(['raw/*.txt'], 'bpe.model', vocab=8192)
+  prepare.write_dataset(
+    ['raw/*.txt'], 'data/web', 'bpe.model', split_valid=0.01
+  )
+
+tools/train_tokenizer.py and tools/prepare_data.py are these functions as
+programs.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from pathlib import Path
+import time
+from typing import NamedTuple
+
+from lm import types
+from lm.data import documents, writer
+from lm.data import manifest as manifests
+from lm.data.tokenizers import auto, characters, sentencepiece
+
+KINDS = ('bpe', 'unigram', 'characters')
+
+
+class TrainedTokenizer(NamedTuple):
+  """A tokenizer, and what was read to train it.
+
+  Attributes:
+    tokenizer: loaded from its file.
+    counts: of files, documents and bytes, and of what was left out.
+  """
+
+  tokenizer: types.Tokenizer
+  counts: Mapping[str, int]
+
+
+class WrittenDataset(NamedTuple):
+  """A dataset, and what was read to write it.
+
+  Attributes:
+    directory: where it lies.
+    manifest: of its shards.
+    counts: of files, documents and bytes, and of what was left out, those of
+      the other part of a split included.
+    seconds: that writing took.
+  """
+
+  directory: Path
+  manifest: manifests.Manifest
+  counts: Mapping[str, int]
+  seconds: float
+
+
+def train_tokenizer(
+  inputs: Sequence[str],
+  output: str | os.PathLike[str],
+  *,
+  vocab: int = 8192,
+  kind: str = 'bpe',
+  coverage: float = 0.9995,
+  max_bytes: int = 1_000_000_000,
+  settings: documents.Settings | None = None,
+) -> TrainedTokenizer:
+  """Trains a tokenizer that loses no text, writes it and loads it.
+
+  The same input gives the same file, byte for byte.
+
+  Args:
+    inputs: files or patterns, see `documents.KINDS`.
+    output: the file to write: `*.json` for characters, else `*.model`.
+    vocab: number of pieces; characters need none.
+    kind: one of `KINDS`.
+    coverage: share of the occurrences of characters that get pieces; the rest
+      are spelled by bytes.
+    max_bytes: stop reading there, because training holds the text in memory.
+    settings: how files become documents; None: those of
+      `documents.Settings()`.
+
+  Raises:
+    ValueError: the input is bad, the vocabulary does not fit it, or a setting
+      is out of range.
+    OSError: the output cannot be written.
+  """
+  path = os.fspath(output)
+  if kind not in KINDS:
+    raise ValueError(f'kind={kind!r}: unknown; give one of {", ".join(KINDS)}')
+  # By its suffix a tokenizer is loaded, see `auto.load`.
+  suffix = '.json' if kind == 'characters' else '.model'
+  if not path.endswith(suffix):
+    raise ValueError(
+      f'output: a {kind} tokenizer is loaded by its suffix {suffix}; end the '
+      'name in it'
+    )
+  counts: collections.Counter[str] = collections.Counter()
+  files = documents.find(inputs)
+  texts = documents.read(files, settings or documents.Settings(), counts)
+  if kind == 'characters':
+    characters.train(texts, path)
+  else:
+    sentencepiece.train(
+      texts, path, vocab, kind, coverage=coverage, max_bytes=max_bytes
+    )
+  return TrainedTokenizer(auto.load(path), counts)
+
+
+def write_dataset(
+  inputs: Sequence[str],
+  output: str | os.PathLike[str],
+  tokenizer: str | types.Tokenizer,
+  *,
+  split_valid: float = 0.0,
+  shard_tokens: int = 1 << 28,
+  settings: documents.Settings | None = None,
+) -> dict[str, WrittenDataset]:
+  """Writes text as token shards, split for validation if asked to.
+
+  The hash of a document decides on its side of the split, so that copies of a
+  document are on the same side. Writing the same again changes nothing.
+
+  Args:
+    inputs: files or patterns, see `documents.KINDS`.
+    output: directory to write.
+    tokenizer: a tokenizer, or a name that `auto.load` loads.
+    split_valid: share of the documents that are kept for validation.
+    shard_tokens: a shard is closed with the document that reaches this.
+    settings: how files become documents; None: those of
+      `documents.Settings()`.
+
+  Returns:
+    The dataset under the name '', or those of a split under 'train' and
+    'valid', which are also the names of their directories below `output`.
+
+  Raises:
+    ValueError: the input is bad, a setting is out of range, or the directory
+      holds another dataset.
+    OSError: the output cannot be written.
+  """
+  settings = settings or documents.Settings()
+  if not 0 <= split_valid < 1:
+    raise ValueError(f'split_valid={split_valid} must be from 0 on and below 1')
+  if shard_tokens < 1:
+    raise ValueError(f'shard_tokens={shard_tokens} must be positive')
+  files = documents.find(inputs)
+  if isinstance(tokenizer, str):
+    tokenizer = auto.load(tokenizer)
+  written = {}
+  # A split reads its input twice, so that memory stays bounded.
+  for part in ('train', 'valid') if split_valid else ('',):
+    counts: collections.Counter[str] = collections.Counter()
+    texts = (
+      text
+      for text in documents.read(files, settings, counts)
+      if not split_valid or _is_valid(text, split_valid) == (part == 'valid')
+    )
+    start = time.perf_counter()
+    directory = Path(output) / part
+    manifest = writer.write(
+      directory,
+      texts,
+      tokenizer,
+      shard_tokens=shard_tokens,
+      settings={
+        **settings._asdict(),
+        'split_valid': split_valid,
+        'part': part,
+      },
+    )
+    seconds = time.perf_counter() - start
+    written[part] = WrittenDataset(directory, manifest, counts, seconds)
+  return written
+
+
+def _is_valid(text: str, share: float) -> bool:
+  # Salted: a corpus that was already split by a bare hash can be split again.
+  digest = hashlib.sha256(b'valid\0' + text.encode()).digest()
+  return int.from_bytes(digest[:8], 'big') < share * 2**64

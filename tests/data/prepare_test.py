@@ -1,0 +1,99 @@
+"""A notebook trains a tokenizer and writes token shards by two functions."""
+
+import json
+
+import pytest
+
+from lm.data import documents, prepare, shards
+from lm.data.tokenizers import utf8_bytes
+
+TEXTS = [f'A sentence, number {n}.\n\nAnd more of it.' for n in range(200)]
+
+
+@pytest.fixture
+def source(tmp_path):
+  file = tmp_path / 'texts.jsonl'
+  lines = [json.dumps({'body': text}) for text in TEXTS]
+  file.write_text('\n'.join([*lines, 'no JSON']))
+  return file
+
+
+SETTINGS = documents.Settings(field='body')
+
+
+def read(directory, tokenizer):
+  dataset = shards.load(directory, tokenizer)
+  return [
+    tokenizer.decode(dataset.document(n).tolist())
+    for n in range(dataset.manifest.documents)
+  ]
+
+
+@pytest.mark.parametrize('kind', prepare.KINDS)
+def test_a_trained_tokenizer_writes_a_dataset(source, tmp_path, kind):
+  suffix = 'json' if kind == 'characters' else 'model'
+  result = prepare.train_tokenizer(
+    str(source),
+    tmp_path / f'tokenizer.{suffix}',
+    vocab=288,
+    kind=kind,
+    settings=SETTINGS,
+  )
+  assert result.tokenizer.decode(result.tokenizer.encode(TEXTS[0])) == TEXTS[0]
+  assert result.counts['documents'] == len(TEXTS)
+  assert result.counts['lines that are not JSON, left out'] == 1
+  written = prepare.write_dataset(
+    [str(source)], tmp_path / 'data', result.tokenizer, settings=SETTINGS
+  )
+  (dataset,) = written.values()
+  assert read(dataset.directory, result.tokenizer) == TEXTS
+  assert dataset.manifest.documents == dataset.counts['documents'] == 200
+
+
+def test_a_split_has_each_document_on_one_side(source, tmp_path):
+  def write(split_valid):
+    return prepare.write_dataset(
+      str(source),
+      tmp_path / f'{split_valid}',
+      'bytes',
+      split_valid=split_valid,
+      settings=SETTINGS,
+    )
+
+  written = write(0.2)
+  train, valid = (
+    read(written[part].directory, utf8_bytes.make())
+    for part in ('train', 'valid')
+  )
+  assert sorted(train + valid) == sorted(TEXTS) and 20 < len(valid) < 60
+  # A larger share keeps what a smaller one has.
+  more = read(write(0.4)['valid'].directory, utf8_bytes.make())
+  assert set(valid) < set(more)
+
+
+def test_errors_of_use_are_one_line(source, tmp_path):
+  def dataset(**settings):
+    prepare.write_dataset(str(source), tmp_path / 'x', 'bytes', **settings)
+
+  def tokenizer(output, **settings):
+    prepare.train_tokenizer(str(source), tmp_path / output, **settings)
+
+  for action, message in (
+    (lambda: dataset(split_valid=1.0), 'split_valid=1.0 must be from 0 on'),
+    (lambda: dataset(shard_tokens=0), 'shard_tokens=0 must be positive'),
+    (
+      lambda: dataset(settings=documents.Settings(max_bytes=0)),
+      'max_bytes=0 must be positive',
+    ),
+    (
+      lambda: dataset(settings=documents.Settings(unit='word')),
+      "unit='word' must be one of file, line, paragraph, and errors='replace'",
+    ),
+    (lambda: dataset(), 'no documents (1 files, 200 records without the field'),
+    (lambda: tokenizer('x.model', kind='word'), "kind='word': unknown; give"),
+    (lambda: tokenizer('x.json'), 'loaded by its suffix .model; end the name'),
+  ):
+    with pytest.raises(ValueError) as e:
+      action()
+    assert message in str(e.value) and '\n' not in str(e.value)
+  assert not (tmp_path / 'x').exists()
