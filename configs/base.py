@@ -25,8 +25,8 @@ def get_config() -> Any:
       'keep': 3,  # newest checkpoints that stay
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
       'log_every': 10,  # steps that one line of metrics.jsonl sums up
-      'eval_every': 0,  # steps; 0 leaves judging to lm.evaluate
-      # A run that is judged while it trains can end with its best checkpoint.
+      'eval_every': 0,  # steps; 0 leaves evaluation to lm.evaluate
+      # A run that is evaluated in training can end with its best checkpoint.
       'early': {
         'metric': None,  # such as 'valid/loss_nats'; None: ends with the last
         'higher': False,  # whether higher is better
@@ -84,7 +84,7 @@ def get_config() -> Any:
       # What lm.plan plans for: the smallest machine that this is meant for,
       # and the size of the vocabulary where the tokenizer is not at hand.
       'plan': {'target': 'cpu:1', 'vocab': None},
-      # What lm.evaluate judges, beside the folders of its --workdir.
+      # The runs that lm.evaluate evaluates, beside its --workdir.
       'evaluate': {
         'workdirs': (),  # folders of runs, and patterns such as 'runs/base-*'
         'steps': None,  # None: all; 'last'; or which, such as (500, 1000)

@@ -103,17 +103,17 @@ class RunEvaluation:
         `lm.evaluate.evaluate`.
     """
     if isinstance(self.place, bucket_reader.Reader):
-      poll_seconds = max(poll_seconds, 10.0)  # requests cost money
-    alone_since = time.monotonic()
+      poll_seconds = max(poll_seconds, 10.0)  # each look is a request
+    untrained_since = time.monotonic()
     with self.place.lock_evals():
       while True:
         # Asked before the steps are listed: a trainer saves its last step and
         # then leaves, so that no step can come after it has left.
         finished = not watch or self._is_finished()
         if self.place.is_training():
-          alone_since = time.monotonic()
+          untrained_since = time.monotonic()
         busy = self._evaluate_present()
-        idle_seconds = time.monotonic() - alone_since
+        idle_seconds = time.monotonic() - untrained_since
         if busy and not (wait or watch):
           return True
         if not busy and (finished or idle_seconds > patience_seconds):
