@@ -124,9 +124,11 @@ def make(
     rows = [
       row
       for text, (prefix, ids) in enumerate(texts)
-      if ids
+      if ids  # a continuation without tokens costs nothing
       for row in cut.rows(text, prefix, ids)
     ]
+    # A text may have many rows, in several batches. float64, as a long text in
+    # float32 would lose the digits that tell two likelihoods apart.
     nats = np.zeros(len(texts), np.float64)
     greedy = np.ones(len(texts), bool)
 
@@ -205,11 +207,13 @@ def _masked_rows(
   # window, as BERT with [CLS] and [SEP]. Others see bos once, before the text.
   whole = [*context, *ids] if ends else [tokenizer.bos, *context, *ids]
   begin, end = [tokenizer.bos] * ends, [tokenizer.eos] * ends
-  room = length - 2 * ends
+  room = length - 2 * ends  # bos and eos take two positions of each window
   for start, first, stop in _windows(
     len(whole) - len(ids), len(whole), room, min(stride, room)
   ):
     row = [*begin, *whole[start:stop], *end]
+    # The rows of a window differ in the masked token alone, so they share their
+    # ids; `_batch` masks its own copy.
     for place in range(first - start + ends, stop - start + ends):
       yield _Row(text, row, row, place, place + 1)
 
@@ -226,6 +230,8 @@ def _prompted_rows(
   batch = prompt([context])
   whole = [*batch.tokens[0].tolist(), *ids]
   known = len(whole) - len(ids)
+  # Cut from the left, like the target side: the end of a context says most
+  # about what comes next.
   source = None if batch.source is None else batch.source[0, -length:]
   # Position p predicts token p + 1, so the last token is only a target.
   for start, first, stop in _windows(known - 1, len(whole) - 1, length, stride):
@@ -235,6 +241,7 @@ def _prompted_rows(
       whole[start + 1 : stop + 1],
       first - start,
       stop - start,
+      # The context is the prefix; a later window may have nothing left of it.
       None if batch.prefix is None else max(known - start, 0),
       None if source is None else source.tolist(),
     )
@@ -256,6 +263,8 @@ def _has_ends(
   batch = objective.make(
     row, np.array([objective.window]), np.zeros(1, np.uint64)
   )
+  # Masked tokens are predicted in their places. Objectives such as skip-grams
+  # have targets of another shape, and cannot say what a text costs.
   same = batch.tokens.shape == batch.targets.shape and batch.source is None
   if tokenizer.mask is None or not same:
     raise ValueError(
@@ -269,6 +278,8 @@ def _encode(
   tokenizer: types.Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
   """Gives the tokens of contexts, without bos, and of continuations."""
+  # Most tokenizers put a space into the next word's first piece. At the end of a
+  # context it would be a token that the whole text does not have.
   contexts = [context.rstrip() for context, _ in pairs]
   wholes = [context + text for context, text in pairs]
   return [
@@ -368,6 +379,7 @@ def _batch(
   if like.source is not None:
     source = np.full((count, shape[1]), tokenizer.pad, np.int32)
     source_segments = np.zeros_like(source)
+  # What is not set here stays padding, of weight 0 and segment 0.
   for b, row in enumerate(rows):
     filled = slice(len(row.ids))
     batch.tokens[b, filled] = row.ids

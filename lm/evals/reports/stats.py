@@ -94,6 +94,9 @@ def mean(
   assert G > 1, 'one item or group says nothing of another'
   rng = np.random.default_rng(seed)
   means = []
+  # In blocks, so that the counts of resamples do not fill the memory. The mean of
+  # a resample is a product with the number of times it has each group: one
+  # matrix product for all means, which is faster than picking values.
   for start in range(0, resamples, _BLOCK // G + 1):
     R = min(_BLOCK // G + 1, resamples - start)
     drawn_RG = rng.integers(G, size=(R, G), dtype=np.int32)
@@ -102,9 +105,12 @@ def mean(
     times_GR = times_RG.astype(float).T
     means.append(sums_G @ times_GR / (sizes_G @ times_GR))
   mean_R = np.concatenate(means, axis=-1)
+  # The bootstrap's variance is that of the sample, which is (G - 1) / G of the
+  # unbiased one; and the normal's tails are thinner than Student's.
   wider = math.sqrt(G / (G - 1))
   tail = stats.norm.sf(wider * stats.t.isf(level / 2, G - 1))
   low, high = np.quantile(mean_R, [tail, 1 - tail], axis=-1)
+  # The sample itself counts as one resample, so that p is never 0.
   beyond = np.minimum((mean_R <= 0).sum(-1), (mean_R >= 0).sum(-1)) + 1
   share = np.minimum(beyond / (resamples + 1), 0.5)
   p = 2 * stats.t.sf(stats.norm.isf(share) / wider, G - 1)
@@ -207,6 +213,7 @@ def difference(
     p = mcnemar(a_KN[0], b_KN[0]) if binary and groups is None else one.p
     low, high, p = map(float, (one.low, one.high, p))
     return Difference(float(one.value), low, high, p, items, 0.0)
+  # Welch: each side has its own variance over seeds.
   parts = [side.mean(axis=1).var(ddof=1) / len(side) for side in (a_KN, b_KN)]
   value, seeds = float(rise_N.mean()), float(sum(parts))
   G = len(rise_N) if groups is None else len(set(groups))
