@@ -278,8 +278,8 @@ def _encode(
   tokenizer: types.Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
   """Gives the tokens of contexts, without bos, and of continuations."""
-  # Most tokenizers put a space into the next word's first piece. At the end of a
-  # context it would be a token that the whole text does not have.
+  # Most tokenizers put a space into the first piece of the next word. At the
+  # end of a context it would be a token that the whole text does not have.
   contexts = [context.rstrip() for context, _ in pairs]
   wholes = [context + text for context, text in pairs]
   return [

@@ -94,9 +94,9 @@ def mean(
   assert G > 1, 'one item or group says nothing of another'
   rng = np.random.default_rng(seed)
   means = []
-  # In blocks, so that the counts of resamples do not fill the memory. The mean of
-  # a resample is a product with the number of times it has each group: one
-  # matrix product for all means, which is faster than picking values.
+  # In blocks, so that the counts do not fill the memory. The mean of a resample
+  # is a product with the number of times it has each group: one matrix product
+  # for all means, which is faster than picking values.
   for start in range(0, resamples, _BLOCK // G + 1):
     R = min(_BLOCK // G + 1, resamples - start)
     drawn_RG = rng.integers(G, size=(R, G), dtype=np.int32)
