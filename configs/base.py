@@ -1,4 +1,4 @@
-"""What every config starts from: each key declared, each default in sight.
+"""Declares every key of a config, with its default.
 
 A config file imports this, changes what it is about, and returns it locked:
 a misspelt key is an error there as it is on the command line.
@@ -291,7 +291,7 @@ def decoder(heads: int = 4, **changes: Any) -> dict[str, Any]:
 
 
 def modern(heads: int = 4, **changes: Any) -> dict[str, Any]:
-  """What small decoders of 2026 share.
+  """A small decoder of 2026.
 
   RMSNorm, RoPE, QK-norm, ReLU^2, no biases, output projections that start at
   zero: of modded-nanogpt's record runs.

@@ -1,4 +1,4 @@
-"""What lm_eval says of a model of transformers, for tests/tools/harness_test.py.
+"""Asks lm_eval about a model of transformers, for tests/tools/harness_test.py.
 
 Runs where torch and transformers are installed, which is not where the tests
 run: it imports nothing of `lm`, and talks by files.

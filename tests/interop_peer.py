@@ -1,4 +1,4 @@
-"""Tiny models of transformers, for tests/interop/interop_test.py: the other side.
+"""Tiny models of transformers, the other side of interop/interop_test.py.
 
 Runs where torch and transformers are installed, which is not where the tests
 run: it imports nothing of `lm`, and talks by files.

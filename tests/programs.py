@@ -1,4 +1,4 @@
-"""What the tests of whole programs share: tiny data, runs, processes.
+"""Tiny data, runs and processes for the tests of whole programs.
 
 A pytest plugin, for its fixtures; see conftest.py.
 """
@@ -94,11 +94,11 @@ class Process:
     self._popen.send_signal(number)
 
   def running(self) -> bool:
-    """Whether it has not ended."""
+    """Tells whether it has not ended."""
     return self._popen.poll() is None
 
   def text(self) -> str:
-    """What it has printed."""
+    """Returns what it has printed."""
     return self.output.read_text()
 
   def printed(self) -> str:

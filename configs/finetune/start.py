@@ -1,4 +1,4 @@
-"""What configs of fine-tuning share."""
+"""Parts that the configs of fine-tuning share."""
 
 from collections.abc import Collection
 import copy
@@ -94,7 +94,7 @@ def task(
 
   Args:
     c: of `tuned`.
-    form, length: as of `lm.data.finetuning.tasks.make`.
+    form, length: see `lm.data.finetuning.tasks.make`.
     train, test: specs of readers; of one file that has no split, both.
     judges: by name, evaluators: their `fn` of lm.evals, such as
       'classification:classes', and settings of their own.

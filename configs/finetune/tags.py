@@ -3,12 +3,12 @@
   python -m lm.train --workdir=runs/wikigold \\
     --config=configs/finetune/tags.py:../shared/data,wikigold,runs/minilm
 
-The argument is as of texts.py, with these `SETS`. Wikigold has no split: a
-fifth of its sentences is held out, and `--config.data.held_out=N` says which,
-to the data and to what judges: five runs, each in a folder of its own, judge
-all of them, and are one recipe to `lm.evaluate`. Logistic regression on words and
-their neighbours (tools.baselines) has F1 0.592 over the five folds, a
-dictionary 0.445.
+The argument is the same as that of texts.py, with these `SETS`. Wikigold has
+no split. A fifth of its sentences is held out, and `--config.data.held_out=N`
+tells the data and the evaluator which. Five runs, each in a folder of its own,
+evaluate all sentences, and `lm.evaluate` treats them as one recipe. Logistic
+regression on words and their neighbours (tools.baselines) has F1 0.592 over the
+five folds, a dictionary 0.445.
 """
 
 from configs.finetune import start

@@ -8,8 +8,8 @@ text and with the same optimizer.
 Uses the data of `make quickstart`. The layers are scanned by whole repetitions
 of the pattern.
 
-Reference: Yang et al. 2024, arXiv 2412.06464, section 3.4; the share of three to
-one is that of Qwen3-Next (2025).
+Reference: Yang et al. 2024, arXiv 2412.06464, section 3.4. Three layers to one
+is the share of Qwen3-Next (2025).
 """
 
 from configs import base

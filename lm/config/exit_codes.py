@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class ExitCode(NamedTuple):
-  """What a program says when it ends.
+  """An exit code and its meaning.
 
   Attributes:
     code: the number.

@@ -79,8 +79,8 @@ def next_sentence(
 ) -> objectives.Objective:
   """Predicts masked tokens of two texts, and if one follows the other.
 
-  An example is `bos A eos B eos`, one segment, with token_types 0 through the first
-  eos and 1 after it. A opens the window. B is what follows A, or, in half of
+  An example is `bos A eos B eos`, one segment, with token_types 0 through the
+  first eos and 1 after it. A opens the window. B is what follows A, or, in half of
   the examples, as long a stretch from the second half of the window, never one
   that touches A. Any eos of the window itself is dropped.
 

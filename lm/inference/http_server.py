@@ -62,7 +62,7 @@ class ClientLeft(Exception):
 
 
 class Route(NamedTuple):
-  """What a path is answered with.
+  """How a path is answered.
 
   Attributes:
     method: 'GET' or 'POST'.

@@ -85,7 +85,7 @@ def optional(config: Config, key: str) -> float | None:
   """Reads a number that may be None.
 
   Raises:
-    ValueError: as of `number`.
+    ValueError: for the same reasons as in `number`.
   """
   return None if config.get(key) is None else number(config, key)
 

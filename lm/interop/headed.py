@@ -21,7 +21,7 @@ def made(
     head: ours, of `lm.models.heads`.
     outputs: what its scores are called there; '': it has none.
     bias: whether they have one.
-    unread: as of `fields.Architecture`, beside that of the bare model.
+    unread: see `fields.Architecture`; added to those of the bare model.
     fixed: settings of the head that follow from the class.
   """
   has_classes = head in ('classify', 'tag')

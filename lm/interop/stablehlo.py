@@ -57,7 +57,7 @@ def save(
     params: its parameters; those with scales in int8.
     batch: an example of what it was trained on.
     about: more of the manifest.
-    scales: by path, as of `layers.compress.int8`.
+    scales: by path, see `layers.compress.int8`.
 
   Returns:
     The manifest.

@@ -63,7 +63,7 @@ def scores(
 
 
 class Seen(NamedTuple):
-  """What all layers of one kind of attention look at.
+  """Holds all that the layers of one kind of attention need to know of a text.
 
   Attributes:
     mask_B1LS: bool, True where a query may look; None where `mask` says it.

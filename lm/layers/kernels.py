@@ -48,7 +48,7 @@ def choose(
       mesh cuts go round a ring, in blocks.
     length: L.
     head_width: H.
-    compute_dtype, softcap: as of `attention.attend`.
+    compute_dtype, softcap: see `dot_product.attend`.
     prefix: whether the text has one.
     initializing: whether only shapes matter, wherever that is.
 
@@ -145,7 +145,7 @@ def attend(
   Args:
     q_BKGLH, k_BKSH, v_BKSH: queries, keys and values of one text.
     mask: with the kernel that `choose` found.
-    scale, softcap, compute_dtype: as of `attention.attend`.
+    scale, softcap, compute_dtype: see `dot_product.attend`.
   """
   settings = blockwise.Settings(softcap, compute_dtype, _BLOCK)
   kernel = {

@@ -1,4 +1,4 @@
-"""What a query may look at: said in a few numbers a token, made into masks."""
+"""Attention masks: a few numbers a token, made into arrays when needed."""
 
 from flax import struct
 import jax
@@ -81,7 +81,7 @@ def causal_mask(
   """Lets each position see the earlier ones of its own document.
 
   Args:
-    query_segments_BL, key_segments_BS: as of `document_mask`.
+    query_segments_BL, key_segments_BS: see `document_mask`.
     first: slot of the first query among the keys, where a cache precedes it.
     prefix_BS: bool, keys that all positions of their document see (prefix LM,
       Raffel et al. 2020, arXiv 1910.10683, section 3.2.1); None: there are

@@ -96,7 +96,7 @@ def init(*, std: float | None = 0.02, outputs: str = 'scaled') -> Init:
 
 
 class Shared(NamedTuple):
-  """What all parts of a model have in common.
+  """Holds the settings that all parts of a model have in common.
 
   Attributes:
     width: D.

@@ -80,7 +80,7 @@ ROWS = (
 
 
 class Seen(NamedTuple):
-  """What all layers of a kind look at.
+  """Holds all that the layers of a kind need to know of a text.
 
   Attributes:
     starts_BL: bool, where a document starts: the carry is forgotten.

@@ -25,7 +25,7 @@ ROWS = (
 
 
 class Head(NamedTuple):
-  """What an encoder makes of its vectors; see `head`."""
+  """Describes the output layers of an encoder; see `head`."""
 
   transform: bool
   activation: str

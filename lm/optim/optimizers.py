@@ -39,7 +39,7 @@ _MOMENTS = ('float32', 'bfloat16')
 
 
 class _Parts(NamedTuple):
-  """What is particular to an optimizer.
+  """The part of an optimizer that differs from the others.
 
   Attributes:
     scale: from gradients to updates of unit size, pointing uphill.
@@ -350,7 +350,7 @@ def muon(
       that 0.2 matches the RMS of AdamW's updates, and its learning rates and
       decay carry over. 0 scales by `sqrt(max(1, columns / rows))` instead.
     b1: AdamW's, as are b2 and eps.
-    moment_dtype: as of `adamw`, and of the momentum.
+    moment_dtype: see `adamw`; the momentum has it too.
     matrices: which parameters of blocks are matrices, and how; None stands for
       `Model.matrices` in a config.
 

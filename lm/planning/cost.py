@@ -1,4 +1,4 @@
-"""What a step needs and costs, read off the program that is compiled for it."""
+"""The needs and costs of a step, read off the compiled program."""
 
 from collections.abc import Mapping
 import math

@@ -1,4 +1,4 @@
-"""What one device can do: arithmetic, memory, links.
+"""Data sheets of devices: arithmetic, memory, links.
 
 Figures are peaks of data sheets: NVIDIA's (dense, without sparsity), Google
 Cloud's TPU pages, and for TPU links the one-way figures of Austin et al. 2025,

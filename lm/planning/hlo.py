@@ -1,4 +1,4 @@
-"""What a compiled program moves: collectives and bytes, read off its text.
+"""Reads off a compiled program what it moves: collectives and bytes.
 
 XLA's own analysis counts the body of a loop once; here each instruction counts
 as often as it runs.

@@ -15,7 +15,7 @@ from lm.training import setup
 
 
 class _Probe(NamedTuple):
-  """What the rough estimate knows of a run on one device.
+  """Measures of a run on one device, for the rough estimate.
 
   Attributes:
     state: bytes of parameters and optimizer.

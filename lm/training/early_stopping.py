@@ -20,7 +20,7 @@ History = list[tuple[int, float]]  # (step, value of `early.metric`), in order
 
 
 class Decision(NamedTuple):
-  """What the evaluations so far say about a run.
+  """The decision that the evaluations so far lead to.
 
   Attributes:
     best: step of the best one, the first of equals; None without a number.

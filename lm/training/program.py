@@ -42,7 +42,7 @@ _PLAIN = Settings()
 
 
 class Program(NamedTuple):
-  """What a run computes, placed on a mesh and not yet compiled.
+  """The computation of a run, placed on a mesh and not yet compiled.
 
   Attributes:
     init: makes the state of step 0.

@@ -22,7 +22,7 @@ from lm.training import program as program_lib
 
 
 class Run(NamedTuple):
-  """What a config describes, built and placed on a mesh.
+  """A run that a config describes, built and placed on a mesh.
 
   Attributes:
     config: the whole config, defaults of functions included.

@@ -28,7 +28,7 @@ def stream_of(texts) -> np.ndarray:
 
 
 def read_all(directory: Path) -> None:
-  """What training and evaluation would touch: all tokens and documents."""
+  """Reads all that training and evaluation would: tokens and documents."""
   source = shards.load(directory, WORDS)
   source.read(0, source.manifest.tokens)
   for n in range(source.manifest.documents):

@@ -224,7 +224,7 @@ def test_entities_are_counted_as_published(shared_data):
 def test_who_knows_the_places_answers_all(
   shared_data, reader, path, language, monkeypatch
 ):
-  """What cutting passages in pieces and rows costs: almost nothing."""
+  """Cutting passages into pieces and rows costs almost nothing."""
   monkeypatch.setattr(
     classification, '_scorer', lambda *_: lambda params, rows: map(known, rows)
   )
@@ -515,7 +515,7 @@ def answer(rng):
 
 
 def summary(rng):
-  """What a text begins with."""
+  """Returns the beginning of a text."""
   text = ''.join(rng.choices('stub', k=6))
   return text, text[:2]
 

@@ -53,7 +53,7 @@ def load(folder):
 
 
 def answer(name, found):
-  """What ours says to the peer's inputs."""
+  """Returns our outputs for the peer's inputs."""
   asked = {k: v.tolist() for k, v in interop_peer.inputs(name).items()}
   batch = objectives.padded(
     asked.get('decoder_input_ids', asked['input_ids']), 0
@@ -74,7 +74,7 @@ def answer(name, found):
 
 
 def expected(name, theirs=None):
-  """What the peer said, as far as ours says the same."""
+  """Returns the outputs of the peer that ours has too."""
   if theirs is None:
     stored = STORED[name]['answer']
     theirs = np.frombuffer(base64.b64decode(stored['float32']), '<f4')

@@ -530,7 +530,7 @@ def test_stacking_is_undone(name):
 
 @lacking('gradients')
 def test_a_model_tells_the_arithmetic_of_a_token(name):
-  """What parts say of their FLOPs is what a forward pass multiplies."""
+  """The FLOPs that parts state are those that a forward pass multiplies."""
   model, batch = build(name), packed(name)
   if model.flops is None:
     pytest.skip('says nothing')
@@ -682,7 +682,7 @@ def test_every_layout_trains_as_one_device_does(name, layout, capfd):
 
 
 def totals(found: list[dict[str, types.Metric]], name: str) -> np.ndarray:
-  """What each step measured, by name."""
+  """Returns the metrics of each step, by name."""
   return np.array([float(metrics[name].total) for metrics in found])
 
 

@@ -99,7 +99,7 @@ def close(want, got, error=1e-5):
 
 
 def looped(params, x_BLD, *, top_k, scoring, normalize, activation):
-  """What a mixture without limits says, one expert after another."""
+  """Computes a mixture without limits, one expert after another."""
   logits_BLE = x_BLD @ params['router']
   score = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[scoring]
   scores_BLE = score(logits_BLE)

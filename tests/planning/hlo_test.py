@@ -1,4 +1,4 @@
-"""What is read off a compiled program, against what must be there."""
+"""Readings of compiled programs are compared with what must be there."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is made of a run: smaller, portable, and refused where it is worse."""
+"""Exports of a run: smaller or portable, and refused where they are worse."""
 
 import functools
 import hashlib

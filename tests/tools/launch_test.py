@@ -172,7 +172,7 @@ class Cloud:
     return found
 
   def stdin(self) -> str:
-    """What the first command read."""
+    """Returns what the first command read."""
     return json.loads((self.root / 'calls').read_text().splitlines()[0])[1]
 
   def seen(self, worker: int) -> list:

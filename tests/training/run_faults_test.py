@@ -1,4 +1,4 @@
-"""What a run refuses and survives: each error is one line with its code."""
+"""A run refuses or survives faults: each error is one line with its code."""
 
 import os
 from pathlib import Path

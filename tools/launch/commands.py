@@ -1,4 +1,4 @@
-"""What the launchers share: commands, deadlines, names, locks, arguments.
+"""Commands, deadlines, names, locks and arguments of the launchers.
 
 A command is a list of words and never goes through a local shell. Every
 command and every wait has a deadline. A dry run prints what would run, in
@@ -28,8 +28,8 @@ from lm import config, errors
 
 T = TypeVar('T')
 
-# lm.runtime.processes.VARIABLE, which would bring jax with it: the processes meet where
-# jax finds TPU VMs, SLURM or GKE.
+# lm.runtime.processes.VARIABLE, which would bring jax with it: the processes
+# meet where jax finds TPU VMs, SLURM or GKE.
 DISTRIBUTED = 'LM_DISTRIBUTED=auto'
 # What services say when the same request may succeed in a moment.
 _TRANSIENT = re.compile(
@@ -293,7 +293,7 @@ def duration(seconds: float) -> str:
 
 
 def raised(code: int) -> bool:
-  """Whether an exception ended lm.train, which would come again."""
+  """Tells whether an exception ended lm.train, which would come again."""
   return code < SIGNALLED and code not in (REFUSED, LOST)
 
 

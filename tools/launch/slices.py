@@ -57,7 +57,7 @@ _KINDS = {
 
 
 class Slice(NamedTuple):
-  """What one name stands for.
+  """The slice or slices that one name stands for.
 
   Attributes:
     type: gcloud's accelerator type.

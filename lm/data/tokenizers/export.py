@@ -25,7 +25,7 @@ def to_tokenizer_json(path: str, reserved: int = 0) -> Tree:
   and may choose the other one.
 
   Args:
-    path: the same as for `lm.data.tokenizers.auto.load`. A `tokenizer.json` is
+    path: see `lm.data.tokenizers.auto.load`. A `tokenizer.json` is
       returned unchanged.
     reserved: number of ids to add. The mask becomes <mask>, and the sentinels
       <extra_id_0>, <extra_id_1> ... In a `tokenizer.json` they get no name.

@@ -1,4 +1,4 @@
-"""What all tokenizers share: special ids, words, and checks of text and ids.
+"""Special ids, words, and checks of text and ids, for all tokenizers.
 
 Ids 0, 1 and 2 are pad, eos and bos in every tokenizer that is trained here.
 `decode(encode(x)) == x` holds for every Unicode string, and no text can spell a
