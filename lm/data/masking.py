@@ -80,9 +80,9 @@ def next_sentence(
   """Predicts masked tokens of two texts, and if one follows the other.
 
   An example is `bos A eos B eos`, one segment, with token_types 0 through the
-  first eos and 1 after it. A opens the window. B is what follows A, or, in half of
-  the examples, as long a stretch from the second half of the window, never one
-  that touches A. Any eos of the window itself is dropped.
+  first eos and 1 after it. A opens the window. B is what follows A, or, in half
+  of the examples, as long a stretch from the second half of the window, never
+  one that touches A. Any eos of the window itself is dropped.
 
   Position 0 is always scored, on 1 if B follows A and on 0 if not: there the
   model's logits must be those of its next-sentence head, in classes 0 and 1.

@@ -137,8 +137,8 @@ def bidirectional(*, tokenizer: types.Tokenizer, length: int) -> Objective:
 
   The batch is [B, 2 L]: columns 0..L - 1 are those of `causal`, the others are
   the same row read from right to left and packed by the same rules. Token types
-  are 0 and 1. A model gives each half a network of its own. Reversed, a document
-  begins with bos, and eos is the target that follows its first token; at the
+  are 0 and 1. A model gives each half a network of its own. Reversed, a
+  document begins with bos, and eos is the target that follows its first token; at the
   window's right edge the one token beyond is an input, as at the left edge
   going forward. So an epoch has every token, eos included, once as a target in
   either half.
