@@ -1,7 +1,7 @@
-"""The manifest of a dataset: what its files are, down to the block.
+"""The manifest of a dataset, which describes its files down to the block.
 
-`manifest.json` is one canonical JSON text that ends in its own hash, so every
-changed bit of it is noticed. That hash is the dataset's fingerprint.
+`manifest.json` is a canonical JSON text that contains its own hash, so that
+every changed bit of it is noticed. That hash is the fingerprint of the dataset.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from lm.data import names
 
 FORMAT = 1
 NAME = 'manifest.json'
-# The unit that is checked when first touched: small enough that a random read
-# does not wait (about 1 ms), large enough that the checksums stay tiny.
+# Blocks are checked when they are first read. They are so small that a random
+# read waits only about 1 ms, and so large that their checksums take no space.
 BLOCK_BYTES = 1 << 20
 TOKENS, OFFSETS = '.bin', '.idx'  # suffixes of a shard's two files
 OFFSET = np.dtype('<i8')
@@ -26,7 +26,7 @@ _FIX = 'restore it or prepare the data again'
 
 
 class File(NamedTuple):
-  """A file's size in bytes, its sha256 and the crc32 of each block."""
+  """The size of a file in bytes, its sha256 and the crc32 of each block."""
 
   bytes: int
   sha256: str
@@ -34,7 +34,7 @@ class File(NamedTuple):
 
 
 class Shard(NamedTuple):
-  """A shard: `name.bin` holds its tokens, `name.idx` where documents start."""
+  """A shard: tokens in `name.bin`, and where documents start in `name.idx`."""
 
   name: str
   documents: int
@@ -43,16 +43,18 @@ class Shard(NamedTuple):
 
 
 class Manifest(NamedTuple):
-  """A dataset: documents in order, each of them its tokens and then eos.
+  """Describes a dataset: documents in order, each its tokens and then eos.
 
   Attributes:
-    tokenizer: sha256 of the tokenizer that wrote it.
-    vocab: that tokenizer's size; every id is below it.
-    bos, eos, pad: that tokenizer's special ids.
-    documents: how many, none of them empty.
-    tokens: how many, one eos a document included.
-    text_bytes: UTF-8 bytes of all documents, what bits per byte divide by.
-    settings: how the data was prepared, for readers.
+    tokenizer: sha256 of the tokenizer that wrote the dataset.
+    vocab: size of that tokenizer; every id is below it.
+    bos: id of the tokenizer.
+    eos: id of the tokenizer.
+    pad: id of the tokenizer.
+    documents: number of documents, none of them empty.
+    tokens: number of tokens, one eos a document included.
+    text_bytes: bytes of UTF-8 of all documents, by which bits per byte divide.
+    settings: how the data was prepared, for people who read the file.
     shards: in the order of the token stream.
   """
 
@@ -69,22 +71,22 @@ class Manifest(NamedTuple):
 
   @property
   def dtype(self) -> np.dtype:
-    """The type of ids on disk."""
+    """The type of the ids on disk."""
     return dtype(self.vocab)
 
   @property
   def fingerprint(self) -> str:
-    """The sha256 of all of the above."""
+    """The sha256 of all attributes."""
     return hashlib.sha256(_canonical(_to_json(self))).hexdigest()
 
 
 def dtype(vocab: int) -> np.dtype:
-  """Gives the smallest type of ids: little-endian uint16 or uint32."""
+  """Returns the smallest type for ids: little-endian uint16 or uint32."""
   return np.dtype('<u2' if vocab <= 1 << 16 else '<u4')
 
 
 def dump(manifest: Manifest) -> bytes:
-  """Writes the canonical text."""
+  """Returns the canonical text of `manifest.json`."""
   body = _to_json(manifest)
   return _canonical({**body, 'sha256': manifest.fingerprint}) + b'\n'
 
@@ -93,7 +95,7 @@ def load(directory: Path) -> Manifest:
   """Reads and checks `directory/manifest.json`.
 
   Raises:
-    ValueError: it is missing, changed since written, of another format, or
+    ValueError: the file is missing, was changed, has another format, or
       contradicts itself.
   """
   where = names.short(directory)
@@ -108,7 +110,9 @@ def load(directory: Path) -> Manifest:
     body = json.loads(data)
     version = body['format']
   except (ValueError, KeyError, TypeError, RecursionError) as e:
-    raise ValueError(f'dataset {where}: {NAME} is no manifest; {_FIX}') from e
+    raise ValueError(
+      f'dataset {where}: {NAME} is not a manifest; {_FIX}'
+    ) from e
   if version != FORMAT:
     raise ValueError(
       f'dataset {where}: {NAME} has format {str(version)[:20]}, not {FORMAT}; '
@@ -116,10 +120,10 @@ def load(directory: Path) -> Manifest:
     )
   try:
     manifest = _from_json(body)
-    unchanged = dump(manifest) == data
+    is_unchanged = dump(manifest) == data
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
     raise ValueError(f'dataset {where}: {NAME} is malformed; {_FIX}') from e
-  if not unchanged:
+  if not is_unchanged:
     raise ValueError(
       f'dataset {where}: {NAME} differs from its own sha256; {_FIX}'
     )
@@ -128,10 +132,14 @@ def load(directory: Path) -> Manifest:
 
 
 def _check(m: Manifest, where: str) -> None:
-  """Refuses sizes that contradict each other and names that leave `where`."""
+  """Checks that sizes agree, and that names do not leave the directory.
 
-  def demand(good: bool, what: str) -> None:
-    if not good:
+  Raises:
+    ValueError: they do not agree, or a name has other characters.
+  """
+
+  def demand(is_good: bool, what: str) -> None:
+    if not is_good:
       raise ValueError(f'dataset {where}: {NAME}: {what}; {_FIX}')
 
   demand(0 < m.vocab <= 1 << 31, 'vocabulary size out of range')
@@ -155,8 +163,8 @@ def _check(m: Manifest, where: str) -> None:
     demand(s.files.keys() == sizes.keys(), f'files of shard {name}')
     for suffix, file in s.files.items():
       blocks = -(-file.bytes // BLOCK_BYTES)
-      good = file.bytes == sizes[suffix] and len(file.crc32) == blocks
-      demand(good, f'size of shard {name}{suffix}')
+      is_good = file.bytes == sizes[suffix] and len(file.crc32) == blocks
+      demand(is_good, f'size of shard {name}{suffix}')
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
@@ -221,6 +229,7 @@ def _file(file: dict[str, Any]) -> File:
 
 
 def _count(value: Any) -> int:
+  """Checks a number; `True` and 1.0 are none, though they equal 1."""
   if type(value) is not int or not 0 <= value < 1 << 62:
     raise ValueError('not a count')
   return value

@@ -1,10 +1,11 @@
-"""Which dataset a sample comes from: a schedule in closed form.
+"""Mixes datasets: a schedule in closed form says which one a sample is from.
 
 Weights become integer quotas of a period of P samples, and bit reversal
 spreads each dataset's quota evenly over the period. So sample g of a run is
 found in O(1), any whole period holds every dataset's quota exactly, and any
-stretch holds it nearly. Weights may change at given samples: a phase starts a
-period anew, and every dataset goes on where it was.
+stretch holds it nearly. Weights may change at given samples. A phase, which is
+a stretch of constant weights, starts with a new period, and every dataset
+continues where it was.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PERIOD = 1 << 16  # P; a weight below half of 1/P gets nothing
+PERIOD = 1 << 16  # P; a dataset whose share is below 1/2P may get no slot
 
 
 class Phase(NamedTuple):
@@ -21,10 +22,10 @@ class Phase(NamedTuple):
 
   Attributes:
     start: its first sample.
-    before: int64 [K], samples of each dataset before it.
-    quota: int64 [K], samples of each dataset in a period.
-    dataset: int64 [P], the dataset of each slot of the period.
-    rank: int64 [P], how many earlier slots of the period have that dataset.
+    before: int64 [K], number of samples of each dataset before the phase.
+    quota: int64 [K], number of samples of each dataset in a period.
+    dataset: int64 [P], dataset of each slot of the period.
+    rank: int64 [P], number of earlier slots of the period with that dataset.
   """
 
   start: int
@@ -35,11 +36,12 @@ class Phase(NamedTuple):
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:
-  """Shares out the P slots by largest remainder: int64 [K]."""
-  # `fsum` rounds once: a sum's order must not show in the schedule.
+  """Shares out the P slots of a period by largest remainder: int64 [K]."""
+  # `fsum` rounds once, so that the order of the weights does not change it.
   share = np.asarray(weights, np.float64) / math.fsum(weights) * PERIOD
   quota = np.floor(share).astype(np.int64)
-  # Stable, so that equal remainders go to the first on every machine.
+  # The slots that are left go to the largest remainders. Stable, so that on
+  # every machine the first of equal ones gets it.
   order = np.argsort(quota - share, kind='stable')
   quota[order[: PERIOD - quota.sum()]] += 1
   return quota
@@ -51,22 +53,24 @@ def make(
   """Makes a schedule.
 
   Args:
-    phases: first sample and weights [K] of each stretch, ascending.
-    before: samples of each dataset [K] before the first phase.
+    phases: first sample and weights [K] of each phase, ascending.
+    before: number of samples of each dataset before the first phase [K].
   """
-  made: list[Phase] = []
+  result: list[Phase] = []
   counts = np.asarray(before, np.int64)
   reversed_ = _bit_reversal()
   for start, weights in phases:
-    if made:
-      counts = count(made, start)
+    if result:
+      counts = count(result, start)
     quota = quotas(weights)
+    # Slots in blocks, one a dataset, read in the order of bit reversal: that
+    # takes from each block evenly, in any stretch of the period.
     dataset = np.repeat(np.arange(len(quota)), quota)[reversed_]
     rank = np.empty(PERIOD, np.int64)
     for k in range(len(quota)):
       rank[dataset == k] = np.arange(quota[k])
-    made.append(Phase(start, counts, quota, dataset, rank))
-  return tuple(made)
+    result.append(Phase(start, counts, quota, dataset, rank))
+  return tuple(result)
 
 
 def count(phases: Sequence[Phase], sample: int) -> np.ndarray:
@@ -80,7 +84,16 @@ def count(phases: Sequence[Phase], sample: int) -> np.ndarray:
 def locate(
   phases: Sequence[Phase], samples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Finds samples [B]: their dataset, and their place n in it, int64 [B]."""
+  """Finds which datasets samples come from.
+
+  Args:
+    phases: the schedule.
+    samples: int64 [B], numbers from the first phase on.
+
+  Returns:
+    dataset: int64 [B].
+    place: int64 [B], number of the sample in its dataset.
+  """
   dataset = np.empty(len(samples), np.int64)
   place = np.empty(len(samples), np.int64)
   starts = np.asarray([p.start for p in phases])
@@ -95,7 +108,7 @@ def locate(
 
 
 def _bit_reversal() -> np.ndarray:
-  """Lists 0..P-1 with their bits reversed: van der Corput's sequence."""
+  """Lists 0..P-1 with their bits reversed: the van der Corput sequence."""
   out = np.zeros(PERIOD, np.int64)
   for bit in range(PERIOD.bit_length() - 1):
     out = out << 1 | (np.arange(PERIOD) >> bit & 1)

@@ -1,4 +1,4 @@
-"""Names inside errors: one printable line, whatever the path."""
+"""Makes the names inside errors short and printable, whatever the path is."""
 
 import os
 
@@ -6,6 +6,6 @@ _WIDTH = 60  # leaves room for a cause and a fix within 200 characters
 
 
 def short(name: str | os.PathLike[str]) -> str:
-  """Shortens from the left, for the end of a path says the most."""
+  """Shortens a name from the left, because the end of a path says the most."""
   text = ''.join(c if c.isprintable() else '?' for c in os.fspath(name))
   return text if len(text) <= _WIDTH else f'...{text[3 - _WIDTH :]}'

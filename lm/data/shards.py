@@ -1,9 +1,9 @@
-"""Token arrays on disk: written once, memory-mapped, never trusted.
+"""Reads token arrays from disk: memory-mapped, and checked before use.
 
 A dataset is a directory: flat little-endian arrays of ids (`*.bin`), beside
 each the offsets of its documents (`*.idx`, int64), and `manifest.json`. Every
-document is its tokens and then eos, so a token starts a document exactly where
-the one before it is eos.
+document is its tokens followed by eos, so a token starts a document exactly
+where the one before it is eos.
 """
 
 import bisect
@@ -26,17 +26,17 @@ _FIX = 'restore it or prepare the data again'
 
 
 class Shards:
-  """A dataset, as one stream of T tokens over all shards.
+  """A dataset as one stream of T tokens over all shards.
 
-  Reading is thread-safe: the only thing that changes is which blocks have
-  been checked, and checking one twice does no harm.
+  Reading is thread-safe: all that changes is which blocks have been checked,
+  and checking one twice does no harm.
 
   Attributes:
-    directory: where it lies.
-    manifest: what it is.
-    fingerprint: the manifest's sha256.
-    reading: for each thread that is reading now, the shard's path: a reader
-      that hangs is named by it.
+    directory: of the dataset.
+    manifest: of the dataset.
+    fingerprint: sha256 of the manifest.
+    reading: path of the shard that each thread is reading now, by which the
+      error of a reader that hangs names it.
   """
 
   def __init__(self, directory: Path, manifest: manifests.Manifest):
@@ -55,9 +55,14 @@ class Shards:
     ]
 
   def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
-    """Gathers int32 [B, length]: row b is the stream from `starts[b]` on.
+    """Gathers rows of the stream, which is cyclic: token T is token 0.
 
-    The stream is cyclic: token T is token 0.
+    Args:
+      starts: int64 [B], place of the first token of each row, maybe negative.
+      length: of a row.
+
+    Returns:
+      int32 [B, length].
 
     Raises:
       ValueError: a block that was not read before is damaged.
@@ -69,7 +74,7 @@ class Shards:
     try:
       for row, start in zip(out, (starts % total).tolist(), strict=True):
         done = 0
-        while done < length:
+        while done < length:  # once, unless the row crosses into other shards
           n = bisect.bisect_right(firsts, start) - 1
           count = min(length - done, firsts[n + 1] - start)
           self.reading[thread] = maps[n].path
@@ -81,19 +86,19 @@ class Shards:
     return out
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Reads int32 [stop - start], tokens of the stream."""
+    """Reads tokens [start, stop) of the stream: int32 [stop - start]."""
     assert 0 <= start <= stop <= self.manifest.tokens, (start, stop)
     return self.rows(np.asarray([start]), stop - start)[0]
 
   def document(self, index: int) -> np.ndarray:
-    """Reads document `index`: int32 [length + 1], the last of them eos."""
+    """Reads a document by its number: int32, its tokens and then eos."""
     assert 0 <= index < self.manifest.documents, index
     n = bisect.bisect_right(self._first_document, index) - 1
     start, stop = self._offsets[n].read(index - self._first_document[n], 2)
     return self._tokens[n].read(start, stop - start).astype(np.int32)
 
   def verify(self) -> None:
-    """Reads every byte: checksums, ids, and that offsets match the tokens.
+    """Reads every byte and checks checksums, ids and offsets.
 
     Raises:
       ValueError: something is damaged.
@@ -110,7 +115,7 @@ class Shards:
 
 
 class _Blocks:
-  """A memory-mapped file, each block checked before its first byte is used."""
+  """A memory-mapped file, whose blocks are checked before their first use."""
 
   def __init__(
     self,
@@ -142,7 +147,7 @@ class _Blocks:
       raise ValueError(
         f'shard {self.path}: cannot be read ({e.strerror}); {_FIX}'
       ) from e
-    # A plain array: slicing a `memmap` costs more than the copy of a row.
+    # A plain array, because slicing a `memmap` costs more than copying a row.
     self._bytes = memory.view(np.ndarray)
     is_tokens = suffix == manifests.TOKENS
     self._items = self._bytes.view(
@@ -153,16 +158,23 @@ class _Blocks:
     self.size = self._items.size
 
   def read(self, start: int, count: int) -> np.ndarray:
-    """Gives items `start : start + count`, a view into the map."""
+    """Returns items [start, start + count), as a view into the map."""
     item = self._items.itemsize
     first = start * item // manifests.BLOCK_BYTES
     stop = -(-(start + count) * item // manifests.BLOCK_BYTES)
-    if 0 in self._checked[first:stop]:
+    if (
+      0 in self._checked[first:stop]
+    ):  # one search, as most reads need no check
       for block in range(first, stop):
         self._check(block)
     return self._items[start : start + count]
 
   def _check(self, block: int) -> None:
+    """Checks the checksum and the ids of a block, if that was not done.
+
+    Raises:
+      ValueError: the block is damaged.
+    """
     if self._checked[block]:
       return
     at = slice(
@@ -174,7 +186,7 @@ class _Blocks:
         f'shard {self.path}: block {block} of {len(self._checked)} is damaged '
         f'(crc32); {_FIX}'
       )
-    # jax clamps an id outside the vocabulary without a word.
+    # jax silently clamps an id that is outside the vocabulary.
     items = data.view(self._items.dtype)
     if items.min() < 0 or items.max() >= self._below:
       raise ValueError(
@@ -184,6 +196,11 @@ class _Blocks:
     self._checked[block] = 1
 
   def verify(self) -> None:
+    """Checks all blocks and the hash of the file.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     for block in range(len(self._checked)):
       self._checked[block] = 0
       self._check(block)
@@ -196,28 +213,29 @@ def load(
   directory: str | os.PathLike[str],
   tokenizer: types.Tokenizer | None = None,
 ) -> Shards:
-  """Opens a dataset: checks the manifest, and all files by name and size.
+  """Opens a dataset: checks the manifest, and names and sizes of all files.
 
-  Their content is checked block by block, when first touched.
+  The content of files is checked block by block, when it is first read.
 
   Args:
-    directory: what `writer.write` wrote.
-    tokenizer: refuse a dataset written with another one; None: any will do.
+    directory: that `writer.write` wrote.
+    tokenizer: that must have written the dataset; None: any may have.
 
   Raises:
     ValueError: the manifest or a shard is missing, damaged, truncated or not
-      of this dataset, or the tokenizer is another one.
+      of this dataset, or another tokenizer wrote it.
   """
   path = Path(directory)
   manifest = manifests.load(path)
   if tokenizer is not None:
-    have = (manifest.tokenizer, manifest.vocab)
+    # Reserved ids do not count: shards serve any number of them.
     size = tokenizer.size - tokenizer.reserved
-    if have != (tokenizer.sha256, size):
+    if (manifest.tokenizer, manifest.vocab) != (tokenizer.sha256, size):
       raise ValueError(
         f'dataset {names.short(path)}: written with tokenizer '
-        f'{have[0][:12]} of {have[1]} ids, not {tokenizer.sha256[:12]} of '
-        f'{size}; give that one or prepare the data again'
+        f'{manifest.tokenizer[:12]} of {manifest.vocab} ids, not '
+        f'{tokenizer.sha256[:12]} of {size}; give that one or prepare the data '
+        'again'
       )
     if manifest.eos != tokenizer.eos:
       raise ValueError(
@@ -236,4 +254,5 @@ def load(
 
 
 def _starts(counts: Iterable[int]) -> Sequence[int]:
+  """Returns the first item of each shard, and the number of all items."""
   return list(itertools.accumulate(counts, initial=0))

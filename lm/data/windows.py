@@ -1,11 +1,12 @@
-"""Packing and order, decided before anything is read.
+"""Windows of a token stream: their order and how they are packed.
 
 The T tokens of a dataset are one cyclic stream. An epoch lays W = ceil(T / L)
-windows over it, from a phase of its own; the targets of window w are tokens
-[w L, w L + L) counted from that phase, and the last window is padded. So every
-token, eos included, is a target exactly once an epoch. A keyed permutation
-gives the order of the windows. Both come from a hash of (key, epoch): window n
-of a run is found in O(1), without state and without a list.
+windows over it, beginning at a phase of its own: the targets of window w are
+tokens [w L, w L + L), counted from that phase, and the last window is padded.
+So every token, eos included, is a target exactly once an epoch. A keyed
+permutation gives the order of the windows. Phase and permutation come from a
+hash of (key, epoch), so that window n of a run is found in O(1), without state
+and without a list.
 """
 
 import math
@@ -16,7 +17,9 @@ import numpy as np
 from lm import types
 from lm.data import shards
 
-_ROUNDS = 6  # of the Feistel network; 4 already mix, see Luby and Rackoff 1988
+# Rounds of the Feistel network: 4 give a pseudorandom permutation (Luby and
+# Rackoff 1988), and two more are cheap.
+_ROUNDS = 6
 # Multipliers and increment of splitmix64 (Steele, Lea and Flood 2014).
 _STEP = 0x9E3779B97F4A7C15
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -24,12 +27,12 @@ _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Windows(NamedTuple):
-  """A dataset cut in windows.
+  """A dataset that is cut into windows.
 
   Attributes:
     source: its tokens.
     length: L, tokens a window.
-    key: decides phases and orders; None: phase 0, and in order.
+    key: decides on phases and orders; None: phase 0, and in order.
   """
 
   source: shards.Shards
@@ -38,18 +41,23 @@ class Windows(NamedTuple):
 
   @property
   def count(self) -> int:
-    """W, the windows of an epoch."""
+    """W, the number of windows in an epoch."""
     return -(-self.source.manifest.tokens // self.length)
 
   def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds windows [B] by their place n in the run, from 0 on.
+    """Finds windows by their number in the run.
+
+    Args:
+      samples: int64 [B], numbers from 0 on, over all epochs.
 
     Returns:
-      starts: int64 [B], the place of the first target in the token stream.
-      sizes: int64 [B], targets that are not padding, 1..L.
+      starts: int64 [B], place of the first target in the token stream.
+      sizes: int64 [B], number of targets that are not padding, 1..L.
     """
     total = self.source.manifest.tokens
     epoch, window = np.divmod(samples.astype(np.int64), self.count)
+    # A phase of its own moves the edges of windows from epoch to epoch, so that
+    # no token lacks its left context in every one.
     phase = np.zeros_like(epoch)
     if self.key is not None:
       keys = hashed(np.uint64(self.key), epoch.astype(np.uint64))
@@ -60,21 +68,29 @@ class Windows(NamedTuple):
     return (phase + first) % total, np.minimum(self.length, total - first)
 
   def keys(self, samples: np.ndarray) -> np.ndarray:
-    """Gives each window [B] a key of its own for what an objective draws.
+    """Makes the keys of windows, for what an objective draws.
+
+    Args:
+      samples: int64 [B], see `locate`.
 
     Returns:
-      uint64 [B]; another epoch's window has another.
+      uint64 [B]; the same window has another key in each epoch.
     """
     key = np.uint64(0 if self.key is None else self.key)
-    # Hashed twice: `locate` uses the first hash for the epoch's order.
+    # Hashed twice, because `locate` orders epochs by the first hash: without
+    # the second, draws would be tied to the order.
     return hashed(hashed(key, samples.astype(np.uint64)), np.uint64(1))
 
   def read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reads windows [B] by their place n in the run, for `pack`.
+    """Reads windows by their number in the run, for `pack`.
+
+    Args:
+      samples: int64 [B], see `locate`.
 
     Returns:
-      rows: int32 [B, L + 1], the token before the first target, then targets.
-      sizes: int64 [B], targets that are not padding, 1..L.
+      rows: int32 [B, L + 1], the token before the first target and then the
+        targets. What follows the targets of a padded window does not count.
+      sizes: int64 [B], number of targets that are not padding, 1..L.
 
     Raises:
       ValueError: a block that was not read before is damaged.
@@ -86,94 +102,117 @@ class Windows(NamedTuple):
 def pack(
   rows: np.ndarray, sizes: np.ndarray, tokenizer: types.Tokenizer
 ) -> types.Batch:
-  """Makes a batch for causal modelling of rows [B, L + 1] of the stream.
+  """Makes a batch for causal modelling from rows of the stream.
 
-  An input is the token before the target, or bos where the target starts a
-  document. A window keeps that one token of what lies left of it: positions
-  and segments restart at its edge.
+  An input is the token before its target, or bos where the target starts a
+  document. Of what lies left of a window, only the one token before it is an
+  input: positions and segments restart at the window's edge.
+
+  Args:
+    rows: int32 [B, L + 1], see `Windows.read`; written over.
+    sizes: int64 [B], number of targets that are not padding.
+    tokenizer: for the ids of bos, eos and padding.
   """
-  before, targets = rows[:, :-1], rows[:, 1:]
-  starts = before == tokenizer.eos  # [B, L], where a document starts
-  tokens = np.where(starts, np.int32(tokenizer.bos), before)
-  starts[:, 0] = True
-  # Runs of one document, each in one row: repeating their values costs a
-  # quarter of a cumulative sum over all tokens.
-  first = np.flatnonzero(starts).astype(np.int32)
-  sizes_of_runs = np.diff(first, append=np.int32(starts.size))
-  column = first % np.int32(targets.shape[1])
+  before_BL, targets_BL = rows[:, :-1], rows[:, 1:]
+  starts_BL = before_BL == tokenizer.eos  # where a document starts
+  tokens_BL = np.where(starts_BL, np.int32(tokenizer.bos), before_BL)
+  starts_BL[:, 0] = True
+  # A run is a document's part of a row. Values are found once a run and then
+  # repeated, which costs a quarter of a cumulative sum over all tokens.
+  first = np.flatnonzero(starts_BL).astype(np.int32)  # of each run, in B L
+  run_sizes = np.diff(first, append=np.int32(starts_BL.size))
+  column = first % np.int32(targets_BL.shape[1])
   run = np.arange(len(first), dtype=np.int32)
+  # Runs count from 1 in each row: the maximum is the first run of the row.
   number = run - np.maximum.accumulate(np.where(column == 0, run, 0)) + 1
-  segments = np.repeat(number.astype(np.int32), sizes_of_runs)
-  segments = segments.reshape(targets.shape)
-  place = np.arange(targets.shape[1], dtype=np.int32)
-  positions = np.repeat(-column, sizes_of_runs).reshape(targets.shape)
-  positions += place
-  weights = np.ones(targets.shape, np.float32)
-  for b in np.flatnonzero(sizes < targets.shape[1]):
+  segments_BL = np.repeat(number.astype(np.int32), run_sizes)
+  segments_BL = segments_BL.reshape(targets_BL.shape)
+  # The position of a token is its column less that of its run.
+  positions_BL = np.repeat(-column, run_sizes).reshape(targets_BL.shape)
+  positions_BL += np.arange(targets_BL.shape[1], dtype=np.int32)
+  weights_BL = np.ones(targets_BL.shape, np.float32)
+  # Only the last window of an epoch is padded, so this loop is mostly empty.
+  for b in np.flatnonzero(sizes < targets_BL.shape[1]):
     tail = slice(int(sizes[b]), None)
-    tokens[b, tail] = targets[b, tail] = tokenizer.pad
-    weights[b, tail] = positions[b, tail] = segments[b, tail] = 0
-  return types.Batch(tokens, targets, weights, positions, segments)
+    tokens_BL[b, tail] = targets_BL[b, tail] = tokenizer.pad
+    weights_BL[b, tail] = positions_BL[b, tail] = segments_BL[b, tail] = 0
+  return types.Batch(
+    tokens_BL, targets_BL, weights_BL, positions_BL, segments_BL
+  )
 
 
 def split(
   rows: np.ndarray, sizes: np.ndarray, keys: np.ndarray, parts: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Cuts windows of L tokens into `parts` windows of L / parts tokens each.
+  """Cuts windows of L tokens into shorter ones, which have the same targets.
 
   Args:
-    rows, sizes: [B, L + 1] and [B], as `Windows.read` gives them.
-    keys: [B], as `Windows.keys` does.
-    parts: divides L.
+    rows: int32 [B, L + 1], see `Windows.read`.
+    sizes: int64 [B].
+    keys: uint64 [B], see `Windows.keys`.
+    parts: into how many each window is cut; divides L.
 
   Returns:
-    The same of B * parts windows: together they have the targets of the B, in
-    their order.
+    rows [B parts, L / parts + 1], sizes [B parts] and keys [B parts], in the
+    order of their targets.
   """
   if parts == 1:
     return rows, sizes, keys
   length = (rows.shape[1] - 1) // parts
   first = np.arange(parts) * length
-  # Neighbours share a token: the last target of one stands before the next.
+  # Neighbours overlap in one token, which is the last target of one window and
+  # stands before the first target of the next.
   cut = np.lib.stride_tricks.sliding_window_view(rows, length + 1, axis=1)
   return (
     cut[:, first].reshape(-1, length + 1),
     np.clip(sizes[:, None] - first, 0, length).reshape(-1),
+    # Keys of their own, or all parts of a window would draw the same.
     hashed(keys[:, None], np.arange(parts, dtype=np.uint64)).reshape(-1),
   )
 
 
 def hashed(key: np.ndarray | np.uint64, value: np.ndarray | np.uint64):
-  """Hashes uint64 values under keys, elementwise: two rounds of splitmix64."""
+  """Hashes uint64 values under keys, elementwise, by splitmix64 twice."""
   return _mix(_mix(np.atleast_1d(key)) + np.atleast_1d(value))
 
 
 def permuted(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
-  """Permutes uint64 values of [0, count), each under its own key [B].
+  """Permutes the numbers [0, count), for each value by the key beside it.
 
-  A Feistel network permutes the next square; walking its cycle until the
-  value is below `count` makes that a permutation of [0, count). The square is
-  close, so few values walk.
+  A Feistel network permutes the numbers below the next square. Its cycle is
+  walked until the value is below `count`, which makes a permutation of
+  [0, count). The next square is close, so few values walk.
+
+  Args:
+    values: uint64 [B], below `count`.
+    count: size of what is permuted.
+    keys: uint64 [B], which choose the permutations.
+
+  Returns:
+    uint64 [B].
 
   Reference: Black and Rogaway 2002, Ciphers with arbitrary finite domains,
   section 5, method 3.
   """
-  side = np.uint64(math.isqrt(count - 1) + 1)
+  side = np.uint64(math.isqrt(count - 1) + 1)  # of the square
   rounds = [_mix(keys + np.uint64(r + 1)) for r in range(_ROUNDS)]
   out = values
-  rest = np.arange(len(values))
+  rest = np.arange(len(values))  # the values that still walk
   while rest.size:
+    # A number is a pair of digits, and each round changes one of them by a hash
+    # of the other, which can be undone: so no two numbers become the same.
     left, right = np.divmod(out[rest], side)
     for key in rounds:
       left, right = right, (left + _mix(right + key[rest]) % side) % side
-    out = out.copy()
+    out = out.copy()  # the first is the caller's
     out[rest] = left * side + right
     rest = rest[out[rest] >= count]
   return out
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-  """Finalizes splitmix64; overflow of unsigned arrays wraps, as it must."""
+  """Applies one step of splitmix64 to uint64 values."""
+  # Overflow of unsigned arrays wraps, as the algorithm wants.
   x = x + np.uint64(_STEP)
   x = (x ^ (x >> np.uint64(30))) * _MULTIPLY_1
   x = (x ^ (x >> np.uint64(27))) * _MULTIPLY_2

@@ -1,4 +1,4 @@
-"""Writing a dataset: streamed, checksummed, and all of it or nothing."""
+"""Writes a dataset: streamed, with checksums, and all of it or nothing."""
 
 from collections.abc import Iterable, Iterator
 import hashlib
@@ -33,11 +33,11 @@ def write(
   Writing the same dataset again changes nothing.
 
   Args:
-    directory: made here; may exist if empty.
-    documents: read once, in order; empty ones are left out.
-    tokenizer: turns them into ids.
+    directory: is made; it may exist if it is empty.
+    documents: are read once, in order; empty ones are left out.
+    tokenizer: of the dataset.
     shard_tokens: a shard is closed with the document that reaches this.
-    settings: kept in the manifest, for readers.
+    settings: are kept in the manifest, for people who read it.
 
   Raises:
     ValueError: the directory holds something else, or there are no documents.
@@ -48,23 +48,23 @@ def write(
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     old = shards.load(target).manifest
     if (old.tokenizer, old.settings) != (tokenizer.sha256, kept):
-      raise _taken(target)
+      raise _occupied(target)
   target.parent.mkdir(parents=True, exist_ok=True)
   part = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
   try:
     new = _write(part, documents, tokenizer, shard_tokens, kept)
     if old is None:
-      part.chmod(0o755)  # mkdtemp lets only the owner in
+      part.chmod(0o755)  # mkdtemp lets only the owner read
       part.rename(target)
       _sync(target.parent)
     elif old != new:
-      raise _taken(target)
+      raise _occupied(target)
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return new
 
 
-def _taken(target: Path) -> ValueError:
+def _occupied(target: Path) -> ValueError:
   return ValueError(
     f'dataset {names.short(target)}: holds another dataset; remove it or '
     'write to another directory'
@@ -78,57 +78,40 @@ def _write(
   shard_tokens: int,
   settings: dict[str, Any],
 ) -> manifests.Manifest:
+  """Writes shards and their manifest into an empty directory."""
   assert shard_tokens > 0
-  vocab = tokenizer.size - tokenizer.reserved
-  dtype = manifests.dtype(vocab)
-  specials = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
-  text_bytes = 0
-  done: list[manifests.Shard] = []
   stream = itertools.chain.from_iterable(
     zip(texts, tokenizer.encode_batch(texts), strict=True)
     for texts in _batches(documents)
   )
+  text_bytes = 0
+  written: list[manifests.Shard] = []
+  # One document ahead, so that no shard is begun that stays empty.
   following = next(stream, None)
   while following is not None:
-    name = f'{len(done):05d}'
-    offsets = [0]
-    with _Writer(part / f'{name}{manifests.TOKENS}') as out:
-      while following is not None and offsets[-1] < shard_tokens:
-        text, ids = following
-        text_bytes += len(text.encode())
-        array = np.asarray([*ids, tokenizer.eos], np.int64)
-        assert array.min() >= 0 and array.max() < vocab
-        # An eos inside would start a document that is none.
-        assert not np.isin(array[:-1], specials).any(), 'a forged special id'
-        out.add(array.astype(dtype).tobytes())
-        offsets.append(offsets[-1] + len(array))
-        following = next(stream, None)
-    with _Writer(part / f'{name}{manifests.OFFSETS}') as index:
-      index.add(np.asarray(offsets, manifests.OFFSET).tobytes())
-    done.append(
-      manifests.Shard(
-        name,
-        documents=len(offsets) - 1,
-        tokens=offsets[-1],
-        files={manifests.TOKENS: out.file(), manifests.OFFSETS: index.file()},
-      )
+    rest = itertools.chain([following], stream)
+    shard, size = _write_shard(
+      part, f'{len(written):05d}', rest, tokenizer, shard_tokens
     )
-  if not done:
+    written.append(shard)
+    text_bytes += size
+    following = next(stream, None)
+  if not written:
     raise ValueError(
       'no documents to write: the input is empty or holds only empty ones; '
       'check its path and settings'
     )
   manifest = manifests.Manifest(
     tokenizer=tokenizer.sha256,
-    vocab=vocab,
+    vocab=tokenizer.size - tokenizer.reserved,
     bos=tokenizer.bos,
     eos=tokenizer.eos,
     pad=tokenizer.pad,
-    documents=sum(s.documents for s in done),
-    tokens=sum(s.tokens for s in done),
+    documents=sum(s.documents for s in written),
+    tokens=sum(s.tokens for s in written),
     text_bytes=text_bytes,
     settings=settings,
-    shards=tuple(done),
+    shards=tuple(written),
   )
   with _Writer(part / manifests.NAME) as out:
     out.add(manifests.dump(manifest))
@@ -136,8 +119,54 @@ def _write(
   return manifest
 
 
+def _write_shard(
+  part: Path,
+  name: str,
+  documents: Iterator[tuple[str, list[int]]],
+  tokenizer: types.Tokenizer,
+  shard_tokens: int,
+) -> tuple[manifests.Shard, int]:
+  """Writes one shard.
+
+  Args:
+    part: directory.
+    name: of the shard.
+    documents: text and ids of each; as many are read as the shard has.
+    tokenizer: that encoded them.
+    shard_tokens: the shard is closed with the document that reaches this.
+
+  Returns:
+    The shard, and the number of bytes of its text.
+  """
+  vocab = tokenizer.size - tokenizer.reserved
+  dtype = manifests.dtype(vocab)
+  specials = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
+  text_bytes = 0
+  offsets = [0]
+  with _Writer(part / f'{name}{manifests.TOKENS}') as out:
+    for text, ids in documents:
+      text_bytes += len(text.encode())
+      array = np.asarray([*ids, tokenizer.eos], np.int64)
+      assert array.min() >= 0 and array.max() < vocab
+      # Readers find documents by eos, so one inside would start another.
+      assert not np.isin(array[:-1], specials).any(), 'a forged special id'
+      out.add(array.astype(dtype).tobytes())
+      offsets.append(offsets[-1] + len(array))
+      if offsets[-1] >= shard_tokens:
+        break
+  with _Writer(part / f'{name}{manifests.OFFSETS}') as index:
+    index.add(np.asarray(offsets, manifests.OFFSET).tobytes())
+  shard = manifests.Shard(
+    name,
+    documents=len(offsets) - 1,
+    tokens=offsets[-1],
+    files={manifests.TOKENS: out.file(), manifests.OFFSETS: index.file()},
+  )
+  return shard, text_bytes
+
+
 class _Writer:
-  """Writes a file and its checksums as it goes, and syncs it at the end."""
+  """Writes a file, computes its checksums, and syncs it to disk at the end."""
 
   def __init__(self, path: Path):
     self._path = path
@@ -155,6 +184,7 @@ class _Writer:
       os.fsync(self._out.fileno())
 
   def add(self, data: bytes) -> None:
+    """Appends data to the file."""
     self._out.write(data)
     self._sha256.update(data)
     view = memoryview(data)
@@ -168,6 +198,7 @@ class _Writer:
       view = view[len(piece) :]
 
   def file(self) -> manifests.File:
+    """Returns what the manifest says of the file."""
     return manifests.File(
       self._size, self._sha256.hexdigest(), tuple(self._crc32)
     )
@@ -180,7 +211,9 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
   for text in documents:
     if text:
       texts.append(text)
-      size += len(text) + 64  # an object's own weight: short ones must not pile
+      # 64 for the object itself, so that a group of very short texts is not
+      # larger in memory than one of long ones.
+      size += len(text) + 64
     if size >= _TEXT_AT_ONCE:
       yield texts
       texts, size = [], 0

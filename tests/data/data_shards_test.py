@@ -224,7 +224,7 @@ def test_no_manifest_and_no_json_and_another_format(dataset, tmp_path):
   file = dataset / 'manifest.json'
   for body in ('', '[]', '{', '[' * 99_999, '\udcff', '{"format": 1}'):
     file.write_bytes(body.encode('utf-8', 'surrogateescape'))
-    with pytest.raises(ValueError, match=r'is no manifest|is malformed'):
+    with pytest.raises(ValueError, match=r'is not a manifest|is malformed'):
       shards.load(dataset)
   file.write_text('{"format": 99}')
   with pytest.raises(ValueError, match='has format 99, not 1; prepare'):
