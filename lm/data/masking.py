@@ -1,4 +1,4 @@
-"""Masked language modelling: BERT's objective and what came of it."""
+"""Masked language modelling: the objective of BERT and its variants."""
 
 from collections.abc import Callable
 
@@ -22,42 +22,44 @@ def masked(
 ) -> objectives.Objective:
   """Predicts masked tokens from the rest of their document.
 
-  The tokens are those of `windows.pack`, so a document begins with bos, in the
-  place of BERT's [CLS], and its eos is no input. Targets are the tokens before
-  masking, and weights are 1 exactly where a token was chosen.
+  The tokens are those of `windows.pack`: a document begins with bos, in the
+  place of BERT's [CLS], and its eos is not an input. Targets are the tokens
+  before masking, and weights are 1 exactly where a token was chosen.
 
   A unit is a token, or a word with `whole_words`. Of n tokens that are neither
-  bos nor padding, units are chosen until they hold round(share n) tokens, 1 at
-  least if there is any: exactly that many where units are tokens, and with
-  words an excess that is smaller than the last word chosen.
+  bos nor padding, units are chosen until they hold round(share n) tokens, at
+  least 1 if there are any. Where units are tokens, that number is exact; with
+  words, it is exceeded by less than the last chosen word.
 
   Args:
-    tokenizer: has a mask.
+    tokenizer: needs a mask.
     length: L, positions.
-    share: of the tokens, how many are chosen.
-    mask_share: of the chosen, how many become the mask, by a draw for each.
-    random_share: how many become a random id of ordinary text; the rest stay.
-    whole_words: chooses words, which begin by `tokenizer.word_starts` or where
-      a document does, at its start or at the window's edge.
-    span: chooses runs of units, inside a document, of lengths from a geometric
-      distribution of this mean, kept to 1..10; 5 is SpanBERT's, whose mean
-      comes to 3.8 by the limit. The last run is cut at the budget. None: units
-      are chosen one by one.
+    share: of the tokens that are chosen.
+    mask_share: of the chosen tokens that become the mask, drawn for each token.
+    random_share: of the chosen tokens that become a random id of ordinary text.
+      The others are left as they are.
+    whole_words: chooses words. A word begins as `tokenizer.word_starts` says,
+      or where a document begins, or at the window's edge.
+    span: chooses runs of units inside a document. Their lengths are drawn from
+      a geometric distribution of this mean, limited to 1..10. SpanBERT's is 5,
+      which the limit reduces to a mean of 3.8. The last run is cut when enough
+      tokens are chosen. None: units are chosen one by one.
 
   Raises:
     ValueError: a setting is out of range, or the tokenizer has no mask.
 
-  Reference: Devlin et al. 2019, arXiv 1810.04805, sections 3.1 and A.1; there
+  Reference: Devlin et al. 2019, arXiv 1810.04805, sections 3.1 and A.1, where
   a random id may be any of the vocabulary. Spans: Joshi et al. 2020, arXiv
-  1907.10529, section 3.1, where all of a span shares one of the three fates,
-  and before it Sun et al. 2019, arXiv 1904.09223, whose spans are phrases and
-  names found by other tools.
+  1907.10529, section 3.1, where all tokens of a span are treated alike; and
+  before it Sun et al. 2019, arXiv 1904.09223, whose spans are phrases and names
+  found by other tools.
   """
   objectives.check_whole('length', length, 1)
   mask = _masking(tokenizer, share, mask_share, random_share, whole_words, span)
 
   def make(rows, sizes, keys):
     batch = windows.pack(rows, sizes, tokenizer)
+    # 0 is not masked: padding has segment 0 already, and bos gets it here.
     texts = np.where(batch.tokens == tokenizer.bos, 0, batch.segments)
     tokens, weights = np.empty_like(batch.tokens), np.empty_like(batch.weights)
     for b, generator in enumerate(map(objectives.generator_of, keys)):
@@ -77,28 +79,37 @@ def next_sentence(
   whole_words: bool = False,
   span: float | None = None,
 ) -> objectives.Objective:
-  """Predicts masked tokens of two texts, and if one follows the other.
+  """Predicts masked tokens of two texts, and whether one follows the other.
 
-  An example is `bos A eos B eos`, one segment, with token_types 0 through the
-  first eos and 1 after it. A opens the window. B is what follows A, or, in half
-  of the examples, as long a stretch from the second half of the window, never
-  one that touches A. Any eos of the window itself is dropped.
+  An example is `bos A eos B eos`. It is one segment, with token type 0 through
+  the first eos and 1 after it. A begins the window. B is the text that follows
+  A, or, in half of the examples, equally much text from the second half of the
+  window, which never touches A. Any eos of the window itself is dropped.
 
-  Position 0 is always scored, on 1 if B follows A and on 0 if not: there the
-  model's logits must be those of its next-sentence head, in classes 0 and 1.
-  All other positions are masked and scored as in `masked`, whose settings these
-  are; the three special tokens are never masked. A and B together hold at most
-  L - 3 tokens and at most half of the window's, A from 1 to all but one of
-  them; where the window has fewer than 4, all is padding.
+  Position 0 is always scored: its target is 1 if B follows A, and else 0. There
+  the logits must be those of the model's next-sentence head, in classes 0
+  and 1. All other positions are masked and scored as in `masked`, which has the
+  same settings; the three special tokens are never masked. A and B together
+  have at most L - 3 tokens, and at most half of the window's. A has at least 1
+  token, and B, too. A window of fewer than 4 tokens gives padding.
+
+  Args:
+    tokenizer: needs a mask.
+    length: L, positions.
+    share: see `masked`.
+    mask_share: see `masked`.
+    random_share: see `masked`.
+    whole_words: see `masked`.
+    span: see `masked`.
 
   Raises:
     ValueError: a setting is out of range, or the tokenizer has no mask.
 
-  Reference: Devlin et al. 2019, arXiv 1810.04805, sections 3.1 and A.2. There B
-  comes from a random document of the corpus; here from text nearby, of the
-  same document perhaps, which is harder to tell from the true one. There A and
-  B are whole sentences and a tenth of the pairs is cut short, and the means of
-  both losses are added; here the pair is one more position of the same mean.
+  Reference: Devlin et al. 2019, arXiv 1810.04805, sections 3.1 and A.2. Their B
+  comes from a random document of the corpus. Ours comes from nearby text,
+  perhaps of the same document, which is harder to tell from the true one. Their
+  A and B are whole sentences, a tenth of their pairs is shorter, and they add
+  the means of both losses; our pair is one more position of the same mean.
   """
   objectives.check_whole('length', length, 5)
   mask = _masking(tokenizer, share, mask_share, random_share, whole_words, span)
@@ -113,14 +124,15 @@ def next_sentence(
       both = min(length - 3, half)
       if both < 2:
         continue
-      split = generator.integers(1, both)
+      split = generator.integers(1, both)  # tokens of A; the others are of B
       follows = generator.random() < 0.5
       begin = split
       if not follows:
         begin = generator.integers(half, len(text) - (both - split) + 1)
       end = begin + both - split
       ids = np.concatenate((bos, text[:split], eos, text[begin:end], eos))
-      # B's are one higher, so that no masked span runs from A into B.
+      # The documents of B count one higher, so that no masked span runs from A
+      # into B, and 0 keeps the special tokens from being masked.
       texts = np.concatenate(
         ([0], document[:split], [0], document[begin:end] + 1, [0])
       )
@@ -146,11 +158,15 @@ def _masking(
   whole_words: bool,
   span: float | None,
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-  """Makes `mask(ids, texts, generator) -> (masked, chosen)`, see `masked`.
+  """Makes a function that masks the tokens of one example, see `masked`.
 
-  There ids are [L], texts [L] number what may be masked in ascending order,
-  neither words nor spans run from one number into the next, 0 is not masked,
-  and chosen is bool [L].
+  Returns:
+    `mask(ids, texts, generator) -> (masked, chosen)`, where ids are [L]; texts
+    [L] ascend and number what neither words nor spans may leave, and 0 is never
+    masked; masked are ids [L]; chosen is bool [L].
+
+  Raises:
+    ValueError: a setting is out of range, or the tokenizer has no mask.
   """
   if not 0 < share <= 1:
     raise ValueError(f'share={share} must be above 0 and at most 1')
@@ -175,26 +191,29 @@ def _masking(
   )
 
   def mask(ids, texts, generator):
-    place = np.flatnonzero(texts)
+    place = np.flatnonzero(texts)  # [N], the tokens that may be masked
     text = texts[place]
     begins = np.ones(len(place), bool)
     if whole_words:
       begins = tokenizer.word_starts[ids[place]]
       begins = begins | (np.diff(text, prepend=0) != 0)
-    unit = np.cumsum(begins) - 1
+    unit = np.cumsum(begins) - 1  # [N], the unit of each token
     order = _order(text[begins], span, generator)
-    budget = max(1, round(share * len(place)))
-    held = np.cumsum(np.bincount(unit)[order])
-    taken = order[: np.searchsorted(held, budget) + 1]
+    budget = max(1, round(share * len(place)))  # tokens
+    # Tokens of the first n units of the order; the first sum that reaches the
+    # budget says how many units are chosen.
+    sums = np.cumsum(np.bincount(unit)[order])
+    units = order[: np.searchsorted(sums, budget) + 1]
     chosen = np.zeros(len(ids), bool)
-    chosen[place] = np.isin(unit, taken)
+    chosen[place] = np.isin(unit, units)
 
     count = np.count_nonzero(chosen)
-    fate = generator.random(count)
-    other = generator.choice(ordinary, count)
-    other = np.where(fate < mask_share + random_share, other, ids[chosen])
+    # One draw a token decides: mask, random id, or as it is.
+    draw = generator.random(count)
+    others = generator.choice(ordinary, count)
+    others = np.where(draw < mask_share + random_share, others, ids[chosen])
     masked_ids = ids.copy()
-    masked_ids[chosen] = np.where(fate < mask_share, mask_id, other)
+    masked_ids[chosen] = np.where(draw < mask_share, mask_id, others)
     return masked_ids, chosen
 
   return mask
@@ -203,21 +222,25 @@ def _masking(
 def _order(
   texts: np.ndarray, span: float | None, generator: np.random.Generator
 ) -> np.ndarray:
-  """Gives the order in which units are masked: each of them once, [U].
+  """Draws the order in which units are masked: each of them once, [U].
 
   Args:
-    texts: [U], ascending, the text that each unit belongs to, from 1.
-    span: as in `masked`.
+    texts: [U], ascending, number of the text that each unit belongs to, from 1.
+    span: see `masked`.
     generator: of all draws.
   """
   start = generator.permutation(len(texts))
   if span is None:
     return start
+  # A span may begin at each unit, in random order, so every unit occurs.
   offset = np.arange(_LONGEST_SPAN)
-  chance = (1 - 1 / span) ** offset
-  size = generator.choice(offset + 1, len(start), p=chance / chance.sum())
+  probability = (1 - 1 / span) ** offset  # geometric, up to its sum
+  probability /= probability.sum()
+  size = generator.choice(offset + 1, len(start), p=probability)
   unit = start[:, None] + offset
+  # The padding has number 0, which is no text, so that no span leaves the end.
   inside = np.pad(texts, (0, _LONGEST_SPAN))[unit] == texts[start, None]
   unit = unit[inside & (offset < size[:, None])]
+  # Spans overlap: a unit counts where it occurs first.
   _, first = np.unique(unit, return_index=True)
   return unit[np.sort(first)]
