@@ -323,9 +323,7 @@ def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path, monkeypatch):
   monkeypatch.setattr(
     lora, 'merged', lambda spec, params: (spec['body'], params['body'])
   )
-  with pytest.raises(
-    export.export_check.Worse, match='merged, a logit moves by'
-  ):
+  with pytest.raises(export_check.Worse, match='merged, a logit moves by'):
     exported('merge', folder / 'lora', tmp_path / 'out', '--budget=0.001')
 
 

@@ -279,7 +279,9 @@ def test_a_probe_is_one_text_a_row_and_what_it_cost(trained, data, tmp_path):
   _, words, model = checkpoint.restore_run(trained)
   params = checkpoint.restore_params(trained)
   settings = {'tokenizer': words, 'length': 16, 'about': {}}
-  probe = export_check.make(params, model, path=data / 'train', **settings)
+  probe = export_check.make(
+    params, model, path=data / 'train', **settings
+  )
   batch = probe.batch
   assert len(batch.tokens) == probe.about['rows'] == 64
   assert (batch.tokens[:, 0] == words.bos).all()
@@ -296,10 +298,10 @@ def test_a_probe_is_one_text_a_row_and_what_it_cost(trained, data, tmp_path):
   live = batch.weights > 0
   np.testing.assert_allclose(probe.nats[live], nats[live], atol=1e-5)
   assert not probe.nats[~live].any()
-  verdict = export_check.compare(probe, probe.nats + 0.5 * live)
-  assert verdict.rise_nats == pytest.approx(0.5)
-  assert verdict.original_nats == pytest.approx(nats[live].mean(), rel=1e-6)
-  assert verdict.largest_nats == pytest.approx(0.5)
+  decision = export_check.compare(probe, probe.nats + 0.5 * live)
+  assert decision.rise_nats == pytest.approx(0.5)
+  assert decision.original_nats == pytest.approx(nats[live].mean(), rel=1e-6)
+  assert decision.largest_nats == pytest.approx(0.5)
   export_check.save(probe, tmp_path / 'probe.json')
   jax.tree.map(
     functools.partial(np.testing.assert_array_equal, strict=True),

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import base
 from lm import checkpoint, config, sample, train
 from lm.data import writer
 from lm.data.tokenizers import auto
+from lm.inference import export_forms, exporter
+from lm.interop import importer
 from tests.interop import interop_test
 from tools import export, hf_import
 
@@ -30,7 +33,8 @@ def source(tmp_path_factory):
 @pytest.fixture(scope='module')
 def workdir(source):
   made = source.parent / 'run'
-  hf_import.main([f'--source={source}', f'--workdir={made}'])
+  imported = importer.import_model(source, made, base.get_config())
+  assert (imported.architecture, imported.vocab) == ('LlamaForCausalLM', 64)
   return made
 
 
@@ -149,10 +153,7 @@ def test_a_published_tagger_is_tuned_and_published_again(tmp_path, capsys):
   c.init_from, c.batch_size, c.optim.warmup = str(run), 8, 0
   train.train(c.lock(), tmp_path / 'tuned')
   out = tmp_path / 'out'
-  export.main(
-    ['huggingface', f'--workdir={tmp_path / "tuned"}', f'--output={out}']
-  )
-  report = json.loads((out / 'report.json').read_text())
+  report = exporter.export(tmp_path / 'tuned', out, export_forms.hugging_face())
   assert report['class'] == 'BertForTokenClassification'
   assert abs(report['probe']['rise_nats']) < 1e-6
   written = json.loads((out / 'config.json').read_text())
