@@ -1,8 +1,7 @@
 """Imports a model of transformers, with its tokenizer, as a run.
 
-from lm import config
 from lm.interop import importer
-importer.import_model('SmolLM2', 'runs/smollm2', config.load('configs/base.py'))
+importer.import_model('SmolLM2', 'runs/smollm2')
 """
 
 import json
@@ -18,7 +17,7 @@ from lm.interop import gguf, tensors, transfer, vocabulary
 
 
 def import_model(
-  source: str | Path, workdir: str | Path, base: config.Config
+  source: str | Path, workdir: str | Path, base: config.Config | None = None
 ) -> transfer.Imported:
   """Makes a run with one checkpoint of a model that others have published.
 
@@ -26,7 +25,7 @@ def import_model(
     source: a folder with config.json, safetensors and a tokenizer, or a GGUF
       file.
     workdir: of the run to make.
-    base: the config of the run, such as configs/base.py. The model, the
+    base: the config of the run; None is configs/base.py. The model, the
       tokenizer and the number of steps are replaced, and lengths are cut to the
       model's.
 
@@ -61,6 +60,7 @@ def import_model(
     trial = Path(folder) / 'tokenizer.json'
     trial.write_text(text, encoding='utf-8')
     tokenizer = config.build({**spec, 'path': str(trial)})
+  base = config.load('configs/base.py') if base is None else base
   c = _config(base, imported, spec)
   workdir.mkdir(parents=True, exist_ok=True)
   with checkpoint.Checkpointer(workdir) as checkpointer:
@@ -71,7 +71,7 @@ def import_model(
     meta = {
       'config': config.to_json(c),
       'data': {'step': 1},
-      'diary': {},
+      'metrics': {},
       'tokenizer': tokenizer.sha256,
       'dtype': opened.dtype,
     }

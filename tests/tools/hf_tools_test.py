@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import base
 from lm import checkpoint, config, sample, train
 from lm.data import writer
 from lm.data.tokenizers import auto
@@ -33,7 +32,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope='module')
 def workdir(source):
   made = source.parent / 'run'
-  imported = importer.import_model(source, made, base.get_config())
+  imported = importer.import_model(source, made)
   assert (imported.architecture, imported.vocab) == ('LlamaForCausalLM', 64)
   return made
 
