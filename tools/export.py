@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
   flags = _flags(argv)
   memory.prepare()
   devices.announce()
-  with config.refusals():
+  with config.user_errors():
     report = exporter.export(
       flags.workdir,
       flags.output,

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--source', required=True, help='folder or .gguf file')
   parser.add_argument('--workdir', required=True, help='of the run to make')
   flags = parser.parse_args(argv)
-  with config.refusals():
+  with config.user_errors():
     imported = importer.import_model(flags.source, flags.workdir)
   print(
     f'{flags.workdir}: {imported.architecture}, '

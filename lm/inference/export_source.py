@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lm import checkpoint, config, types
 from lm.checkpoint import manifest
 from lm.data import documents, writer
-from lm.data.finetuning import tasks as tasks_lib
+from lm.data.finetuning import batching
 from lm.evals import classification, export_check
 from lm.models import lora
 
@@ -156,7 +156,7 @@ def _records(
     spec.get('fold'),
   )
   few = [[rows[n]] for n in export_check.spread(len(rows))]
-  batch = tasks_lib.assemble(few, form, spec.length, tokenizer)
+  batch = batching.assemble(few, form, spec.length, tokenizer)
   return batch, records.card.sha256
 
 
