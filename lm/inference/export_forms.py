@@ -64,7 +64,8 @@ def int8(paths: str = compress.ALL) -> Form:
   """
 
   def write(folder: Path, source: export_source.Source) -> Exported:
-    params, scales = compress.int8(source.params, paths)
+    table = source.run.model.matrices
+    params, scales = compress.int8(source.params, table, paths)
     report = {'form': 'int8', 'paths': paths, 'matrices': len(scales)}
     return _run(folder, source, params, scales, report)
 
@@ -83,14 +84,15 @@ def prune(
   """
 
   def write(folder: Path, source: export_source.Source) -> Exported:
+    table = source.run.model.matrices
     params = compress.prune(
-      source.params, paths, sparsity=sparsity, scope=scope
+      source.params, table, paths, sparsity=sparsity, scope=scope
     )
     report = {
       'form': 'prune',
       'paths': paths,
       'scope': scope,
-      'sparsity': compress.sparsity(params, paths),
+      'sparsity': compress.sparsity(params, table, paths),
     }
     return _run(folder, source, params, {}, report)
 
@@ -109,7 +111,7 @@ def portable(weights: str = 'float32') -> Form:
     c, tokenizer, model = source.run
     params, scales = source.params, {}
     if weights == 'int8':
-      params, scales = compress.int8(params)
+      params, scales = compress.int8(params, model.matrices)
     path = Path(c.tokenizer.get('path', 'bytes'))
     if path.is_file():
       shutil.copyfile(path, folder / f'tokenizer{path.suffix}')
