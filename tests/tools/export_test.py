@@ -279,9 +279,7 @@ def test_a_probe_is_one_text_a_row_and_what_it_cost(trained, data, tmp_path):
   _, words, model = checkpoint.restore_run(trained)
   params = checkpoint.restore_params(trained)
   settings = {'tokenizer': words, 'length': 16, 'about': {}}
-  probe = export_check.make(
-    params, model, path=data / 'train', **settings
-  )
+  probe = export_check.make(params, model, path=data / 'train', **settings)
   batch = probe.batch
   assert len(batch.tokens) == probe.about['rows'] == 64
   assert (batch.tokens[:, 0] == words.bos).all()
