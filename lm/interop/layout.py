@@ -28,7 +28,7 @@ class Place(NamedTuple):
     inputs: leading dimensions of ours that a product sums over. They are one
       dimension of theirs, and the others are another; 0: ours is no matrix of
       a product and lies there as it is, or flat where it is a bias.
-    turned: theirs is [outputs, inputs], as of torch's Linear.
+    turned: theirs is [outputs, inputs], as torch's Linear has it.
     part: `(n, of)`, ours is the n-th of so many along their last dimension.
     flat: theirs has one dimension.
   """

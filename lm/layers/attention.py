@@ -123,7 +123,8 @@ def make(
   places = None if positions is None else config.build(positions)
   relative = places if isinstance(places, positions_lib.Relative) else None
   rotary = places if isinstance(places, positions_lib.Rotary) else None
-  rotated = 0 if rotary is None else rotary.features(H)
+  if rotary is not None:
+    rotary.features(H)  # checks it
 
   def see(text: parts.Text, initializing: bool, bias_BNLS=None) -> Seen:
     kernel = 'einsum'
@@ -137,27 +138,11 @@ def make(
         prefix=text.prefix is not None,
         initializing=initializing,
       )
-    mask, keys = (
-      masks.AttentionMask(
-        tokens.segments,
-        None if window is None else tokens.positions,
-        tokens.prefix,
-        causal=not shared.bidirectional,
-        window=window,
-        kernel=kernel,
-      )
-      for tokens in (text, text.keys or text)
+    seen = look(text, window, kernel, causal=not shared.bidirectional)
+    return seen._replace(
+      rotation=None if rotary is None else rotary.of(text.positions, H),
+      bias_BNLS=bias_BNLS,
     )
-    rotation = None
-    if rotary is not None:
-      rotation = positions_lib.rotation(
-        text.positions, rotated, rotary.base, rotary.scaling
-      )
-    seen = Seen(rotation=rotation, bias_BNLS=bias_BNLS, first=text.first)
-    if kernel != 'einsum':
-      return seen._replace(mask=mask)
-    first = 0 if text.first is None else text.first
-    return seen._replace(mask_B1LS=mask.materialize(keys, first))
 
   def start(params, text: parts.Text, room: int):
     del params
@@ -175,17 +160,7 @@ def make(
   norm = None if qk_norm is None else config.build(qk_norm)
   common = None
   if relative is not None:
-    common = parts.Common(
-      'relative',
-      partial(
-        positions_lib.RelativeBias,
-        buckets=relative.buckets,
-        max_distance=relative.max_distance,
-        heads=heads,
-        bidirectional=shared.bidirectional,
-      ),
-      (parts.Row(r'table$', (None, 'heads')),),
-    )
+    common = relative.common(heads, shared.bidirectional)
   build = partial(build, qk_norm=norm)
   return parts.Mixer('attention', build, see, start, ROWS, flops, common)
 
@@ -237,6 +212,34 @@ def cross(
   # Optimizers see no hidden matrices here: T5's runs were made so.
   rows = tuple(row._replace(hidden=False) for row in ROWS)
   return parts.Mixer('cross', build, see, start, rows, flops)
+
+
+def look(
+  text: parts.Text, window: int | None, kernel: str, *, causal: bool
+) -> Seen:
+  """Makes what the layers see of a text, with a mask unless a kernel has none.
+
+  Args:
+    text: with the keys of a cache, if there is one.
+    window: positions that are seen; None sees all.
+    kernel: see `kernels.choose`.
+    causal: whether a token sees only itself and what stands to its left.
+  """
+  mask, keys = (
+    masks.AttentionMask(
+      tokens.segments,
+      None if window is None else tokens.positions,
+      tokens.prefix,
+      causal=causal,
+      window=window,
+      kernel=kernel,
+    )
+    for tokens in (text, text.keys or text)
+  )
+  if kernel != 'einsum':
+    return Seen(mask=mask)
+  first = 0 if text.first is None else text.first
+  return Seen(mask.materialize(keys, first), first=text.first)
 
 
 def _scores(spec: Mapping[str, Any] | None) -> Scores:
@@ -398,7 +401,7 @@ def memory_cache(
   Args:
     params: of an `Attention` without QK-norm.
     memory_BSD: the encoder's output.
-    compute_dtype, dtype: as of the module.
+    compute_dtype, dtype: those of the module.
   """
   k_BSKH, v_BSKH = (
     _project(

@@ -228,7 +228,7 @@ class Mlp(NamedTuple):
   Attributes:
     build: given `name`, a module called as `(x_BLD, text) -> (y_BLD, metrics)`,
       where metrics are a dict of `types.Metric`. Losses end in '_loss'.
-    rows, flops: the same as of a `Mixer`.
+    rows, flops: the same as in `Mixer`.
     name: scope of its parameters.
   """
 

@@ -4,6 +4,7 @@ h numbers pairs of features: half of the features that are rotated.
 """
 
 from collections.abc import Mapping
+from functools import partial
 import math
 from typing import Any, NamedTuple
 
@@ -111,6 +112,11 @@ class Rotary(NamedTuple):
       )
     return rotated
 
+  def of(self, positions_BL: jax.Array, head_width: int) -> Rotation:
+    """Computes the angles of a text, once for all layers."""
+    rotated = self.features(head_width)
+    return rotation(positions_BL, rotated, self.base, self.scaling)
+
 
 def rotary(
   *,
@@ -146,6 +152,18 @@ class Relative(NamedTuple):
 
   buckets: int
   max_distance: int
+
+  def common(self, heads: int, bidirectional: bool) -> parts.Common:
+    """Describes the module that all layers share."""
+    build = partial(
+      RelativeBias,
+      buckets=self.buckets,
+      max_distance=self.max_distance,
+      heads=heads,
+      bidirectional=bidirectional,
+    )
+    rows = (parts.Row(r'table$', (None, 'heads')),)
+    return parts.Common('relative', build, rows)
 
 
 def relative(*, buckets: int = 32, max_distance: int = 128) -> Relative:

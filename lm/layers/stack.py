@@ -106,11 +106,11 @@ class Stack(NamedTuple):
 
 
 def make(
-  *,
   shared: parts.Shared,
   blocks: Mapping[str, Mapping[str, Any]],
   pattern: Sequence[str],
   first: Sequence[str] = (),
+  *,
   scan: bool = False,
   remat: str = 'none',
 ) -> Stack:

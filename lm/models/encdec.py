@@ -88,23 +88,10 @@ def make(
   shared = parts.Shared(
     width, 1, config.build(init), dtype, compute_dtype, dropout
   )
-  sides = {}
-  for name, spec in (('encoder', encoder), ('decoder', decoder)):
-    asked: SideSpec = config.build(spec)
-    own = shared._replace(depth=asked.depth, bidirectional=name == 'encoder')
-    own.check()
-    try:
-      layers = stack.make(
-        shared=own,
-        blocks=asked.blocks,
-        pattern=asked.pattern,
-        first=asked.first,
-        scan=scan,
-        remat=remat,
-      )
-    except ValueError as error:
-      raise ValueError(f'{name}.{error}') from error
-    sides[name] = Side(stack=layers, norm=asked.norm, dropout=dropout)
+  sides = {
+    name: _side(name, config.build(spec), shared, scan, remat)
+    for name, spec in (('encoder', encoder), ('decoder', decoder))
+  }
   module = EncoderDecoder(
     vocab=vocab,
     shared=shared,
@@ -134,13 +121,28 @@ def make(
     (*stacks['encoder'].rows(), *stacks['decoder'].rows(), *ROWS),
     start,
     unrolled=module.clone(
-      **{
-        name: side.clone(stack=side.stack.unrolled())
-        for name, side in sides.items()
-      }
+      encoder=_unrolled(sides['encoder']), decoder=_unrolled(sides['decoder'])
     ),
     layouts={name: x.layers for name, x in stacks.items()},
   )
+
+
+def _side(
+  name: str, spec: SideSpec, shared: parts.Shared, scan: bool, remat: str
+) -> 'Side':
+  shared = shared._replace(depth=spec.depth, bidirectional=name == 'encoder')
+  shared.check()
+  try:
+    layers = stack.make(
+      shared, spec.blocks, spec.pattern, spec.first, scan=scan, remat=remat
+    )
+  except ValueError as error:
+    raise ValueError(f'{name}.{error}') from error
+  return Side(stack=layers, norm=spec.norm, dropout=shared.dropout)
+
+
+def _unrolled(side: 'Side') -> 'Side':
+  return side.clone(stack=side.stack.unrolled())
 
 
 class EncoderDecoder(nn.Module):

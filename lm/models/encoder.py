@@ -110,14 +110,7 @@ def make(
   )
   shared.check()
   checks.check_counts(vocab=vocab, length=length)
-  layers = stack.make(
-    shared=shared,
-    blocks=blocks,
-    pattern=pattern,
-    first=first,
-    scan=scan,
-    remat=remat,
-  )
+  layers = stack.make(shared, blocks, pattern, first, scan=scan, remat=remat)
   outputs = config.build(head)
   module = Encoder(
     vocab=vocab,
