@@ -395,11 +395,11 @@ def test_the_settings_that_recipes_differ_in_are_shown(tmp_path):
   ]
   # One that is older than two keys; the second is None in others.
   known = runs[3].settings.items()
-  known = {k: v for k, v in known if k not in ('optim.clip', 'model.mlp')}
+  known = {k: v for k, v in known if k not in ('optim.clip', 'model.remat')}
   runs[3] = runs[3]._replace(settings=known)
   text = seen(recipes.part(runs)).text
   assert '● A news ' in text and 'news-1 seed 12345 news-2 seed 0 ' in text
-  told = 'model.mlp=None optim.clip=1.0 its weights, under one seed'
+  told = "model.remat='none' optim.clip=1.0 its weights, under one seed"
   assert text.count(f'init_from=None {told}') == 2
   assert f"long seed 0 init_from='{'x' * 99}' Curves" in text
 

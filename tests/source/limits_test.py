@@ -33,6 +33,21 @@ REASONS: dict[str, str] = {
   'lm/evals/safety.py:bold()': (
     'a config names it, and every parameter but one is a key of its spec'
   ),
+  'lm/models/decoder.py:make()': (
+    'a config names it, and every setting of the model is one of its keys'
+  ),
+  'lm/models/encdec.py:make()': (
+    'a config names it, and every setting of the model is one of its keys'
+  ),
+  'lm/models/encoder.py:make()': (
+    'a config names it, and every setting of the model is one of its keys'
+  ),
+  'lm/models/recurrent.py:make()': (
+    'a config names it, and every setting of the model is one of its keys'
+  ),
+  'lm/layers/attention.py:make()': (
+    'a config names it, and its eight settings are keys beside `shared`'
+  ),
   'lm/models/embeddings.py:glove()': (
     'a config names it, and every setting of the fit is one of its keys'
   ),
