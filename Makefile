@@ -1,4 +1,4 @@
-# make quickstart   train a small model on this machine and judge it
+# make quickstart   train a small model on this machine and evaluate it
 # make check        format, lint, types, floors and the quick tests: two minutes
 # make test         make check, then every test that is not marked slow
 # make test-slow    the rest: chains of kills, fresh installs, commands of docs

@@ -5,11 +5,12 @@ run: it imports nothing of `lm`, and talks by files.
 
   python tests/harness_peer.py random SETTINGS FOLDER [TOKENIZER]
   python tests/harness_peer.py score FOLDER PAIRS.json FOUND.json
-  python tests/harness_peer.py judge FOLDER TASKS.json FOUND.json
+  python tests/harness_peer.py evaluate FOLDER TASKS.json FOUND.json
 
 `random` makes a GPT-2 of random weights. `score` finds `[log p, greedy]` of
-`[context, continuation]` by the rule of lm_eval. `judge` asks lm_eval itself,
-which must be installed then, with accelerate and, for FOLDER/x.gguf, gguf;
+`[context, continuation]` by the rule of lm_eval. `evaluate` runs lm_eval
+itself, which must be installed then, with accelerate and, for FOLDER/x.gguf,
+gguf;
 TASKS.json has configs of tasks, each with its rows.
 """
 
@@ -69,8 +70,8 @@ def score(folder: str, pairs: str, found: str) -> None:
   Path(found).write_text(json.dumps(scores))
 
 
-def judge(folder: str, tasks: str, found: str) -> None:
-  """Judges by lm_eval's own model of transformers."""
+def evaluate(folder: str, tasks: str, found: str) -> None:
+  """Evaluates by lm_eval's own model of transformers."""
   harness: Any = importlib.import_module('lm_eval')
   models: Any = importlib.import_module('lm_eval.models.huggingface')
   datasets: Any = importlib.import_module('datasets')
@@ -96,4 +97,5 @@ def judge(folder: str, tasks: str, found: str) -> None:
 
 
 if __name__ == '__main__':
-  {'random': random, 'score': score, 'judge': judge}[sys.argv[1]](*sys.argv[2:])
+  programs = {'random': random, 'score': score, 'evaluate': evaluate}
+  programs[sys.argv[1]](*sys.argv[2:])
