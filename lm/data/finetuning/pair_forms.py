@@ -162,10 +162,7 @@ def chat(
   Raises:
     ValueError: a role has no template, or a template has no '{}'.
   """
-  for role in TURNS:
-    if template.get(role, '').count('{}') != 1:
-      raise ValueError(f'template: {role} needs one {{}} for the text')
-  around = {role: template[role].split('{}') for role in TURNS}
+  around = _split_templates(template)
 
   def encode(record) -> list[tuple[str, list[int], list[bool]]]:
     """Encodes the turns: role, ids, and whether each id is scored."""
@@ -275,6 +272,18 @@ def prefer(
 
   labels = ('chosen', 'rejected')
   return batching.Form(rows, 1, labels, token_types=True, packs=False)
+
+
+def _split_templates(template: Mapping[str, str]) -> dict[str, list[str]]:
+  """Returns by role what stands before and after a turn's text.
+
+  Raises:
+    ValueError: a role has no template, or a template has no '{}'.
+  """
+  for role in TURNS:
+    if template.get(role, '').count('{}') != 1:
+      raise ValueError(f'template: {role} needs one {{}} for the text')
+  return {role: template[role].split('{}') for role in TURNS}
 
 
 def _check_template(template: str) -> None:

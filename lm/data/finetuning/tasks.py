@@ -52,8 +52,8 @@ def make(
   """Opens records for training: shuffled anew in each epoch, without end.
 
   Args:
-    records: spec of a reader, from `readers` or `pair_readers`.
-    form: spec of a form, from `forms` or `pair_forms`.
+    records: spec of a reader, such as one of `readers` or `pair_readers`.
+    form: spec of a form, such as one of `forms` or `pair_forms`.
     tokenizer: of the model.
     seed: of the order.
     batch_size: B, rows a step, over all hosts.
@@ -82,24 +82,11 @@ def make(
     lambda n: held_out is None or n % folds != held_out,
   )
   check_folds(folds, held_out)
-  if pack and not built.packs:
-    raise ValueError(
-      f'pack: each row of {form["fn"]} fills a row of the batch: leave it out'
-    )
   if expected is not None:
     _check_expected(expected, batch_size, len(task.records), len(rows), pack)
-  groups = batching.pack(rows, built, length) if pack else [[x] for x in rows]
-  if built.scored is not None:
-    built = built._replace(scored=built.scored * max(map(len, groups)))
-  fingerprint = _fingerprint(
-    [
-      task.card.sha256,
-      {key: value for key, value in form.items() if key != 'labels'},
-      built.labels,
-      *(length, folds, pack, *([expected] if expected else [])),
-    ],
-    tokenizer,
-  )
+  groups, built = _grouped(rows, built, length, pack, form['fn'])
+  settings = (length, folds, pack, *([expected] if expected else []))
+  fingerprint = _fingerprint(task.card, form, built.labels, settings, tokenizer)
   identity = {
     'fingerprint': fingerprint,  # the same for all parts of cross-validation
     'held_out': held_out,
@@ -107,9 +94,7 @@ def make(
     'seed': seed,
   }
   _check_position(position, identity)
-  numbers_at = _epochs(seed, batch_size, len(groups))
-  if expected is not None:
-    numbers_at = _draws(seed, batch_size, len(groups), expected)
+  numbers_at = _choice(seed, batch_size, len(groups), expected)
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     first, stop = stream.host_rows(batch_size, host, hosts)
@@ -201,8 +186,40 @@ def _check_expected(
     )
 
 
-def _fingerprint(described: Sequence[Any], tokenizer: types.Tokenizer) -> str:
-  """Hashes what decides on the rows and their number."""
+def _grouped(
+  rows: Sequence[batching.Row],
+  form: batching.Form,
+  length: int,
+  pack: bool,
+  name: str,
+) -> tuple[list[list[batching.Row]], batching.Form]:
+  """Groups the rows that share a row of the batch, and adapts the form to it.
+
+  Raises:
+    ValueError: rows of this form cannot be packed.
+  """
+  if pack and not form.packs:
+    raise ValueError(
+      f'pack: each row of {name} fills a row of the batch: leave it out'
+    )
+  groups = batching.pack(rows, form, length) if pack else [[x] for x in rows]
+  if form.scored is not None:
+    # A row of the batch has room for the targets of its largest group.
+    form = form._replace(scored=form.scored * max(map(len, groups)))
+  return groups, form
+
+
+def _fingerprint(
+  card: record_lib.DatasetCard,
+  form: Mapping[str, Any],
+  labels: Sequence[str],
+  settings: Sequence[Any],
+  tokenizer: types.Tokenizer,
+) -> str:
+  """Hashes all that decides on the rows and their number."""
+  # The spec of the labels may be of a reader, whose path does not count.
+  form = {key: value for key, value in form.items() if key != 'labels'}
+  described = [card.sha256, form, labels, *settings]
   text = json.dumps([described, tokenizer.sha256], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -223,24 +240,23 @@ def _check_position(
       )
 
 
-def _key(seed: int) -> np.uint64:
-  digest = hashlib.sha256(f'{seed} tasks'.encode()).digest()
-  return np.uint64(int.from_bytes(digest[:8]))
-
-
-def _epochs(
-  seed: int, batch_size: int, count: int
+def _choice(
+  seed: int, batch_size: int, count: int, expected: int | None
 ) -> Callable[[int, int, int], Sequence[int]]:
-  """Chooses rows in epochs: `(step, first, stop) -> numbers of groups`.
+  """Chooses the groups of a step: `(step, first, stop) -> their numbers`.
 
   Args:
     seed: of the order.
-    batch_size: B.
+    batch_size: B, the most groups of a step.
     count: number of groups.
+    expected: mean number of groups a step, each drawn with equal probability,
+      independently of all others; there may be fewer of them than asked for.
+      None: epochs, in each of which every group occurs once.
   """
-  key = _key(seed)
+  digest = hashlib.sha256(f'{seed} tasks'.encode()).digest()
+  key = np.uint64(int.from_bytes(digest[:8]))
 
-  def numbers_at(step: int, first: int, stop: int) -> Sequence[int]:
+  def in_epochs(step: int, first: int, stop: int) -> Sequence[int]:
     sample = step * batch_size + np.arange(first, stop, dtype=np.int64)
     epoch, place = np.divmod(sample, count)
     # A batch may reach from one epoch into the next, so each row has the key
@@ -248,31 +264,13 @@ def _epochs(
     keys = windows.hashed(key, epoch.astype(np.uint64))
     return windows.permuted(place.astype(np.uint64), count, keys).tolist()
 
-  return numbers_at
-
-
-def _draws(
-  seed: int, batch_size: int, count: int, expected: int
-) -> Callable[[int, int, int], Sequence[int]]:
-  """Chooses each row with equal probability, independently of all others.
-
-  Args:
-    seed: of the draws.
-    batch_size: B, the most rows of a step.
-    count: number of groups.
-    expected: mean number of groups a step.
-
-  Returns:
-    `(step, first, stop) -> numbers of groups`, possibly fewer than asked for.
-  """
-  key = _key(seed)
-
-  def numbers_at(step: int, first: int, stop: int) -> Sequence[int]:
+  def drawn(step: int, first: int, stop: int) -> Sequence[int]:
+    assert expected is not None
     # A generator of its own for each step, so that no step depends on others.
     bits = np.random.Philox(key=[key, np.uint64(step)])
     generator = np.random.Generator(bits)
     chosen = np.flatnonzero(generator.random(count) < expected / count)
-    # In random order, so that which are left out is random, too.
+    # In random order, so that it is random which ones are left out.
     return generator.permutation(chosen)[:batch_size][first:stop].tolist()
 
-  return numbers_at
+  return in_epochs if expected is None else drawn
