@@ -4,8 +4,6 @@ import json
 import random
 from typing import Any
 
-import hypothesis
-from hypothesis import strategies as st
 import jax
 import numpy as np
 import pytest
@@ -15,14 +13,8 @@ from lm import config, sample, sharding, train
 from lm import evaluate as evaluate_lib
 from lm.data.finetuning import (
   batching,
-  forms,
-  pair_forms,
-  pair_readers,
-  passages,
-  readers,
   tasks,
 )
-from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import classification, context, text_metrics
 from lm.reporting import metrics_log
@@ -145,178 +137,6 @@ def test_a_tuned_reader_answers(tmp_path, body):
   assert found['test/exact'] > 0.95 and found['test/f1'] > 0.95
 
 
-def read_set(folder, reader, path, **settings):
-  room = readers if hasattr(readers, reader) else pair_readers
-  made = getattr(room, reader)(path=str(folder / path), **settings)
-  assert made.card.sha256 and made.card.licence
-  assert len({r.id for r in made.records}) == len(made.records)
-  return made
-
-
-# Sizes of ../shared/data/README.md, and classes.
-@pytest.mark.parametrize(
-  ('reader', 'path', 'settings', 'count', 'classes'),
-  [
-    (
-      'sentence_polarity',
-      'classification/mr_sentence_polarity/train.jsonl',
-      {},
-      8527,
-      2,
-    ),
-    ('subjectivity', 'classification/subjectivity/test.jsonl', {}, 1034, 2),
-    (
-      'movie_reviews',
-      'classification/movie_reviews_v2/all.jsonl.gz',
-      {'folds': (0,)},
-      200,
-      2,
-    ),
-    ('banking77', 'classification/banking77/test.csv', {}, 3080, 77),
-    (
-      'clinc150',
-      'classification/clinc150/data_full.json.gz',
-      {'split': 'train'},
-      15000,
-      150,
-    ),
-    (
-      'clinc150',
-      'classification/clinc150/data_full.json.gz',
-      {'split': 'test', 'scope': 'all'},
-      5500,
-      151,
-    ),
-    ('ocnli', 'classification/ocnli/dev.jsonl.gz', {}, 2950, 3),
-    ('boolq', 'qa/boolq/valid.jsonl.gz', {}, 3270, 2),
-    ('wnut17', 'ner/wnut17/dev.conll', {}, 1009, 13),
-    ('wikigold', 'ner/wikigold/wikigold.conll.txt', {}, 1696, 9),
-    ('uner_zh', 'ner/uner_zh_gsdsimp/train.iob2.gz', {}, 3997, 7),
-    ('squad', 'qa/squad_v1_subset/dev_3articles.json.gz', {}, 700, 0),
-    ('cmrc2018', 'qa/cmrc2018/trial.json.gz', {}, 1002, 0),
-    ('drcd', 'qa/drcd/test.json.gz', {}, 3493, 0),
-  ],
-)
-def test_sets_are_read_whole(
-  shared_data, reader, path, settings, count, classes
-):
-  made = read_set(shared_data, reader, path, **settings)
-  assert (len(made.records), len(made.labels)) == (count, classes)
-
-
-def test_entities_are_counted_as_published(shared_data):
-  made = read_set(shared_data, 'wnut17', 'ner/wnut17/train.conll')
-  begun = [tag for r in made.records for tag in r.tags if tag[0] == 'B']
-  assert len(begun) == 1975
-  assert readers.bio(['I-A', 'I-A', 'I-B', 'O', 'I-B', 'B-B']) == (
-    *('B-A', 'I-A', 'B-B', 'O', 'B-B', 'B-B'),
-  )
-
-
-@pytest.mark.parametrize(
-  ('reader', 'path', 'language'),
-  [
-    ('squad', 'qa/squad_v1_subset/dev_3articles.json.gz', 'en'),
-    ('squad', 'qa/xquad/xquad.en.json.gz', 'en'),
-    ('cmrc2018', 'qa/cmrc2018/trial.json.gz', 'zh'),
-  ],
-)
-def test_who_knows_the_places_answers_all(
-  shared_data, reader, path, language, monkeypatch
-):
-  """Cutting passages into pieces and rows costs almost nothing."""
-  monkeypatch.setattr(
-    classification, '_scorer', lambda *_: lambda params, rows: map(known, rows)
-  )
-
-  def known(row):
-    logits = np.full((2, 512), -9.0)
-    if row.targets != [0, 0]:
-      logits[np.arange(2), row.targets] = 9.0
-    return row, logits
-
-  nothing: Any = None
-  evaluate = classification.spans(
-    context=context.Context(nothing, BYTES, nothing),
-    records={
-      'fn': f'lm.data.finetuning.readers:{reader}',
-      'path': str(shared_data / path),
-    },
-    form={'fn': 'lm.data.finetuning.forms:span', 'stride': 128},
-    batch_size=1,
-    length=512,
-    language=language,
-  )
-  # Answers of more bytes than a span may have tokens are not found.
-  monkeypatch.setattr(classification, '_LONGEST', 512)
-  found = evaluate(None)
-  assert found.metrics['f1'] > 0.98
-  assert {item['id'] for item in found.items} == {
-    f'{reader}/{r.id.partition("/")[2]}'
-    for r in read_set(shared_data, reader, path).records
-  }
-
-
-@hypothesis.given(
-  st.integers(0, 60), st.integers(1, 20), st.none() | st.integers(1, 25)
-)
-def test_rows_overlap_and_each_token_is_of_one(size, room, stride):
-  rows = list(passages.overlapping(size, room, stride))
-  assert [n for _, _, mine in rows for n in mine] == list(range(size))
-  around = [
-    max(
-      min(n - first, stop - 1 - n)
-      for first, stop, _ in rows
-      if first <= n < stop
-    )
-    for n in range(size)
-  ]
-  last = rows[-1][1] - 1
-  for first, stop, mine in rows:
-    assert stop - first <= room
-    for n in mine:
-      # Both ends of the text have nothing beyond them to see.
-      here = min(n - first, stop - 1 - n)
-      assert here >= around[n] - 1 or stop - 1 == last or not first
-
-
-def test_a_long_sentence_is_tagged_in_parts_and_each_word_once():
-  words = tuple('abcdefghijklmnop')
-  one = record_lib.Sentence('x', words, ('O', 'B-A') * 8)
-  form = forms.tag(
-    tokenizer=BYTES, length=8, classes=2, labels=('B-A', 'O'), join=''
-  )
-  rows = form.rows([one])
-  assert len(rows) > 2 and all(len(row.ids) <= 8 for row in rows)
-  scored = [
-    (place, target)
-    for row in rows
-    for place, target, weight in zip(
-      row.places, [*row.targets, 0], [*row.weights, 0.0], strict=True
-    )
-    if weight
-  ]
-  assert scored == [(n, 1 - n % 2) for n in range(16)]
-
-
-def test_a_pair_is_cut_where_it_is_longer():
-  form = forms.classify(
-    tokenizer=BYTES, length=10, classes=2, labels=('n', 'y'), token_types=True
-  )
-  (row,) = form.rows([record_lib.Text('x', ('abcdefgh', 'ij'), 'y')])
-  assert BYTES.decode(row.ids) == 'abcdeij' and len(row.ids) == 10
-  assert row.token_types == [0] * 7 + [1] * 3 and row.targets == [1]
-  batch = batching.assemble([[row], []], form, 12, BYTES)
-  assert batch.token_types is not None and batch.segments.sum() == 10
-  assert batch.weights.tolist() == [[1.0], [0.0]]
-  form = forms.classify(
-    tokenizer=BYTES, length=10, classes=2, labels=('n', 'y'), ends=False
-  )
-  (row,) = form.rows([record_lib.Text('x', ('abcdefgh', 'ij'), 'y')])
-  assert BYTES.decode(row.ids) == 'abcdefij' and len(row.ids) == 10
-  assert row.ids.count(BYTES.eos) == 1 and row.ids[-1] != BYTES.eos
-
-
 def source(tmp_path, count=20, **changes):
   spec = {
     'fn': 'lm.data.finetuning.readers:texts',
@@ -337,7 +157,7 @@ def source(tmp_path, count=20, **changes):
   return tasks.make(**{**settings, **changes})
 
 
-def test_an_epoch_has_each_record_once_in_an_order_of_its_own(tmp_path):
+def test_an_epoch_has_each_record_once_in_its_own_order(tmp_path):
   data = source(tmp_path)
   epochs = [
     [BYTES.decode(row.tolist()) for n in steps for row in data.batch(n).tokens]
@@ -370,7 +190,7 @@ def test_folds_part_the_records(tmp_path):
     source(tmp_path, folds=5, held_out=1, position=first.state(3))
 
 
-def test_a_run_goes_on_with_the_same_records_only(tmp_path):
+def test_a_run_resumes_on_the_same_records_only(tmp_path):
   state = source(tmp_path).state(3)
   assert source(tmp_path, position=state).state(3) == state
   with pytest.raises(ValueError) as caught:
@@ -419,24 +239,10 @@ def test_a_run_goes_on_with_the_same_records_only(tmp_path):
     ),
   ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tmp_path, changes, message):
+def test_bad_settings_are_one_line(tmp_path, changes, message):
   with pytest.raises(ValueError) as caught:
     source(tmp_path, **changes)
   assert message in str(caught.value) and len(str(caught.value)) <= 200
-
-
-def test_files_of_another_form_are_refused(tmp_path):
-  path = tmp_path / 'x'
-  path.write_text('{"text": "a"}\n')
-  for reader, message in (
-    ('texts', "record 1 is not of texts (KeyError: 'label'); give a file of"),
-    ('squad', 'not in the form of SQuAD'),
-    ('conll', 'line 1: "a"} is not a tag such as O, B-PER or I-PER: set word'),
-  ):
-    with pytest.raises(ValueError) as caught:
-      getattr(readers, reader)(path=str(path))
-    assert str(caught.value).startswith('task ')
-    assert message in str(caught.value)
 
 
 def test_answers_are_compared_as_squad_does():
@@ -595,34 +401,6 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
   assert report['probe']['rows'] == 64 < report['probe']['tokens']
 
 
-def test_pairs_are_laid_out_for_either_side():
-  pair = record_lib.Pair('x', 'ab', ('cde', 'f'))
-  form = pair_forms.translate(tokenizer=BYTES, length=8, source=6)
-  (row,) = form.rows([pair])
-  batch = batching.assemble([[row, row], []], form, 8, BYTES)
-  eos, bos = BYTES.eos, BYTES.bos
-  assert row.ids == [bos, *BYTES.encode('cde')]
-  assert row.targets == [*BYTES.encode('cde'), eos]
-  assert batch.segments[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
-  assert batch.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-  assert batch.weights.sum() == 8 and not batch.weights[1].any()
-  form = pair_forms.reply(
-    tokenizer=BYTES, length=8, template='<{source}>', room=3
-  )
-  (row,) = form.rows([pair])
-  assert row.ids == [bos, *BYTES.encode('<ab>cde')][:8]
-  assert row.targets == [*BYTES.encode('<ab>cde'), eos][:8]
-  assert row.weights == [0, 0, 0, 0, 1, 1, 1, 1]
-  # A long source loses its beginning, a long answer its end.
-  (row,) = form.rows([record_lib.Pair('x', 'abcdefgh', ('ijklmnop',))])
-  assert row.ids == [bos, *BYTES.encode('fgh>ijk')]
-  assert row.targets == BYTES.encode('fgh>ijkl')
-  assert row.weights == [0, 0, 0, 0, 1, 1, 1, 1]
-  assert form.prompt is not None
-  asked = form.prompt([pair])
-  assert BYTES.decode(asked.tokens[0].tolist()) == '<ab>'
-
-
 def test_packing_loses_no_record_and_fills_rows(tmp_path):
   path = write_pairs(tmp_path / 'x', 300, 0)
   spec = {'fn': 'lm.data.finetuning.pair_readers:pairs', 'path': path}
@@ -669,42 +447,6 @@ def test_classes_of_packed_texts_stand_in_their_order(tmp_path):
     assert targets.tolist() == [int('r' in text) for text in texts]
 
 
-@pytest.mark.parametrize(
-  ('reader', 'path', 'settings', 'count'),
-  [
-    (
-      'multi30k',
-      'translation/multi30k/val.en.gz',
-      {'target': 'translation/multi30k/val.de.gz'},
-      1014,
-    ),
-    ('tatoeba', 'translation/tatoeba_en_zh/test.tsv.gz', {}, 1479),
-    ('scitldr', 'summarization/scitldr_A/dev.jsonl.gz', {}, 619),
-    (
-      'dialogsum',
-      'summarization/dialogsum/dialogsum.test.jsonl.gz',
-      {},
-      500,
-    ),
-    ('alpaca', 'instruct/alpaca_en/alpaca_data.jsonl.gz', {}, 52002),
-    ('alpaca', 'instruct/alpaca_en/alpaca_data.jsonl.gz', {'limit': 9}, 9),
-  ],
-)
-def test_pairs_are_read_whole(shared_data, reader, path, settings, count):
-  if 'target' in settings:
-    settings = {'target': str(shared_data / settings['target'])}
-  assert len(read_set(shared_data, reader, path, **settings).records) == count
-
-
-def test_files_of_other_lengths_are_no_pairs(tmp_path):
-  (tmp_path / 'a').write_text('x\ny\n')
-  (tmp_path / 'b').write_text('x\n')
-  with pytest.raises(ValueError) as caught:
-    pair_readers.multi30k(path=str(tmp_path / 'a'), target=str(tmp_path / 'b'))
-  assert '2 lines, and' in str(caught.value)
-  assert str(caught.value).endswith('has 1: give files whose lines correspond')
-
-
 def test_variety_is_counted():
   assert text_metrics.variety(['a b a', 'b'], 'en') == {
     'distinct_1': 0.5,
@@ -716,68 +458,3 @@ def test_variety_is_counted():
   found = text_metrics.variety(['a b a b a b a b', 'a b a c', 'a'], 'en')
   assert found['repetition'] == pytest.approx((1 - 2 / 5) / 2)
   assert text_metrics.variety(['红红'], 'zh')['distinct_1'] == 0.5
-
-
-def test_only_the_assistant_is_scored_in_a_talk():
-  talk = record_lib.Chat(
-    'x',
-    (
-      ('system', 'S'),
-      ('user', 'a'),
-      ('assistant', 'bc'),
-      ('user', 'd'),
-      ('assistant', 'e'),
-    ),
-  )
-  form = pair_forms.chat(
-    tokenizer=BYTES,
-    length=32,
-    template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
-  )
-  (row,) = form.rows([talk])
-  eos = BYTES.eos
-  every = [*BYTES.encode('S;<a>=bc'), eos, *BYTES.encode('<d>=e'), eos]
-  assert row.targets == every and row.ids == [BYTES.bos, *every[:-1]]
-  scored = [x for x, weight in zip(every, row.weights, strict=True) if weight]
-  assert scored == [*BYTES.encode('bc'), eos, *BYTES.encode('e'), eos]
-  assert form.prompt is not None
-  asked = form.prompt([talk]).tokens[0].tolist()
-  assert asked == [
-    BYTES.bos,
-    *every[: every.index(eos) + 1],
-    *BYTES.encode('<d>='),
-  ]
-  assert (talk.targets, talk.source) == (('e',), 'S\na\nbc\nd')
-  # The oldest turns go first, the system's stays.
-  short = pair_forms.chat(
-    tokenizer=BYTES,
-    length=9,
-    template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
-  )
-  (row,) = short.rows([talk])
-  assert row.targets == [*BYTES.encode('S;<d>=e'), eos]
-
-
-@pytest.mark.parametrize(
-  ('template', 'message'),
-  [
-    ({'system': '{}', 'user': '{}'}, 'template: assistant needs one {}'),
-    (
-      {'system': '{}', 'user': '', 'assistant': '{}'},
-      'template: user needs one {} for the text',
-    ),
-  ],
-)
-def test_a_template_has_a_place_for_each_text(template, message):
-  with pytest.raises(ValueError) as caught:
-    pair_forms.chat(tokenizer=BYTES, length=9, template=template)
-  assert message in str(caught.value)
-
-
-def test_talks_are_read_whole(shared_data):
-  made = read_set(shared_data, 'kdconv', 'dialogue/kdconv_zh/film.dev.json.gz')
-  assert len(made.records) == 150
-  made = read_set(shared_data, 'crosswoz', 'dialogue/crosswoz_zh/val.jsonl.gz')
-  assert len(made.records) == 500
-  for talk in made.records:
-    assert [role for role, _ in talk.turns[-2:]] == ['user', 'assistant']
