@@ -169,7 +169,7 @@ def hugging_face(dtype: str | None = None) -> Form:
       form = config.build(
         c.data.form, tokenizer=tokenizer, length=c.data.length
       )
-      files['config.json'] |= fields.labelled(form.labels)
+      files['config.json'] |= fields.label_fields(form.labels)
     if settings.get('is_encoder_decoder'):
       files['config.json']['decoder_start_token_id'] = tokenizer.bos
     tensors.save(arrays, folder, kind)

@@ -1,4 +1,4 @@
-"""BERT in files of transformers.
+"""BERT in files of Hugging Face transformers.
 
 Reference: Devlin et al. 2019, arXiv 1810.04805.
 """
@@ -56,7 +56,7 @@ def _table() -> layout.Table:
 
 
 def _settings(config, *, transform, next_sentence):
-  fields.only(
+  fields.require(
     config,
     position_embedding_type='absolute',
     is_decoder=False,
@@ -64,12 +64,12 @@ def _settings(config, *, transform, next_sentence):
     tie_word_embeddings=True,
   )
   return {
-    'length': fields.whole(config, 'max_position_embeddings'),
-    'width': fields.whole(config, 'hidden_size'),
-    'depth': fields.whole(config, 'num_hidden_layers'),
-    'heads': fields.whole(config, 'num_attention_heads'),
-    'mlp': fields.whole(config, 'intermediate_size'),
-    'token_types': fields.whole(config, 'type_vocab_size', 2),
+    'length': fields.count(config, 'max_position_embeddings'),
+    'width': fields.count(config, 'hidden_size'),
+    'depth': fields.count(config, 'num_hidden_layers'),
+    'heads': fields.count(config, 'num_attention_heads'),
+    'mlp': fields.count(config, 'intermediate_size'),
+    'token_types': fields.count(config, 'type_vocab_size', 2),
     'norm_epsilon': fields.number(config, 'layer_norm_eps', 1e-12),
     'activation': fields.choice(config, 'hidden_act', _ACTIVATIONS, 'gelu'),
     'transform': transform,
@@ -87,14 +87,14 @@ def _config(spec):
     'intermediate_size': spec['mlp'],
     'type_vocab_size': spec['token_types'],
     'layer_norm_eps': spec['norm_epsilon'],
-    'hidden_act': fields.inverse(_ACTIVATIONS, spec['activation']),
+    'hidden_act': fields.name_of(_ACTIVATIONS, spec['activation']),
   }
 
 
 _TABLE = _table()
 
 
-def _architecture(*, transform, next_sentence, unread):
+def _architecture(*, transform, next_sentence, ignored):
   def settings(config, names):
     del names
     return _settings(config, transform=transform, next_sentence=next_sentence)
@@ -104,35 +104,35 @@ def _architecture(*, transform, next_sentence, unread):
     table=lambda spec: _TABLE,
     settings=settings,
     config=_config,
-    base='bert.',
-    same={
+    prefix='bert.',
+    duplicates={
       f'{_DECODER}.weight': 'bert.embeddings.word_embeddings.weight',
       f'{_DECODER}.bias': 'cls.predictions.bias',
     },
-    unread=unread,
+    ignored=ignored,
   )
 
 
 _POOLER = r'^bert\.pooler\.'
-_BARE = _architecture(transform=False, next_sentence=False, unread='(?!)')
-# The published files hold both heads, whatever class their config names.
+_BARE = _architecture(transform=False, next_sentence=False, ignored='(?!)')
+# The published files have both heads, whichever class their config names.
 ARCHITECTURES = {
   'BertForMaskedLM': _architecture(
     transform=True,
     next_sentence=False,
-    unread=rf'{_POOLER}|^cls\.seq_relationship\.',
+    ignored=rf'{_POOLER}|^cls\.seq_relationship\.',
   ),
   'BertForPreTraining': _architecture(
-    transform=True, next_sentence=True, unread='(?!)'
+    transform=True, next_sentence=True, ignored='(?!)'
   ),
-  'BertModel': headed.made(_BARE, 'embed', unread=_POOLER),
-  'BertForSequenceClassification': headed.made(
+  'BertModel': headed.with_head(_BARE, 'embed', ignored=_POOLER),
+  'BertForSequenceClassification': headed.with_head(
     _BARE, 'classify', 'classifier', pool='first', hidden=True
   ),
-  'BertForTokenClassification': headed.made(
-    _BARE, 'tag', 'classifier', unread=_POOLER
+  'BertForTokenClassification': headed.with_head(
+    _BARE, 'tag', 'classifier', ignored=_POOLER
   ),
-  'BertForQuestionAnswering': headed.made(
-    _BARE, 'span', 'qa_outputs', unread=_POOLER
+  'BertForQuestionAnswering': headed.with_head(
+    _BARE, 'span', 'qa_outputs', ignored=_POOLER
   ),
 }

@@ -1,4 +1,4 @@
-"""Values of a config.json, read with care: it came with a file."""
+"""Reads values of a config.json, and trusts none: the file came from others."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -10,82 +10,89 @@ Config = Mapping[str, Any]
 
 
 class Architecture(NamedTuple):
-  """A model class of transformers, and what is ours of it.
+  """A model class of transformers, and how it becomes a model of lm.
 
   Attributes:
-    fn: our model, by name; of a class with a head, the head.
-    table: `spec -> where our parameters lie`.
-    settings: `(config.json, names of tensors) -> settings` of the model.
-    config: `spec -> config.json` of a spec without None where that stands for a
-      number; `settings` tells if all of the spec is in it.
-    base: a prefix that names of the bare model lack.
-    same: tensors that may repeat another one.
-    unread: regular expression of tensors that hold no parameter of ours, beside
-      positions and frequencies.
-    body: our model inside of the head, by name; '': there is no head.
+    fn: the name of our model; of our head, if the class has a head.
+    table: `flat settings -> places of our parameters`.
+    settings: `(config.json, names of tensors) -> flat settings` of our model,
+      which `trees.grow` turns into a spec.
+    config: `flat settings -> config.json`. Settings that it cannot say are
+      found by reading the result again.
+    prefix: of tensor names, which files of the bare model do without.
+    duplicates: tensors that may repeat another one.
+    ignored: regular expression of tensors that are no parameters of ours.
+      Buffers of positions and frequencies are ignored anyway.
+    body: the name of our model inside the head; '' if there is no head.
   """
 
   fn: str
   table: Callable[[Config], layout.Table]
   settings: Callable[[Config, set[str]], dict[str, Any]]
   config: Callable[[Config], dict[str, Any]]
-  base: str
-  same: Mapping[str, str]
-  unread: str = '(?!)'  # none
+  prefix: str
+  duplicates: Mapping[str, str]
+  ignored: str = '(?!)'  # none
   body: str = ''
 
 
 def labels(config: Config) -> tuple[str, ...]:
-  """Reads the names of the classes; a config.json without them has two.
+  """Reads the names of the classes; without names there are two classes.
 
   Raises:
-    ValueError: they are not one for each number from 0 on.
+    ValueError: there is not one name for each number from 0 on.
   """
   names = config.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
   if not isinstance(names, dict) or {*names} != {*map(str, range(len(names)))}:
-    raise ValueError(f'config.json: id2label={names!r:.60} are no classes')
+    raise ValueError(
+      f'config.json: id2label={names!r:.60}: must name classes 0, 1, ...'
+    )
   return tuple(str(names[str(n)]) for n in range(len(names)))
 
 
-def labelled(labels: Sequence[str]) -> dict[str, Any]:
-  """Makes what a config.json says of classes."""
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+  """Makes the fields of a config.json that name the classes."""
   return {
     'id2label': {str(n): label for n, label in enumerate(labels)},
     'label2id': {label: n for n, label in enumerate(labels)},
   }
 
 
-def whole(config: Config, key: str, default: int | None = None) -> int:
-  """Reads a count of at least 1; None stands for the default.
+def count(config: Config, key: str, default: int | None = None) -> int:
+  """Reads a count of at least 1; a missing one or null is the default.
 
   Raises:
-    ValueError: it is missing or something else.
+    ValueError: the value is no count, or is missing without a default.
   """
   value = config.get(key)
   value = default if value is None else value
   if type(value) is not int or value < 1:
-    raise ValueError(f'config.json: {key}={value!r:.40} is no count')
+    raise ValueError(
+      f'config.json: {key}={value!r:.40}: must be a whole number from 1 on'
+    )
   return value
 
 
 def number(config: Config, key: str, default: float | None = None) -> float:
-  """Reads a finite number above 0; None stands for the default.
+  """Reads a finite number above 0; a missing one or null is the default.
 
   Raises:
-    ValueError: it is missing or something else.
+    ValueError: the value is no such number, or is missing without a default.
   """
   value: Any = config.get(key)
   value = default if value is None else value
   if type(value) not in (int, float) or not 0 < value < math.inf:
-    raise ValueError(f'config.json: {key}={value!r:.40} is no positive number')
+    raise ValueError(
+      f'config.json: {key}={value!r:.40}: must be a number above 0'
+    )
   return float(value)
 
 
 def optional(config: Config, key: str) -> float | None:
-  """Reads a number that may be None.
+  """Reads a number above 0 that may be missing or null.
 
   Raises:
-    ValueError: for the same reasons as in `number`.
+    ValueError: the value is no such number.
   """
   return None if config.get(key) is None else number(config, key)
 
@@ -94,21 +101,19 @@ def flag(config: Config, key: str, default: bool) -> bool:
   """Reads a bool.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: the value is no bool.
   """
   value = config.get(key, default)
   if type(value) is not bool:
-    raise ValueError(
-      f'config.json: {key}={value!r:.40} is neither true nor false'
-    )
+    raise ValueError(f'config.json: {key}={value!r:.40}: must be true or false')
   return value
 
 
 def choice(config: Config, key: str, known: Mapping[str, str], default: str):
-  """Reads one of some words, and gives what it stands for.
+  """Reads one of the known words, and returns what it stands for.
 
   Raises:
-    ValueError: it is another.
+    ValueError: the value is not a known word.
   """
   value = config.get(key, default)
   if not isinstance(value, str) or value not in known:
@@ -119,11 +124,11 @@ def choice(config: Config, key: str, known: Mapping[str, str], default: str):
   return known[value]
 
 
-def only(config: Config, **wanted: Any) -> None:
-  """Checks settings that have one value here, also where they are missing.
+def require(config: Config, **wanted: Any) -> None:
+  """Checks settings of which one value is supported; a missing one has it.
 
   Raises:
-    ValueError: one has another.
+    ValueError: a setting has another value.
   """
   for key, value in wanted.items():
     if config.get(key, value) != value:
@@ -133,11 +138,11 @@ def only(config: Config, **wanted: Any) -> None:
       )
 
 
-def inverse(known: Mapping[str, str], value: str) -> str:
-  """Finds the first word that stands for a value.
+def name_of(known: Mapping[str, str], value: str) -> str:
+  """Returns the first word that stands for a value.
 
   Raises:
-    ValueError: there is none.
+    ValueError: no word does.
   """
   for word, meaning in known.items():
     if meaning == value:

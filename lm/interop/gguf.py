@@ -1,6 +1,6 @@
-"""Llama-type models in GGUF files, the format of llama.cpp, for import.
+"""Reads Llama-type models from GGUF files, the format of llama.cpp.
 
-Quantized tensors become float32, as `gguf` makes them.
+The package `gguf` turns quantized tensors into float32.
 """
 
 from pathlib import Path
@@ -28,11 +28,13 @@ _REST = {
   'output_norm.weight': 'model.norm.weight',
   'output.weight': 'lm_head.weight',
 }
-_CONTROL, _USER = 3, 4  # of tokens: made of no text; taken as they stand
+# Types of tokens: control tokens occur in no text, and tokens that a user has
+# added are taken out of a text as they are.
+_CONTROL, _USER = 3, 4
 
 
 class File(NamedTuple):
-  """A file whose fields are read, which takes seconds."""
+  """An open file. Its fields have been read, which takes seconds."""
 
   path: Path
   reader: gguf.GGUFReader
@@ -42,13 +44,13 @@ def open_file(path: Path) -> File:
   """Opens a file.
 
   Raises:
-    ValueError: it is missing or broken; one line.
+    ValueError: the file is missing or broken; one line.
   """
   try:
     return File(path, gguf.GGUFReader(path))
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  # A broken file leads anywhere in it.
+  # A broken file may fail anywhere in that package.
   except Exception as error:
     raise ValueError(
       f'{path}: not a sound GGUF file ({type(error).__name__}: {error!s:.60});'
@@ -57,10 +59,11 @@ def open_file(path: Path) -> File:
 
 
 def model(file: File) -> tensors.Source:
-  """Gives the model as if it were in a folder of transformers.
+  """Returns the model in the form of a folder of transformers.
 
   Raises:
-    ValueError: it is of another architecture, or a field is broken; one line.
+    ValueError: the model has another architecture, or a field is broken; one
+      line.
   """
   config = _config(file)
   names = {_name(t.name): t for t in file.reader.tensors}
@@ -80,7 +83,8 @@ def model(file: File) -> tensors.Source:
     x = np.asarray(x, np.float32).reshape(_shape(tensor))
     for end, count in heads.items():
       if name.endswith(end):
-        # llama.cpp rotates neighbours where we rotate halves.
+        # llama.cpp rotates pairs of neighbouring dimensions, and lm rotates the
+        # first half with the second: the same model in another order.
         x = x.reshape(count, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
     return x
 
@@ -95,19 +99,19 @@ def model(file: File) -> tensors.Source:
 
 
 def tokenizer(file: File) -> dict[str, Any]:
-  """Makes the content of a tokenizer.json from what the file carries.
+  """Makes the content of a tokenizer.json from the tokenizer in the file.
 
   Raises:
-    ValueError: it has none of a kind that is known; one line.
+    ValueError: the file has no tokenizer of a known kind; one line.
   """
 
   def listed(key, kind):
-    found = _value(file, f'tokenizer.ggml.{key}', list)
-    if not all(isinstance(x, kind) for x in found):
+    values = _value(file, f'tokenizer.ggml.{key}', list)
+    if not all(isinstance(x, kind) for x in values):
       raise ValueError(
-        f'{file.path}: tokenizer.ggml.{key} is no list of {kind.__name__}'
+        f'{file.path}: tokenizer.ggml.{key} must be a list of {kind.__name__}'
       )
-    return found
+    return values
 
   kind = _value(file, 'tokenizer.ggml.model', str)
   tokens, kinds = listed('tokens', str), listed('token_type', int)
@@ -143,7 +147,7 @@ def _value(file, key, kind, default=None):
   except Exception as error:
     raise ValueError(f'{file.path}: {key} is broken ({error!s:.60})') from error
   if not isinstance(value, kind):
-    raise ValueError(f'{file.path}: {key} is missing or is no {kind.__name__}')
+    raise ValueError(f'{file.path}: {key} is missing or not a {kind.__name__}')
   return value
 
 
@@ -192,7 +196,7 @@ def _name(name: str) -> str:
   part = rest.removesuffix('.weight')
   if head == 'blk' and part in _BLOCK and rest.endswith('.weight'):
     return f'model.layers.{number}.{_BLOCK[part]}.weight'
-  return name  # not expected, and `layout.check` says so
+  return name  # unknown: `layout.check` reports it
 
 
 def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:

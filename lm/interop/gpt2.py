@@ -1,4 +1,4 @@
-"""GPT-2 in files of transformers.
+"""GPT-2 in files of Hugging Face transformers.
 
 Reference: Radford et al. 2019.
 """
@@ -45,20 +45,20 @@ def _table() -> layout.Table:
 
 def _settings(config, names):
   del names
-  fields.only(
+  fields.require(
     config,
     scale_attn_weights=True,
     scale_attn_by_inverse_layer_idx=False,
     reorder_and_upcast_attn=False,
     add_cross_attention=False,
   )
-  width = fields.whole(config, 'n_embd')
+  width = fields.count(config, 'n_embd')
   return {
-    'length': fields.whole(config, 'n_positions'),
+    'length': fields.count(config, 'n_positions'),
     'width': width,
-    'depth': fields.whole(config, 'n_layer'),
-    'heads': fields.whole(config, 'n_head'),
-    'mlp': fields.whole(config, 'n_inner', 4 * width),
+    'depth': fields.count(config, 'n_layer'),
+    'heads': fields.count(config, 'n_head'),
+    'mlp': fields.count(config, 'n_inner', 4 * width),
     'norm_epsilon': fields.number(config, 'layer_norm_epsilon', 1e-5),
     'activation': fields.choice(
       config, 'activation_function', _ACTIVATIONS, 'gelu_new'
@@ -77,7 +77,7 @@ def _config(spec):
     'n_head': spec['heads'],
     'n_inner': spec['mlp'],
     'layer_norm_epsilon': spec['norm_epsilon'],
-    'activation_function': fields.inverse(_ACTIVATIONS, spec['activation']),
+    'activation_function': fields.name_of(_ACTIVATIONS, spec['activation']),
     'tie_word_embeddings': spec['tied'],
   }
 
@@ -88,17 +88,17 @@ _BARE = fields.Architecture(
   table=lambda spec: _TABLE,
   settings=_settings,
   config=_config,
-  base='transformer.',
-  same={},
-  # Buffers of the causal mask.
-  unread=r'\.attn\.(bias|masked_bias)$',
+  prefix='transformer.',
+  duplicates={},
+  # These are buffers of the causal mask.
+  ignored=r'\.attn\.(bias|masked_bias)$',
 )
 ARCHITECTURES = {
   'GPT2LMHeadModel': _BARE._replace(
-    same={'lm_head.weight': 'transformer.wte.weight'}
+    duplicates={'lm_head.weight': 'transformer.wte.weight'}
   ),
-  'GPT2ForSequenceClassification': headed.made(
+  'GPT2ForSequenceClassification': headed.with_head(
     _BARE, 'classify', 'score', bias=False, pool='last'
   ),
-  'GPT2ForTokenClassification': headed.made(_BARE, 'tag', 'classifier'),
+  'GPT2ForTokenClassification': headed.with_head(_BARE, 'tag', 'classifier'),
 }

@@ -47,7 +47,7 @@ def import_model(
     opened, words = tensors.open_folder(source), vocabulary.read(source)
   imported = transfer.load(opened)
   # In the file, so that data is prepared with the same ids.
-  words[tokenizer_json_reader.IDS] = vocabulary.specials(opened.config)
+  words[tokenizer_json_reader.IDS] = vocabulary.special_ids(opened.config)
   text = json.dumps(words, ensure_ascii=False)
   spec = {
     'fn': 'lm.data.tokenizers.huggingface:make',

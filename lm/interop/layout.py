@@ -1,8 +1,8 @@
-"""Where each of our parameters lies in the files of another house.
+"""Maps our parameters to the tensors of other libraries, in both directions.
 
-A table maps our paths, with `layers_{i}` for a block, to places: names of
-tensors, and how they are laid out there. It is read in both directions, so that
-what is exported after an import is the same in every byte.
+A table has a place for each of our paths, with `layers_{i}` for a block: the
+name of a tensor, and how it is laid out there. Import and export read the same
+table, so that an import that is exported again has the same bytes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,21 +21,22 @@ _BLOCK = re.compile(r'(?<![^/])layers_(\d+)(?![^/])')
 
 
 class Place(NamedTuple):
-  """A tensor of theirs that holds a parameter of ours, or a part of it.
+  """The tensor in a file that holds a parameter, alone or with others.
 
   Attributes:
     name: of the tensor, with `{i}` for the number of the block.
-    inputs: leading dimensions of ours that a product sums over. They are one
-      dimension of theirs, and the others are another; 0: ours is no matrix of
-      a product and lies there as it is, or flat where it is a bias.
-    turned: theirs is [outputs, inputs], as torch's Linear has it.
-    part: `(n, of)`, ours is the n-th of so many along their last dimension.
-    flat: theirs has one dimension.
+    inputs: how many leading dimensions of our parameter a product sums over.
+      The tensor has one dimension for them, and one for all others. 0 means
+      that the parameter is no matrix: the tensor is flat or has its shape.
+    transposed: whether the tensor is [outputs, inputs], as in torch's Linear.
+    part: `(n, of)`: the parameter is part n of so many parts of the tensor,
+      along its last dimension.
+    flat: whether the tensor has one dimension.
   """
 
   name: str
   inputs: int = 0
-  turned: bool = False
+  transposed: bool = False
   part: tuple[int, int] = (0, 1)
   flat: bool = False
 
@@ -44,13 +45,13 @@ Table = Mapping[str, Place]
 
 
 class Row(NamedTuple):
-  """A parameter of a model at hand.
+  """A parameter of one model, and its place.
 
   Attributes:
-    path: ours.
-    shape: ours.
-    place: theirs, with the name of the block's own tensor.
-    stored: shape of the whole tensor there.
+    path: of the parameter.
+    shape: of the parameter.
+    place: its place; the name has the number of the block.
+    stored: the shape of the whole tensor.
   """
 
   path: str
@@ -61,7 +62,7 @@ class Row(NamedTuple):
 
 def linear(name: str, inputs: int = 1) -> Place:
   """Makes the place of a kernel of torch's Linear, [outputs, inputs]."""
-  return Place(name, inputs, turned=True)
+  return Place(name, inputs, transposed=True)
 
 
 def conv(name: str, inputs: int = 1, part: tuple[int, int] = (0, 1)) -> Place:
@@ -87,20 +88,20 @@ def rows(table: Table, like: types.Params) -> list[Row]:
 
   Args:
     table: of an architecture.
-    like: parameters, or their shapes; blocks are not stacked by `scan`.
+    like: parameters or their shapes, with blocks that are not stacked.
 
   Raises:
-    ValueError: for a parameter that has no place there.
+    ValueError: a parameter has no place.
   """
-  found = []
+  result = []
   for path, leaf in tree.paths(like):
     block = _BLOCK.search(path)
     place = table.get(_BLOCK.sub('layers_{i}', path))
     if place is None:
-      raise ValueError(f'the parameter {path} has no place there')
+      raise ValueError(f'transformers has no tensor for {path}')
     place = place._replace(name=place.name.format(i=block and block[1]))
-    found.append(Row(path, leaf.shape, place, _stored(leaf.shape, place)))
-  return found
+    result.append(Row(path, leaf.shape, place, _stored(leaf.shape, place)))
+  return result
 
 
 def _stored(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
@@ -113,20 +114,20 @@ def _stored(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     ]
   else:
     stored = list(shape)
-  if place.turned:
+  if place.transposed:
     stored.reverse()
   stored[-1] *= place.part[1]
   return tuple(stored)
 
 
-def check(found: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check(rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> None:
   """Checks that there is a tensor for each row, and nothing else.
 
   Raises:
-    ValueError: one line for the first that is missing, extra or of another
-      shape, and how many there are.
+    ValueError: tensors are missing, unexpected or of another shape. One line
+      names the first and says how many there are.
   """
-  want = {row.place.name: row.stored for row in found}
+  want = {row.place.name: row.stored for row in rows}
   wrong = [f'{n} is missing' for n in want if n not in shapes]
   wrong += [f'{n} is not expected' for n in shapes if n not in want]
   wrong += [
@@ -139,18 +140,18 @@ def check(found: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> None:
     raise ValueError(f'tensor {wrong[0]}{more}')
 
 
-def take(
-  found: Iterable[Row], read: Callable[[str], np.ndarray]
+def read_params(
+  rows: Iterable[Row], read: Callable[[str], np.ndarray]
 ) -> types.Params:
-  """Reads tensors, each once, as our parameters: a nested dict of float32."""
+  """Reads each tensor once, and returns our parameters in float32."""
   params: dict[str, Any] = {}
   by_name = operator.attrgetter('place.name')
-  for name, parts in itertools.groupby(sorted(found, key=by_name), by_name):
+  for name, parts in itertools.groupby(sorted(rows, key=by_name), by_name):
     whole = read(name)
     for row in parts:
       n, of = row.place.part
       x = np.split(whole, of, axis=-1)[n]
-      x = (x.T if row.place.turned else x).reshape(row.shape)
+      x = (x.T if row.place.transposed else x).reshape(row.shape)
       *folders, leaf = row.path.split('/')
       here = params
       for folder in folders:
@@ -159,17 +160,21 @@ def take(
   return params
 
 
-def give(found: Iterable[Row], params: types.Params) -> dict[str, np.ndarray]:
-  """Lays parameters out as their tensors, in float32."""
+def to_tensors(
+  rows: Iterable[Row], params: types.Params
+) -> dict[str, np.ndarray]:
+  """Returns the tensors that hold our parameters, by name, in float32."""
   leaves = dict(tree.paths(params))
   parts: dict[str, list[np.ndarray]] = {}
-  for row in sorted(found, key=lambda row: row.place.part):
+  for row in sorted(rows, key=lambda row: row.place.part):
     stored = list(row.stored)
     stored[-1] //= row.place.part[1]
-    if row.place.turned:
+    if row.place.transposed:
       stored.reverse()
     x = np.asarray(leaves[row.path], np.float32).reshape(stored)
-    parts.setdefault(row.place.name, []).append(x.T if row.place.turned else x)
+    parts.setdefault(row.place.name, []).append(
+      x.T if row.place.transposed else x
+    )
   return {
     name: np.ascontiguousarray(
       those[0] if len(those) == 1 else np.concatenate(those, axis=-1)

@@ -1,4 +1,4 @@
-"""Llama, Qwen3 and Gemma 3 in files of transformers.
+"""Llama, Qwen3 and Gemma 3 in files of Hugging Face transformers.
 
 Reference: Touvron et al. 2023, arXiv 2302.13971; Yang et al. 2025, arXiv
 2505.09388; Gemma 3, arXiv 2503.19786.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from lm.interop import fields, headed, layout
 
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
-# Fields of `positions.scaling` by their names there.
+# The settings of rotary scaling, with their names in config.json.
 _SCALINGS = {
   'linear': {},
   'llama3': {
@@ -51,8 +51,8 @@ def _table(norms: Mapping[str, str]) -> layout.Table:
 
 
 def _shared(config, tied):
-  """Reads what all three have."""
-  fields.only(
+  """Reads the settings that all three classes have."""
+  fields.require(
     config,
     attention_bias=False,
     mlp_bias=False,
@@ -60,14 +60,14 @@ def _shared(config, tied):
     pretraining_tp=1,
   )
   return {
-    'length': fields.whole(config, 'max_position_embeddings'),
-    'width': fields.whole(config, 'hidden_size'),
-    'depth': fields.whole(config, 'num_hidden_layers'),
-    'heads': fields.whole(config, 'num_attention_heads'),
-    'kv_heads': fields.whole(
+    'length': fields.count(config, 'max_position_embeddings'),
+    'width': fields.count(config, 'hidden_size'),
+    'depth': fields.count(config, 'num_hidden_layers'),
+    'heads': fields.count(config, 'num_attention_heads'),
+    'kv_heads': fields.count(
       config, 'num_key_value_heads', config.get('num_attention_heads')
     ),
-    'mlp': fields.whole(config, 'intermediate_size'),
+    'mlp': fields.count(config, 'intermediate_size'),
     'norm': 'rmsnorm',
     'norm_epsilon': fields.number(config, 'rms_norm_eps', 1e-6),
     'positions': 'rope',
@@ -77,18 +77,21 @@ def _shared(config, tied):
 
 
 def _rope(config, kind=None):
-  """Reads the base and the scaling, from where version 5 or 4 has them."""
-  found = config.get('rope_parameters') or {}
-  found = found.get(kind, found) if isinstance(found, dict) else found
-  scaling = config.get('rope_scaling') or found
-  for tree in (found, scaling):
+  """Reads base and scaling of rotary positions, in either form of the file.
+
+  transformers 5 puts them into `rope_parameters`, and 4 beside each other.
+  """
+  rope = config.get('rope_parameters') or {}
+  rope = rope.get(kind, rope) if isinstance(rope, dict) else rope
+  scaling = config.get('rope_scaling') or rope
+  for tree in (rope, scaling):
     if not isinstance(tree, dict):
-      raise ValueError('config.json: rope_parameters is no object')
-  fields.only(found, partial_rotary_factor=1.0)
+      raise ValueError('config.json: rope_parameters must be an object')
+  fields.require(rope, partial_rotary_factor=1.0)
   local = kind == _SLIDING
   old = 'rope_local_base_freq' if local else 'rope_theta'
   usual = 1e4 if local or kind is None else 1e6
-  base = fields.number(found, 'rope_theta', fields.number(config, old, usual))
+  base = fields.number(rope, 'rope_theta', fields.number(config, old, usual))
   name = scaling.get('rope_type', scaling.get('type', 'default'))
   if local or name == 'default':
     return base, None
@@ -101,7 +104,7 @@ def _rope(config, kind=None):
   if name == 'yarn':
     usual = {'low': 1.0, 'high': 32.0}
     plain = ('attention_factor', 'mscale', 'mscale_all_dim')
-    fields.only(scaling, truncate=True, **dict.fromkeys(plain))
+    fields.require(scaling, truncate=True, **dict.fromkeys(plain))
   ours = {'factor': fields.number(scaling, 'factor'), 'kind': name}
   for key, there in _SCALINGS[name].items():
     ours[key] = fields.number(scaling, there, usual.get(key))
@@ -109,12 +112,13 @@ def _rope(config, kind=None):
 
 
 def _rope_written(spec):
-  """Writes them as version 4, which 5 reads too."""
+  """Writes base and scaling as transformers 4, which version 5 reads too."""
   ours = spec['rope_scaling']
-  found = {'rope_theta': spec['rope_base']}
-  # A kind that has no name there is missed when it is read again.
+  content = {'rope_theta': spec['rope_base']}
+  # A scaling without a name there is left out. `transfer.save` finds that out
+  # when it reads the config again.
   if ours is None or ours['kind'] not in _SCALINGS:
-    return found
+    return content
   names = _SCALINGS[ours['kind']]
   theirs = {
     'rope_type': ours['kind'],
@@ -122,13 +126,13 @@ def _rope_written(spec):
     **{there: ours[key] for key, there in names.items()},
   }
   if 'length' in names:
-    # Whole, or transformers complains.
+    # transformers wants a whole number.
     theirs[names['length']] = round(ours['length'])
-  return {**found, 'rope_scaling': theirs}
+  return {**content, 'rope_scaling': theirs}
 
 
 def _written(spec):
-  """Writes what all three have."""
+  """Writes the settings that all three classes have."""
   return {
     'max_position_embeddings': spec['length'],
     'hidden_size': spec['width'],
@@ -145,13 +149,13 @@ def _written(spec):
 
 
 def _llama(config, names):
-  fields.only(config, hidden_act='silu')
+  fields.require(config, hidden_act='silu')
   width, heads = config.get('hidden_size'), config.get('num_attention_heads')
   spec = _shared(config, tied=False)
   base, scaling = _rope(config)
   usual = max(1, width // heads) if width and heads else None
   return spec | {
-    'head_width': fields.whole(config, 'head_dim', usual),
+    'head_width': fields.count(config, 'head_dim', usual),
     'rope_base': base,
     'rope_scaling': scaling,
     'activation': 'swiglu',
@@ -164,10 +168,10 @@ def _llama_config(spec):
 
 
 def _qwen3(config, names):
-  fields.only(config, hidden_act='silu', use_sliding_window=False)
+  fields.require(config, hidden_act='silu', use_sliding_window=False)
   base, scaling = _rope(config)
   return _shared(config, tied=False) | {
-    'head_width': fields.whole(config, 'head_dim', 128),
+    'head_width': fields.count(config, 'head_dim', 128),
     'rope_base': base,
     'rope_scaling': scaling,
     'activation': 'swiglu',
@@ -180,7 +184,7 @@ def _qwen3_config(spec):
 
 
 def _gemma3(config, names):
-  fields.only(
+  fields.require(
     config,
     hidden_activation='gelu_pytorch_tanh',
     use_bidirectional_attention=False,
@@ -189,7 +193,7 @@ def _gemma3(config, names):
   window, every = _windows(config, spec['depth'])
   base, scaling = _rope(config, _FULL)
   return spec | {
-    'head_width': fields.whole(config, 'head_dim', 256),
+    'head_width': fields.count(config, 'head_dim', 256),
     'norm_offset': 1.0,
     'norm_order': 'both',
     'rope_base': base,
@@ -208,11 +212,11 @@ def _gemma3(config, names):
 
 
 def _windows(config, depth):
-  """Reads the window, and after how many layers one sees all."""
-  window = fields.whole(config, 'sliding_window', 4096)
+  """Reads the window, and every how many layers one has none."""
+  window = fields.count(config, 'sliding_window', 4096)
   kinds = config.get('layer_types')
   if kinds is None:
-    every = fields.whole(config, 'sliding_window_pattern', 6)
+    every = fields.count(config, 'sliding_window_pattern', 6)
     return window, every
   if not isinstance(kinds, list) or len(kinds) != depth:
     raise ValueError(
@@ -262,8 +266,8 @@ _MODELS = {
     table=lambda spec, norms=norms: _table(norms),
     settings=settings,
     config=config,
-    base='model.',
-    same={'lm_head.weight': 'model.embed_tokens.weight'},
+    prefix='model.',
+    duplicates={'lm_head.weight': 'model.embed_tokens.weight'},
   )
   for name, norms, settings, config in (
     ('LlamaForCausalLM', _PRE, _llama, _llama_config),
@@ -271,9 +275,9 @@ _MODELS = {
     ('Gemma3ForCausalLM', _BOTH, _gemma3, _gemma3_config),
   )
 }
-# Gemma 3's classes with heads were not tried.
+# Gemma 3's classes with heads are left out: they were never compared.
 ARCHITECTURES = _MODELS | {
-  f'{name}For{task}Classification': headed.made(
+  f'{name}For{task}Classification': headed.with_head(
     _MODELS[f'{name}ForCausalLM'], head, 'score', **settings
   )
   for name in ('Llama', 'Qwen3')

@@ -1,17 +1,18 @@
-"""Reads a model that `python -m tools.export stablehlo` wrote; needs no lm.
+"""Loads a model that `python -m tools.export stablehlo` wrote, without lm.
 
-This file lies beside the model, as model.py:
+This file is copied into the folder of the model, as model.py:
 
   import model
   run = model.load('exports/a')
   logits = run.call(run.params, {'tokens': ids})  # int32 [B, L] -> [B, L, V]
 
-A row is one text from its beginning (id `bos` first) with padding (id `pad`) on
-the right; manifest.json names the ids, and what else a model reads. Needs jax,
-flatbuffers, numpy and safetensors. `python model.py` checks the folder's bytes
-and what the model says to the probe; exit codes: 0 as expected, 4 the bytes are
-not those that were written, 9 the loss is above the probe's by more than the
-budget that the export had.
+A row is one text from its beginning: the id `bos`, the text, and padding with
+the id `pad` on the right. manifest.json has the ids, and the other inputs that
+a model may have. The packages jax, flatbuffers, numpy and safetensors are
+needed. `python model.py` checks the bytes of the folder, and the loss of the
+model on the probe. Its exit codes: 0 as expected; 4 the bytes are not those
+that were written; 9 the loss is higher than the probe's by more than the budget
+of the export.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Loaded(NamedTuple):
   """An exported model.
 
   Attributes:
-    call: `(params, {name: ids}) -> logits`, which may be called inside of jit.
+    call: `(params, {name: ids}) -> logits`; it can be called inside jit.
     params: arrays by name.
     manifest: the content of manifest.json.
   """
@@ -45,7 +46,7 @@ class Loaded(NamedTuple):
 
 
 def load(folder: str | Path = '.') -> Loaded:
-  """Reads a folder, once every byte was found right.
+  """Reads a folder, after the hashes of all its files were checked.
 
   Raises:
     ValueError: the bytes are not those that were written.
@@ -70,11 +71,11 @@ def load(folder: str | Path = '.') -> Loaded:
 
 
 def check(folder: str | Path = '.') -> tuple[float, float, float]:
-  """Asks the probe that lies in a folder.
+  """Computes the loss of a model on the probe in its folder.
 
   Returns:
-    The model's loss, in nats a token, by how much it is above the probe's, and
-    by how much it may be.
+    The loss in nats a token, by how much it is higher than the probe's, and by
+    how much it may be.
 
   Raises:
     ValueError: the bytes are not those that were written.
@@ -102,7 +103,7 @@ def check(folder: str | Path = '.') -> tuple[float, float, float]:
     scores = jax.nn.log_softmax(run.call(run.params, part))
     at = targets[n : n + TOGETHER, :, None]
     costs.append(-np.take_along_axis(np.asarray(scores), at, axis=-1)[..., 0])
-  # Where nothing is scored, a cost may be infinite.
+  # A target without a weight may have an infinite loss, and 0 * inf is nan.
   cost = np.where(weights > 0, np.concatenate(costs), 0).astype(np.float64)
   total = weights.sum()
   loss, rise = ((weights * x).sum() / total for x in (cost, cost - nats))
@@ -110,7 +111,7 @@ def check(folder: str | Path = '.') -> tuple[float, float, float]:
 
 
 def _padded(call, manifest):
-  """Gives a function of one row of a fixed length any rows up to that."""
+  """Makes a function of one row of fixed length take any rows up to it."""
   pads = {'tokens': manifest['ids']['pad'], 'source': manifest['ids']['pad']}
 
   def run(params, inputs):
@@ -132,7 +133,7 @@ def _padded(call, manifest):
 
 
 def main() -> int:
-  """Checks the folder of this file."""
+  """Checks the folder of this file, and returns the exit code."""
   try:
     loss, rise, budget = check(Path(__file__).parent)
   except ValueError as error:

@@ -1,11 +1,11 @@
-"""A model as one portable function of StableHLO, its numbers beside it.
+"""Exports a model as one portable function of StableHLO, with its parameters.
 
     model.stablehlo      `({name: array}, {name: ids}) -> logits`, of jax.export
     params.safetensors   the arrays
-    manifest.json        what is read, ids, platforms, versions, sha256 of files
+    manifest.json        inputs, ids, platforms, versions, and sha256 of files
     model.py             `lm.interop.loader`, which reads the folder without lm
 
-jax promises to read model.stablehlo for six months and for older versions; its
+jax promises that newer versions read model.stablehlo for six months. Its
 `mlir_module_serialized` is for other readers of StableHLO.
 """
 
@@ -30,7 +30,7 @@ from lm.interop import loader
 from lm.layers import kernels
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-# Fields of a batch that a function reads; the others follow from them.
+# The fields of a batch that the function reads; the others follow from them.
 _INPUTS = ('tokens', 'source', 'prefix', 'token_types')
 _SCALE = ':scale'
 
@@ -44,27 +44,28 @@ def save(
   about: Mapping[str, Any],
   scales: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> dict[str, Any]:
-  """Writes a model into a folder; what lies there already is in the manifest.
+  """Writes a model into a folder. Files that are there already are hashed too.
 
-  Rows and positions are free where the model's code lets them be; where not,
-  the function is of one row as long as the batch's, and the manifest's `fixed`
-  says why. Attention is that of whole masks, which every platform has.
+  The function takes any number of rows and positions if the code of the model
+  allows it. Else it takes one row as long as those of the batch, and `fixed` in
+  the manifest says why. Attention is computed from whole masks, which works on
+  every platform.
 
   Args:
     folder: to write into.
     spec: of the model.
     tokenizer: of the model.
-    params: its parameters; those with scales in int8.
-    batch: an example of what it was trained on.
-    about: more of the manifest.
+    params: its parameters; those with a scale are int8.
+    batch: an example of what the model was trained on.
+    about: more fields of the manifest.
     scales: by path, see `layers.compress.int8`.
 
   Returns:
     The manifest.
 
   Raises:
-    ValueError: the batch's rows are not one text each, or are compared with
-      each other, or flatbuffers is not installed.
+    ValueError: a row of the batch is not one text, the logits of a row depend
+      on other rows, or flatbuffers is not installed.
   """
   if importlib.util.find_spec('flatbuffers') is None:
     raise ValueError(
@@ -73,7 +74,7 @@ def save(
   inputs = inputs_of(batch)
   _check_text(batch, _batch(inputs, tokenizer))
   spec = copy.deepcopy(dict(spec))
-  kernels.use(spec, 'einsum')  # of no platform
+  kernels.use(spec, 'einsum')  # the one that needs no certain platform
   model = config.build(spec, vocab=tokenizer.size)
   arrays = {path: np.asarray(x) for path, x in tree.paths(params)}
   arrays |= {f'{path}{_SCALE}': np.asarray(x) for path, x in scales.items()}
@@ -89,36 +90,43 @@ def save(
     )
     return model.apply(whole, _batch(inputs, tokenizer)).logits
 
-  few = [
+  one, two = (
     jax.eval_shape(run, arrays, {k: x[:n] for k, x in inputs.items()})
     for n in (1, 2)
-  ]
-  if few[0].shape[1:] != few[1].shape[1:]:
+  )
+  if one.shape[1:] != two.shape[1:]:
     raise ValueError(
       f'{spec["fn"]}: its logits compare the rows of a batch, and an exported '
       'function reads each alone: export int8 or huggingface instead'
     )
   body = config.innermost(spec)[1]
-  made, longest, fixed = _lower(run, arrays, inputs, body.get('length'))
+  exported, longest, fixed = _lower(run, arrays, inputs, body.get('length'))
+  ids = {x: getattr(tokenizer, x) for x in ('bos', 'eos', 'pad', 'mask')}
+  about = {**about, 'longest': longest, 'fixed': fixed, 'ids': ids}
+  return _write(folder, exported, arrays, about)
+
+
+def _write(
+  folder: Path,
+  exported: export.Exported,
+  arrays: Mapping[str, np.ndarray],
+  about: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Writes the files of an export, and returns the manifest."""
   shutil.copyfile(str(loader.__file__), folder / 'model.py')
-  (folder / 'model.stablehlo').write_bytes(made.serialize())
-  safetensors.numpy.save_file(arrays, folder / 'params.safetensors')
-  # safetensors lets nobody else read it.
+  (folder / 'model.stablehlo').write_bytes(exported.serialize())
+  safetensors.numpy.save_file(dict(arrays), folder / 'params.safetensors')
+  # safetensors makes a file that only its owner can read.
   shutil.copymode(folder / 'model.stablehlo', folder / 'params.safetensors')
-  args, _ = jax.tree.unflatten(made.in_tree, made.in_avals)
+  args, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
   manifest = {
     **about,
-    'inputs': {name: _told(x) for name, x in args[1].items()},
-    'output': _told(made.out_avals[0]),
-    'longest': longest,
-    'fixed': fixed,
-    'ids': {
-      name: getattr(tokenizer, name) for name in ('bos', 'eos', 'pad', 'mask')
-    },
-    'platforms': made.platforms,
+    'inputs': {name: _described(x) for name, x in args[1].items()},
+    'output': _described(exported.out_avals[0]),
+    'platforms': exported.platforms,
     'versions': {
       'jax': jax.__version__,
-      'calling_convention': made.calling_convention_version,
+      'calling_convention': exported.calling_convention_version,
     },
     'files': {file.name: _record(file) for file in sorted(folder.iterdir())},
   }
@@ -128,7 +136,7 @@ def save(
 
 
 def inputs_of(batch: types.Batch) -> dict[str, types.Array]:
-  """Takes what an exported function reads out of a batch."""
+  """Returns the fields of a batch that an exported function reads."""
   fields = batch._asdict()
   return {name: fields[name] for name in _INPUTS if fields[name] is not None}
 
@@ -136,10 +144,11 @@ def inputs_of(batch: types.Batch) -> dict[str, types.Array]:
 def _batch(
   inputs: Mapping[str, types.Array], tokenizer: types.Tokenizer
 ) -> types.Batch:
-  """Lays texts out, one a row; ids of padding are none, unless they are text.
+  """Makes a batch of texts, one a row, from their ids alone.
 
-  Where padding has the id of bos or eos, a target side is taken as it is: it
-  sees nothing on its right.
+  Positions with the id of padding are left out. If padding has the id of bos or
+  eos, all positions of the tokens are kept: no text attends to what is on its
+  right.
   """
   tokens, source = inputs['tokens'], inputs.get('source')
   place = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
@@ -148,7 +157,7 @@ def _batch(
     live = (tokens != tokenizer.pad).astype(jnp.int32)
   return types.Batch(
     **{'source': None, **inputs},
-    targets=tokens[:, :1],  # which tell a classifier that a row is one text
+    targets=tokens[:, :1],  # of one column: a classifier gets one text a row
     weights=live.astype(jnp.float32),
     positions=place,
     segments=live,
@@ -158,19 +167,19 @@ def _batch(
   )
 
 
-def _check_text(batch: types.Batch, made: types.Batch) -> None:
-  """Checks that an example says no more than its inputs do.
+def _check_text(batch: types.Batch, rebuilt: types.Batch) -> None:
+  """Checks that an example follows from the fields that the function reads.
 
   Raises:
-    ValueError: it does.
+    ValueError: it has other positions or segments.
   """
   live = batch.segments > 0
   same = [
-    (made.positions[live], batch.positions[live]),
-    (made.segments[live], batch.segments[live]),
+    (rebuilt.positions[live], batch.positions[live]),
+    (rebuilt.segments[live], batch.segments[live]),
   ]
-  if made.source_segments is not None and batch.source_segments is not None:
-    same.append((made.source_segments, batch.source_segments))
+  if rebuilt.source_segments is not None and batch.source_segments is not None:
+    same.append((rebuilt.source_segments, batch.source_segments))
   if not all(np.array_equal(x, y) for x, y in same):
     raise ValueError(
       'data.objective: its rows are not one text each, read from the left, and '
@@ -181,10 +190,11 @@ def _check_text(batch: types.Batch, made: types.Batch) -> None:
 def _lower(
   run, arrays, inputs, most
 ) -> tuple[export.Exported, int | None, str | None]:
-  """Exports a function, its shapes free, free up to a length, or fixed.
+  """Exports a function whose shapes are free, free up to a length, or fixed.
 
   Returns:
-    It, the longest length if there is one, and why it is fixed if it is.
+    The function, its longest length or None, and why its shapes are fixed or
+    None.
   """
 
   def shaped(longest, fixed=None):
@@ -200,20 +210,20 @@ def _lower(
         places = 'batch, source' if name == 'source' else 'batch, length'
         shape = export.symbolic_shape(places, scope=scope)
       rest[name] = jax.ShapeDtypeStruct(shape, x.dtype)
-    made = export.export(jax.jit(run), platforms=PLATFORMS)(like, rest)
-    return made, longest, fixed
+    exported = export.export(jax.jit(run), platforms=PLATFORMS)(like, rest)
+    return exported, longest, fixed
 
   why = ''
   for longest in (None, most) if most else (None,):
     try:
       return shaped(longest)
-    # What jax says where code asks for a number.
+    # The errors of jax if code needs the number behind a free shape.
     except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
       why = f'{type(error).__name__}: {str(error).splitlines()[0]}'
   return shaped(inputs['tokens'].shape[1], why)
 
 
-def _told(aval) -> dict[str, Any]:
+def _described(aval) -> dict[str, Any]:
   shape = [n if isinstance(n, int) else str(n) for n in aval.shape]
   return {'shape': shape, 'dtype': str(aval.dtype)}
 

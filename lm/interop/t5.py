@@ -1,4 +1,4 @@
-"""T5 and T5 v1.1 in files of transformers.
+"""T5 and T5 v1.1 in files of Hugging Face transformers.
 
 Reference: Raffel et al. 2020, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202.
 """
@@ -46,25 +46,25 @@ def _table(gated: bool) -> layout.Table:
 
 
 def _settings(config, names):
-  width = fields.whole(config, 'd_model')
-  depth = fields.whole(config, 'num_layers')
-  # Tied meant scaled too before transformers 5, which ties whatever has no
-  # tensor of its own.
+  width = fields.count(config, 'd_model')
+  depth = fields.count(config, 'num_layers')
+  # Before transformers 5, a tied head also meant scaled outputs. Version 5 has
+  # a key for the scale, and ties a head that has no tensor of its own.
   tied = fields.flag(config, 'tie_word_embeddings', True)
   scaled = fields.flag(config, 'scale_decoder_outputs', tied)
   return {
     'width': width,
     'depth': depth,
-    'heads': fields.whole(config, 'num_heads'),
-    'decoder_depth': fields.whole(config, 'num_decoder_layers', depth),
-    'head_width': fields.whole(config, 'd_kv'),
-    'mlp': fields.whole(config, 'd_ff'),
+    'heads': fields.count(config, 'num_heads'),
+    'decoder_depth': fields.count(config, 'num_decoder_layers', depth),
+    'head_width': fields.count(config, 'd_kv'),
+    'mlp': fields.count(config, 'd_ff'),
     'norm': 'rmsnorm',
     'norm_epsilon': fields.number(config, 'layer_norm_epsilon', 1e-6),
     'norm_order': 'pre',
     'positions': 'relative',
-    'buckets': fields.whole(config, 'relative_attention_num_buckets', 32),
-    'max_distance': fields.whole(
+    'buckets': fields.count(config, 'relative_attention_num_buckets', 32),
+    'max_distance': fields.count(
       config, 'relative_attention_max_distance', 128
     ),
     'activation': fields.choice(
@@ -90,7 +90,7 @@ def _config(spec):
     'layer_norm_epsilon': spec['norm_epsilon'],
     'relative_attention_num_buckets': spec['buckets'],
     'relative_attention_max_distance': spec['max_distance'],
-    'feed_forward_proj': fields.inverse(_ACTIVATIONS, spec['activation']),
+    'feed_forward_proj': fields.name_of(_ACTIVATIONS, spec['activation']),
     'scale_decoder_outputs': spec['output_scale'] != 1,
     'tie_word_embeddings': spec['tied'],
   }
@@ -102,8 +102,8 @@ ARCHITECTURES = {
     table=lambda spec: _table(spec['activation'] != 'relu'),
     settings=_settings,
     config=_config,
-    base='',
-    same={
+    prefix='',
+    duplicates={
       'encoder.embed_tokens.weight': 'shared.weight',
       'decoder.embed_tokens.weight': 'shared.weight',
       'lm_head.weight': 'shared.weight',

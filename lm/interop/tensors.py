@@ -1,7 +1,7 @@
-"""Tensors in safetensors files, one or several with an index.
+"""Tensors in safetensors files: one file, or several with an index.
 
-Reads headers first; no tensor is held before its shape was checked by
-`layout.check`, and then one at a time.
+Headers are read first. Tensors are read one at a time, after `layout.check` has
+checked all their shapes.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,21 +21,19 @@ DTYPES = {
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
-_LARGEST_JSON = (
-  100 << 20
-)  # bytes of a config or an index; tokenizers have 33 MB
+_LARGEST_JSON = 100 << 20  # bytes; the largest tokenizers have 33 MB
 
 
 class Source(NamedTuple):
-  """A model of another house, opened.
+  """A published model whose files are open.
 
   Attributes:
-    where: for messages.
+    where: what errors call it.
     config: the content of its config.json.
-    shapes: of all tensors.
-    read: `name -> array`, in the dtype that is stored; a ValueError where it is
-      of no kind in `DTYPES`.
-    dtype: of all tensors of floats; 'float32' where there are several.
+    shapes: of all tensors, by name.
+    read: `name -> array` in the stored dtype. It raises a ValueError if that is
+      not in `DTYPES`.
+    dtype: of all floating-point tensors; 'float32' if they have several.
   """
 
   where: str
@@ -49,7 +47,7 @@ def open_folder(folder: Path) -> Source:
   """Opens a folder of config.json and safetensors.
 
   Raises:
-    ValueError: a file is missing, broken, or of another kind; one line.
+    ValueError: a file is missing, broken or in another format; one line.
   """
   config = read_json(folder / 'config.json')
   files = _files(folder)
@@ -83,10 +81,10 @@ def open_folder(folder: Path) -> Source:
 
 
 def save(tensors: Mapping[str, np.ndarray], folder: Path, dtype: str) -> None:
-  """Writes one safetensors file in a dtype, complete or not at all.
+  """Writes one safetensors file in a dtype; a kill leaves no part of it.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
   part = folder / f'.{ONE}.part'
@@ -107,19 +105,19 @@ def read_json(path: Path) -> dict[str, Any]:
   """Reads a JSON object of limited size.
 
   Raises:
-    ValueError: it is missing, too large or no object.
+    ValueError: the file is missing, too large or no object.
   """
   try:
     if path.stat().st_size > _LARGEST_JSON:
       raise ValueError('larger than 100 MiB')
-    found = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(content, dict):
       raise ValueError('no object')
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{path}: not a JSON object ({error})') from error
-  return found
+  return content
 
 
 def _files(folder: Path) -> list[Path]:

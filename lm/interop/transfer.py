@@ -1,4 +1,4 @@
-"""Models of transformers as ours, and ours as theirs."""
+"""Turns models of Hugging Face transformers into models of lm, and back."""
 
 from collections.abc import Mapping
 import math
@@ -18,7 +18,7 @@ ARCHITECTURES: Mapping[str, fields.Architecture] = (
   | bert.ARCHITECTURES
   | t5.ARCHITECTURES
 )
-# What a config.json without a class means.
+# The class of a config.json that names none, by its model_type.
 _USUAL = {
   'gpt2': 'GPT2LMHeadModel',
   'llama': 'LlamaForCausalLM',
@@ -28,20 +28,20 @@ _USUAL = {
   't5': 'T5ForConditionalGeneration',
 }
 _EMBED = 'lm.models.heads:embed'
-# What can be computed, and was saved by older versions all the same.
+# Buffers that older versions of transformers saved, though they are computed.
 _BUFFERS = r'(^|\.)(position_ids|inv_freq)$'
 
 
 class Imported(NamedTuple):
-  """A model that came in.
+  """An imported model.
 
   Attributes:
-    architecture: its class.
-    model: its spec, all settings filled in.
-    vocab: V.
-    params: float32.
-    left_out: names of tensors that have no place in it.
-    labels: names of its classes, if it has classes.
+    architecture: its class in transformers.
+    model: its spec, with all settings.
+    vocab: V, its number of ids.
+    params: its parameters, float32.
+    left_out: names of tensors that are no part of the model.
+    labels: names of its classes, if it classifies.
   """
 
   architecture: str
@@ -53,14 +53,13 @@ class Imported(NamedTuple):
 
 
 def load(source: tensors.Source) -> Imported:
-  """Makes our model of theirs.
+  """Imports a model of transformers.
 
   A `BertModel` has no output layer: it becomes a model of sentence vectors.
-  Parameters are float32 whatever they were; nothing is lost by that. They are
-  read one tensor at a time, after all shapes were found right.
+  Parameters become float32, which loses nothing.
 
   Raises:
-    ValueError: its architecture or a setting is unknown, or a tensor is
+    ValueError: the architecture or a setting is unknown, or a tensor is
       missing, unexpected or of a wrong shape; one line.
   """
   try:
@@ -72,19 +71,22 @@ def load(source: tensors.Source) -> Imported:
 def save(
   spec: Mapping[str, Any], vocab: int, params: types.Params
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Makes theirs of our model.
+  """Exports a model to transformers.
+
+  A class is right if its config.json, when it is read again, gives all settings
+  of the model.
 
   Args:
     spec: of the model.
-    vocab: V.
+    vocab: V, its number of ids.
     params: its parameters; blocks may be stacked.
 
   Returns:
-    config.json, and tensors by name, float32.
+    The content of config.json, and the tensors by name, float32.
 
   Raises:
-    ValueError: no architecture computes what it computes; one line says what
-      the nearest one has otherwise.
+    ValueError: no class computes what the model computes. One line says how
+      the nearest one differs.
   """
   kind = spec['fn'], spec.get('body', {}).get('fn', '')
   known = {
@@ -103,8 +105,8 @@ def save(
   for name, architecture in known.items():
     try:
       written = architecture.config(spec)
-      found = layout.rows(architecture.table(spec), params)
-      names = {row.place.name for row in found}
+      rows = layout.rows(architecture.table(spec), params)
+      names = {row.place.name for row in rows}
       again = trees.flatten(_spec(architecture, written, names))
     except ValueError as error:
       why = why or f': {name}: {error}'
@@ -112,8 +114,8 @@ def save(
     other = _differences(spec, again)
     if not other:
       theirs = {'architectures': [name], 'vocab_size': vocab, **written}
-      base = architecture.base if architecture.fn == _EMBED else ''
-      tensors_ = layout.give(found, params)
+      base = architecture.prefix if architecture.fn == _EMBED else ''
+      tensors_ = layout.to_tensors(rows, params)
       return theirs, {n.removeprefix(base): x for n, x in tensors_.items()}
     if len(other) < least:
       least, why = len(other), f': {name} would have {", ".join(other)}'
@@ -128,10 +130,10 @@ def _load(source: tensors.Source) -> Imported:
   theirs = {_modern(n, architecture, source.shapes): n for n in source.shapes}
   if len(theirs) < len(source.shapes):
     raise ValueError('tensors are there twice, by an old and by a new name')
-  unread = f'{_BUFFERS}|{architecture.unread}'
-  left_out = [n for n in theirs if re.search(unread, n)]
+  ignored = f'{_BUFFERS}|{architecture.ignored}'
+  left_out = [n for n in theirs if re.search(ignored, n)]
   names = set(theirs) - set(left_out)
-  vocab = fields.whole(source.config, 'vocab_size')
+  vocab = fields.count(source.config, 'vocab_size')
   flat = {
     'fn': architecture.fn,
     **architecture.settings(source.config, names),
@@ -139,17 +141,19 @@ def _load(source: tensors.Source) -> Imported:
   _check_sizes(flat, vocab, source)
   spec = trees.grow(flat)
   like = _shapes(spec, vocab)
-  found = layout.rows(architecture.table(trees.flatten(spec)), like)
-  want = {row.place.name for row in found}
-  same = {n: of for n, of in architecture.same.items() if n in names - want}
+  rows = layout.rows(architecture.table(trees.flatten(spec)), like)
+  want = {row.place.name for row in rows}
+  same = {
+    n: of for n, of in architecture.duplicates.items() if n in names - want
+  }
   shapes = {n: source.shapes[theirs[n]] for n in names - set(same)}
-  layout.check(found, shapes)
+  layout.check(rows, shapes)
   for n, of in same.items():
     if source.shapes[theirs[n]] != shapes[of] or not np.array_equal(
       source.read(theirs[n]), source.read(theirs[of])
     ):
       raise ValueError(f'tensor {n} differs from {of}, which it should repeat')
-  params = layout.take(found, lambda n: source.read(theirs[n]))
+  params = layout.read_params(rows, lambda n: source.read(theirs[n]))
   left_out = sorted(theirs[n] for n in left_out)
   labels = fields.labels(source.config) if 'classes' in spec else ()
   return Imported(name, spec, vocab, params, left_out, labels)
@@ -158,7 +162,7 @@ def _load(source: tensors.Source) -> Imported:
 def _spec(
   architecture: fields.Architecture, theirs: Mapping[str, Any], names: set[str]
 ) -> dict[str, Any]:
-  """Makes our spec of their config.json."""
+  """Makes the spec of a model from its config.json."""
   settings = architecture.settings(theirs, names)
   return trees.grow({'fn': architecture.fn, **settings})
 
@@ -178,10 +182,10 @@ def _architecture(theirs: Mapping[str, Any]) -> str:
 def _modern(
   name: str, architecture: fields.Architecture, names: Mapping[str, Any]
 ) -> str:
-  """Gives a tensor the name that transformers writes today."""
+  """Returns the name of a tensor in files of today's transformers."""
   name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
   name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
-  base = architecture.base
+  base = architecture.prefix
   if base and not any(n.startswith(base) for n in names):
     name = base + name
   return name
@@ -190,7 +194,7 @@ def _modern(
 def _check_sizes(
   spec: Mapping[str, Any], vocab: int, source: tensors.Source
 ) -> None:
-  """Checks sizes that a config made up, before anything is made of them."""
+  """Checks sizes against the tensors: a false one could take all memory."""
   spec = spec.get('body', spec)
   numbers = sum(math.prod(shape) for shape in source.shapes.values())
   sizes = {'vocab_size': vocab} | {
@@ -225,7 +229,7 @@ def _differences(
   ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[str]:
   inside = _differences(ours['body'], theirs['body']) if 'body' in ours else []
-  # A bare model's class leaves to others what is made of its vectors.
+  # The class of a bare model does not say how its vectors are pooled.
   unsaid = {*trees.OURS, 'body', *(['pool'] if ours['fn'] == _EMBED else [])}
   return [
     f'{k}={theirs.get(k)!r} instead of {v!r}'

@@ -1,8 +1,8 @@
-"""Models as trees of parts, and as the flat settings that files of others have.
+"""Turns flat settings of a model into our tree of parts, and back.
 
-A config.json of transformers says of a whole model what ours says of each of
-its parts. `grow` makes the tree of such settings, and `flatten` undoes it for
-the trees that they can say.
+A config.json of transformers has one list of settings for a whole model, and
+our spec has settings for each of its parts. `grow` makes a spec from such a
+list. `flatten` makes the list, if the model is one that a list can describe.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from lm.layers import positions
 
 Spec = Mapping[str, Any]
 
-# Settings of training and of speed: no file of others holds them.
+# Settings of training and speed, which files of others do not have.
 OURS = (
   'kernel',
   'dropout',
@@ -28,7 +28,7 @@ OURS = (
 _DECODER = 'lm.models.decoder:make'
 _ENCODER = 'lm.models.encoder:make'
 _ENCDEC = 'lm.models.encdec:make'
-# What a file need not say.
+# The settings that `grow` takes where a file has none.
 _USUAL = {
   _DECODER: {
     'kv_heads': None,
@@ -111,17 +111,17 @@ def flatten(spec: Spec) -> dict[str, Any]:
     return {**fill(spec), 'body': flatten(spec['body'])}
   make = {_DECODER: _of_decoder, _ENCODER: _of_encoder, _ENCDEC: _of_encdec}
   if spec['fn'] not in make:
-    raise ValueError(f'{spec["fn"]} has no settings that files of others have')
+    raise ValueError(f'{spec["fn"]} has no counterpart in transformers')
   tree = resolved(spec)
   try:
     flat = {'fn': spec['fn'], **make[spec['fn']](tree)}
     other = _first_difference('', tree, resolved(grow(flat)))
   except (KeyError, TypeError) as error:
     raise ValueError(
-      f'its parts are not those of files of others ({error!s:.40})'
+      f'its parts have no counterpart in transformers ({error!s:.40})'
     ) from error
   if other:
-    raise ValueError(f'{other} cannot be said in files of others')
+    raise ValueError(f'{other} has no counterpart in transformers')
   return flat
 
 

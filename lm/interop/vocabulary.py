@@ -1,4 +1,4 @@
-"""Tokenizers that come with a model, as the content of a tokenizer.json."""
+"""Reads a published tokenizer as the content of a tokenizer.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from lm.interop import tensors
 
 
 def read(folder: Path) -> dict[str, Any]:
-  """Reads tokenizer.json, or makes it of GPT-2's or BERT's older files.
+  """Reads tokenizer.json, or makes it from the older files of GPT-2 and BERT.
 
   Raises:
-    ValueError: there is none, or it is broken; one line.
+    ValueError: there is no tokenizer, or it is broken; one line.
   """
   if (folder / 'tokenizer.json').is_file():
     return tensors.read_json(folder / 'tokenizer.json')
@@ -36,29 +36,29 @@ def read(folder: Path) -> dict[str, Any]:
   )
 
 
-def specials(config: Mapping[str, Any]) -> dict[str, int]:
-  """Finds the ids of bos, eos and pad that a config.json names.
+def special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+  """Reads the ids of bos, eos and pad in a config.json.
 
-  The first token of a decoder that has an encoder is its bos.
+  A decoder with an encoder has a start token, which is its bos.
   """
   keys = {
     'bos': ('decoder_start_token_id', 'bos_token_id'),
     'eos': ('eos_token_id',),
     'pad': ('pad_token_id',),
   }
-  found = {}
+  ids: dict[str, int] = {}
   for name, places in keys.items():
     for key in places:
       value = config.get(key)
       value = value[0] if isinstance(value, list) and value else value
-      if type(value) is int and value >= 0 and name not in found:
-        found[name] = value
-  return found
+      if type(value) is int and value >= 0 and name not in ids:
+        ids[name] = value
+  return ids
 
 
 def _lines(path: Path) -> list[str]:
   try:
-    # Not splitlines: a piece may be another of Unicode's ends of lines.
+    # Not splitlines: a token may be another line separator of Unicode.
     return path.read_text(encoding='utf-8').split('\n')
   except (OSError, UnicodeDecodeError) as error:
     raise ValueError(f'{path}: cannot be read ({error})') from error

@@ -120,7 +120,7 @@ def test_classes_keep_their_names(tmp_path):
   several = {'problem_type': 'multi_label_classification'}
   gap = {'id2label': {'0': 'a', '2': 'b'}}
   for n, (changes, message) in enumerate(
-    [(several, 'problem_type='), (gap, 'are no classes')]
+    [(several, 'problem_type='), (gap, 'must name classes 0, 1, ...')]
   ):
     with pytest.raises(ValueError, match=message):
       load(folder_of('bert classes', tmp_path / str(n), **changes))
@@ -274,7 +274,7 @@ def test_a_model_that_no_class_computes_is_one_line(tmp_path):
 
   rotary |= {'scaling': None, 'fraction': 0.5}
   with pytest.raises(
-    ValueError, match=r'positions\.fraction=0\.5 cannot be said in files of'
+    ValueError, match=r'positions\.fraction=0\.5 has no counterpart in'
   ):
     transfer.save(changed, found.vocab, found.params)
 
@@ -285,7 +285,7 @@ def test_a_model_that_no_class_computes_is_one_line(tmp_path):
   with pytest.raises(ValueError) as caught:
     transfer.save(spec, 8, params)
   assert str(caught.value).endswith(
-    ': BertForMaskedLM: the parameter final_norm/bias has no place there'
+    ': BertForMaskedLM: transformers has no tensor for final_norm/bias'
   )
 
 
@@ -357,8 +357,11 @@ HOSTILE = {
   ),
   'deep': (told(num_hidden_layers=10**9), '1,000,000,000 layers, and there'),
   'words': (told(vocab_size=10**11), 'vocab_size is 100,000,000,000, and all'),
-  'text': (told(hidden_size='32'), "hidden_size='32' is no count"),
-  'nan': (told(rms_norm_eps=float('nan')), 'rms_norm_eps=nan is no positive'),
+  'text': (told(hidden_size='32'), "hidden_size='32': must be a whole number"),
+  'nan': (
+    told(rms_norm_eps=float('nan')),
+    'rms_norm_eps=nan: must be a number above',
+  ),
   'heads': (told(num_key_value_heads=3), 'is not a multiple of kv_heads=3'),
   'scaling': (
     told(rope_parameters={'rope_type': 'longrope', 'rope_theta': 1.0}),
@@ -592,7 +595,7 @@ def test_tokenizers_of_gguf(tmp_path):
     "X/x.gguf: a tokenizer of kind 'bert' is not read; gpt2 and llama are"
   )
   assert line('llama', tokens, kinds) == (
-    'X/x.gguf: tokenizer.ggml.scores is missing or is no list'
+    'X/x.gguf: tokenizer.ggml.scores is missing or not a list'
   )
   assert line('llama', tokens, kinds, scores=[1.0]).endswith(
     '263 tokens, 1 scores and 263 types: must be equally many; take them from '

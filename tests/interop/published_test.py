@@ -39,7 +39,7 @@ def test_smollm2_continues_like_transformers(tmp_path):
   model = config.build({**found.model, 'scan': True}, vocab=found.vocab)
   file = tmp_path / 'tokenizer.json'
   file.write_text(json.dumps(gguf.tokenizer(opened)), encoding='utf-8')
-  words = huggingface.make(str(file), **vocabulary.specials(source.config))
+  words = huggingface.make(str(file), **vocabulary.special_ids(source.config))
   prompts = [words.encode(known['prompt']) for known in STORED['smollm2']]
   assert prompts == [known['ids'] for known in STORED['smollm2']]
   new = [known['new'] for known in STORED['smollm2']]
@@ -66,7 +66,7 @@ def test_minilm_gives_the_vectors_of_transformers():
     'pooler.dense.weight',
   ]
   words = huggingface.make(
-    str(folder / 'tokenizer.json'), **vocabulary.specials(source.config)
+    str(folder / 'tokenizer.json'), **vocabulary.special_ids(source.config)
   )
   rows = [
     [words.bos, *words.encode(known['sentence']), words.eos]
