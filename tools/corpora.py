@@ -4,8 +4,9 @@
   python -m tools.corpora wikitext2       writes data/wikitext2
   python -m tools.corpora chinese         writes data/chinese
 
-Each holds a tokenizer and a dataset a split. The folder of the originals is
-`../shared/data`, or what LM_DATA names; nothing of it is in the repository.
+Each folder gets a tokenizer and a dataset for each split. The originals lie in
+`../shared/data`, or in the folder that LM_DATA names; they are not a part of
+the repository.
 """
 
 import argparse
@@ -27,15 +28,17 @@ ROOT = Path(os.environ.get('LM_DATA', '../shared/data'))
 
 
 def shakespeare(output: Path) -> None:
-  """Writes tinyshakespeare by character: first 90 % to train, rest to valid.
+  """Writes tinyshakespeare, by character.
 
-  The split of char-rnn and nanoGPT; each part is one document.
+  The first 90 % are for training and the rest for validation, as in char-rnn
+  and nanoGPT. Each part is one document.
   """
   text = (ROOT / 'lm_en/tinyshakespeare/input.txt').read_text(encoding='utf-8')
   cut = int(0.9 * len(text))
   path = output / 'tokenizer.json'
   if not path.exists():
-    # Of the whole text, as the anchors do: all 65 characters occur in train.
+    # On the whole text, like char-rnn and nanoGPT. All 65 characters occur in
+    # the training part.
     characters.train([text], str(path))
   ids = characters.make(str(path))
   for name, part in (('train', text[:cut]), ('valid', text[cut:])):
@@ -43,7 +46,10 @@ def shakespeare(output: Path) -> None:
 
 
 def wikitext2(output: Path, vocab: int = 8192) -> None:
-  """Writes WikiText-2 (tokens files, `<unk>` kept): an article a document."""
+  """Writes WikiText-2, whose articles are documents.
+
+  It is read from the token files, which have `<unk>` for rare words.
+  """
 
   def articles(split: str) -> Iterator[str]:
     path = ROOT / f'lm_en/wikitext2/wiki.{split}.tokens.gz'
@@ -66,10 +72,11 @@ def wikitext2(output: Path, vocab: int = 8192) -> None:
 
 
 def chinese(output: Path, vocab: int = 8192) -> None:
-  """Writes novels and modern Chinese Wikipedia, simplified characters.
+  """Writes Chinese novels and Wikipedia, in simplified characters.
 
-  A chapter or a passage is a document. Splits of novels are `train`, `valid`
-  and `test`; passages have no test, and their `valid` is `wikipedia`.
+  A chapter or a passage is a document. `train` has both. `valid` and `test` are
+  of novels, and `wikipedia` is the validation part of the passages, which have
+  no test part.
   """
 
   def texts(part: str) -> Iterator[str]:

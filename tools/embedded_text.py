@@ -2,10 +2,10 @@
 
   python -m tools.embedded_text --output data/embedded
 
-writes train.jsonl (about 95 %) and valid.jsonl: the topics of `pydoc` and the
-distinct docstrings of the standard library and of the installed numpy, scipy
-and jax. Sources are parsed, never imported; tests are skipped; the hash of a
-text decides its side. The same versions give the same files.
+writes train.jsonl (about 95 %) and valid.jsonl. They hold the topics of `pydoc`
+and the distinct docstrings of the standard library and of the installed numpy,
+scipy and jax. Sources are parsed, never imported, and tests are skipped. The
+hash of a text decides on its side. The same versions give the same files.
 
 Exit codes: 0 done; 5 storage. An error is one line.
 """
@@ -73,7 +73,7 @@ def texts(counts: collections.Counter[str]) -> Iterator[str]:
 
 
 def is_valid(text: str) -> bool:
-  """Tells whether a text is for validation."""
+  """Tells if a text is for validation."""
   digest = hashlib.sha256(text.encode()).digest()
   return int.from_bytes(digest[:8], 'big') < _VALID_SHARE * 2**64
 

@@ -1,12 +1,12 @@
-"""Tunes a decoder by pairs of answers, of which one is better: DPO.
+"""Tunes a decoder on pairs of a better and a worse answer, by DPO.
 
   python -m lm.train --workdir=runs/dpo \\
     --config=configs/finetune/preferences.py:../shared/data,dpo_en,runs/tldr
 
-The argument is as of texts.py, without `lora`. The run should have learnt to
-answer before (replies.py). A sixth of the pairs is held out, and accuracy is
-how often the better answer of those gained more than the worse. Another run
-takes what was learnt by `--config.init_paths=body=`.
+The argument is the same as in texts.py, without `lora`. The run should have
+learnt to answer before (replies.py). A sixth of the pairs is held out. Accuracy
+is the share of those whose better answer gained more than the worse one. To
+start another run from the result, give it `--config.init_paths=body=`.
 
 Reference: Rafailov et al. 2023, arXiv 2305.18290.
 """
@@ -23,7 +23,7 @@ def get_config(argument: str = 'data,dpo_en'):
   """Returns the config of one set."""
   folder, name, run = start.words(argument, SETS)
   if len(run) > 1:
-    raise ValueError(f'{run[1]!r}: the whole decoder is tuned: leave it out')
+    raise ValueError(f'{run[1]!r}: DPO tunes the whole decoder: leave it out')
   c = start.tuned(None, *run)
   length = 512 if run else c.model.length
   c.model = {

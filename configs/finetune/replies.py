@@ -1,13 +1,14 @@
-"""Tunes a decoder to answer: summaries, translations, instructions, talks.
+"""Tunes a decoder to write: summaries, translations, answers, conversations.
 
   python -m tools.hf_import --source=model.gguf --workdir=runs/smollm
   python -m lm.train --workdir=runs/tldr \\
     --config=configs/finetune/replies.py:../shared/data,scitldr,runs/smollm
 
-The argument is as of texts.py, with these `SETS`; without a run the decoder of
-configs/base.py learns from nothing, on bytes, and little. Answers alone are
-scored, in talks all of the assistant's. `answers` judges by what the answers
-held out cost, `test` by what the model writes to the first 200.
+The argument is the same as in texts.py, with these `SETS`. Without a run, the
+decoder of configs/base.py is trained from random parameters, on bytes, and
+learns little. Only answers are scored; in conversations, all of the
+assistant's. `answers` evaluates the loss of the held-out answers, `test` what
+the model writes for the first 200 records.
 
 Alpaca has no split: a thousand of its records are held out, as one fold.
 """
@@ -15,8 +16,8 @@ Alpaca has no split: a thousand of its records are held out, as one fold.
 from configs.finetune import start
 
 _ALPACA = ('reply', {'template': '{source}\n\nAnswer:\n'}, ('rouge',))
-# Reader, files of training and of test, folds if it is one file; the form,
-# metrics and language; steps (of 32 rows: three epochs, of Alpaca two), and
+# Reader, files for training and for the test, folds if both are one file; form,
+# metrics and language; steps of 32 rows (three epochs, two of Alpaca); and
 # tokens of a row and of an answer.
 SETS = {
   'scitldr': (

@@ -1,15 +1,16 @@
-"""Answers questions by a part of a passage, with a tuned model.
+"""Tunes a model to answer questions by a part of a passage.
 
   python -m lm.train --workdir=runs/squad \\
     --config=configs/finetune/spans.py:../shared/data,squad,runs/minilm
 
-The argument is as of texts.py, with these `SETS`; from nothing a model learns
-little here. Passages longer than a row are read in parts that overlap.
+The argument is the same as in texts.py, with these `SETS`. Without a run, a
+model learns little here. Passages that are longer than a row are read in parts
+that overlap.
 """
 
 from configs.finetune import start
 
-# Reader, files of training and of test, language.
+# Reader, files for training and for the test, language.
 SETS = {
   'squad': (
     'squad',
@@ -47,6 +48,6 @@ def get_config(argument: str = 'data,squad'):
     'token_types': True,
   }
   readers = read(train), read(test)
-  judges = {'test': {'fn': 'classification:spans', 'language': language}}
-  start.task(c, form, *readers, judges, length=256)
+  evaluators = {'test': {'fn': 'classification:spans', 'language': language}}
+  start.task(c, form, *readers, evaluators, length=256)
   return c.lock()

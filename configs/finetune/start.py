@@ -17,10 +17,10 @@ def is_decoder(model: Any) -> bool:
 
 
 def words(argument: str, sets: Collection[str]) -> tuple[str, str, list[str]]:
-  """Reads 'FOLDER,SET[,RUN[,lora]]'.
+  """Reads the argument of a config: 'FOLDER,SET[,RUN[,lora]]'.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: the argument has another form, or the set is unknown.
   """
   folder, name, *run = [*argument.split(','), '']
   if name not in sets or len(run) > 3:
@@ -35,12 +35,14 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
 
   Args:
     head: spec of the head, without its body; None: a decoder, which writes.
-    run: folder of the run whose model is tuned, and whose tokenizer is taken;
-      '': the encoder or decoder of configs/base.py from nothing, on bytes.
-    method: '' trains all of it, 'lora' the head and small changes of q and v.
+    run: folder of the run whose model and tokenizer are used; '': the encoder
+      or decoder of configs/base.py with random parameters, on bytes.
+    method: '' trains the whole model; 'lora' trains the head and low-rank
+      changes of q and v.
 
   Raises:
-    ValueError: the method is no other, or without a head the run no decoder.
+    ValueError: the method is unknown, or there is no head and the run is not of
+      a decoder.
   """
   if method not in ('', 'lora'):
     raise ValueError(f"the fourth word is {method!r}: give 'lora' or none")
@@ -59,7 +61,8 @@ def tuned(head: dict[str, Any] | None, run: str = '', method: str = '') -> Any:
     raise ValueError(f'{run}: {body.fn} is no decoder: it cannot write')
   c.model = body if head is None else head | {'body': body}
   if head is not None and is_decoder(body):
-    # Its last word alone has seen the whole text; a tag wants what follows.
+    # Only the last word of a decoder has seen the whole text. A tag depends on
+    # the words that follow, too.
     last = {'pool': 'last', 'bias': False}
     c.model.update(last if 'pool' in head else {'bidirectional': True})
   c.init_from = run
@@ -85,7 +88,7 @@ def task(
   form: dict[str, Any],
   train: dict[str, Any],
   test: dict[str, Any],
-  judges: dict[str, dict[str, Any]],
+  evaluators: dict[str, dict[str, Any]],
   *,
   length: int,
   folds: int = 1,
@@ -93,14 +96,16 @@ def task(
   """Adds the data, and evaluators of the same form.
 
   Args:
-    c: of `tuned`.
-    form, length: see `lm.data.finetuning.tasks.make`.
-    train, test: specs of readers; of one file that has no split, both.
-    judges: by name, evaluators: their `fn` of lm.evals, such as
+    c: a config from `tuned`.
+    form: its spec, see `lm.data.finetuning.tasks.make`.
+    train: spec of a reader.
+    test: spec of a reader; the same one for a file that has no split.
+    evaluators: by name, their `fn` in lm.evals, such as
       'classification:classes', and settings of their own.
-    folds: into which that file is dealt; the first is held out.
+    length: tokens a row.
+    folds: number of parts of that file; the first one is held out.
   """
-  # --config.data.held_out changes all
+  # One value in both places, so that --config.data.held_out changes both.
   held_out = config_dict.FieldReference(0 if folds > 1 else None, int)
   c.data = {
     'fn': 'lm.data.finetuning.tasks:make',
@@ -123,5 +128,5 @@ def task(
       **how,
       'fn': f'lm.evals.{how["fn"]}',
     }
-    for name, how in judges.items()
+    for name, how in evaluators.items()
   }

@@ -1,4 +1,4 @@
-"""Finds entities with a tuned model, or one from nothing.
+"""Tunes a model to find entities, or trains one from random parameters.
 
   python -m lm.train --workdir=runs/wikigold \\
     --config=configs/finetune/tags.py:../shared/data,wikigold,runs/minilm
@@ -13,8 +13,8 @@ five folds, a dictionary 0.445.
 
 from configs.finetune import start
 
-# Reader, files of training and of test, classes, steps (of 32), and folds
-# if it is one file; what stands between words.
+# Reader, files for training and for the test, classes, steps of 32 rows, folds
+# if both are one file, and what stands between words.
 SETS = {
   'wikigold': (
     'wikigold',
@@ -61,6 +61,6 @@ def get_config(argument: str = 'data,wikigold'):
   }
   length = 64 if run else 256  # of bytes
   readers = read(train), read(test)
-  judges = {'test': {'fn': 'classification:tags'}}
-  start.task(c, form, *readers, judges, length=length, folds=folds)
+  evaluators = {'test': {'fn': 'classification:tags'}}
+  start.task(c, form, *readers, evaluators, length=length, folds=folds)
   return c.lock()

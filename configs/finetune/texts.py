@@ -1,23 +1,25 @@
-"""Classifies texts with a tuned model, or one from nothing.
+"""Tunes a model to classify texts, or trains one from random parameters.
 
   python -m lm.train --workdir=runs/banking77 \\
     --config=configs/finetune/texts.py:../shared/data,banking77
 
-The argument is the folder of the sets and one of `SETS`. It trains the encoder
-of configs/base.py from nothing, on bytes. With a third word, the folder of a
-run of yours or of one that tools/hf_import made, it tunes that run's model:
+The argument is the folder of the data sets and one of `SETS`. That trains the
+encoder of configs/base.py from random parameters, on bytes. With a third word,
+the folder of a run (one of yours, or one that tools/hf_import wrote), the model
+of that run is tuned:
 
   python -m tools.hf_import --source=MiniLM --workdir=runs/minilm
   python -m lm.train --workdir=runs/tuned \\
     --config=configs/finetune/texts.py:../shared/data,polarity,runs/minilm
 
-A fourth word, `lora`, keeps the model and trains the head and small changes.
+With a fourth word, `lora`, the model is frozen, and a head and low-rank changes
+are trained.
 """
 
 from configs.finetune import start
 
-# Reader, files of training and of test, classes, steps (of 32), and the
-# tokens of nearly all texts (of BoolQ's passages the end is cut).
+# Reader, files for training and for the test, classes, steps of 32 rows, and a
+# length in tokens that nearly all texts fit in (BoolQ's passages are cut).
 SETS = {
   'polarity': (
     'sentence_polarity',

@@ -80,7 +80,7 @@ def test_words_that_name_nothing_are_refused(tmp_path):
       load(file, 'data', 'typo')
     with pytest.raises(config.ConfigError, match="'loar': give 'lora' or none"):
       load(file, 'data', SETS_OF[file], tmp_path, 'loar')
-  with pytest.raises(config.ConfigError, match="'lora': the whole decoder"):
+  with pytest.raises(config.ConfigError, match="'lora': DPO tunes the whole"):
     load('preferences', 'data', 'dpo_en', tmp_path, 'lora')
   c = load('texts', 'data', 'polarity')
   (tmp_path / 'config.json').write_text(config.to_json(c))
