@@ -562,34 +562,40 @@ def span_corruption(source: int) -> dict[str, Any]:
 def adamw() -> dict[str, Any]:
   """AdamW with warmup and cosine."""
   return {
-    'fn': 'lm.optim.optimizers:adamw',
-    'peak': 1e-3,
-    'schedule': 'cosine',
-    'warmup': 100,
-    'final': 0.1,
-    'clip': 1.0,
-    'decay': 0.1,
-    'b1': 0.9,
-    'b2': 0.95,
-    'eps': 1e-8,
-    'moment_dtype': 'float32',
-    'l1': 0.0,
-    'l2': 0.0,
+    'fn': 'lm.optim.optimizers:make',
+    'rule': {
+      'fn': 'lm.optim.rules:adamw',
+      'b1': 0.9,  # average of gradients
+      'b2': 0.95,  # average of their squares
+      'eps': 1e-8,
+      'moment_dtype': 'float32',  # of the first moment; or bfloat16
+    },
+    'peak': 1e-3,  # highest learning rate
+    'schedule': 'cosine',  # or constant, linear, rsqrt, wsd
+    'warmup': 100,  # steps before the peak
+    'final': 0.1,  # learning rate of the last step, as a part of the peak
+    'clip': 1.0,  # largest norm of all gradients together
+    'decay': 0.1,  # weight decay, times the learning rate
+    'l1': 0.0,  # weight of a penalty on absolute values
+    'l2': 0.0,  # weight of a penalty on squares
   }
 
 
 def muon() -> dict[str, Any]:
   """Muon on matrices and AdamW on the rest, cooled down to zero."""
   return {
-    'fn': 'lm.optim.optimizers:muon',
-    'peak': 0.01,
-    'adam_peak': 0.005,
-    'schedule': 'wsd',
-    'decay_fraction': 0.7,
-    'warmup': 20,
-    'final': 0.0,
-    'clip': 1.0,
-    'decay': 0.1,
-    'momentum': 0.95,
-    'b2': 0.99,
+    'fn': 'lm.optim.optimizers:make',
+    'rule': {
+      'fn': 'lm.optim.rules:muon',
+      'adam_peak': 0.005,  # highest learning rate of all but matrices
+      'momentum': 0.95,
+      'b2': 0.99,  # AdamW's average of squares
+    },
+    'peak': 0.01,  # highest learning rate of matrices
+    'schedule': 'wsd',  # warmup, stable, decay
+    'decay_fraction': 0.7,  # of the steps, at their end
+    'warmup': 20,  # steps before the peak
+    'final': 0.0,  # learning rate of the last step, as a part of the peak
+    'clip': 1.0,  # largest norm of all gradients together
+    'decay': 0.1,  # weight decay, times the learning rate
   }

@@ -34,8 +34,9 @@ def get_config(size='base'):
     compute_dtype='bfloat16',
   )
   c.optim.update(
-    peak=1e-4, schedule='linear', warmup=10_000, final=0.0, decay=0.01, b2=0.999
+    peak=1e-4, schedule='linear', warmup=10_000, final=0.0, decay=0.01
   )
+  c.optim.rule.b2 = 0.999
   c.plan.target, c.plan.vocab = 'v5e:4x4', 30_522
   c.evals.valid.update(length=512, objective=base.masked())
   return c.lock()

@@ -38,7 +38,8 @@ def get_config():
   # one are of the same article, which hides its topic.
   c.data.length = 32_768
   c.model, c.data.objective = base.skip_gram()
-  c.optim.update(peak=0.02, schedule='linear', final=0.0, decay=0.0, b2=0.999)
+  c.optim.update(peak=0.02, schedule='linear', final=0.0, decay=0.0)
+  c.optim.rule.b2 = 0.999
   c.evals.valid.update(
     path='data/wikitext2/valid',
     batch_size=1,

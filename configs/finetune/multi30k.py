@@ -61,6 +61,6 @@ def get_config(folder: str = 'data/multi30k'):
   c.optim.warmup = 500
   c.optim.schedule = 'cosine'
   c.optim.final = 0.02
-  c.optim.b2 = 0.98
+  c.optim.rule.b2 = 0.98
   c.evals = {'test_2016': evaluator('test_2016_flickr')}
   return c.lock()

@@ -43,5 +43,5 @@ def get_config():
     'scan': True,
     'compute_dtype': 'bfloat16',
   }
-  c.optim = base.muon() | {'peak': 0.01, 'adam_peak': 0.005, 'warmup': 20}
+  c.optim = base.muon()
   return c.lock()

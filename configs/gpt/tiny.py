@@ -17,5 +17,5 @@ def get_config():
   c.save_every = 125
   c.keep = 4
   c.model = base.modern(width=192, compute_dtype='bfloat16')
-  c.optim = base.muon() | {'peak': 0.01, 'adam_peak': 0.005, 'warmup': 20}
+  c.optim = base.muon()
   return c.lock()

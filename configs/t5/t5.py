@@ -47,7 +47,8 @@ def get_config(size='small'):
     compute_dtype='bfloat16',
   )
   c.optim = {
-    'fn': 'lm.optim.optimizers:adafactor',
+    'fn': 'lm.optim.optimizers:make',
+    'rule': {'fn': 'lm.optim.rules:adafactor'},
     'peak': 0.01,
     'schedule': 'rsqrt',
     'warmup': 10_000,

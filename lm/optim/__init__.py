@@ -1,9 +1,9 @@
-"""Optimizers and schedules; `fn='lm.optim.optimizers:adamw'` in a config."""
+"""Optimizers, their rules and schedules; see `optimizers.make`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from lm import types
+from lm import config, types
 
 # Sharding rows for optimizer state that does not have its parameter's shape;
 # put them before a model's own table when sharding a TrainState. All other
@@ -18,15 +18,16 @@ AXES = (
 def fitted(spec: Mapping[str, Any], model: types.Model) -> dict[str, Any]:
   """Adds to an optimizer's spec what the model says of its parameters.
 
-  What never learns (`Model.fixed`) is frozen; `matrices` None becomes
-  the hidden ones of `Model.matrices`.
+  Parameters that never learn (`Model.fixed`) are frozen. If the rule's
+  `matrices` are None, they become the hidden ones of `Model.matrices`.
   """
-  spec = dict(spec)
-  held = [spec.get('freeze', ''), *(f'^(?:{regex})' for regex in model.fixed)]
-  if freeze := '|'.join(regex for regex in held if regex):
+  spec = config.plain(spec)
+  frozen = [spec.get('freeze', ''), *(f'^(?:{regex})' for regex in model.fixed)]
+  if freeze := '|'.join(regex for regex in frozen if regex):
     spec['freeze'] = freeze
-  if 'matrices' in spec and spec['matrices'] is None:
-    spec['matrices'] = tuple(
+  rule = spec.get('rule', {})
+  if 'matrices' in rule and rule['matrices'] is None:
+    rule['matrices'] = tuple(
       (x.path, x.summed, x.out) for x in model.matrices if x.hidden
     )
   return spec

@@ -353,7 +353,7 @@ def trained(settings, steps=200):
   )
   # Loads swing by the size of a bias's step: of six seeds the worst ends at
   # 0.07, and at 0.10 with steps twice as large.
-  tx, _ = optimizers.adamw(
+  tx, _ = optimizers.make(
     steps=steps, peak=3e-3, warmup=10, balance_rate=2.5e-3
   )
   state = step.init_state(jax.random.key(0), batch(0, 32), model=model, tx=tx)
@@ -394,16 +394,15 @@ BIASED |= {'normalize': False}
 @pytest.mark.parametrize('name', ['adamw', 'muon', 'adafactor'])
 def test_a_bias_follows_the_error_of_its_load_alone(name):
   model = build(BIASED)
-  settings = {'steps': 10, 'peak': 0.1, 'balance_rate': 0.01}
+  settings: dict[str, Any] = {'steps': 10, 'peak': 0.1, 'balance_rate': 0.01}
+  rule: dict[str, Any] = {'fn': f'lm.optim.rules:{name}'}
   if name == 'muon':
-    settings['adam_peak'] = 0.1
+    rule['adam_peak'] = 0.1
   if name != 'adamw':
-    spec = {'matrices': None}
-    settings['matrices'] = optim.fitted(spec, model)['matrices']
+    rule['matrices'] = None
+  settings |= optim.fitted({'rule': rule}, model)
   # A clip and a decay that would be seen.
-  tx, _ = getattr(optimizers, name)(
-    clip=1e-3, decay=0.5, decay_mask='.', **settings
-  )
+  tx, _ = optimizers.make(clip=1e-3, decay=0.5, decay_mask='.', **settings)
   data = linen.example_batch(B, L)._replace(segments=SEGMENTS)
   rng = np.random.default_rng(0)
   data = data._replace(tokens=rng.integers(0, 64, (B, L)).astype(np.int32))
@@ -439,7 +438,7 @@ def test_a_bias_follows_the_error_of_its_load_alone(name):
 
 def test_without_a_bias_no_optimizer_notices():
   params = {'mlp': {'up': jnp.ones((4, 4)), 'down': jnp.ones((4, 4))}}
-  tx, _ = optimizers.adamw(steps=10, peak=0.1, clip=0.1)
+  tx, _ = optimizers.make(steps=10, peak=0.1, clip=0.1)
   more = {'mlp': {**params['mlp'], 'router_bias': jnp.ones(4)}}
   grow = partial(jax.tree.map, lambda x: 3 * x)
   one: Any

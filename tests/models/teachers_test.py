@@ -208,7 +208,7 @@ def test_a_student_learns_and_its_teacher_does_not_change():
   # The text pulls elsewhere, which here must not win.
   model, batch = distilled(weight=100.0), text()
   spec = {'peak': 3e-3, 'warmup': 2, 'decay': 0.1}
-  tx, _ = optimizers.adamw(steps=60, **optim.fitted(spec, model))
+  tx, _ = optimizers.make(steps=60, **optim.fitted(spec, model))
   state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
   state = state._replace(params=jax.tree.map(lambda x: 2 * x, state.params))
   teacher = state.params['teacher']

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,20 @@ import optax
 from optax import contrib
 import pytest
 
-from lm import optim, tree
+from lm import config, optim, tree
 from lm.models import ngram
-from lm.optim import masks, optimizers, schedules
+from lm.optim import masks, optimizers, rules, schedules
 
 DEPTH, D, N, H, F, V = 2, 16, 4, 8, 40, 24
-PLAIN = {'steps': 10, 'peak': 0.1, 'schedule': 'constant'}
-BARE = PLAIN | {'clip': 0.0, 'decay': 0.0}
+PLAIN: dict[str, Any] = {'steps': 10, 'peak': 0.1, 'schedule': 'constant'}
+BARE: dict[str, Any] = PLAIN | {'clip': 0.0, 'decay': 0.0}
 # size=8, so that these small matrices are factored.
 MATRICES = (
   (r'attention/q$', 1, 2),
   (r'attention/o$', 2, 1),
   (r'mlp/up$', 1, 1),
 )
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
   'adamw': {},
   'sgd': {'nesterov': True},
   'lion': {},
@@ -61,8 +62,12 @@ def _stack(params):
   return rest | {'layers': {'0': stacked}}
 
 
-def _make(name, **settings):
-  tx, _ = getattr(optimizers, name)(**(PLAIN | SETTINGS[name] | settings))
+def _make(name: str, **settings: Any) -> Any:
+  """Makes an optimizer; settings are those of its rule, and of all of them."""
+  rule = getattr(rules, name)
+  keys = {*inspect.signature(rule).parameters} & {*settings}
+  own = SETTINGS[name] | {key: settings.pop(key) for key in keys}
+  tx, _ = optimizers.make(rule=rule(**own), **(PLAIN | settings))
   return tx
 
 
@@ -141,10 +146,10 @@ def test_schedule_at_key_points(settings, want):
     ({'schedule': 'wsd', 'warmup': 9}, 'optim.decay_fraction=0.4: warmup=9'),
     ({'clip': -1.0}, 'optim.clip=-1.0: give'),
     ({'l1': float('nan')}, 'optim.l1=nan: give'),
-    ({'b2': 1.0}, 'optim.b2=1.0: give'),
+    ({'b2': 1.0}, 'optim.rule.b2=1.0: give'),
     (
       {'moment_dtype': 'int8'},
-      "optim.moment_dtype='int8': use float32 or bfloat16",
+      "optim.rule.moment_dtype='int8': use float32 or bfloat16",
     ),
     ({'decay_mask': '('}, "optim.decay_mask='(': not a regex:"),
     ({'freeze': '('}, "optim.freeze='(': not a regex:"),
@@ -153,32 +158,37 @@ def test_schedule_at_key_points(settings, want):
 )
 def test_refuses_bad_settings(settings, message):
   with pytest.raises(ValueError, match='^' + re.escape(message)) as error:
-    optimizers.adamw(**(PLAIN | settings))
+    _make('adamw', **settings)
   assert len(str(error.value)) <= 200 and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('key', ['decay_mask', 'freeze'])
 def test_refuses_a_regex_that_matches_nothing(key):
-  tx, _ = optimizers.adamw(**PLAIN, **{key: 'atention'})
+  tx = _make('adamw', **{key: 'atention'})
   with pytest.raises(ValueError, match=f"optim.{key}='atention': matches no"):
     tx.init(_params())
 
 
 def test_muon_refuses_parameters_without_matrices():
-  with pytest.raises(ValueError, match=r'optim\.matrices: no parameter match'):
+  with pytest.raises(ValueError, match=r'optim\.rule\.matrices: no param'):
     _make('muon').init({'embed': {'table': jnp.ones((4, 4))}})
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_signature_lists_own_and_shared_settings(name):
-  make = getattr(optimizers, name)
-  keys = inspect.signature(make).parameters
-  assert {'steps', 'peak', 'schedule', 'clip', 'decay_mask'} <= set(keys)
-  assert set(SETTINGS[name]) <= set(keys)
-  with pytest.raises(TypeError, match='warm_up'):
-    make(**PLAIN, **SETTINGS[name], warm_up=3)
-  with pytest.raises(TypeError, match='peak'):
-    make(steps=3)
+def test_a_config_shows_every_setting(name):
+  rule = {'fn': f'lm.optim.rules:{name}', **SETTINGS[name]}
+  spec = {'fn': 'lm.optim.optimizers:make', 'peak': 0.1, 'rule': rule}
+  full = config.fill({'optim': spec}).optim
+  shared = {*inspect.signature(optimizers.make).parameters} - {'steps'}
+  assert {*full} == shared | {'fn'}
+  own = inspect.signature(getattr(rules, name)).parameters
+  assert {*full.rule} == {*own, 'fn'}
+  tx, rate = config.build(full, steps=3)
+  assert tx.init(_params()) and float(rate(0)) == pytest.approx(0.1)
+  with pytest.raises(config.ConfigError, match='has no parameter warm_up; did'):
+    config.build(spec | {'warm_up': 3}, steps=3)
+  with pytest.raises(config.ConfigError, match=f'rules:{name} has no param'):
+    config.build(spec | {'rule': rule | {'b9': 0.5}}, steps=3)
 
 
 # Optimizers, against numpy and optax.
@@ -465,7 +475,7 @@ def test_decay_mask_leaves_norms_and_biases():
 @pytest.mark.parametrize('key', ['l1', 'l2'])
 def test_penalties_add_their_gradient(key):
   params, gradient, towards = _params(), _params(1), _params(2)
-  tx, _ = optimizers.sgd(**BARE, momentum=0.0, **{key: 0.3})
+  tx, _ = optimizers.make(rule=rules.sgd(momentum=0.0), **(BARE | {key: 0.3}))
   (got,) = _updates(tx, params, [gradient])
 
   def penalty(w):
@@ -485,10 +495,12 @@ def test_penalties_add_their_gradient(key):
 
 def test_penalties_are_not_clipped_and_gradients_are():
   w = {'w': jnp.asarray([3.0, 4.0])}
-  tx, _ = optimizers.sgd(**(BARE | {'clip': 1.0}), momentum=0.0, l2=1.0)
+  tx, _ = optimizers.make(
+    rule=rules.sgd(momentum=0.0), l2=1.0, **(BARE | {'clip': 1.0})
+  )
   (got,) = _updates(tx, w, [{'w': jnp.asarray([30.0, 40.0])}])
   np.testing.assert_allclose(got['w'], [-0.36, -0.48], rtol=1e-5)
-  tx, _ = optimizers.sgd(**BARE, momentum=0.0)
+  tx, _ = optimizers.make(rule=rules.sgd(momentum=0.0), **BARE)
   (got,) = _updates(tx, w, [{'w': jnp.asarray([30.0, 40.0])}])
   np.testing.assert_allclose(got['w'], [-3.0, -4.0], rtol=1e-5)
 

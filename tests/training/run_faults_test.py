@@ -114,7 +114,7 @@ def test_a_typo_ends_a_program_before_anything_is_touched(start, place):
     ),
     (
       {'steps': 3},
-      'lm.optim.optimizers:adamw: optim.warmup=4: give a number from 0 to 3',
+      'lm.optim.optimizers:make: optim.warmup=4: give a number from 0 to 3',
     ),
   ],
 )

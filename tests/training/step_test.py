@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from lm import config, sharding, tree
 from lm.models import linen
-from lm.optim import optimizers
+from lm.optim import optimizers, rules
 from lm.training import program as program_lib
 from lm.training import step
 
@@ -84,9 +84,11 @@ def test_a_batch_without_weight_has_no_gradient(state):
 
 def test_what_is_frozen_costs_no_gradient():
   held = '^(embed|layers)'
-  tx, _ = optimizers.sgd(steps=9, peak=1.0, decay_mask='', freeze=held)
+  tx, _ = optimizers.make(
+    rule=rules.sgd(), steps=9, peak=1.0, decay_mask='', freeze=held
+  )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  rules = base.get_config().sharding
+  table = base.get_config().sharding
   found = []
   for freeze in ('', held):
     run = program_lib.make(
@@ -94,7 +96,7 @@ def test_what_is_frozen_costs_no_gradient():
       tx=tx,
       example=batch(),
       mesh=mesh,
-      rules=rules,
+      rules=table,
       seed=0,
       settings=program_lib.Settings(freeze=freeze),
     )

@@ -61,7 +61,7 @@ def training(spec: list[Any], precision: str) -> protocol.Workload:
   """
   s = specs.Spec(*spec)
   model = _model(s, precision, s.length)
-  tx, _ = optimizers.adamw(steps=10_000, peak=1e-3, warmup=100)
+  tx, _ = optimizers.make(steps=10_000, peak=1e-3, warmup=100)
   batch = _random_batch(s)
   mesh = sharding.make_mesh()
   run = program_lib.make(
@@ -179,7 +179,7 @@ def checkpoints(spec: list[Any]) -> protocol.Workload:
   """Saves and restores a training state, and times how long each part takes."""
   s = specs.Spec(*spec)
   model = _model(s, 'fp32', s.length)
-  tx, _ = optimizers.adamw(steps=10_000, peak=1e-3)
+  tx, _ = optimizers.make(steps=10_000, peak=1e-3)
   state = jax.jit(partial(step.init_state, model=model, tx=tx))(
     jax.random.key(0), linen.example_batch(1, s.length)
   )
