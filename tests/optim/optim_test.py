@@ -475,7 +475,7 @@ def test_decay_mask_leaves_norms_and_biases():
 @pytest.mark.parametrize('key', ['l1', 'l2'])
 def test_penalties_add_their_gradient(key):
   params, gradient, towards = _params(), _params(1), _params(2)
-  tx, _ = optimizers.make(rule=rules.sgd(momentum=0.0), **(BARE | {key: 0.3}))
+  tx = _make('sgd', momentum=0.0, **(BARE | {key: 0.3}))
   (got,) = _updates(tx, params, [gradient])
 
   def penalty(w):
@@ -495,12 +495,10 @@ def test_penalties_add_their_gradient(key):
 
 def test_penalties_are_not_clipped_and_gradients_are():
   w = {'w': jnp.asarray([3.0, 4.0])}
-  tx, _ = optimizers.make(
-    rule=rules.sgd(momentum=0.0), l2=1.0, **(BARE | {'clip': 1.0})
-  )
+  tx = _make('sgd', momentum=0.0, l2=1.0, **(BARE | {'clip': 1.0}))
   (got,) = _updates(tx, w, [{'w': jnp.asarray([30.0, 40.0])}])
   np.testing.assert_allclose(got['w'], [-0.36, -0.48], rtol=1e-5)
-  tx, _ = optimizers.make(rule=rules.sgd(momentum=0.0), **BARE)
+  tx = _make('sgd', momentum=0.0, **BARE)
   (got,) = _updates(tx, w, [{'w': jnp.asarray([30.0, 40.0])}])
   np.testing.assert_allclose(got['w'], [-3.0, -4.0], rtol=1e-5)
 
