@@ -102,8 +102,8 @@ def test_updates_are_products_of_two_matrices():
   spec = around(BODIES['scanned'], alpha=2.0)
   _, whole = lora.merged(spec, params)
   for path, sides in (
-    ('layers/attention/q', (2, 32, 32)),
-    ('layers/attention/o', (2, 32, 32)),
+    ('layers/0/attention/q', (2, 32, 32)),
+    ('layers/0/attention/o', (2, 32, 32)),
     ('embed/table', (V, 32)),
   ):
     before, after = (dict(tree.paths(x))[path] for x in (params['body'], whole))
