@@ -37,14 +37,14 @@ def sources() -> list[tuple[str, Path]]:
     spec = importlib.util.find_spec(package)
     if spec is not None and spec.origin:
       roots.append((package, Path(spec.origin).parent))
-  found = [
+  files = [
     (f'{name}/{file.relative_to(root).as_posix()}', file)
     for name, root in roots
     for file in root.rglob('*.py')
   ]
   return sorted(
     (name, file)
-    for name, file in found
+    for name, file in files
     if not _SKIPPED & set(name.split('/')) and not file.name.startswith('test_')
   )
 

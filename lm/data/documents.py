@@ -220,7 +220,7 @@ def _json_lines(
     if not line.strip():
       continue
     try:
-      # Bad bytes are kept as lone surrogates, for `_decode` to judge.
+      # Bad bytes are kept as lone surrogates, which `_decode` treats.
       record = json.loads(line.decode('utf-8', 'surrogateescape'))
     except (ValueError, RecursionError) as e:
       if settings.errors == 'strict':

@@ -96,10 +96,11 @@ def make(
   _check_sizes(batch_size, length)
   row_parts = _row_parts(lengths, length)
   built = _objectives(objective, tokenizer, length, row_parts)
-  window = built[1].window
+  window = built[1].window  # of whole rows, which parts only cut
   opened = _open(sources, tokenizer)
   weights = positions.weights([*opened], sources, changes)
   fingerprints = {name: x.fingerprint for name, x in opened.items()}
+  # While these stay, samples have the same numbers and orders; see `anchor`.
   identity = {'batch_size': batch_size, 'window': window, 'seed': seed}
   anchor = positions.anchor(position, fingerprints, weights, identity)
   cuts = {
@@ -111,6 +112,8 @@ def make(
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     first, stop = host_rows(batch_size, host, hosts)
+    # Whole windows are read and then cut, so that the position of a run does
+    # not depend on the lengths of rows.
     count = [count for since, count in row_parts if since <= step][-1]
     numbers = samples.before(step) + np.arange(first, stop, dtype=np.int64)
     rows = samples.read(numbers)
@@ -120,6 +123,7 @@ def make(
     return {
       'fingerprint': _fingerprint(fingerprints),
       'datasets': fingerprints,
+      # Only the past must stay; later changes may still be edited.
       'weights': [[s, share] for s, share in weights if s < step],
       **samples.position(step),
       **identity,
@@ -170,6 +174,7 @@ def once(
   _check_sizes(batch_size, length)
   built = config.build(objective, tokenizer=tokenizer, length=length)
   source = shards.load(path, tokenizer)
+  # Without a key windows are in order, and draws are the same in every run.
   cut = windows.Windows(source, built.window, key=None)
   steps = -(-cut.count // batch_size)
 
@@ -199,6 +204,8 @@ def once(
 
 
 def _reading(opened: Sequence[shards.Shards]) -> list[str]:
+  """Lists the shards that are being read now."""
+  # A copy of the values, because readers change the dict in their threads.
   return sorted({p for source in opened for p in [*source.reading.values()]})
 
 
@@ -270,6 +277,7 @@ class _Samples(NamedTuple):
     Returns:
       rows [B, W + 1], sizes [B] and keys [B], see `windows.Windows`.
     """
+    # All rows of one dataset are read together, and put at their places.
     dataset, place = mixture.locate(self.phases, samples)
     rows = np.empty((len(samples), self._window + 1), np.int32)
     sizes = np.empty(len(samples), np.int64)

@@ -79,6 +79,7 @@ def assemble(
     tokenizer: for the id of padding.
   """
   batch = objectives.padding(len(groups), length, tokenizer)
+  # Heads score a few targets a row; models that write or tag, each position.
   width = length if form.scored is None else form.scored
   targets = np.zeros((len(groups), width), np.int32)
   weights = np.zeros((len(groups), width), np.float32)
@@ -101,6 +102,7 @@ def assemble(
       first = start if form.scored is None else (number - 1) * size
       targets[b, first : first + size] = row.targets
       weights[b, first : first + size] = row.weights
+      # The decoder's document `number` reads the encoder's part of that number.
       there = slice(source_start, source_start + len(row.source))
       source[b, there] = row.source
       source_segments[b, there] = number
@@ -128,6 +130,7 @@ def pack(rows: Sequence[Row], form: Form, length: int) -> list[list[Row]]:
   room: list[list[int]] = []  # left in each group, of tokens and of the source
   for row in rows:
     size = [len(row.ids), len(row.source)]
+    # Only the last groups are searched: all would make packing quadratic.
     n = next(
       (
         n
