@@ -40,7 +40,7 @@ from lm.evals import evaluators, records, runs
 from lm.evals.reports import html as report
 from lm.evals.reports import recipes, table
 from lm.reporting import html
-from lm.runtime import devices, memory
+from lm.runtime import compilation_cache, devices, memory
 
 
 def evaluate(
@@ -147,6 +147,7 @@ def main(argv: list[str]) -> None:
         f'{flag}: {file.parent}: no such folder: make it'
       )
   memory.prepare()
+  compilation_cache.prepare()
   # On a shared machine the trainer goes first.
   os.nice(10)
   devices.announce()

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from lm import checkpoint, tree, types
 from lm.data import shards
-from lm.runtime import devices, memory
+from lm.runtime import compilation_cache, devices, memory
 from lm.training import setup
 
 
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '', 'lm.fit')
   memory.prepare()
+  compilation_cache.prepare()
   devices.announce()
   fit(c, workdir)
 

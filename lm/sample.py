@@ -15,7 +15,7 @@ import sys
 
 from lm import config
 from lm.inference import detokenizer, sampling
-from lm.runtime import devices, memory
+from lm.runtime import compilation_cache, devices, memory
 
 sample = sampling.sample
 
@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
     *(getattr(flags, name) for name in sampling.Settings._fields)
   )
   memory.prepare()
+  compilation_cache.prepare()
   devices.announce()
   terminal = None
   if settings.count == 1 and not settings.beams and sys.stdout.isatty():

@@ -17,7 +17,7 @@ import time
 
 from lm import config
 from lm.inference import http_server, openai_api, service
-from lm.runtime import devices, memory, signals
+from lm.runtime import compilation_cache, devices, memory, signals
 
 _LIMITS = openai_api.Limits()
 _HELP = {
@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
       'travels in the clear: use ssh -L to 127.0.0.1, or add --expose'
     )
   memory.prepare()
+  compilation_cache.prepare()
   devices.announce()
   given = os.environ.get('LM_TOKEN')
   token = secrets.token_urlsafe(24) if given is None else given

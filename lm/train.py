@@ -2,11 +2,7 @@
 
   python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/a
 
-Fine-tuning is training with `init_from`, and with `init_paths` where only a
-part of a run is wanted, or where it becomes the body of a head:
-
-  --config.init_from=runs/mlm --config.init_paths==body
-  --config.init_from=runs/glove --config.init_paths=embed/table
+Fine-tuning is training with `init_from`; `init_paths` takes parts of that run.
 
 Resuming is starting the same command again. A run's folder:
 
@@ -15,8 +11,7 @@ Resuming is starting the same command again. A run's folder:
   metrics.jsonl   training metrics, one line every `log_every` steps
   evals.jsonl     results of lm.evaluate
 
-Several processes train one run when each is started with the same command, a
-folder that all of them see, and LM_DISTRIBUTED, see lm.runtime.processes.
+Several processes can train one run together, see lm.runtime.processes.
 """
 
 import sys
@@ -35,7 +30,14 @@ from pathlib import Path
 
 from lm import checkpoint, types
 from lm.data import prefetch
-from lm.runtime import devices, memory, process_group, processes, signals
+from lm.runtime import (
+  compilation_cache,
+  devices,
+  memory,
+  process_group,
+  processes,
+  signals,
+)
 from lm.training import (
   early_stopping,
   evaluations,
@@ -132,6 +134,7 @@ def main(argv: list[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
   memory.prepare()
+  compilation_cache.prepare()
   try:
     with processes.start() as group:
       if group.leads:

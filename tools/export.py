@@ -40,7 +40,7 @@ from pathlib import Path
 from lm import config
 from lm.inference import export_forms, exporter
 from lm.layers import compress
-from lm.runtime import devices, memory
+from lm.runtime import compilation_cache, devices, memory
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs the program; `config.main` turns errors into exit codes."""
   flags = _flags(argv)
   memory.prepare()
+  compilation_cache.prepare()
   devices.announce()
   with config.user_errors():
     report = exporter.export(

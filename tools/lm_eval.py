@@ -32,7 +32,7 @@ from lm.evals import context as context_lib
 from lm.evals import scoring
 from lm.inference import engine
 from lm.reporting import metrics_log
-from lm.runtime import memory
+from lm.runtime import compilation_cache, memory
 
 # By name: the file, and the config that tells lm_eval how to use its rows.
 TASKS = {
@@ -265,6 +265,7 @@ def main(argv: Sequence[str]) -> None:
   # that is not on this machine is an error at once.
   os.environ['HF_HUB_OFFLINE'] = os.environ['HF_DATASETS_OFFLINE'] = '1'
   memory.prepare()
+  compilation_cache.prepare()
   harness, tasks = _lm_eval('evaluator'), _lm_eval('tasks')
   logging.getLogger('lm_eval').setLevel(logging.ERROR)
   with config.user_errors():

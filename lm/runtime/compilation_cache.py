@@ -1,7 +1,7 @@
 """Compiled programs are kept on disk, so that no program is compiled twice.
 
-jax has such a cache and leaves it off. `prepare` turns it on in the cache folder of
-the user, and does what jax leaves to its user:
+jax has such a cache and leaves it off. `prepare` turns it on in the user's
+cache folder, and does what jax leaves to its user:
 
 - The folder depends on the processor. jax's key does not, and a home folder may
   be shared by machines of which one lacks the other's instructions.
