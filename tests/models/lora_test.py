@@ -114,8 +114,8 @@ def test_updates_are_products_of_two_matrices():
     np.testing.assert_allclose(after.reshape(sides), want, atol=1e-5)
   assert len(changes) == 6
   np.testing.assert_array_equal(
-    whole['layers']['attention']['k'],
-    params['body']['layers']['attention']['k'],
+    whole['layers']['0']['attention']['k'],
+    params['body']['layers']['0']['attention']['k'],
   )
 
 
