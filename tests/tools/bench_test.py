@@ -41,6 +41,8 @@ for line in sys.stdin:
 """
 RUN = measure.Run(2, 0.01, None, False, None)
 
+pytestmark = pytest.mark.process
+
 
 def echo(seconds: float) -> measure.Entry:
   return measure.Entry(
