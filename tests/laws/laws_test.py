@@ -197,13 +197,15 @@ def layouts() -> list[tuple[str, dict[str, int]]]:
   """Lists layouts of eight devices, for every family that has gradients.
 
   Each axis alone and each pair of axes for one decoder, or for one that has
-  experts where `expert` is among them. There are two layers, so two stages.
+  experts where `expert` is among them. There are two stages, so a family needs
+  two repetitions of its pattern: 'hybrid' stands for patterns of several kinds.
   """
   found = [
     (name, layout)
     for name in names('gradients')
     for layout in LAYOUTS
-    if 'stage' not in layout or 'depth' not in MODELS[name].lacks
+    if 'stage' not in layout
+    or ('depth' not in MODELS[name].lacks and name != 'gemma')
   ]
   for axis in sharding.AXES:
     if axis not in ('stage', 'tensor'):
