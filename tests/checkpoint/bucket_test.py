@@ -33,6 +33,7 @@ def committed(server) -> list[int]:
   return sorted(map(int, found))
 
 
+@pytest.mark.slow
 def test_a_lost_machine_loses_no_finished_step(
   data, alone, shelf, start, tmp_path
 ):
@@ -106,6 +107,7 @@ def steps(place) -> list[int]:
   return bucket.Bucket(place).steps()
 
 
+@pytest.mark.slow
 def test_the_bucket_keeps_the_steps_that_it_should(place):
   with start_mirror(place, keep=2, keep_every=10) as copy:
     for step in (5, 10, 15, 20, 25):
@@ -180,6 +182,7 @@ def lease(place, **changes):
   )
 
 
+@pytest.mark.slow
 def test_one_machine_at_a_time(place):
   ending = threading.Event()
 
@@ -219,6 +222,7 @@ def test_one_machine_at_a_time(place):
     copy._error = None  # `with` would raise it again
 
 
+@pytest.mark.slow
 def test_every_request_has_a_deadline(place, monkeypatch):
   slow = bucket.Bucket(place, seconds=0.1)
   forever = threading.Event()

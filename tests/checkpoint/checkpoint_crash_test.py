@@ -445,6 +445,7 @@ def test_an_error_of_the_program_is_not_hidden(tmp_path, monkeypatch):
   assert 'step 1 not saved: [Errno 28] No space left' in note
 
 
+@pytest.mark.slow
 def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setenv('FAULT', 'slow_save@2')
   with checkpoint.Checkpointer(tmp_path, deadline_seconds=0.1) as saver:

@@ -73,6 +73,7 @@ def check_fallback(workdir, one, capfd, want, *warned):
   assert checkpoint.read_meta(workdir) == {'at': want}
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_is_never_silent(workdir, one, capfd):
   rng = np.random.default_rng(0)
   paths = files(workdir, 3)

@@ -94,6 +94,7 @@ def saved(tmp_path_factory):
   return workdir, state
 
 
+@pytest.mark.slow
 def test_every_bit_comes_back_on_other_meshes(saved, one):
   workdir, state = saved
   for where in (mesh_shardings(state, 4, 2), mesh_shardings(state, 1, 2), one):

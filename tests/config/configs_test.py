@@ -174,6 +174,7 @@ PLANNED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PLANNED)
 def test_a_config_fits_the_machine_that_it_is_meant_for(name):
   c = load(name)

@@ -120,6 +120,7 @@ def judged(run, params, records, form, **settings):
 FORM = {'fn': 'lm.data.finetuning.pair_forms:reply', 'template': '{source}'}
 
 
+@pytest.mark.slow
 def test_an_answer_costs_what_its_tokens_cost(trained, tmp_path):
   run, params = (
     checkpoint.restore_run(trained),
@@ -186,6 +187,7 @@ def test_what_writes_nothing_is_refused(trained, tmp_path):
     judged(run, None, reader, form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['', 'lora'])
 def test_a_decoder_is_tuned_to_answer(trained, tmp_path, method):
   """From a run, through its config, to what the sweep and compare say."""
@@ -210,6 +212,7 @@ def test_a_decoder_is_tuned_to_answer(trained, tmp_path, method):
   assert {'test/rougeL', 'answers/answer_nats'} <= after.keys()
 
 
+@pytest.mark.slow
 def test_a_decoder_is_tuned_by_preferences(trained, tmp_path):
   rows = [
     {

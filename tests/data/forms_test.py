@@ -21,6 +21,7 @@ from lm.evals import classification, context
 BYTES = utf8_bytes.make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('reader', 'path', 'language'),
   [

@@ -77,6 +77,7 @@ def test_golden_batch(make):
   )
 
 
+@pytest.mark.slow
 def test_same_tokens_for_any_hosts_threads_prefetch_kills_and_changes(make):
   whole = make()
   expected = [digest(whole.batch(n)) for n in range(STEPS)]

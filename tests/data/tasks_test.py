@@ -100,6 +100,7 @@ def tuned(tmp_path, body, head, records_of, form, evaluator, steps):
   return evaluate_lib.evaluate(tmp_path / 'run')[-1]['metrics']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('body', 'pool'), [('encoder', 'mean'), ('decoder', 'last'), ('lstm', 'mean')]
 )
@@ -117,6 +118,7 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('body', BODIES)
 @pytest.mark.usefixtures('one_device')
 def test_a_tuned_tagger_tags(tmp_path, body):
@@ -127,6 +129,7 @@ def test_a_tuned_tagger_tags(tmp_path, body):
   assert found['test/f1'] > 0.95 and found['test/f1/ANI'] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('body', BODIES)
 @pytest.mark.usefixtures('one_device')
 def test_a_tuned_reader_answers(tmp_path, body):
@@ -254,6 +257,7 @@ def test_answers_are_compared_as_squad_does():
   assert classification.overlap('北京市', '北京', 'zh') == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_a_model_of_other_classes_is_refused(tmp_path):
   spec = {
     'fn': 'lm.data.finetuning.readers:texts',
@@ -330,6 +334,7 @@ def summary(rng):
 WRITTEN = (translation, entities, category, answer, summary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('body', ['encdec', 'decoder'])
 @pytest.mark.usefixtures('one_device')
 def test_a_tuned_writer_does_every_task(tmp_path, body):

@@ -63,6 +63,7 @@ def test_text_that_spells_specials_round_trips_and_forges_nothing(made, name):
     assert made[name].encode(text) == made[name].encode_batch([text])[0]
 
 
+@pytest.mark.slow
 def test_100_000_random_strings_round_trip(made):
   rng = random.Random(0)
   alphabets = (

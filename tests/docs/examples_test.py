@@ -87,6 +87,7 @@ def average(tmp_path, monkeypatch):
   sys.modules.pop('average', None)
 
 
+@pytest.mark.slow
 def test_the_mixer_of_extending_keeps_the_laws(average):
   for law in (
     laws_test.test_a_position_sees_nothing_to_its_right,

@@ -191,6 +191,7 @@ def get_config():
   assert len({tuple(row.split()[1:3]) for row in rows}) == 1
 
 
+@pytest.mark.slow
 def test_watching_beside_a_trainer_that_deletes(data, start, tmp_path):
   """Starts before there is a folder, ends when training has ended."""
   workdir = tmp_path / 'run'
@@ -276,6 +277,7 @@ def test_a_run_without_evaluators_is_an_error(data, trained, tmp_path):
     evaluate.evaluate(workdir)
 
 
+@pytest.mark.slow
 def test_items_lie_beside_the_line_and_two_runs_can_be_compared(
   data, tmp_path, capsys
 ):
@@ -347,6 +349,7 @@ def ladder(data, trained, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_runs_of_one_kind_share_their_evaluators(ladder, tmp_path, monkeypatch):
   folder = shutil.copytree(ladder, tmp_path / 'ladder')
   built, build = [], checkpoint.restore_run
@@ -399,6 +402,7 @@ def copied(ladder, to, *names):
   return to
 
 
+@pytest.mark.slow
 def test_a_config_names_runs_steps_and_evaluators(ladder, tmp_path, capsys):
   folder = copied(ladder, tmp_path, 'base-0', 'base-1', 'base-soon', 'thin')
   file = write_config(

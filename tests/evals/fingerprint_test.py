@@ -53,6 +53,7 @@ def folder(tmp_path, monkeypatch):
   forget()
 
 
+@pytest.mark.slow
 def test_a_changed_evaluator_evaluates_again_and_a_docstring_does_not(
   trained, folder, tmp_path
 ):

@@ -64,6 +64,7 @@ def test_a_uniform_model_scores_every_token_and_byte_once(words, path):
   )
 
 
+@pytest.mark.slow
 def test_batch_size_and_chunks_change_nothing(words, path):
   model = small(words, length=16, init=base.init(outputs='zero'))
   params = model.init(jax.random.key(0), example(words))
@@ -75,6 +76,7 @@ def test_batch_size_and_chunks_change_nothing(words, path):
     assert other == pytest.approx(first, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_documents_are_scored_as_if_alone(words, path):
   """By hand: each document whole, from bos on, in one long window."""
   model = small(words, length=128)

@@ -103,6 +103,7 @@ def test_words_and_scores_of_a_text(text, score, want):
   assert found['sentiment'] == score
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_their_prompts(trained, tmp_path):
   run = checkpoint.restore_run(trained)
   params = checkpoint.restore_params(trained)
@@ -129,6 +130,7 @@ def test_real_prompts_are_read(shared_data, said):
   assert found.metrics['negative_gap'] == 0 and found.metrics['empty'] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['english', 'people'])
 def test_evaluators_of_configs_can_be_built(trained, shared_data, name):
   run = checkpoint.restore_run(trained)

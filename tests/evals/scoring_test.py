@@ -136,6 +136,7 @@ def by_hand(name, context, text):
   return nats, all(row.argmax() == i for row, i in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_scores_equal_a_loop_over_one_text_at_a_time(name):
   for found, pair in zip(scores(name), PAIRS, strict=True):
@@ -175,6 +176,7 @@ def test_rows_are_padded_to_few_widths():
   assert scoring._widths(1000, split) == [64, 128, 256, 512, 1000]
 
 
+@pytest.mark.slow
 def test_a_long_context_is_cut_from_the_left():
   """The rest is read without bos, as if the text began there."""
   (found,) = scores(pairs=[('a long context' * 9, ' end')], length=16)
@@ -223,6 +225,7 @@ def test_windows_score_each_position_once_with_enough_before_it():
       assert done == list(range(first, total))
 
 
+@pytest.mark.slow
 def test_a_masked_model_scores_a_long_text_in_windows():
   text = 'a longer text than that'
   (found,) = scores('next', [('', text)], length=16)

@@ -28,6 +28,7 @@ def rejected(found: stats.Mean, truth: float = 0.0) -> tuple[float, float]:
 # --- means and paired differences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('kind', 'least', 'most'),
   # Of answers some resamples have a mean of 0, which counts for both sides:
@@ -110,6 +111,7 @@ def test_groups_of_equal_items_count_once():
   )
 
 
+@pytest.mark.slow
 def test_groups_of_different_sizes_keep_the_rate():
   rng = np.random.default_rng(5)
   groups = np.repeat(np.arange(40), rng.integers(1, 10, size=40)).astype(str)

@@ -67,6 +67,7 @@ def run(family, rows, **settings):
   return tokens, finish
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'how',
   [
@@ -111,6 +112,7 @@ def test_tokens_are_those_of_generate(family, how):
       )
 
 
+@pytest.mark.slow
 def test_prompts_cost_what_a_forward_pass_says(family):
   rows = [family.tokenizer.encode(text) for text in PROMPTS]
   found = engine.prompt_logprobs(family, rows, logprobs=1)
@@ -132,6 +134,7 @@ def test_prompts_cost_what_a_forward_pass_says(family):
       )
 
 
+@pytest.mark.slow
 def test_the_capacity_of_a_model_is_found():
   decoder = make('decoder')
   assert engine.capacity(decoder, 39) == 39

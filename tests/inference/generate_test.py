@@ -96,6 +96,7 @@ def test_an_empty_prompt_is_refused():
     objectives.padded([[1], []], 0)
 
 
+@pytest.mark.slow
 def test_same_key_same_text_and_nothing_after_stop():
   model = config.build(base.decoder(2, length=40, width=16, depth=1), vocab=5)
   batch = objectives.padded([[1, 2], [3]] * 4, 0)
@@ -148,6 +149,7 @@ def nats_of(model, params, prompt, new) -> np.ndarray:
   return -np.asarray(log)[places, new]
 
 
+@pytest.mark.slow
 def test_nats_are_those_of_a_forward_pass(small):
   model, params = small
   prompts = [[1, 2, 3], [4]]
@@ -169,6 +171,7 @@ def test_nats_are_those_of_a_forward_pass(small):
     assert not nats[size:].any()
 
 
+@pytest.mark.slow
 def test_a_row_with_a_key_draws_alike_in_any_company(small):
   model, params = small
   prompts = [[1, 2, 3], [4, 5, 1], [2, 2, 2]]
@@ -227,6 +230,7 @@ def search(small, beams, length, penalty=0.0, prompts=((1, 2),)):
   return np.asarray(tokens), np.asarray(scores)
 
 
+@pytest.mark.slow
 def test_one_beam_takes_the_likeliest_token(small):
   model, params = small
   prompts = ((1, 2), (3,), (4, 4, 1))
@@ -243,6 +247,7 @@ def test_one_beam_takes_the_likeliest_token(small):
   np.testing.assert_array_equal(tokens[:, 0], greedy.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('penalty', [0.0, 1.0])
 def test_enough_beams_find_the_best_of_all_texts(small, penalty):
   model, params = small
@@ -263,6 +268,7 @@ def test_enough_beams_find_the_best_of_all_texts(small, penalty):
   assert (np.diff(scores[0]) <= 0).all()
 
 
+@pytest.mark.slow
 def test_beams_of_a_batch_are_those_of_its_rows(small):
   prompts = ((1, 2, 3), (4,))
   tokens, scores = search(small, 3, 6, 0.6, prompts)

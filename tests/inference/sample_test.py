@@ -17,6 +17,7 @@ def refused(*arguments, **settings):
   return str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_texts(trained):
   texts = sample.sample(trained, 'the ', count=3, length=8, seed=1)
   assert len(texts) == 3 and all(t.startswith('the ') for t in texts)
@@ -26,6 +27,7 @@ def test_the_same_seed_gives_the_same_texts(trained):
   assert sample.sample(trained, 'the ', count=1, length=8, seed=1) == texts[:1]
 
 
+@pytest.mark.slow
 def test_the_likeliest_text_needs_no_seed(trained):
   first, second = (
     sample.sample(trained, 'the ', length=8, temperature=0, seed=seed)
@@ -58,6 +60,7 @@ def test_texts_have_the_cost_of_each_token(trained):
   assert all(cost > 0 for cost in text.nats)
 
 
+@pytest.mark.slow
 def test_beams_find_likelier_texts_than_greed(trained):
   found = sample.sample(trained, 'the ', length=6, beams=4, count=3)
   assert len(set(found)) == 3 and all(t.startswith('the ') for t in found)

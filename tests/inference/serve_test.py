@@ -298,6 +298,7 @@ def test_a_body_that_is_no_object_is_one_line(alive, body):
   assert status == 400 and json.loads(text)['error']['code'] == 'bad_request'
 
 
+@pytest.mark.slow
 def test_the_ends_of_ranges_are_served(service):
   for fields in (
     {'temperature': 100, 'top_p': 0},
@@ -507,6 +508,7 @@ def test_time_is_limited(alive, gate, monkeypatch, stream):
   assert b'"code": "deadline"' in found and b'[DONE]' not in found
 
 
+@pytest.mark.slow
 def test_its_end_ends_texts_on_their_way(trained, gate, monkeypatch):
   monkeypatch.setattr(http_server, 'GRACE_SECONDS', 0.1)
   passes, counts = gate

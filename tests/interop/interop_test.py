@@ -214,6 +214,7 @@ def test_files_of_older_versions_are_read(tmp_path):
   assert found.model['pattern'] == ('local', 'main')
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_transformers_opens_what_is_exported(peer, tmp_path):
   ours, folders = {}, []
@@ -253,6 +254,7 @@ def call(peer, *arguments):
   assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_model_that_no_class_computes_is_one_line(tmp_path):
   found = load(folder_of('llama', tmp_path))
   changed = copy.deepcopy(found.model)
@@ -426,6 +428,7 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_changed_bytes_of_a_header_never_end_in_another_error(tmp_path):
   folder = folder_of('llama', tmp_path)
   file = folder / 'model.safetensors'

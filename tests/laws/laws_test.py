@@ -383,6 +383,7 @@ def assert_trees_equal(a, b):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), path)
 
 
+@pytest.mark.slow
 @lacking('direction')
 def test_a_position_sees_nothing_to_its_right(name):
   model = build(name)
@@ -438,6 +439,7 @@ def test_what_stands_in_padding_does_not_matter(name):
   assert float(metric.weight) == (~padding).sum()
 
 
+@pytest.mark.slow
 @over(
   [
     (name, scan)
@@ -470,6 +472,7 @@ def test_initial_loss_is_that_of_a_uniform_guess(name):
   )
 
 
+@pytest.mark.slow
 @lacking('gradients')
 def test_overfits_one_batch(name):
   state, update = trainer(name)
@@ -490,6 +493,7 @@ def test_the_head_alone_gives_the_logits(name):
   )
 
 
+@pytest.mark.slow
 @lacking('gradients')
 def test_microbatches_of_uneven_weight_equal_one_batch(name):
   state, whole = trainer(name)
@@ -503,6 +507,7 @@ def test_microbatches_of_uneven_weight_equal_one_batch(name):
     np.testing.assert_allclose(x, y, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 @lacking('depth')
 def test_scanned_layers_equal_unrolled_ones(name):
   model, scanned = build(name), build(name, scan=True)
@@ -542,6 +547,7 @@ def test_a_model_tells_the_arithmetic_of_a_token(name):
   assert model.flops(L) * B * L == pytest.approx(counted, rel=0.01)
 
 
+@pytest.mark.slow
 @over(
   [(name, 'full', True) for name in names('depth')] + [('gpt2', 'dots', False)],
   'remat',
@@ -569,6 +575,7 @@ def test_rematerialization_changes_nothing(name, remat, scan):
     )
 
 
+@pytest.mark.slow
 @lacking('gradients')
 def test_bfloat16_is_near_float32(name):
   model = build(name)
@@ -584,6 +591,7 @@ def test_bfloat16_is_near_float32(name):
     assert np.abs(whole - narrow).max() > 0
 
 
+@pytest.mark.slow
 @lacking('gradients')
 def test_dropout_is_on_exactly_with_a_key(name):
   model = build(name, dropout=0.5)
@@ -598,6 +606,7 @@ def test_dropout_is_on_exactly_with_a_key(name):
   assert np.abs(noisy - other).max() > 0.01
 
 
+@pytest.mark.slow
 @over([*((name, 0.0) for name in names('gradients')), ('gpt2', 0.1)], 'dropout')
 def test_resuming_gives_the_same_bits(name, dropout, tmp_path):
   # The step as the other laws have compiled it; once with dropout.
@@ -653,6 +662,7 @@ def test_a_checkpoint_moves_from_an_accelerator_to_a_cpu(name, tmp_path):
   assert int(moved.step) == 3
 
 
+@pytest.mark.slow
 @over(layouts(), 'layout')
 def test_every_layout_trains_as_one_device_does(name, layout, capfd):
   if jax.device_count() < 8:
@@ -730,6 +740,7 @@ def prompts(name, rows, first: int = 0) -> types.Batch:
   return batch
 
 
+@pytest.mark.slow
 @lacking('direction')
 def test_a_batch_generates_what_its_rows_generate_alone(name):
   model, params = build(name), random_params(name)
@@ -761,6 +772,7 @@ def test_a_batch_generates_what_its_rows_generate_alone(name):
         break
 
 
+@pytest.mark.slow
 @lacking('direction')
 def test_one_beam_is_greedy(name):
   batch = prompts(name, PROMPTS)

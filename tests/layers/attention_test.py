@@ -140,6 +140,7 @@ def test_a_ring_equals_the_mask(monkeypatch, name, mesh, length):
   assert_same(got, want)
 
 
+@pytest.mark.slow
 @needs_eight
 def test_rings_of_a_pipeline_are_one_computation():
   mask, _ = case('all', 32, kernel='ring')
@@ -183,6 +184,7 @@ def test_blocks_that_nobody_sees_are_left_out(changes, unseen, queries):
   assert np.isnan(np.asarray(out[:, :, :, unseen])).all()
 
 
+@pytest.mark.slow
 def test_scanned_layers_some_with_a_window_equal_those_by_masks():
   def make(kernel='auto'):
     def block(window):
@@ -222,6 +224,7 @@ def test_scanned_layers_some_with_a_window_equal_those_by_masks():
   assert_same(jax.tree.leaves(gradient('blockwise')), want)
 
 
+@pytest.mark.slow
 def test_32k_tokens_train_in_8_gib():
   spec = base.decoder(length=32_768, scan=True, remat='full')
   model = config.build(spec, vocab=256)
@@ -338,6 +341,7 @@ def long(**changes):
   return mask, (q, k, v, d)
 
 
+@pytest.mark.slow
 def test_splash_equals_the_mask(monkeypatch):
   interpreted = partial(kernels.splash, interpret=True)
   monkeypatch.setattr(kernels, 'splash', interpreted)

@@ -181,6 +181,7 @@ def test_from_the_state_is_in_one_pass(parts):
   assert relative(want[1], s) < 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chunk', CHUNKS)
 def test_packed_is_alone(chunk):
   *floats, segments, s, do, ds = draw('packed')
@@ -223,6 +224,7 @@ def test_what_stands_in_padding_changes_nothing():
     assert not np.any(np.asarray(gradient)[~live])
 
 
+@pytest.mark.slow
 def test_padding_and_a_new_document():
   q, k, v, decay, beta, segments, s, *_ = draw('plain', length=5)
   run = functools.partial(delta_rule.chunked, q, k, v, decay, beta)
@@ -239,6 +241,7 @@ def test_padding_and_a_new_document():
   assert relative(a, b) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_inverse_of_a_triangle_of_ones():
   for C in (1, 2, 4, 64):
     a = np.tril(np.ones((1, 1, 1, C, C), np.float32), -1)
@@ -316,6 +319,7 @@ def test_a_state_a_chunk_and_not_a_token():
   assert recurrent > 64 * 64
 
 
+@pytest.mark.slow
 def test_memory_of_a_compiled_gradient():
   def temporaries(rule, length):
     given, segments = shapes(length)

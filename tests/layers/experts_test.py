@@ -145,6 +145,7 @@ def test_one_expert_is_an_mlp(capacity):
   close(dparams, jax.tree.map(lambda x: x[0], drouted['experts']))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('scoring', 'normalize', 'activation', 'top_k'),
   [
@@ -166,6 +167,7 @@ def test_tokens_read_what_a_loop_over_experts_says(
   close(got, want)
 
 
+@pytest.mark.slow
 def test_all_read_shared_experts():
   module = mixture(shared_experts=2)
   params = start(module)
@@ -193,6 +195,7 @@ def test_room_for_all_drops_nothing():
   close(dropless, limited)
 
 
+@pytest.mark.slow
 def test_a_full_expert_keeps_the_earliest_of_a_row():
   module = mixture(capacity=0.5, normalize=False)
   params = start(module)
@@ -223,6 +226,7 @@ def test_a_full_expert_keeps_the_earliest_of_a_row():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
 def test_a_grouped_product_is_one_product_a_group(compute_dtype):
   sizes = np.array([3, 0, 130, 300, 1])
@@ -264,6 +268,7 @@ def test_a_grouped_product_is_one_product_a_group(compute_dtype):
     assert np.abs(a - b).max() < (1e-5 if exact else 1e-2) * np.abs(a).max()
 
 
+@pytest.mark.slow
 def test_groups_of_several_texts_share_kernels():
   kernels = jax.random.normal(jax.random.key(0), (2, D, F))
   x = jax.random.normal(jax.random.key(1), (3, 9, D))
@@ -285,6 +290,7 @@ def measured(rows=slice(None), **settings):
   return params, say(module, params, stream()[rows], text)[1]
 
 
+@pytest.mark.slow
 def test_losses_are_their_formulas():
   settings = {
     'scoring': 'sigmoid',
@@ -369,6 +375,7 @@ def trained(settings, steps=200):
   return before, metrics.value(measure(state.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('settings', 'even'),
   [
@@ -391,6 +398,7 @@ BIASED = {'balance_bias': True, 'balance_weight': 0.0, 'top_k': 1}
 BIASED |= {'normalize': False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['adamw', 'muon', 'adafactor'])
 def test_a_bias_follows_the_error_of_its_load_alone(name):
   model = build(BIASED)
@@ -436,6 +444,7 @@ def test_a_bias_follows_the_error_of_its_load_alone(name):
     assert np.abs(leaf).max() < 1e-20 or leaf.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_without_a_bias_no_optimizer_notices():
   params = {'mlp': {'up': jnp.ones((4, 4)), 'down': jnp.ones((4, 4))}}
   tx, _ = optimizers.make(steps=10, peak=0.1, clip=0.1)
@@ -452,6 +461,7 @@ def test_without_a_bias_no_optimizer_notices():
   np.testing.assert_allclose(two['mlp']['router_bias'], -1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'layout',
   [
@@ -501,6 +511,7 @@ def test_a_mesh_changes_nothing(capacity, layout, capfd):
   assert 'Involuntary full rematerialization' not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_first_layers_may_keep_an_mlp():
   dense = base.block(
     base.attention(heads=2),

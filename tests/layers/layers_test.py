@@ -26,6 +26,7 @@ def normal(seed, *shape):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('spec', 'a', 'b'),
   [
@@ -359,6 +360,7 @@ def test_a_decoder_that_cannot_be_is_refused(changes, message):
   assert '\n' not in str(caught.value) and len(str(caught.value)) <= 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cell', recurrent.CELLS)
 def test_narrow_products_of_a_recurrence_have_near_gradients(cell):
   rng = jax.random.key(0)

@@ -110,6 +110,7 @@ def test_products_have_eight_bits_and_sums_more():
   ]
 
 
+@pytest.mark.slow
 @laws.over(
   [
     ('llama', 'fp8'),

@@ -54,6 +54,7 @@ def learnt(model: types.Model, task, steps: int = 120) -> float:
   return float(np.average(best == batch.targets, weights=batch.weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('body', BODIES)
 def test_a_text_is_classified(body):
   def task(seed):
@@ -76,6 +77,7 @@ def test_tokens_are_tagged(body):
   assert learnt(model, task) > 0.95
 
 
+@pytest.mark.slow
 def test_a_span_is_found_and_never_in_padding():
   def task(seed):
     batch = texts(seed)
@@ -154,6 +156,7 @@ def test_a_packed_text_is_classified_as_if_alone(body, pool):
   np.testing.assert_allclose(got[0], want[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_reads_both_ways_if_asked():
   alone = objectives.padded([[8, 9, 7, 10]], 0)
   changed = alone._replace(tokens=np.array([[8, 9, 7, 11]], np.int32))
@@ -194,6 +197,7 @@ def test_impossible_settings_are_refused():
     model.start({}, texts(0), 4)
 
 
+@pytest.mark.slow
 def test_both_directions_are_trained_and_read():
   """Checks ELMo, where each half of a batch has a stack of its own."""
   spec = base.recurrent(width=8, depth=1, bidirectional=True)

@@ -62,6 +62,7 @@ def example():
   return batch._replace(tokens=ids.astype(np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BODIES)
 def test_it_starts_as_its_body_and_merging_changes_nothing(name):
   spec = config.plain(config.fill(around(BODIES[name], paths='')))
@@ -119,6 +120,7 @@ def test_updates_are_products_of_two_matrices():
   )
 
 
+@pytest.mark.slow
 def test_only_updates_and_the_head_have_gradients():
   model = config.build(around(CLASSIFY), vocab=V)
   params = noisy(model.init(jax.random.key(0), example()))
@@ -255,6 +257,7 @@ def exported(form, workdir, output, *flags):
   return json.loads((output / 'report.json').read_text())
 
 
+@pytest.mark.slow
 def test_a_tuned_head_is_merged_and_answers_the_same(runs, tmp_path):
   folder, found = runs
   report = exported('merge', folder / 'lora', tmp_path / 'out')
@@ -282,6 +285,7 @@ def test_a_tuned_head_is_merged_and_answers_the_same(runs, tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['int8', 'prune', 'stablehlo'])
 def test_a_tuned_head_is_exported_and_evaluated(runs, tmp_path, form):
   folder, found = runs
@@ -311,6 +315,7 @@ def test_a_tuned_head_is_exported_and_evaluated(runs, tmp_path, form):
   np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path, monkeypatch):
   folder, _ = runs
   for form, name, flags, message in (
@@ -327,6 +332,7 @@ def test_runs_that_cannot_be_merged_are_refused(runs, tmp_path, monkeypatch):
     exported('merge', folder / 'lora', tmp_path / 'out', '--budget=0.001')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['merge', 'int8'])
 def test_a_language_model_is_exported_as_its_body(
   data, trained, tmp_path, form

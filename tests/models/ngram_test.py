@@ -253,6 +253,7 @@ def test_a_history_never_seen_backs_off_to_a_shorter_one():
   )
 
 
+@pytest.mark.slow
 def test_padding_after_a_prompt_is_not_part_of_the_history():
   model, params, text = ngram.make(vocab=V, order=5), fitted(5), corpus(0, 60)
   rows = [[BOS, *max(text, key=len)[:n].tolist()] for n in (7, 4, 2, 1)]

@@ -66,6 +66,7 @@ def test_each_answer_is_a_document_of_its_own():
   assert cut.ids[10:18] == cut.ids[:8] and len(cut.ids) == 10 + 16
 
 
+@pytest.mark.slow
 def test_logits_are_how_much_more_the_body_prefers():
   model = preference.make(vocab=BYTES.size, body=BODY, beta=0.5)
   _, made, batch = rows()
@@ -117,6 +118,7 @@ def write(path, count, seed):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('one_device')
 def test_a_preference_is_learnt_and_the_reference_does_not_change(tmp_path):
   c = base.get_config().unlock()
@@ -175,6 +177,7 @@ def distilled(**changes):
   )
 
 
+@pytest.mark.slow
 def test_a_student_that_equals_its_teacher_has_no_loss():
   small = {**BODY, 'length': 16}
   model = distill.make(vocab=64, body=small, teacher=small)
@@ -204,6 +207,7 @@ def test_the_loss_is_the_divergence_of_the_distributions():
   assert float(out.aux['distill_loss'].total) == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_student_learns_and_its_teacher_does_not_change():
   # The text pulls elsewhere, which here must not win.
   model, batch = distilled(weight=100.0), text()

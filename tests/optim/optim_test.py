@@ -241,6 +241,7 @@ def test_is_the_optax_optimizer(name, settings, reference):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['adamw', 'lion', 'muon'])
 def test_first_moments_in_bfloat16_change_little(name):
   params, gradients = _params(), [_params(1), _params(2)]
@@ -357,6 +358,7 @@ def test_muon_decays_each_group_by_its_own_rate():
   np.testing.assert_allclose(got['embed']['table'], np.full(4, -0.025), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SETTINGS)
 def test_scanned_layers_update_as_unrolled_ones(name):
   tx = _make(name, l1=0.01, l2=0.01, clip=5.0)

@@ -32,6 +32,7 @@ def report():
   return plan.plan(c, CPU, vocab=512, tokens=1e6)
 
 
+@pytest.mark.slow
 @needs_eight
 def test_arguments_are_what_the_sharding_table_says(report):
   memory = report['memory_bytes']
@@ -64,6 +65,7 @@ def test_every_axis_that_cuts_something_talks(report):
   assert 'FITS: ' in shown and 'all-reduce over ' in shown
 
 
+@pytest.mark.slow
 @needs_eight
 def test_more_than_there_is_does_not_fit(report):
   assert CPU is not None
@@ -124,6 +126,7 @@ def test_an_unknown_machine_is_one_line(name, message):
     topology.target(name)
 
 
+@pytest.mark.slow
 @needs_eight
 def test_tuning_is_planned_and_a_frozen_body_costs_less(tmp_path):
   assert CPU is not None
@@ -214,6 +217,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_a_pod_is_refused_with_its_bytes(tpu):
   c = load(f'{programs.ROOT}/configs/gpt/llama_1b.py', **LARGE)
   report = plan.plan(c, tpu, vocab=128_256)
@@ -244,6 +248,7 @@ def layouts(c, vocab=512):
   return search.candidates(setup.fill(c), machine, vocab)
 
 
+@pytest.mark.slow
 @needs_eight
 def test_a_mesh_axis_divides_what_it_cuts():
   c = load(**SMALL).unlock()
@@ -256,6 +261,7 @@ def test_a_mesh_axis_divides_what_it_cuts():
   assert {change['mesh.expert'] for change in layouts(c)} == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_pod_is_searched_for_the_quickest_layout_that_fits(tpu):
   said = []
   best = plan.search(

@@ -102,6 +102,7 @@ def test_two_processes_place_save_and_restore_what_one_does(
     checkpoint.verify(tmp_path / 'both', 7)
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_one_process_to_two_and_back_after_a_kill(
   start, data, uninterrupted, tmp_path
 ):
@@ -135,6 +136,7 @@ def test_a_run_moves_from_one_process_to_two_and_back_after_a_kill(
   assert positions[0] == positions[1]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_the_same_saved_step(
   start, data, uninterrupted, tmp_path
 ):

@@ -357,6 +357,7 @@ def evaluate(folder, name, seed: int, *, rise=0.0, tasks=3, seeds=5) -> str:
   return ','.join(runs)
 
 
+@pytest.mark.slow
 def test_seeds_of_one_recipe_are_never_told_apart(tmp_path):
   alone = []
   for repeat in range(5):

@@ -133,6 +133,7 @@ def small(trained, tmp_path_factory):
   return output
 
 
+@pytest.mark.slow
 def test_int8_is_small_on_disk_and_a_run_like_any_other(
   trained, small, data, tmp_path
 ):
@@ -275,6 +276,7 @@ def test_losses_that_are_not_finite_are_worse(trained, tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_a_probe_is_one_text_a_row_and_what_it_cost(trained, data, tmp_path):
   _, words, model = checkpoint.restore_run(trained)
   params = checkpoint.restore_params(trained)
@@ -313,6 +315,7 @@ def test_a_probe_is_one_text_a_row_and_what_it_cost(trained, data, tmp_path):
     export_check.load(tmp_path / 'probe.json')
 
 
+@pytest.mark.slow
 def test_tasks_are_asked_of_both(trained, tmp_path, capsys):
   pairs = [
     PAIR | {'pairID': f'{n}', 'sentence_good': programs.TEXT[n : n + 20]}
@@ -405,6 +408,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_stablehlo_needs_no_lm_and_takes_other_shapes(data, tmp_path):
   rng = np.random.default_rng(0)
@@ -558,6 +562,7 @@ def test_every_matrix_of_every_model_is_known():
       assert (path in known) == expected, (name, path)
 
 
+@pytest.mark.slow
 def test_stacked_blocks_come_out_as_single_ones():
   rng = np.random.default_rng(0)
   params = jax.tree.map(
@@ -645,6 +650,7 @@ def test_errors_are_one_line(trained, tmp_path, form, flags, text):
   assert refused(form, trained, tmp_path / 'out', *flags) == text
 
 
+@pytest.mark.slow
 def test_other_errors_are_one_line(data, trained, tmp_path):
   out = tmp_path / 'out'
   with pytest.raises(

@@ -46,6 +46,7 @@ def nats(found):
   return [-score for ((score, _),) in found['resps']]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', OURS)
 def test_lm_eval_finds_what_our_evaluators_find(
   name, trained, model, shared_data
@@ -98,6 +99,7 @@ def test_documents_are_read_in_windows(trained, model, tmp_path):
   assert item['tokens'] == len(LONG)
 
 
+@pytest.mark.slow
 def test_texts_end_at_a_stop_string_or_at_their_length(
   trained, model, monkeypatch
 ):
@@ -123,6 +125,7 @@ def test_texts_end_at_a_stop_string_or_at_their_length(
   assert read == [checkpoint.restore_run(trained).tokenizer.encode(LONG)[-9:]]
 
 
+@pytest.mark.slow
 def test_without_bos_a_context_stands_alone(trained):
   run = checkpoint.restore_run(trained)
   ids = run.tokenizer.encode('seven pots')
@@ -226,6 +229,7 @@ def test_a_run_that_masks_scores_and_says_that_it_has_no_prompt(
     lm_eval.make(trained, bos=False)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_random_gpt2_scores_as_in_transformers(peer, shared_data, tmp_path):
   words = tokenizers.Tokenizer(models.BPE())

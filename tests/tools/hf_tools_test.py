@@ -37,6 +37,7 @@ def workdir(source):
   return made
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_the_model_and_generates(source, workdir):
   run = checkpoint.restore_run(workdir)
   found = interop_test.load(source)
@@ -59,6 +60,7 @@ def test_an_imported_run_is_the_model_and_generates(source, workdir):
   assert one == again and one[0].startswith('the cat')
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_a_start(workdir, tmp_path):
   words = checkpoint.restore_run(workdir).tokenizer
   writer.write(tmp_path / 'data', ['the cat sat. ' * 9] * 9, words)
@@ -86,6 +88,7 @@ def test_an_imported_run_is_a_start(workdir, tmp_path):
   assert 0 < max(jax.tree.leaves(moved)) < 0.1
 
 
+@pytest.mark.slow
 def test_export_of_an_import_is_what_came_in(
   source, workdir, tmp_path, monkeypatch
 ):
@@ -126,6 +129,7 @@ def test_export_of_an_import_is_what_came_in(
   assert str(caught.value) == f'{out}: is not empty: give another --output'
 
 
+@pytest.mark.slow
 def test_a_published_tagger_is_tuned_and_published_again(tmp_path, capsys):
   source, run = tmp_path / 'in', tmp_path / 'run'
   names = {'0': 'O', '1': 'B-PER', '2': 'I-PER'}
@@ -160,6 +164,7 @@ def test_a_published_tagger_is_tuned_and_published_again(tmp_path, capsys):
   assert written['label2id'] == {'O': 0, 'B-PER': 1, 'I-PER': 2}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_imported_leaves_no_run(source, workdir, tmp_path):
   def line(folder, made):
     with pytest.raises(config.ConfigError) as caught:

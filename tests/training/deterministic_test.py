@@ -80,6 +80,7 @@ def eight():
   return bits(8, fsdp=2, data=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('devices', 'microbatches', 'mesh'),
   [
@@ -98,6 +99,7 @@ def test_ordered_bits_are_those_of_eight_devices(
     np.testing.assert_array_equal(leaf, eight[1][path], path)
 
 
+@pytest.mark.slow
 def test_ordered_is_near_fast_without_its_bits(eight):
   losses, leaves = bits(8, numerics='fast', fsdp=2, data=4)
   # Dropout draws other masks.
@@ -163,6 +165,7 @@ def run(data, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_eight_devices_to_two_to_four(
   run, data, start, tmp_path, monkeypatch, capsys
 ):
@@ -181,6 +184,7 @@ def test_a_run_moves_from_eight_devices_to_two_to_four(
   assert 'nothing differs' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_first_difference_of_two_runs_is_named(run, data, tmp_path, capsys):
   other = programs.rewind(run, tmp_path / 'other', 3)
   c = programs.make(data, **CHANGES, optim__peak=2e-2, allow='("optim",)')

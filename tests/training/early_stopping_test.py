@@ -49,6 +49,7 @@ def test_a_run_that_is_over_ends_with_its_best(data, ended):
   assert (ended / 'metrics.jsonl').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_more_patience_goes_on(data, ended, tmp_path):
   workdir = programs.rewind(ended, tmp_path / 'run', 4)
   c = programs.on_eight(data, **SETTINGS | {'early.patience': 5})
@@ -58,6 +59,7 @@ def test_more_patience_goes_on(data, ended, tmp_path):
   assert found[:4] == judged(ended)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_can_be_the_last(data, tmp_path):
   long = SETTINGS | {'save_every': 4, 'keep': 20, 'early.metric': None}
   train.train(programs.on_eight(data, **long, steps=20), tmp_path / 'long')
@@ -74,6 +76,7 @@ def test_an_evaluation_that_was_cut_off_can_be_the_last(data, tmp_path):
   assert [step for step, _ in judged(workdir)] == [4, 8, 12, 16]
 
 
+@pytest.mark.slow
 def test_a_loss_that_falls_ends_with_the_last_step(data, tmp_path):
   c = programs.on_eight(data, **SETTINGS | {'early.higher': False, 'steps': 18})
   assert int(train.train(c, tmp_path).step) == 18

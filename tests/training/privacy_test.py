@@ -63,6 +63,7 @@ def whole():
   return batch._replace(weights=np.ones_like(batch.weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('microbatches', 'places'), [(1, {}), (4, {}), (1, {'fsdp': 4})]
 )
@@ -79,6 +80,7 @@ def test_without_clip_and_noise_it_is_the_plain_step(microbatches, places):
   assert same['loss_nats'].weight == found['loss_nats'].weight
 
 
+@pytest.mark.slow
 def test_no_row_moves_the_sum_further_than_the_clip():
   batch = whole()
   clip = 0.01
@@ -94,6 +96,7 @@ def test_no_row_moves_the_sum_further_than_the_clip():
   assert moved(before, after) <= len(one) * clip / 4
 
 
+@pytest.mark.slow
 def test_noise_is_of_its_size_and_comes_again():
   batch = whole()
   empty = batch._replace(weights=np.zeros_like(batch.weights))
@@ -234,6 +237,7 @@ def config_of_key(c, path, value):
   c[path[-1]] = value
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('one_device')
 def test_a_private_run_tells_its_epsilon_and_goes_on(tmp_path):
   c = config_of(tmp_path)

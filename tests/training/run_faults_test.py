@@ -228,6 +228,7 @@ def test_every_checkpoint_damaged_never_starts_anew(data, alone, start, place):
   assert programs.losses(workdir) == programs.losses(alone)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_one_interval(data, trained, place):
   workdir = programs.rewind(trained, place / 'run', 18)
   programs.damage(workdir, 18)
@@ -292,6 +293,7 @@ def test_a_second_trainer_is_refused(data, start, place):
   assert not (workdir / 'config.json').exists()
 
 
+@pytest.mark.slow
 def test_the_last_step_is_on_disk_when_training_returns(
   data, place, monkeypatch
 ):

@@ -33,6 +33,7 @@ def check_same(workdir, reference):
   assert manifest.leftovers(workdir) == []
 
 
+@pytest.mark.slow
 def test_a_run_compiles_its_step_once(data, tmp_path, caplog, request):
   c = programs.on_eight(data, steps=4, save_every=2)
   request.addfinalizer(lambda: jax.config.update('jax_log_compiles', False))
@@ -45,6 +46,7 @@ def test_a_run_compiles_its_step_once(data, tmp_path, caplog, request):
     shutil.rmtree(manifest.directory(tmp_path, 4))
 
 
+@pytest.mark.slow
 def test_ten_kills_leave_the_same_bits(data, alone, start, tmp_path):
   workdir = tmp_path / 'run'
   # Batches come slowly, so that kills land between saves as well as in them.
@@ -131,6 +133,7 @@ def test_a_finished_run_is_left_alone(data, trained, tmp_path):
   assert checkpoint.steps(workdir) == [6, 12, 18, 24, 30, 36]
 
 
+@pytest.mark.slow
 def test_resumed_again_and_again_with_other_threads(
   data, trained, tmp_path, monkeypatch
 ):
@@ -154,6 +157,7 @@ def test_resumed_again_and_again_with_other_threads(
   assert programs.losses(workdir) == programs.losses(whole)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_where_rows_grow_counts_every_token(
   data, tmp_path, monkeypatch
 ):
@@ -199,6 +203,7 @@ def test_another_mesh_gives_the_same_losses(data, alone, tmp_path):
   np.testing.assert_allclose(have, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_whole_config(data, trained, tmp_path):
   stored = config.load(trained / 'config.json')
   c = config.fill(programs.on_eight(data), given={'data': ('position',)})
@@ -236,6 +241,7 @@ def test_metrics_count_tokens_and_learn(data, trained):
   assert max(rates) == pytest.approx(1e-2) and rates.index(max(rates)) == 4
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_parameters_alone(data, trained, tmp_path):
   workdir = tmp_path / 'run'
   c = programs.on_eight(data, init_from=trained, steps=6, seed=5, eval_every=6)
@@ -271,6 +277,7 @@ def headed(data, **changes):
   return c.lock()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_parts_of_another(
   data, trained, tmp_path, monkeypatch
 ):
@@ -366,6 +373,7 @@ def test_paths_of_no_run_are_refused(data, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_another_batch_size_keeps_the_place_in_the_data(
   data, trained, tmp_path
 ):
@@ -396,6 +404,7 @@ def _targets(data, *, position, batch_size, steps):
   return np.concatenate([opened.batch(step).targets for step in steps])
 
 
+@pytest.mark.slow
 def test_one_bad_gradient_is_skipped_and_counted(
   data, trained, tmp_path, monkeypatch
 ):

@@ -43,6 +43,7 @@ def same(a, b):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('microbatches', [1, 2])
 def test_a_nan_gradient_changes_nothing_but_is_counted(
   state, monkeypatch, microbatches
@@ -82,6 +83,7 @@ def test_a_batch_without_weight_has_no_gradient(state):
   assert int(after.extra['skipped']) == 0
 
 
+@pytest.mark.slow
 def test_what_is_frozen_costs_no_gradient():
   held = '^(embed|layers)'
   tx, _ = optimizers.make(
