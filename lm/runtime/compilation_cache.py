@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 import platform
 import time
+from typing import Any
 import zlib
 
 import jax
@@ -41,9 +42,10 @@ def prepare(most_bytes: int = MOST_BYTES) -> Path | None:
     The folder, or None where nothing was turned on: the user chose, or the
     folder cannot be written.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
+  settings: Any = jax.config  # whose attributes no type names
+  if settings.jax_compilation_cache_dir is not None:
     return None
-  if not jax.config.jax_enable_compilation_cache:
+  if not settings.jax_enable_compilation_cache:
     return None
   place = folder()
   try:

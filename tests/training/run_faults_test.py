@@ -58,7 +58,10 @@ def refused(
     ('save_every=0', 'save_every: 0 must be an int from 1 to'),
     ('steps=many', "steps: 'many' is wrong; must be an int, like 36"),
     ('batch_size=4.5', 'batch_size: 4.5 must be an int from 1 to'),
-    ('model.tied=1', "model.tied: '1' is wrong; must be True or False"),
+    (
+      'model.head.tied=1',
+      "model.head.tied: '1' is wrong; must be True or False",
+    ),
     ('microbatches=3', 'microbatches: 3 does not divide batch_size 4'),
     ('model.fn=lm.models.decodr:make', 'did you mean decoder?'),
     ('optim.fn=os:system', 'fn os:system: the standard library is out of'),
