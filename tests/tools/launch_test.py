@@ -556,6 +556,12 @@ def test_a_run_that_was_stopped_is_not_started_again(cloud, capfd):
   cloud.states('ACTIVE')
   tpu_vm.main([*PLACE, 'install'])
   tpu_vm.main([*PLACE, 'run', '--', *WORDS])
+  # It runs in the background: a stop that comes before its first line would
+  # leave nothing to count below.
+  deadline = time.monotonic() + 60
+  while not (cloud.root / 'w0.seen').exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
   assert tpu_vm.main([*PLACE, 'stop']) == 0
   assert 'stopped, exit code 143' in capfd.readouterr().err
   assert tpu_vm.main([*PLACE, QUICK, 'resume', '--', *WORDS]) == 143
