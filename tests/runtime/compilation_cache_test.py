@@ -8,10 +8,12 @@ import zlib
 import pytest
 
 from lm.runtime import compilation_cache
+from tests import programs
 
 CODE = """
 import jax, sys
 from lm.runtime import compilation_cache
+from tests import programs
 jax.config.update('jax_platforms', 'cpu')
 place = compilation_cache.prepare()
 print(place)
@@ -51,6 +53,18 @@ def test_a_second_process_compiles_nothing(tmp_path):
   second = run(tmp_path)
   assert first[0] == second[0] and first[0].startswith(str(tmp_path))
   assert int(first[1]) > 0 and int(second[1]) == 0
+
+
+@pytest.mark.process
+def test_a_trained_run_leaves_its_programs(data, tmp_path):
+  environment = {
+    k: v for k, v in os.environ.items() if not k.startswith('JAX_COMP')
+  } | {'XDG_CACHE_HOME': str(tmp_path)}
+  flags = programs.flags(data, tmp_path / 'run', steps=8)
+  command = [sys.executable, '-m', 'lm.train', *flags]
+  subprocess.run(command, cwd=programs.ROOT, env=environment, check=True)
+  kept = [*(tmp_path / 'lm' / 'compiled').rglob('*-cache')]
+  assert any('train' in x.name or 'update' in x.name for x in kept), kept
 
 
 @pytest.mark.process
