@@ -20,11 +20,24 @@ def paths(tree: Any) -> list[tuple[str, Any]]:
   return [(path_string(path), leaf) for path, leaf in leaves]
 
 
-def map_paths(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_paths(
+  fn: Callable[..., Any],
+  tree: Any,
+  *rest: Any,
+  is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
   """Maps `fn(path, leaf, *other_leaves)` over a tree."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: fn(path_string(path), *leaves), tree, *rest
+    lambda path, *leaves: fn(path_string(path), *leaves),
+    tree,
+    *rest,
+    is_leaf=is_leaf,
   )
+
+
+def shapes(tree: Any) -> Any:
+  """Returns the shape and dtype of each leaf, without its value."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def count(tree: Any) -> int:

@@ -22,6 +22,8 @@ worker processes, where no device may be touched.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lm import initial
+
 Array = Any  # jax.Array or np.ndarray; naming them would import jax
 Params = Any  # plain nested dict of arrays
 Cache = Any  # KV cache, RNN carry or encoder memory: one idea for `generate`
@@ -112,7 +114,8 @@ class Model(NamedTuple):
   """A model as a tuple of pure functions, like optax.GradientTransformation.
 
   Attributes:
-    init: `(rng, batch) -> Params`.
+    parameters: `batch -> tree` of `initial.Parameter` and the like: what
+      parameters the model has, and how they are drawn. It draws nothing.
     apply: `(params, batch, *, cache=None, rng=None) -> Output`; dropout is on
       exactly when `rng` is given.
     start: `(params, batch, length) -> Cache` with room for `length` positions:
@@ -131,7 +134,7 @@ class Model(NamedTuple):
       that length; None where a model does not say.
   """
 
-  init: Callable[..., Params]
+  parameters: Callable[..., Any]
   apply: Callable[..., Output]
   start: Callable[..., Cache]
   axes: tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -139,6 +142,15 @@ class Model(NamedTuple):
   fixed: tuple[str, ...] = ()
   matrices: tuple['Matrix', ...] = ()
   flops: Callable[[int], float] | None = None
+
+  def init(self, seed: int, batch: Batch | None) -> Params:
+    """Draws initial parameters: arrays of the host.
+
+    Args:
+      seed: the same seed draws the same values.
+      batch: any that the model could read, for shapes.
+    """
+    return initial.draw(self.parameters(batch), seed)
 
 
 class TrainState(NamedTuple):

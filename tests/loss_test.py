@@ -144,7 +144,7 @@ def assert_near(a, b):
 
 def test_an_output_layer_apart_reads_the_forward_half_of_both_ways():
   model, batch = laws.build('lstm', bidirectional=True), laws.packed('lstm')
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   out = model.apply(params, batch)
   assert out.hidden.shape[-1] == 2 * 32
   np.testing.assert_array_equal(head_of(model, params)(out.hidden), out.logits)
@@ -204,7 +204,7 @@ def test_a_step_with_a_loss_in_chunks_is_the_same():
   model = embeddings.vectors(vocab=laws.V, width=8)
   batch = laws.packed('gpt2')
   tx = optax.sgd(1.0)
-  state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
+  state = step.init_state(model.init(0, batch), tx=tx)
   results = []
   for chunks in (1, 4):
     update = partial(
@@ -246,7 +246,7 @@ def test_logits_of_a_large_vocabulary_never_exist_whole():
 
 def test_a_loss_in_chunks_names_the_reason_if_it_is_impossible():
   model, batch = embeddings.vectors(vocab=laws.V, width=8), laws.packed('gpt2')
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   out, score = model.apply(params, batch), loss.make(chunks=3)
   with pytest.raises(
     config.ConfigError,

@@ -5,10 +5,9 @@ import math
 import re
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from lm import config, types
+from lm import config, tree, types
 from lm.data import objectives
 from lm.interop import bert, fields, gpt2, layout, llama, t5, tensors, trees
 
@@ -222,7 +221,7 @@ def _shapes(spec: Mapping[str, Any], vocab: int) -> types.Params:
   model = config.build(spec, vocab=vocab)
   batch = objectives.padded([[0]], 0)
   batch = batch._replace(source=batch.tokens, source_segments=batch.segments)
-  return jax.eval_shape(lambda: model.init(jax.random.key(0), batch))
+  return tree.shapes(model.parameters(batch))
 
 
 def _differences(

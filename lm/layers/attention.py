@@ -15,6 +15,7 @@ from lm import config
 from lm.layers import (
   checks,
   dot_product,
+  initializers,
   kernels,
   linear,
   masks,
@@ -264,12 +265,15 @@ def _builder(
   bias: bool,
   how: Scores,
 ):
+  # With a scale q starts smaller or larger, so that scores start as without.
+  gain = 1.0 if how.scale is None else H**-0.5 / how.scale
   return partial(
     Attention,
     heads=heads,
     kv_heads=kv_heads,
     head_width=H,
     bias=bias,
+    query_init=shared.kernel(gain),
     kernel_init=shared.kernel(),
     output_init=shared.output(heads * H),
     dtype=shared.dtype,
@@ -287,9 +291,8 @@ class Attention(nn.Module):
     kv_heads: K, which divides N.
     head_width: H.
     bias: adds biases to the four projections.
-    kernel_init, output_init: of q, k, v and of the output projection. With a
-      `scale`, q starts smaller or larger, so that scores start as without: T5's
-      initial values.
+    query_init, kernel_init, output_init: of q, of k and v, and of the output
+      projection.
     dtype, compute_dtype: result and operand types of products.
     qk_norm: builds the norm of queries and keys per head before rotation, given
       `name`; None has none. Reference: Dehghani et al. 2023, arXiv 2302.05442,
@@ -302,8 +305,9 @@ class Attention(nn.Module):
   kv_heads: int
   head_width: int
   bias: bool
-  kernel_init: nn.initializers.Initializer
-  output_init: nn.initializers.Initializer
+  query_init: initializers.Initializer
+  kernel_init: initializers.Initializer
+  output_init: initializers.Initializer
   dtype: str
   compute_dtype: str
   qk_norm: Callable[..., nn.Module] | None = None
@@ -322,17 +326,12 @@ class Attention(nn.Module):
     """
     D, N, K, H = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
 
-    def init(name, *args):
-      gain = 1.0
-      if name == 'q' and self.scale is not None:
-        gain = H**-0.5 / self.scale
-      return gain * self.kernel_init(*args)
-
     def project(name, x_BLD, heads):
-      kernel_DNH = self.param(name, partial(init, name), (D, heads, H))
+      init = self.query_init if name == 'q' else self.kernel_init
+      kernel_DNH = self.param(name, init, (D, heads, H))
       bias_NH = None
       if self.bias:
-        bias_NH = self.param(f'{name}_bias', nn.initializers.zeros, (heads, H))
+        bias_NH = self.param(f'{name}_bias', initializers.ZEROS, (heads, H))
       return _project(
         x_BLD, kernel_DNH, bias_NH, self.compute_dtype, self.dtype
       )
@@ -357,7 +356,7 @@ class Attention(nn.Module):
       'BLNH,NHD->BLD', y_BLNH, kernel_NHD, self.compute_dtype, self.dtype
     )
     if self.bias:
-      bias_D = self.param('o_bias', nn.initializers.zeros, (D,))
+      bias_D = self.param('o_bias', initializers.ZEROS, (D,))
       out_BLD += bias_D.astype(self.dtype)[None, None]
     return out_BLD, cache
 

@@ -6,13 +6,15 @@ Z = 2 H + P, what it mixes of a head.
 """
 
 from functools import partial
+import math
 from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lm.layers import checks, delta_rule, linear, norms, parts
+from lm.layers import checks, delta_rule, initializers, linear, norms, parts
 
 # Added to a squared length: q and k of a row of zeros would be divided by 0.
 _LEAST = 1e-6
@@ -139,8 +141,8 @@ class GatedDelta(nn.Module):
   taps: int
   chunk: int
   epsilon: float
-  kernel_init: nn.initializers.Initializer
-  output_init: nn.initializers.Initializer
+  kernel_init: initializers.Initializer
+  output_init: initializers.Initializer
   dtype: str
   compute_dtype: str
 
@@ -159,7 +161,7 @@ class GatedDelta(nn.Module):
     widths = {'q': H, 'k': H, 'v': P}
     each = [self._project(x_BLD, name, N, x) for name, x in widths.items()]
     x_BLNZ = jnp.concatenate(each, axis=-1)
-    conv_WNZ = self.param('conv', _conv_init, (W, N, 2 * H + P))
+    conv_WNZ = self.param('conv', _conv_init(W), (W, N, 2 * H + P))
     q_BLNH, k_BLNH, v_BLNP = _mixed(x_BLNZ, conv_WNZ, old['tail'], seen, H)
     decay_BLN, beta_BLN = self._gates(x_BLD)
     # What a new document must not go on with.
@@ -203,8 +205,8 @@ class GatedDelta(nn.Module):
     """
     # In float32: a decay is raised to the power of a text's length.
     project = partial(self._project, x_BLD, dtype='float32')
-    rate_N = jnp.exp(self.param('decay_scale', _rate_init, (self.heads,)))
-    bias_N = self.param('decay_bias', _step_init, (self.heads,))
+    rate_N = jnp.exp(self.param('decay_scale', _RATE_INIT, (self.heads,)))
+    bias_N = self.param('decay_bias', _STEP_INIT, (self.heads,))
     step_BLN = jax.nn.softplus(
       project('decay', self.heads) + bias_N[None, None]
     )
@@ -271,19 +273,18 @@ def look(text: parts.Text) -> Seen:
   return Seen(text.segments, text.positions, fresh_B1)
 
 
-def _conv_init(key, shape, dtype=jnp.float32):
-  """PyTorch's, of W inputs each."""
-  bound = shape[0] ** -0.5
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
+def _conv_init(taps: int) -> initializers.Initializer:
+  """Returns PyTorch's, of as many inputs."""
+  return initializers.uniform(-(taps**-0.5), taps**-0.5)
 
 
-def _rate_init(key, shape, dtype=jnp.float32):
-  """Mamba 2's: rates from 1 to 16, by their logarithm."""
-  return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+def _undo_softplus(step):
+  return step + np.log(-np.expm1(-step))
 
 
-def _step_init(key, shape, dtype=jnp.float32):
-  """Mamba's: steps from 1e-3 to 1e-1, even in their logarithm."""
-  low, high = jnp.log(1e-3), jnp.log(1e-1)
-  step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
-  return step + jnp.log(-jnp.expm1(-step))  # what softplus undoes
+# Mamba 2's: rates from 1 to 16, by their logarithm.
+_RATE_INIT = initializers.uniform(1, 16, np.log)
+# Mamba's: steps from 1e-3 to 1e-1, even in their logarithm.
+_STEP_INIT = initializers.uniform(
+  math.log(1e-3), math.log(1e-1), lambda x: _undo_softplus(np.exp(x))
+)

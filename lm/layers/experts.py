@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, types
-from lm.layers import checks, dispatch, linear, parts, routing
+from lm.layers import checks, dispatch, initializers, linear, parts, routing
 from lm.layers import mlp as mlp_lib
 
 ROWS = (
@@ -113,8 +113,8 @@ class Mixture(nn.Module):
   shared_experts: int
   capacity: float | None
   activation: str
-  kernel_init: nn.initializers.Initializer
-  output_init: Callable[[int], nn.initializers.Initializer]
+  kernel_init: initializers.Initializer
+  output_init: Callable[[int], initializers.Initializer]
   dtype: str
   compute_dtype: str
 
@@ -135,7 +135,7 @@ class Mixture(nn.Module):
     scores_BLE = routing.SCORINGS[how.scoring](logits_BLE)
     bias_E = None
     if how.balance_bias:
-      bias_E = self.param('router_bias', nn.initializers.zeros, (E,))
+      bias_E = self.param('router_bias', initializers.ZEROS, (E,))
     choices_BLK, weights_BLK = routing.choose(
       logits_BLE, scores_BLE, bias_E, how.top_k, how.normalize
     )
@@ -190,8 +190,8 @@ class Kernels(nn.Module):
   count: int
   width: int
   gated: bool
-  kernel_init: nn.initializers.Initializer
-  output_init: nn.initializers.Initializer
+  kernel_init: initializers.Initializer
+  output_init: initializers.Initializer
 
   @nn.compact
   def __call__(self, inputs: int) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import errors
+from lm.layers import initializers
 
 # The type of the factors of a quantized product, and of the gradient that comes
 # back to it. Gradients have longer tails than 255 even steps can hold without
@@ -43,7 +44,7 @@ class Dense(nn.Module):
   """
 
   outputs: int
-  kernel_init: nn.initializers.Initializer
+  kernel_init: initializers.Initializer
   dtype: str
   compute_dtype: str
   bias: bool = True
@@ -57,7 +58,7 @@ class Dense(nn.Module):
     )
     if not self.bias:
       return y_BLF
-    bias_F = self.param('bias', nn.initializers.zeros, shape[1:])
+    bias_F = self.param('bias', initializers.ZEROS, shape[1:])
     return y_BLF + bias_F.astype(self.dtype)[None, None]
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import types
-from lm.layers import checks, linear, parts
+from lm.layers import checks, initializers, linear, parts
 
 
 @jax.custom_vjp
@@ -103,8 +103,8 @@ class Dense(nn.Module):
   width: int
   activation: str
   bias: bool
-  kernel_init: nn.initializers.Initializer
-  output_init: nn.initializers.Initializer
+  kernel_init: initializers.Initializer
+  output_init: initializers.Initializer
   dtype: str
   compute_dtype: str
 
@@ -121,7 +121,7 @@ class Dense(nn.Module):
         spec, x, self.param(name, init, shape), self.compute_dtype, self.dtype
       )
       if self.bias:
-        bias = self.param(f'{name}_bias', nn.initializers.zeros, shape[-1:])
+        bias = self.param(f'{name}_bias', initializers.ZEROS, shape[-1:])
         y += bias.astype(self.dtype)[None, None]
       return y
 

@@ -7,6 +7,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.layers import initializers
+
 
 class RMSNorm(nn.Module):
   """Divides by the root mean square, and scales.
@@ -25,7 +27,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.constant(1 - self.offset)
+    init = initializers.constant(1 - self.offset)
     scale = self.param('scale', init, x.shape[-1:]) + self.offset
     return _normalized(x, scale, None, self.epsilon, False)
 
@@ -45,10 +47,10 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+    scale = self.param('scale', initializers.ONES, x.shape[-1:])
     bias = None
     if self.bias:
-      bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
+      bias = self.param('bias', initializers.ZEROS, x.shape[-1:])
     return _normalized(x, scale, bias, self.epsilon, True)
 
 

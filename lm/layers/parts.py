@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
-from lm.layers import checks, linear
+from lm.layers import checks, initializers, linear
 
 OUTPUTS = ('scaled', 'plain', 'zero')
 
@@ -133,16 +133,16 @@ class Shared(NamedTuple):
     """Returns the deviation of a kernel with so many inputs."""
     return inputs**-0.5 if self.init.std is None else self.init.std
 
-  def kernel(self) -> nn.initializers.Initializer:
+  def kernel(self, gain: float = 1.0) -> initializers.Initializer:
     """Returns the initializer of kernels that read the stream."""
-    return nn.initializers.normal(self.std(self.width))
+    return initializers.normal(self.std(self.width) * gain)
 
-  def output(self, inputs: int) -> nn.initializers.Initializer:
+  def output(self, inputs: int) -> initializers.Initializer:
     """Returns the initializer of kernels that write to the stream."""
     if self.init.outputs == 'zero':
-      return nn.initializers.zeros
+      return initializers.ZEROS
     gain = (2 * self.depth) ** -0.5 if self.init.outputs == 'scaled' else 1.0
-    return nn.initializers.normal(self.std(inputs) * gain)
+    return initializers.normal(self.std(inputs) * gain)
 
 
 class Memory(NamedTuple):

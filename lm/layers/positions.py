@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.layers import parts
+from lm.layers import initializers, parts
 
 
 class Rotation(NamedTuple):
@@ -336,7 +336,7 @@ class RelativeBias(nn.Module):
 
   @nn.compact
   def __call__(self, text: parts.Text):
-    init = nn.initializers.normal(self.heads**-0.5)
+    init = initializers.normal(self.heads**-0.5)
     table_RN = self.param('table', init, (self.buckets, self.heads))
     keys = text.keys or text
     buckets_BLS = buckets(

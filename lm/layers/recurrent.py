@@ -18,7 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import blocks, checks, linear, parts
+from lm.layers import blocks, checks, initializers, linear, parts
 
 Carry = dict[str, jax.Array]  # 'h', and 'c' of an LSTM: float32 [B, D]
 
@@ -159,7 +159,7 @@ class Recurrent(nn.Module):
   """
 
   cell: str
-  kernel_init: nn.initializers.Initializer
+  kernel_init: initializers.Initializer
   dropout: float
   variational: bool
   dtype: str
@@ -183,7 +183,7 @@ class Recurrent(nn.Module):
     shape = D, cell.gates, D
     kernel_DCF = self.param('input', self.kernel_init, shape)
     state_DCF = self.param('state', self.kernel_init, shape)
-    bias_CF = self.param('bias', nn.initializers.zeros, shape[1:])
+    bias_CF = self.param('bias', initializers.ZEROS, shape[1:])
     # The input does not depend on the state: one large product for all steps,
     # outside of the loop over them. Only the small one below is in the loop.
     x_BLCF = linear.contract(

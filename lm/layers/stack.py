@@ -381,8 +381,18 @@ def _pipeline(group, x_BLD, given, stages):
   return sharding.constrain(y_BLD, 'batch', 'length', None), aux
 
 
-def stack_params(params: types.Params, layers: Layers) -> types.Params:
-  """Turns the parameters of unrolled blocks into those of a layout."""
+def stack_params(
+  params: types.Params,
+  layers: Layers,
+  join: Callable[[Sequence[Any]], Any] = jnp.stack,
+) -> types.Params:
+  """Turns the parameters of unrolled blocks into those of a layout.
+
+  Args:
+    params: of unrolled blocks.
+    layers: the layout.
+    join: stacks the same parameter of several blocks.
+  """
   params, n = dict(params), 0
   for name, what in layers:
     if not isinstance(what, Repeat):
@@ -391,7 +401,7 @@ def stack_params(params: types.Params, layers: Layers) -> types.Params:
     count = len(what.kinds)
     params[name] = {
       str(place): jax.tree.map(
-        lambda *leaves: jnp.stack(leaves),
+        lambda *leaves: join(leaves),
         *(
           params.pop(f'layers_{n + turn * count + place}')
           for turn in range(what.times)

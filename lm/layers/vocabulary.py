@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import sharding
-from lm.layers import checks, linear, parts, positions
+from lm.layers import checks, initializers, linear, parts, positions
 
 POSITIONS = ('none', 'learned', 'sinusoids')
 
@@ -157,7 +157,7 @@ class Embed(nn.Module):
     Raises:
       ValueError: the batch is longer than the table of positions.
     """
-    init = nn.initializers.normal(self.std)
+    init = initializers.normal(self.std)
 
     def look_up(name, rows, ids_BL, axis=None):
       table = self.param(name, init, (rows, self.width))
@@ -186,7 +186,7 @@ class Embed(nn.Module):
 
   def table(self) -> jax.Array:
     """Returns the table [V, D], for an output layer that is tied to it."""
-    return self.get_variable('params', 'table')
+    return nn.meta.unbox(self.get_variable('params', 'table'))
 
 
 class Logits(nn.Module):
@@ -219,11 +219,11 @@ class Logits(nn.Module):
     if table_VD is not None:
       logits_BLV = linear.contract('BLD,VD->BLV', x_BLD, table_VD, *precision)
     else:
-      init = nn.initializers.normal(self.std)
+      init = initializers.normal(self.std)
       kernel_DV = self.param('kernel', init, (x_BLD.shape[-1], self.vocab))
       logits_BLV = linear.contract('BLD,DV->BLV', x_BLD, kernel_DV, *precision)
     if self.bias:
-      bias_V = self.param('bias', nn.initializers.zeros, (self.vocab,))
+      bias_V = self.param('bias', initializers.ZEROS, (self.vocab,))
       logits_BLV += bias_V[None, None]
     if self.softcap is not None:
       logits_BLV = self.softcap * jnp.tanh(logits_BLV / self.softcap)

@@ -49,11 +49,10 @@ def make(
   student = config.build(body, vocab=vocab)
   teacher_model = config.build(teacher, vocab=vocab)
 
-  def init(rng, batch):
-    body_rng, teacher_rng = jax.random.split(rng)
+  def parameters(batch):
     return {
-      'body': student.init(body_rng, batch),
-      'teacher': teacher_model.init(teacher_rng, batch),
+      'body': student.parameters(batch),
+      'teacher': teacher_model.parameters(batch),
     }
 
   def apply(params, batch, *, cache=None, rng=None):
@@ -87,4 +86,4 @@ def make(
   fixed = ('teacher/', *(f'body/{regex}' for regex in student.fixed))
   axes = (*student.axes, *teacher_model.axes)
   matrices = (*student.matrices, *teacher_model.matrices)
-  return types.Model(init, apply, start, axes, head, fixed, matrices)
+  return types.Model(parameters, apply, start, axes, head, fixed, matrices)

@@ -19,8 +19,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import config, types
-from lm.layers import checks, linear, masks
+from lm import config, tree, types
+from lm.layers import checks, initializers, linear, masks
 
 POOLS = ('first', 'last', 'mean')
 
@@ -189,7 +189,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD):
-    init = nn.initializers.normal(0.02)
+    init = initializers.normal(0.02)
 
     def dense(outputs, name, bias=True):
       # The layers are small, and their scores decide: always float32.
@@ -226,16 +226,15 @@ def _make(
       batch = batch._replace(prefix=batch.segments > 0)
     return model.apply(params, batch, rng=rng)
 
-  def init(rng, batch):
-    body_rng, head_rng = jax.random.split(rng)
-    params = {'body': model.init(body_rng, batch)}
+  def parameters(batch):
+    params = {'body': model.parameters(batch)}
     if head is not None:
       # The head's parameters depend only on the shape of its input, of which
       # one row is enough: the body itself computes nothing here.
       row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
-      shape = jax.eval_shape(lambda p: read(run(p, row), row), params['body'])
-      x_BLD = jnp.zeros(shape.shape, shape.dtype)
-      params['task'] = head.init(head_rng, x_BLD)['params']
+      body = tree.shapes(params['body'])
+      x_BLD = jax.eval_shape(lambda p: read(run(p, row), row), body)
+      params['task'] = initializers.parameters(head, x_BLD, scope='task/')
     return params
 
   def apply(params, batch, *, cache=None, rng=None):
@@ -255,4 +254,6 @@ def _make(
   fixed = tuple(f'body/{regex}' for regex in model.fixed)
   kernel = types.Matrix(r'(^|/)task/.*kernel$', 1, 1, hidden=False)
   matrices = kernel, *model.matrices
-  return types.Model(init, apply, start, axes, fixed=fixed, matrices=matrices)
+  return types.Model(
+    parameters, apply, start, axes, fixed=fixed, matrices=matrices
+  )

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import types
-from lm.layers import parts, stack
+from lm import initial, types
+from lm.layers import initializers, parts, stack
 
 
 def bridge(
@@ -38,18 +38,17 @@ def bridge(
   """
   drawn = module if unrolled is None else unrolled
 
-  def init(rng, batch):
+  def parameters(batch):
     # Shapes of parameters depend on no value, so a single row is enough.
     row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
     # Outside of any mesh: one row divides over nothing.
     nowhere = jax.sharding.AbstractMesh((), ())
     with jax.sharding.use_abstract_mesh(nowhere):
-      params = drawn.init({'params': rng}, row, None)['params']
+      params = initializers.parameters(drawn, row, None)
     for scope, layers in layouts.items():
-      if scope:
-        params = {**params, scope: stack.stack_params(params[scope], layers)}
-      else:
-        params = stack.stack_params(params, layers)
+      blocks = params[scope] if scope else params
+      stacked = stack.stack_params(blocks, layers, _stacked)
+      params = {**params, scope: stacked} if scope else stacked
     return params
 
   def apply(params, batch, *, cache=None, rng=None) -> types.Output:
@@ -62,7 +61,7 @@ def bridge(
     return cast(jax.Array, logits)
 
   return types.Model(
-    init,
+    parameters,
     apply,
     start,
     tuple((row.path, row.axes) for row in rows),
@@ -72,6 +71,10 @@ def bridge(
     ),
     flops=flops,
   )
+
+
+def _stacked(parameters: Sequence[Any]) -> initial.Stacked:
+  return initial.Stacked(tuple(parameters))
 
 
 def remember(

@@ -8,15 +8,13 @@ are then trained in full. A run of the inner model fits into the `init_paths`
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import itertools
 import re
 from typing import Any
 
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 
-from lm import config, tree, types
+from lm import config, initial, tree, types
 from lm.layers import checks, compress
 from lm.optim import masks
 
@@ -48,7 +46,7 @@ def make(
     paths: a regular expression; matrices in whose path it is found are updated.
 
   Raises:
-    ValueError: a setting is out of range; at `init`, no matrix has such a path.
+    ValueError: a setting is out of range, or no matrix has such a path.
 
   Reference: Hu et al. 2021, arXiv 2106.09685, section 4.1, without dropout. The
     paper does not state the variance of `a`; here `x @ a` is as large as `x`.
@@ -58,18 +56,12 @@ def make(
     raise ValueError(f'alpha={alpha} must be above 0')
   model = config.build(body, vocab=vocab)
 
-  def init(rng, batch):
-    body_rng, rng = jax.random.split(rng)
-    params = model.init(body_rng, batch)
+  def parameters(batch):
+    params = model.parameters(batch)
     summed = compress.matrices(params, model.matrices, paths)
     names = _unrolled(params, summed)
-    # In the order of an unrolled tree.
-    every = sorted(
-      itertools.chain(*names.values()), key=lambda path: path.split('/')
-    )
-    keys = dict(zip(every, jax.random.split(rng, len(every)), strict=True))
     changes = {
-      path: _start([keys[x] for x in names[path]], w.shape, summed[path], rank)
+      path: _start(names[path], w.shape, summed[path], rank)
       for path, w in tree.paths(params)
       if path in summed
     }
@@ -91,7 +83,7 @@ def make(
   # The updates are small, so every device holds all of them.
   axes = ((r'(^|/)lora/', ()), *model.axes)
   return types.Model(
-    init,
+    parameters,
     apply,
     start,
     axes,
@@ -141,15 +133,15 @@ def _unrolled(
 
 
 def _start(
-  keys: Sequence[jax.Array],
+  names: Sequence[str],
   shape: tuple[int, ...],
   summed: tuple[int, ...],
   rank: int,
-) -> dict[str, jax.Array]:
-  """Draws the first update of a matrix, or of a stack of matrices.
+) -> dict[str, Any]:
+  """Describes the first update of a matrix, or of a stack of matrices.
 
   Args:
-    keys: one for each matrix of a stack of blocks.
+    names: of each matrix of a stack of blocks, where they are not stacked.
     shape: the shape of the parameter.
     summed: the dimensions that a product sums over, see `compress.matrices`.
     rank: rank of the update.
@@ -158,11 +150,19 @@ def _start(
   # A variance of 1 / inputs keeps x @ a as large as x. A row of the embedding
   # table is the output of a lookup, so there inputs and outputs change places.
   inputs = columns if summed == (-1,) else rows
-  own = lead if len(keys) == 1 else lead[1:]
-  a = jnp.stack(
-    [jax.random.normal(key, (*own, rows, rank)) for key in keys]
-  ).reshape(*lead, rows, rank)
-  return {'a': a * inputs**-0.5, 'b': jnp.zeros((*lead, rank, columns))}
+  into, out = (rows, rank), (*lead, rank, columns)
+  draws = initial.Normal(inputs**-0.5)
+  if len(names) == 1:
+    a = initial.Parameter(f'lora/{names[0]}/a', (*lead, *into), draws)
+  else:
+    a = initial.Stacked(
+      tuple(
+        initial.Parameter(f'lora/{name}/a', (*lead[1:], *into), draws)
+        for name in names
+      )
+    )
+  b = initial.Parameter(f'lora/{names[0]}/b', out, initial.Constant(0.0))
+  return {'a': a, 'b': b}
 
 
 def _whole(params: types.Params, alpha: float) -> types.Params:

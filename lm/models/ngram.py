@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import types
+from lm import initial, types
 from lm.layers import checks
 from lm.models import ngram_counts
 
@@ -54,14 +54,15 @@ def make(*, vocab: int, order: int) -> types.Model:
   """
   checks.check_counts(vocab=vocab, order=order)
 
-  def init(rng, batch) -> types.Params:
-    del rng, batch  # nothing is drawn, and no shape depends on a batch
+  def parameters(batch) -> dict[str, initial.Given]:
+    del batch  # no shape depends on it
     words, none = np.arange(vocab), np.zeros(0, np.int64)
     levels = [
       ngram_counts.Level(np.zeros_like(words), np.zeros_like(words), words)
     ]
     levels += [ngram_counts.Level(none, none, none)] * (order - 1)
-    return _params(levels, partial(ngram_counts.add_k, weight=1.0), vocab)
+    uniform = _params(levels, partial(ngram_counts.add_k, weight=1.0), vocab)
+    return {name: initial.Given(np.asarray(x)) for name, x in uniform.items()}
 
   def start(params, batch, length) -> types.Cache:
     del length  # histories do not grow
@@ -70,6 +71,8 @@ def make(*, vocab: int, order: int) -> types.Model:
 
   def apply(params, batch, *, cache=None, rng=None) -> types.Output:
     del rng
+    # The loops below index them by numbers that are not known yet.
+    params = jax.tree.map(jnp.asarray, params)
     B, L = batch.tokens.shape
     if B * L * vocab * order + _CHUNK >= 2**31:
       raise ValueError(
@@ -93,7 +96,7 @@ def make(*, vocab: int, order: int) -> types.Model:
     logits_BLV = jnp.log(p_PV).reshape(B, L, vocab)
     return types.Output(logits_BLV, None if cache is None else after, {})
 
-  return types.Model(init, apply, start, AXES)
+  return types.Model(parameters, apply, start, AXES)
 
 
 def fit(

@@ -43,11 +43,10 @@ def make(
     raise ValueError(f'beta={beta} must be above 0')
   model = config.build(body, vocab=vocab)
 
-  def init(rng, batch):
-    body_rng, reference_rng = jax.random.split(rng)
+  def parameters(batch):
     return {
-      'body': model.init(body_rng, batch),
-      'reference': model.init(reference_rng, batch),
+      'body': model.parameters(batch),
+      'reference': model.parameters(batch),
     }
 
   def likelihoods(params, batch, rng=None):
@@ -87,5 +86,5 @@ def make(
 
   fixed = ('reference/', *(f'body/{regex}' for regex in model.fixed))
   return types.Model(
-    init, apply, start, model.axes, fixed=fixed, matrices=model.matrices
+    parameters, apply, start, model.axes, fixed=fixed, matrices=model.matrices
   )

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
 from functools import partial
+import os
 import re
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +47,9 @@ class Program(NamedTuple):
   """The computation of a run, placed on a mesh and not yet compiled.
 
   Attributes:
-    init: makes the state of step 0.
+    parameters: how the initial parameters are drawn, see `Model.parameters`.
+    seed: that they are drawn with.
+    init: `parameters -> state` of step 0.
     like: shapes of the state.
     where: shardings of the state.
     batch: shapes and shardings of a batch.
@@ -53,7 +57,9 @@ class Program(NamedTuple):
       the memory of the state.
   """
 
-  init: Callable[[], types.TrainState]
+  parameters: Any
+  seed: int
+  init: Callable[[types.Params], types.TrainState]
   like: types.TrainState
   where: types.TrainState
   batch: types.Batch
@@ -85,9 +91,9 @@ def make(
     ValueError: something does not fit the mesh, cannot be private, or matches
       no parameter.
   """
-  init_rng, rng = jax.random.split(jax.random.key(seed))
-  init = partial(step.init_state, init_rng, example, model=model, tx=tx)
-  like = jax.eval_shape(init)
+  parameters = model.parameters(example)
+  init = partial(step.init_state, tx=tx)
+  like = jax.eval_shape(init, tree.shapes(parameters))
   where = sharding.shardings(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
@@ -98,13 +104,20 @@ def make(
     frozen = [f'{re.escape(path)}$' for path, is_frozen in chosen if is_frozen]
     model = model._replace(fixed=(*model.fixed, *frozen))
   update = jax.jit(
-    _choose(settings, model=model, tx=tx, rng=rng, example=example, mesh=mesh),
+    _choose(
+      settings,
+      model=model,
+      tx=tx,
+      rng=jax.random.key(seed),
+      example=example,
+      mesh=mesh,
+    ),
     donate_argnums=0,  # or two states would be in memory at once
     out_shardings=(where, None),
     compiler_options=_options(mesh),
   )
   batch = sharding.shapes(example, mesh)
-  return Program(init, like, where, batch, update)
+  return Program(parameters, seed, init, like, where, batch, update)
 
 
 def _choose(
@@ -154,39 +167,42 @@ def _on_gpu(mesh: jax.sharding.Mesh) -> bool:
   return mesh.devices.flat[0].platform in ('gpu', 'cuda')
 
 
-def start(run: Program) -> types.TrainState:
-  """Makes the state of step 0, laid out in parts from the beginning."""
-  # It runs once, so that most of its time is compiling: half of it this way.
-  fast = {'xla_backend_optimization_level': 1}
-  on_cpu = jax.default_backend() == 'cpu'
-  with jax.set_mesh(_mesh(run)), _kernels_draw(_is_one_gpu(run)):
+def start(
+  run: Program, given: Mapping[str, Any] = MappingProxyType({})
+) -> types.TrainState:
+  """Makes the state of step 0, laid out in parts from the beginning.
+
+  Args:
+    run: the program.
+    given: parameters that are not drawn but known, by path.
+  """
+
+  def place(path, parameter, where):
+    if path in given:
+      return jax.device_put(given[path], where)
+    # A dict, since devices that hold the same part ask for it one by one.
+    parts = {}
+
+    def part(index):
+      key = str(index)
+      if key not in parts:
+        parts[key] = parameter.draw(run.seed, index)
+      return parts[key]
+
+    return jax.make_array_from_callback(parameter.shape, where, part)
+
+  # numpy lets other threads run while it computes.
+  with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    waiting = tree.map_paths(
+      partial(pool.submit, place), run.parameters, run.where.params
+    )
+    params = jax.tree.map(lambda x: x.result(), waiting)
+  with jax.set_mesh(_mesh(run)):
     return jax.jit(
       run.init,
+      donate_argnums=0,  # or two copies would be in memory at once
       out_shardings=run.where,
-      compiler_options=fast if on_cpu else None,
-    )()
-
-
-def _is_one_gpu(run: Program) -> bool:
-  mesh = _mesh(run)
-  return mesh.size == 1 and _on_gpu(mesh)
-
-
-@contextlib.contextmanager
-def _kernels_draw(wanted: bool) -> Iterator[None]:
-  """Lets a GPU kernel draw the random numbers inside `with`, if `wanted`.
-
-  The numbers are the same and compile sooner: the initial state of GPT-2 (124M)
-  in 7.5 s instead of 32, for one H200. Over a mesh the compiler could not cut
-  the kernel, and dropout in a step is quicker without it.
-  """
-  name = 'jax_threefry_gpu_kernel_lowering'
-  before = jax.config.values[name]
-  jax.config.update(name, wanted or before)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
+    )(params)
 
 
 def lower(run: Program) -> Any:
@@ -203,10 +219,7 @@ def compiling(run: Program) -> Iterator[None]:
   The first call of the update finds the compiled program in jax's cache.
   """
   with futures.ThreadPoolExecutor(1) as pool:
-    lowered = pool.submit(lower, run)
-    compiled = pool.submit(lambda: lowered.result().compile())
-    if _is_one_gpu(run):
-      lowered.result()  # or it would see what `start` sets meanwhile
+    compiled = pool.submit(lambda: lower(run).compile())
     yield
     compiled.result()
 

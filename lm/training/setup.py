@@ -345,15 +345,7 @@ def restore_or_start(
     state = restore(run, checkpointer)
     if state is not None:
       return state
-    state = program_lib.start(program)
-    params = tree.map_paths(
-      lambda path, fresh, place: (
-        jax.device_put(initial.pop(path), place) if path in initial else fresh
-      ),
-      state.params,
-      program.where.params,
-    )
-    return state._replace(params=params)
+    return program_lib.start(program, initial)
 
 
 def restore(

@@ -23,14 +23,9 @@ DEFAULT = loss.make()
 
 
 def init_state(
-  rng: jax.Array,
-  batch: types.Batch,
-  *,
-  model: types.Model,
-  tx: optax.GradientTransformation,
+  params: types.Params, *, tx: optax.GradientTransformation
 ) -> types.TrainState:
-  """Makes the state of step 0: initial parameters, and the optimizer's."""
-  params = model.init(rng, batch)
+  """Makes the state of step 0 from initial parameters."""
   extra = {'skipped': jnp.zeros((), jnp.int32)}
   return types.TrainState(
     jnp.zeros((), jnp.int32), params, tx.init(params), extra

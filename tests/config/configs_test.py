@@ -1,5 +1,6 @@
 """Every config builds at full size, and its sharding table fits."""
 
+from functools import partial
 import typing
 
 import jax
@@ -92,11 +93,8 @@ def shapes(
     c.data.objective, tokenizer=words, length=c.data.length
   )
   batch = objectives.example(objective, c.batch_size)
-  return model, jax.eval_shape(
-    lambda rng, batch: step.init_state(rng, batch, model=model, tx=tx),
-    jax.random.key(0),
-    batch,
-  )
+  shapes = tree.shapes(model.parameters(batch))
+  return model, jax.eval_shape(partial(step.init_state, tx=tx), shapes)
 
 
 def test_every_file_is_here():

@@ -42,7 +42,7 @@ def make(name):
   model, objective = FAMILIES[name]
   model = config.build(model, vocab=bytes_.size)
   prompt = config.build(objective, tokenizer=bytes_, length=24).prompt
-  params = model.init(jax.random.key(0), prompt([[5]]))
+  params = model.init(0, prompt([[5]]))
   if name != 'ngram':
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))

@@ -100,7 +100,7 @@ def test_an_empty_prompt_is_refused():
 def test_same_key_same_text_and_nothing_after_stop():
   model = config.build(base.decoder(2, length=40, width=16, depth=1), vocab=5)
   batch = objectives.padded([[1, 2], [3]] * 4, 0)
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
 
   def text(seed):
     return np.asarray(
@@ -132,7 +132,7 @@ def small():
   """A model that is far from uniform, and its parameters."""
   model = config.build(base.decoder(2, length=16, width=16, depth=1), vocab=V)
   batch = objectives.padded([[1, 2]], 0)
-  params = model.init(jax.random.key(3), batch)
+  params = model.init(3, batch)
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(4), len(leaves))
   return model, treedef.unflatten(

@@ -281,9 +281,7 @@ def test_a_model_that_no_class_computes_is_one_line(tmp_path):
     transfer.save(changed, found.vocab, found.params)
 
   spec = base.encoder(2, 'pre', length=4, width=8, depth=1)
-  params = config.build(spec, vocab=8).init(
-    jax.random.key(0), objectives.padded([[1]], 0)
-  )
+  params = config.build(spec, vocab=8).init(0, objectives.padded([[1]], 0))
   with pytest.raises(ValueError) as caught:
     transfer.save(spec, 8, params)
   assert str(caught.value).endswith(

@@ -137,7 +137,7 @@ def test_next_sentence_scores_stand_at_the_first_position():
   batch = objectives.example(objective, 2)
   spec = base.encoder(2, length=16, width=8, depth=1, head=PAIRS)
   model = config.build(spec, vocab=words.size)
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   logits = model.apply(params, batch).logits
   assert logits.shape == (2, 16, words.size)
   assert logits[:, 0, 2:].max() < -1e30 < logits[:, 0, :2].min()
@@ -167,7 +167,7 @@ def test_words_of_one_topic_come_to_lie_together(tmp_path):
   )
   model = embeddings.make(vocab=words.size, width=16)
   tx = optax.adam(0.02)
-  state = step.init_state(jax.random.key(0), data.example, model=model, tx=tx)
+  state = step.init_state(model.init(0, data.example), tx=tx)
   update = jax.jit(
     partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1))
   )

@@ -323,7 +323,7 @@ def random_params(name: str) -> types.Params:
   count = MODELS[name].params
   if count is not None:
     return count()
-  params = build(name).init(jax.random.key(0), packed(name))
+  params = build(name).init(0, packed(name))
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   return treedef.unflatten(
@@ -353,7 +353,7 @@ def trainer(name: str, microbatches: int = 1, **changes):
   # usual epsilon Adam would blow that up.
   adam = optax.adamw(1e-2, eps=1e-5)
   tx = optax.chain(optax.clip_by_global_norm(1.0), adam)
-  state = step.init_state(jax.random.key(0), packed(name), model=model, tx=tx)
+  state = step.init_state(model.init(0, packed(name)), tx=tx)
   update = partial(
     step.train_step,
     model=model,
@@ -465,7 +465,7 @@ def test_prefill_and_decoding_equal_one_pass(name, scan):
 def test_initial_loss_is_that_of_a_uniform_guess(name):
   model = build(name)
   batch = packed(name)
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   metric = loss.token_loss(logits(model, params, batch), batch)
   assert float(metric.total / metric.weight) == pytest.approx(
     math.log(V), rel=0.05
@@ -523,8 +523,7 @@ def test_scanned_layers_equal_unrolled_ones(name):
 def test_scanned_layers_start_as_unrolled_ones_do(name):
   """Otherwise `scan` would change a run, not only how it is computed."""
   params, scanned = (
-    build(name, scan=scan).init(jax.random.key(0), packed(name))
-    for scan in (False, True)
+    build(name, scan=scan).init(0, packed(name)) for scan in (False, True)
   )
   assert_trees_equal(stacked(name, params), scanned)
 

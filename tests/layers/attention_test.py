@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import base
-from lm import config, sharding
+from lm import config, sharding, tree
 from lm.layers import attention, blockwise, dot_product, kernels, masks
 from lm.models import linen
 from lm.planning import topology
@@ -212,7 +212,7 @@ def test_scanned_layers_some_with_a_window_equal_those_by_masks():
   batch = linen.example_batch(2, 24)
   tokens = np.arange(48, dtype=np.int32).reshape(2, 24) * 7 % 16
   batch = batch._replace(tokens=tokens)
-  params = make().init(jax.random.key(0), batch)
+  params = make().init(0, batch)
 
   def gradient(kernel):
     model = make(kernel)
@@ -229,17 +229,14 @@ def test_32k_tokens_train_in_8_gib():
   spec = base.decoder(length=32_768, scan=True, remat='full')
   model = config.build(spec, vocab=256)
   batch = linen.example_batch(1, 32_768)
-  start = partial(
-    step.init_state,
-    jax.random.key(0),
-    batch,
-    model=model,
-    tx=optax.adamw(1e-3),
+  state = jax.eval_shape(
+    partial(step.init_state, tx=optax.adamw(1e-3)),
+    tree.shapes(model.parameters(batch)),
   )
   update = partial(
     step.train_step, model=model, tx=optax.adamw(1e-3), rng=jax.random.key(1)
   )
-  compiled = jax.jit(update).lower(jax.eval_shape(start), batch).compile()
+  compiled = jax.jit(update).lower(state, batch).compile()
   used = compiled.memory_analysis()
   total = sum(
     getattr(used, f'{kind}_size_in_bytes')

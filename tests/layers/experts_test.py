@@ -4,7 +4,6 @@ import functools
 from functools import partial
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import config, metrics, optim, sharding, tree
-from lm.layers import dispatch, grouped, mlp, parts, routing
+from lm import config, initial, metrics, optim, sharding, tree
+from lm.layers import dispatch, grouped, initializers, mlp, parts, routing
 from lm.models import linen
 from lm.optim import optimizers
 from lm.planning import flops
@@ -30,7 +29,7 @@ SEGMENTS = np.where(
 TEXT = parts.Text(jnp.asarray(SEGMENTS), jnp.zeros_like(SEGMENTS))
 LIVE = SEGMENTS > 0
 PARTS: dict[str, Any] = {
-  'kernel_init': nn.initializers.normal(0.5),
+  'kernel_init': initializers.normal(0.5),
   'dtype': 'float32',
   'compute_dtype': 'float32',
 }
@@ -61,7 +60,7 @@ def stream():
 
 
 def start(module) -> Any:
-  return module.init(jax.random.key(1), stream(), TEXT)['params']
+  return initial.draw(initializers.parameters(module, stream(), TEXT), 1)
 
 
 def build(settings, vocab=64, **changes):
@@ -124,9 +123,9 @@ def looped(params, x_BLD, *, top_k, scoring, normalize, activation):
 def test_one_expert_is_an_mlp(capacity):
   module = mixture(count=1, top_k=1, capacity=capacity)
   plain = mlp.Dense(
-    F, 'swiglu', False, output_init=nn.initializers.normal(F**-0.5), **PARTS
+    F, 'swiglu', False, output_init=initializers.normal(F**-0.5), **PARTS
   )
-  params = plain.init(jax.random.key(1), stream())['params']
+  params = initial.draw(initializers.parameters(plain, stream()), 1)
   routed = {
     'router': jnp.ones((D, 1)),
     'experts': {name: kernel[None] for name, kernel in params.items()},
@@ -176,7 +175,7 @@ def test_all_read_shared_experts():
   whole_BLD = say(module, params, stream())[0]
   routed_BLD = say(mixture(), apart, stream())[0]
   plain = mlp.Dense(
-    2 * F, 'swiglu', False, output_init=nn.initializers.zeros, **PARTS
+    2 * F, 'swiglu', False, output_init=initializers.ZEROS, **PARTS
   )
   shared_BLD = plain.apply({'params': params['shared']}, stream())[0]
   close(whole_BLD, routed_BLD + shared_BLD)
@@ -362,7 +361,7 @@ def trained(settings, steps=200):
   tx, _ = optimizers.make(
     steps=steps, peak=3e-3, warmup=10, balance_rate=2.5e-3
   )
-  state = step.init_state(jax.random.key(0), batch(0, 32), model=model, tx=tx)
+  state = step.init_state(model.init(0, batch(0, 32)), tx=tx)
   update = jax.jit(
     partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1)),
     donate_argnums=0,
@@ -414,7 +413,7 @@ def test_a_bias_follows_the_error_of_its_load_alone(name):
   data = linen.example_batch(B, L)._replace(segments=SEGMENTS)
   rng = np.random.default_rng(0)
   data = data._replace(tokens=rng.integers(0, 64, (B, L)).astype(np.int32))
-  state = step.init_state(jax.random.key(0), data, model=model, tx=tx)
+  state = step.init_state(model.init(0, data), tx=tx)
   update = partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1))
   new, _ = jax.jit(update)(state, data)
   parts, _ = jax.jit(partial(update, microbatches=4))(state, data)
@@ -521,7 +520,7 @@ def test_first_layers_may_keep_an_mlp():
   routed = dense | {'mlp': spec_of({})}
   model = build({}, blocks={'dense': dense, 'main': routed}, first=('dense',))
   data = linen.example_batch(2, L)
-  params = model.init(jax.random.key(0), data)
+  params = model.init(0, data)
   assert params['layers_0']['mlp'].keys() == {'up', 'gate', 'down'}
   assert params['layers_1']['mlp'].keys() == {'router', 'experts'}
   # A metric's weight counts the layers that have it.

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import config
+from lm import config, initial
 from lm.layers import (
   dot_product,
+  initializers,
   linear,
   masks,
   mlp,
@@ -24,6 +25,11 @@ from lm.models import linen
 
 def normal(seed, *shape):
   return jax.random.normal(jax.random.key(seed), shape)
+
+
+def variables(module, *inputs):
+  params = initializers.parameters(module, *inputs)
+  return {'params': initial.draw(params, 0)}
 
 
 @pytest.mark.slow
@@ -269,7 +275,7 @@ def test_gradients_of_norms_are_those_of_autodiff(module):
 
   x, weights = 5 + 3 * normal(0, 2, 3, 8), normal(1, 2, 3, 8)
   params = jax.tree.map(
-    lambda p: p + 0.5 * normal(2, *p.shape), module.init(jax.random.key(0), x)
+    lambda p: p + 0.5 * normal(2, *p.shape), variables(module, x)
   )
   got, want = (
     jax.value_and_grad(lambda *a, fn=fn: jnp.sum(fn(*a) * weights), (0, 1))(
@@ -297,14 +303,14 @@ def test_gelu_and_its_gradient_are_those_of_jax():
 def test_norms_in_float64():
   x = 5 + 3 * np.asarray(normal(0, 2, 3, 8), np.float64)
   module = norms.LayerNorm()
-  params = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+  params = variables(module, x)
   want = (x - x.mean(-1, keepdims=True)) / np.sqrt(
     x.var(-1, keepdims=True) + 1e-5
   )
   got = np.asarray(module.apply(params, jnp.asarray(x, jnp.float32)))
   np.testing.assert_allclose(got, want, atol=1e-5)
   module = norms.RMSNorm()
-  params = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+  params = variables(module, x)
   want = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
   got = np.asarray(module.apply(params, jnp.asarray(x, jnp.float32)))
   np.testing.assert_allclose(got, want, atol=1e-5)
@@ -319,7 +325,7 @@ def test_a_batch_longer_than_the_learned_positions_is_refused():
   spec = base.decoder(2, length=4, width=8, depth=1)
   model = config.build(spec, vocab=8)
   with pytest.raises(ValueError, match=r'length 5 is longer than model\.leng'):
-    model.init(jax.random.key(0), linen.example_batch(1, 5))
+    model.init(0, linen.example_batch(1, 5))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +376,7 @@ def test_narrow_products_of_a_recurrence_have_near_gradients(cell):
   def gradient(compute_dtype):
     layer = recurrent.Recurrent(
       cell,
-      jax.nn.initializers.normal(0.3),
+      initializers.normal(0.3),
       0.0,
       False,
       'float32',
@@ -382,7 +388,7 @@ def test_narrow_products_of_a_recurrence_have_near_gradients(cell):
       y_BLD, _ = layer.apply(params, x_BLD, seen, None)
       return jnp.sum(jnp.square(y_BLD))
 
-    params = layer.init(rng, x_BLD, seen, None)
+    params = variables(layer, x_BLD, seen, None)
     return jax.jit(jax.grad(total))(params)
 
   for wide, narrow in zip(

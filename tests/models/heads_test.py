@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import base
-from lm import config, loss, optim, sharding, types
+from lm import config, loss, optim, sharding, tree, types
 from lm.data import objectives
 from lm.data.finetuning import batching
 from lm.data.tokenizers import utf8_bytes
@@ -40,7 +40,7 @@ def texts(seed: int) -> types.Batch:
 def learnt(model: types.Model, task, steps: int = 120) -> float:
   """Trains on batches of `task(seed)`; returns the accuracy on another one."""
   tx = optax.adam(1e-2)
-  state = step.init_state(jax.random.key(0), task(0), model=model, tx=tx)
+  state = step.init_state(model.init(0, task(0)), tx=tx)
   update = jax.jit(
     partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1))
   )
@@ -96,7 +96,7 @@ def test_a_span_is_found_and_never_in_padding():
   model = heads.span(vocab=V, body=BODIES['encoder'][0])
   assert learnt(model, task) > 0.95
   batch = task(0)
-  scores = model.apply(model.init(jax.random.key(0), batch), batch).logits
+  scores = model.apply(model.init(0, batch), batch).logits
   assert scores.shape == (B, 2, L)
   padding = np.stack([batch.segments == 0] * 2, 1)
   assert scores[padding].max() < -1e30 < scores[~padding].min()
@@ -117,7 +117,7 @@ def test_sentences_of_the_same_meaning_have_similar_vectors():
   model = heads.embed(vocab=V, body=BODIES['encoder'][0])
   assert learnt(model, task, 60) > 0.9
   batch = task(0)
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   vectors = model.apply(params, batch).hidden
   np.testing.assert_allclose(jnp.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
   assert set(params) == {'body'}
@@ -151,7 +151,7 @@ def test_a_packed_text_is_classified_as_if_alone(body, pool):
   batch = batching.assemble([rows, []], form._replace(scored=3), L, words)
   assert batch.targets.tolist() == [[0, 1, 2], [0, 0, 0]]
   assert batch.weights.tolist() == [[1, 1, 1], [0, 0, 0]]
-  params = model.init(jax.random.key(0), alone)
+  params = model.init(0, alone)
   want, got = (model.apply(params, x).logits for x in (alone, batch))
   np.testing.assert_allclose(got[0], want[:, 0], atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_a_decoder_reads_both_ways_if_asked():
     model = heads.tag(
       vocab=V, body=BODIES['decoder'][0], classes=3, bidirectional=bidirectional
     )
-    params = model.init(jax.random.key(0), alone)
+    params = model.init(0, alone)
     a, b = (model.apply(params, x).logits for x in (alone, changed))
     assert (np.abs(a - b)[0, 0].max() > 1e-4) == bidirectional
 
@@ -173,9 +173,8 @@ def test_every_parameter_has_a_sharding():
   mesh = sharding.make_mesh()
   model = heads.next_sentence(vocab=V, body=ENCODER)
   state = jax.eval_shape(
-    partial(step.init_state, model=model, tx=optax.adam(1.0)),
-    jax.random.key(0),
-    texts(0),
+    partial(step.init_state, tx=optax.adam(1.0)),
+    tree.shapes(model.parameters(texts(0))),
   )
   names = ('vocab', 'embed', 'heads', 'kv_heads', 'mlp')
   rules: dict[str, None] = dict.fromkeys(names)
@@ -203,7 +202,7 @@ def test_both_directions_are_trained_and_read():
   spec = base.recurrent(width=8, depth=1, bidirectional=True)
   model = config.build(spec, vocab=V)
   plain = objectives.padded([[3, 4, 5, 6], [7, 8, 9]], 0)
-  params = model.init(jax.random.key(0), plain)
+  params = model.init(0, plain)
   twice = jax.tree.map(lambda x: np.concatenate([x, x], 1), plain)
   token_types = np.repeat(np.array([[0, 1]] * 2, np.int32), 4, axis=1)
   both = model.apply(params, twice._replace(token_types=token_types))

@@ -99,7 +99,7 @@ def test_updates_are_products_of_two_matrices():
   model = config.build(
     around(BODIES['scanned'], paths='attention/[qo]$|table', alpha=2.0), vocab=V
   )
-  params = noisy(model.init(jax.random.key(0), example()))
+  params = noisy(model.init(0, example()))
   spec = around(BODIES['scanned'], alpha=2.0)
   _, whole = lora.merged(spec, params)
   for path, sides in (
@@ -123,14 +123,14 @@ def test_updates_are_products_of_two_matrices():
 @pytest.mark.slow
 def test_only_updates_and_the_head_have_gradients():
   model = config.build(around(CLASSIFY), vocab=V)
-  params = noisy(model.init(jax.random.key(0), example()))
+  params = noisy(model.init(0, example()))
 
   tx, batch = optax.sgd(1.0), example()
   batch = batch._replace(
     targets=np.ones((len(batch.tokens), 1), np.int32),
     weights=np.ones((len(batch.tokens), 1), np.float32),
   )
-  state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
+  state = step.init_state(model.init(0, batch), tx=tx)
   state = state._replace(params=params)
   update = partial(step.train_step, model=model, tx=tx, rng=jax.random.key(1))
   after, _ = jax.jit(update)(state, batch)
@@ -163,7 +163,7 @@ def test_parameters_have_the_shapes_of_matrices(shape, summed, want):
 def test_refuses_bad_settings(settings, message):
   with pytest.raises(ValueError) as caught:
     model = config.build(around(ENCODER, **settings), vocab=V)
-    model.init(jax.random.key(0), example())
+    model.init(0, example())
   assert message in str(caught.value) and len(str(caught.value)) <= 200
 
 

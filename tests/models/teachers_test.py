@@ -70,7 +70,7 @@ def test_each_answer_is_a_document_of_its_own():
 def test_logits_are_how_much_more_the_body_prefers():
   model = preference.make(vocab=BYTES.size, body=BODY, beta=0.5)
   _, made, batch = rows()
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   body = config.build(BODY, vocab=BYTES.size)
 
   def cost(params, ids, token_types):
@@ -181,7 +181,7 @@ def distilled(**changes):
 def test_a_student_that_equals_its_teacher_has_no_loss():
   small = {**BODY, 'length': 16}
   model = distill.make(vocab=64, body=small, teacher=small)
-  params = model.init(jax.random.key(0), text())
+  params = model.init(0, text())
   out = model.apply({**params, 'teacher': params['body']}, text())
   assert abs(float(out.aux['distill_loss'].total)) < 1e-4
   assert float(out.aux['distill_loss'].weight) == 64
@@ -189,7 +189,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss():
 
 def test_the_loss_is_the_divergence_of_the_distributions():
   model, batch = distilled(temperature=3.0, weight=0.5), text()
-  params = model.init(jax.random.key(0), batch)
+  params = model.init(0, batch)
   params = jax.tree.map(lambda x: 4 * x, params)  # far from uniform
   out = model.apply(params, batch)
   small = {**BODY, 'length': 16}
@@ -213,7 +213,7 @@ def test_a_student_learns_and_its_teacher_does_not_change():
   model, batch = distilled(weight=100.0), text()
   spec = {'peak': 3e-3, 'warmup': 2, 'decay': 0.1}
   tx, _ = optimizers.make(steps=60, **optim.fitted(spec, model))
-  state = step.init_state(jax.random.key(0), batch, model=model, tx=tx)
+  state = step.init_state(model.init(0, batch), tx=tx)
   state = state._replace(params=jax.tree.map(lambda x: 2 * x, state.params))
   teacher = state.params['teacher']
   update = jax.jit(

@@ -109,7 +109,7 @@ def generation(spec: list[Any], batch: int, new: int) -> protocol.Workload:
   s = specs.Spec(*spec)
   model = _model(s, 'fp32', new + 1)
   prompts = objectives.padded([[3 + n] for n in range(batch)], pad=0)
-  params = jax.jit(model.init)(jax.random.key(0), prompts)
+  params = model.init(0, prompts)
   # No row ends early, since the id that would end it is never drawn.
   draw = partial(
     generate.generate,
@@ -180,9 +180,8 @@ def checkpoints(spec: list[Any]) -> protocol.Workload:
   s = specs.Spec(*spec)
   model = _model(s, 'fp32', s.length)
   tx, _ = optimizers.make(steps=10_000, peak=1e-3)
-  state = jax.jit(partial(step.init_state, model=model, tx=tx))(
-    jax.random.key(0), linen.example_batch(1, s.length)
-  )
+  params = model.init(0, linen.example_batch(1, s.length))
+  state = jax.jit(partial(step.init_state, tx=tx))(params)
   jax.block_until_ready(state)
   folder = _folder()
   like = jax.eval_shape(lambda: state)
