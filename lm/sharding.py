@@ -185,6 +185,16 @@ def _tuple(split) -> tuple[str, ...]:
   return () if split is None else (split,) if isinstance(split, str) else split
 
 
+def platform() -> str:
+  """Finds what is compiled for: of the mesh, which may be far away."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  device = jax.default_device.value if device is None else device
+  name = jax.default_backend() if device is None else device
+  name = name if isinstance(name, str) else name.platform
+  # A card that is compiled for from afar calls itself by its maker's library.
+  return 'gpu' if name == 'cuda' else name
+
+
 def parts(*axes: str) -> int:
   """Counts the parts that mesh axes cut a dimension into; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -68,7 +68,7 @@ class Seen(NamedTuple):
 
   Attributes:
     mask_B1LS: bool, True where a query may look; None where `mask` says it.
-    mask: what a kernel reads that needs no whole mask; None where there is one.
+    mask: what it is made of, if the keys are those of the queries.
     rotation: of queries and keys; None has none.
     bias_BNLS: added to the scores, float32 [B or 1, N, L, S]; None has none.
     first: the slot of the cache that the first query is written to.
@@ -240,7 +240,8 @@ def look(
   if kernel != 'einsum':
     return Seen(mask=mask)
   first = 0 if text.first is None else text.first
-  return Seen(mask.materialize(keys, first), first=text.first)
+  whole_B1LS = mask.materialize(keys, first)
+  return Seen(whole_B1LS, mask if text.keys is None else None, first=text.first)
 
 
 def _scores(spec: Mapping[str, Any] | None) -> Scores:
@@ -368,17 +369,17 @@ class Attention(nn.Module):
       'softcap': self.softcap,
       'compute_dtype': linear.floating(self.compute_dtype),
     }
-    if seen.mask is not None:
-      assert cache is None and seen.bias_BNLS is None
+    if seen.mask_B1LS is None:
+      assert cache is None and seen.mask is not None
+      assert seen.bias_BNLS is None
       mixed_BLNH = dot_product.attend_unmasked(
         q_BLNH, k_BKSH, v_BKSH, seen.mask, **settings
       )
       return mixed_BLNH, None
-    assert seen.mask_B1LS is not None
     settings['bias_BNLS'] = seen.bias_BNLS
     if cache is None:
       mixed_BLNH = dot_product.attend(
-        q_BLNH, k_BKSH, v_BKSH, seen.mask_B1LS, **settings
+        q_BLNH, k_BKSH, v_BKSH, seen.mask_B1LS, mask=seen.mask, **settings
       )
       return mixed_BLNH, None
     if not self.cross:

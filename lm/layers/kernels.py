@@ -20,8 +20,11 @@ from lm.layers import blockwise, masks, ring
 
 NAMES = ('auto', 'einsum', 'blockwise', 'splash', 'cudnn')
 # Where blocks begin to be faster than one product, forward and backward: 1.3
-# times at 1,024 on two CPU cores, 1.9 times at 4,096, but 0.8 times at 512.
+# times at 1,024 on two CPU cores, but 0.8 times at 512.
 _LONG = 1_024
+# The same for products in runs, as `dot_product` has them on a CPU: 0.8 times
+# at 1,024, 1.05 times at 2,048.
+_LONG_ON_CPU = 2_048
 # Of 256, 512 and 1,024 the fastest there from 2,048 positions on.
 _BLOCK = 512
 # cuDNN reads a mask of documents as an array: 128 MiB a row here.
@@ -59,7 +62,7 @@ def choose(
     ValueError: what was asked for cannot do it.
   """
   if initializing:
-    return 'blockwise' if length >= _LONG else 'einsum'
+    return 'einsum'
   cut = sharding.parts(ring.AXIS) > 1
   if asked == 'einsum':
     return asked
@@ -67,16 +70,16 @@ def choose(
     return 'ring'
   if asked == 'blockwise':
     return asked
-  platform = _platform()
+  where = sharding.platform()
   lacks = {
     'splash': [
-      (platform == 'tpu', f'is for TPU, and this is {platform}'),
+      (where == 'tpu', f'is for TPU, and this is {where}'),
       (not cut, 'cuts no text: set mesh.sequence=1'),
       (not prefix, 'knows no prefix'),
       (length % _LANES == 0, f'needs a length that {_LANES} divides'),
     ],
     'cudnn': [
-      (platform == 'gpu', f'is for GPU, and this is {platform}'),
+      (where == 'gpu', f'is for GPU, and this is {where}'),
       (_has_cudnn(), f"needs jax's CUDA plug-in: {errors.install('cuda')}"),
       (not cut, 'cuts no text: set mesh.sequence=1'),
       (compute_dtype == 'bfloat16', "needs compute_dtype='bfloat16'"),
@@ -93,7 +96,8 @@ def choose(
     for name, needs in lacks.items():
       if all(met for met, _ in needs):
         return name
-    return 'blockwise' if length >= _LONG else 'einsum'
+    long = _LONG_ON_CPU if where == 'cpu' else _LONG
+    return 'blockwise' if length >= long else 'einsum'
   for met, why in lacks[asked]:
     if not met:
       raise ValueError(f"kernel={asked!r} {why}; or use 'auto'")
@@ -112,16 +116,6 @@ def use(spec: Any, kernel: str) -> None:
       use(value, kernel)
     elif key == 'kernel':
       spec[key] = kernel
-
-
-def _platform() -> str:
-  """Finds what is compiled for: of the mesh, which may be far away."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  device = jax.default_device.value if device is None else device
-  name = jax.default_backend() if device is None else device
-  name = name if isinstance(name, str) else name.platform
-  # A card that is compiled for from afar calls itself by its maker's library.
-  return 'gpu' if name == 'cuda' else name
 
 
 def _has_cudnn() -> bool:

@@ -22,6 +22,7 @@ N = K * G
 # Each that is said of a mask in one of them, and the softcap.
 CASES = {
   'causal': {},
+  'window': {'window': 5},
   'both ways': {'causal': False, 'window': 5},
   'all': {'window': 7, 'prefix': True, 'softcap': 2.0},
 }
@@ -95,6 +96,26 @@ def case(name, length, **changes):
   found = dict(CASES[name])
   softcap = found.pop('softcap', None)
   return packed(length, **found, **changes), softcap
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('length', [17, 50])
+def test_runs_of_queries_equal_the_whole(monkeypatch, name, length):
+  """Scores that a causal text does not need change nothing."""
+  monkeypatch.setattr(dot_product, '_SHORTEST', 8)
+  mask, softcap = case(name, length)
+  given = inputs(length)
+  bias = normal(5, 1, N, length, length)
+
+  def run(q, k, v, mask, **settings):
+    whole = mask.materialize()
+    return dot_product.attend(q, k, v, whole, mask=mask, **settings)
+
+  for settings in ({'softcap': softcap}, {'bias_BNLS': bias}):
+    want = outcome(masked, mask, given, **settings)
+    assert_same(outcome(run, mask, given, **settings), want)
+  runs = dot_product._runs(mask, length, length)
+  assert (len(runs) > 1) == (mask.causal and mask.prefix is None)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +289,7 @@ def test_the_kernel_is_that_of_the_machine_compiled_for(monkeypatch):
   with away('tpu'):
     assert choose() == 'splash'
     assert choose(prefix=True) == choose(length=2047) == 'blockwise'
-    assert choose(initializing=True) == 'blockwise'
+    assert choose(initializing=True) == 'einsum'
   with away('tpu', sequence=2):
     assert choose() == choose('blockwise', length=8) == 'ring'
     assert choose('einsum') == 'einsum'
