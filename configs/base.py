@@ -57,7 +57,7 @@ def get_config() -> Any:
         'fn': 'lm.loss:make',
         'z_weight': 0.0,
         'smoothing': 0.0,
-        'chunks': 1,
+        'chunks': None,  # parts of a row, scored in turn; None chooses
       },
       'optim': adamw(),
       # spec of how gradients are made private, see lm.training.privacy
@@ -69,7 +69,7 @@ def get_config() -> Any:
           'batch_size': 16,
           'length': 256,
           'objective': {'fn': 'lm.data.objectives:causal'},
-          'chunks': 1,
+          'chunks': None,  # as in the loss
         },
       },
       'mesh': {

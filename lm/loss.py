@@ -12,11 +12,15 @@ from jax.sharding import PartitionSpec
 
 from lm import config, sharding, types
 
+_SCORES = 2**22  # in a chunk, on a CPU; see `_chunks`
+_ROWS = 128  # positions in a chunk, at least
+_MOST = 8  # chunks
+
 Head = Callable[[jax.Array], jax.Array]
 
 
 def make(
-  *, z_weight: float = 0.0, smoothing: float = 0.0, chunks: int = 1
+  *, z_weight: float = 0.0, smoothing: float = 0.0, chunks: int | None = None
 ) -> Callable[[types.Output, types.Batch, Head | None], types.Metric]:
   """Makes the training loss that `step.train_step` minimizes.
 
@@ -26,28 +30,50 @@ def make(
     chunks: how many parts of each row are scored one after another, see
       `chunked_loss`; 1 scores a row at once. It must divide the positions of a
       row that a device holds. More chunks need less memory, and cost nothing
-      until products become too small to be efficient.
+      until products become too small to be efficient. None scores a row at once
+      on GPU and TPU, and on a CPU in up to 8 chunks that fit its caches.
 
   Raises:
     ValueError: a setting is out of range.
   """
   if smoothing >= 1:
     raise ValueError(f'smoothing={smoothing} must be below 1')
-  if chunks < 1:
+  if chunks is not None and chunks < 1:
     raise ValueError(f'chunks={chunks} must be at least 1')
   settings = {'z_weight': z_weight, 'smoothing': smoothing}
 
   def score(out, batch, head):
-    if chunks == 1:
+    count = chunks
+    if count is None:
+      count = 1 if head is None else _chunks(*out.logits.shape)
+    if count == 1:
       return token_loss(out.logits, batch, **settings)
     if head is None:
       raise config.ConfigError(
         f'chunks={chunks}: this model has no output layer that could be '
         'applied to a part of a row: use chunks=1'
       )
-    return chunked_loss(head, out.hidden, batch, chunks=chunks, **settings)
+    return chunked_loss(head, out.hidden, batch, chunks=count, **settings)
 
   return score
+
+
+def _chunks(B: int, L: int, V: int) -> int:
+  """Chooses how many chunks score fastest: on a GPU or TPU one.
+
+  On a CPU a step is 1.02 to 1.05 times as fast if the logits of a chunk fit its
+  caches. Of 8, 16 and 32 MiB the best for vocabularies of 4,096 and 8,192.
+  """
+  if sharding.platform() != 'cpu':
+    return 1
+  rows, texts = _cut(B, L)
+  B, L = B // sharding.parts(*rows), L // sharding.parts(*texts)
+  # Each chunk reads and writes the gradient of the output layer, and products
+  # of few rows are slow.
+  most = min(_MOST, max(1, B * L // _ROWS))
+  counts = [n for n in range(1, most + 1) if L % n == 0]
+  small = [n for n in counts if n * _SCORES >= B * L * V]
+  return small[0] if small else counts[-1]
 
 
 def token_loss(
@@ -197,18 +223,23 @@ def _split(chunks, arrays):
   )
 
 
+def _cut(B, L):
+  """Finds the mesh axes that cut rows, and those that cut their positions."""
+  rows = sharding.free(*sharding.BATCH)
+  texts = sharding.free('sequence')
+  if B % sharding.parts(*rows) or L % sharding.parts(*texts):
+    return (), ()  # every device computes all rows of a batch too small to cut
+  return rows, texts
+
+
 def _on_each_device(fn, params, *arrays):
   """Calls `fn(params, *arrays) -> sums, rows` on the rows of each device.
 
   Parameters are gathered once, and sums are added up over devices once. Without
   `shard_map` the compiler would do both again for each chunk.
   """
-  B, L = arrays[0].shape[:2]
-  rows = sharding.free(*sharding.BATCH)
-  texts = sharding.free('sequence')
+  rows, texts = _cut(*arrays[0].shape[:2])
   axes = rows + texts
-  if B % sharding.parts(*rows) or L % sharding.parts(*texts):
-    axes = ()  # every device computes all rows of a batch too small to cut
   if sharding.parts(*axes) == 1:
     return fn(params, *arrays)
 

@@ -158,6 +158,24 @@ def test_a_loss_in_chunks_equals_the_whole(name):
   assert_near(grads, others)
 
 
+@pytest.mark.parametrize(
+  ('shape', 'count'),
+  [
+    ((8, 256, 65), 1),
+    ((8, 256, 4096), 2),
+    ((16, 256, 8192), 8),
+    ((8, 250, 8192), 5),  # chunks are of one size
+    ((1, 512, 250_000), 4),  # and of 128 positions or more
+    ((8, 512, 250_000), 8),
+    ((2, 16, 10**6), 1),
+  ],
+)
+def test_a_cpu_scores_in_chunks_that_fit_its_caches(shape, count):
+  """The loss would be right with any other count, and slower."""
+  chosen = loss._chunks(*shape)
+  assert chosen == (count if jax.default_backend() == 'cpu' else 1)
+
+
 @pytest.mark.parametrize('name', ['gpt2', 'llama'])
 def test_a_loss_in_chunks_is_the_same_on_a_mesh(name):
   if jax.device_count() < 8:
@@ -239,7 +257,7 @@ def test_logits_of_a_large_vocabulary_never_exist_whole():
     return needed.temp_size_in_bytes
 
   logits, table = 4 * V * L, 4 * V * D
-  assert bytes_needed(loss.make()) > logits
+  assert bytes_needed(loss.make(chunks=1)) > logits
   few = bytes_needed(loss.make(chunks=chunks))
   assert few < 3 * logits / chunks + 4 * table < logits / 3, few
 

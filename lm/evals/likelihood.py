@@ -21,7 +21,7 @@ def make(
   length: int,
   objective: Mapping[str, Any] = objectives.CAUSAL,
   words: int | None = None,
-  chunks: int = 1,
+  chunks: int | None = None,
 ) -> Evaluator:
   """Makes an evaluator that reads every token of a dataset exactly once.
 
@@ -38,8 +38,7 @@ def make(
       and number are given.
     words: number of words of the text (ends of lines included), for
       word_perplexity; None leaves it out.
-    chunks: number of parts in which the loss is computed, to save memory; see
-      `loss.make`.
+    chunks: number of parts in which the loss is computed, see `loss.make`.
 
   Returns:
     `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats per token,
