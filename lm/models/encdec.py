@@ -116,6 +116,11 @@ def make(
     cache = linen.remember(batch._replace(prefix=None), room, layers)
     return {**cache, 'source_segments': batch.source_segments}
 
+  def flops(length: int) -> float:
+    # For a token of each side, so of a source as long as the text.
+    blocks = sum(layers.flops(length) for layers in stacks.values())
+    return blocks + 2 * width * vocab
+
   return linen.bridge(
     module,
     (*stacks['encoder'].rows(), *stacks['decoder'].rows(), *ROWS),
@@ -124,6 +129,7 @@ def make(
       encoder=_unrolled(sides['encoder']), decoder=_unrolled(sides['decoder'])
     ),
     layouts={name: x.layers for name, x in stacks.items()},
+    flops=flops,
   )
 
 
