@@ -15,7 +15,7 @@ import json, pathlib
 import lm
 from lm.data import prepare
 
-assert 'wheel' in lm.__file__, lm.__file__
+assert pathlib.Path.cwd() in pathlib.Path(lm.__file__).parents, lm.__file__
 text = pathlib.Path('text.jsonl')
 lines = [f'fox {n} jumps over {n * 7 % 13} lazy dogs' for n in range(400)]
 text.write_text(''.join(json.dumps({'text': x}) + chr(10) for x in lines))
@@ -79,12 +79,42 @@ def test_a_wheel_holds_the_package_and_its_configs(wheel):
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_whole_way_from_a_wheel(wheel, tmp_path):
+  """An unpacked wheel, with the libraries that are here."""
   site = tmp_path / 'wheel'
   zipfile.ZipFile(wheel).extractall(site)
+  go(sys.executable, tmp_path, PYTHONPATH=str(site))
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_whole_way_in_a_fresh_environment(wheel, tmp_path):
+  """The wheel's own requirements are enough, on another Python."""
+  current = sys.version_info[:2]
+  other = '3.11' if current == (3, 12) else '3.12'
+  homes = Path.home().glob(f'.pyenv/versions/{other}.*/bin/python')
+  names = [*map(str, homes), f'python{other}']
+  works = [x for x in names if shutil.which(x) and runs(x, '-c', '')]
+  if not works:
+    pytest.skip(f'needs Python {other}')
+  assert runs(works[0], '-m', 'venv', str(tmp_path / 'env'))
+  python = str(tmp_path / 'env/bin/python')
+  assert runs(python, '-m', 'pip', 'install', '--quiet', str(wheel))
+  go(python, tmp_path)
+
+
+def runs(*command: str) -> bool:
+  """Runs a command outside of the checkout, and says whether it ended well."""
+  env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  return not subprocess.run(command, cwd='/', env=env).returncode
+
+
+def go(python: str, folder: Path, **changes: str) -> None:
+  """Goes the whole way in a folder."""
+  env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | changes
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
-    cwd=tmp_path,
-    env={**os.environ, 'PYTHONPATH': str(site)},
+    [python, '-c', PROGRAM],
+    cwd=folder,
+    env=env,
     capture_output=True,
     text=True,
   )
