@@ -243,7 +243,7 @@ def test_logits_of_a_large_vocabulary_never_exist_whole():
   V, D, L, chunks = 2**17, 16, 512, 32
   model = embeddings.vectors(vocab=V, width=D)
   batch = linen.example_batch(1, L)
-  params = jax.eval_shape(model.init, jax.random.key(0), batch)
+  params = tree.shapes(model.parameters(batch))
 
   def bytes_needed(score):
     def total(params):

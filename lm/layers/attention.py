@@ -68,7 +68,7 @@ class Seen(NamedTuple):
 
   Attributes:
     mask_B1LS: bool, True where a query may look; None where `mask` says it.
-    mask: what it is made of, if the keys are those of the queries.
+    mask: of a text that sees itself alone; None for a cache and another text.
     rotation: of queries and keys; None has none.
     bias_BNLS: added to the scores, float32 [B or 1, N, L, S]; None has none.
     first: the slot of the cache that the first query is written to.
@@ -240,8 +240,10 @@ def look(
   if kernel != 'einsum':
     return Seen(mask=mask)
   first = 0 if text.first is None else text.first
-  whole_B1LS = mask.materialize(keys, first)
-  return Seen(whole_B1LS, mask if text.keys is None else None, first=text.first)
+  mask_B1LS = mask.materialize(keys, first)
+  if text.keys is None:
+    return Seen(mask=mask.replace(whole_B1LS=mask_B1LS))
+  return Seen(mask_B1LS, first=text.first)
 
 
 def _scores(spec: Mapping[str, Any] | None) -> Scores:
@@ -369,19 +371,19 @@ class Attention(nn.Module):
       'softcap': self.softcap,
       'compute_dtype': linear.floating(self.compute_dtype),
     }
-    if seen.mask_B1LS is None:
-      assert cache is None and seen.mask is not None
-      assert seen.bias_BNLS is None
+    if seen.mask is not None and seen.mask.whole_B1LS is None:
+      assert cache is None and seen.bias_BNLS is None
       mixed_BLNH = dot_product.attend_unmasked(
         q_BLNH, k_BKSH, v_BKSH, seen.mask, **settings
       )
       return mixed_BLNH, None
     settings['bias_BNLS'] = seen.bias_BNLS
     if cache is None:
-      mixed_BLNH = dot_product.attend(
-        q_BLNH, k_BKSH, v_BKSH, seen.mask_B1LS, mask=seen.mask, **settings
-      )
+      mask = seen.mask_B1LS if seen.mask is None else seen.mask
+      assert mask is not None
+      mixed_BLNH = dot_product.attend(q_BLNH, k_BKSH, v_BKSH, mask, **settings)
       return mixed_BLNH, None
+    assert seen.mask_B1LS is not None
     if not self.cross:
       cache = _write(cache, k_BKSH, v_BKSH, seen.first)
     mixed_BLNH = dot_product.attend_cache(

@@ -16,9 +16,8 @@ def attend(
   q_BLNH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
-  mask_B1LS: jax.Array,
+  mask: masks.AttentionMask | jax.Array,
   *,
-  mask: masks.AttentionMask | None = None,
   bias_BNLS: jax.Array | None = None,
   scale: float | None = None,
   softcap: float | None = None,
@@ -29,8 +28,8 @@ def attend(
   N/K neighbouring query heads share a key head.
 
   Args:
-    mask: what `mask_B1LS` was made of, where keys are those of the queries: it
-      tells which scores need not be computed. None computes all.
+    mask: bool [B, 1, L, S], True where a query may look; or a mask that holds
+      it as `whole_B1LS` and tells which scores need not be computed.
     bias_BNLS: added to the scores, [B or 1, N, L, S]; None has none.
     scale: of the dot products; None is 1 / sqrt(H).
     softcap: bounds the scores by `softcap * tanh(score / softcap)`; None is
@@ -40,7 +39,9 @@ def attend(
   Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1; grouped keys:
   Ainslie et al. 2023, arXiv 2305.13245.
   """
-  K = k_BKSH.shape[1]
+  K, runs = k_BKSH.shape[1], _runs(mask, q_BLNH.shape[1], k_BKSH.shape[2])
+  mask_B1LS = mask if isinstance(mask, jax.Array) else mask.whole_B1LS
+  assert mask_B1LS is not None
   out_BKGLH = _mix(
     _queries(q_BLNH, K) * _scale(q_BLNH, scale),
     k_BKSH,
@@ -49,7 +50,7 @@ def attend(
     _grouped(bias_BNLS, K),
     softcap,
     compute_dtype,
-    _runs(mask, q_BLNH.shape[1], k_BKSH.shape[2]),
+    runs,
   )
   return _heads_last(out_BKGLH, q_BLNH)
 
@@ -168,7 +169,7 @@ class _Run(NamedTuple):
     return jnp.pad(x_BKsH, width)
 
 
-def _runs(mask: masks.AttentionMask | None, L: int, S: int) -> tuple[_Run, ...]:
+def _runs(mask, L: int, S: int) -> tuple[_Run, ...]:
   """Cuts queries into runs that need not look at all keys.
 
   Of a causal text, a quarter of the queries looks at the keys up to its own end
@@ -176,7 +177,7 @@ def _runs(mask: masks.AttentionMask | None, L: int, S: int) -> tuple[_Run, ...]:
   fast with it; a GPU would rather have one large product.
   """
   whole = (_Run(0, L, 0, S),)
-  if mask is None or not mask.causal or mask.prefix is not None:
+  if isinstance(mask, jax.Array) or not mask.causal or mask.prefix is not None:
     return whole
   if sharding.platform() != 'cpu' or sharding.parts('sequence') > 1:
     return whole

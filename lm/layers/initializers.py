@@ -37,7 +37,10 @@ class Boxed(struct.PyTreeNode, nn.meta.AxisMetadata):
     del index, params
     return self
 
-  remove_axis = add_axis
+  def remove_axis(self, index: int, params: dict[Any, Any]) -> 'Boxed':
+    """Leaves the distribution as it is."""
+    del index, params
+    return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Initializer:
 
   def __call__(
     self, rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
-  ) -> Boxed:
-    """Returns zeros in a box."""
+  ) -> Any:  # Linen's types take a box for the array itself
+    """Returns zeros in a box, see `Boxed`."""
     del rng
     return Boxed(jnp.zeros(shape, dtype), self.distribution)
 

@@ -23,6 +23,8 @@ class AttentionMask(struct.PyTreeNode):
     causal: whether a token sees only those to its left, and itself.
     window: how many positions are seen, see `window_mask`; None sees all.
     kernel: what mixes, of `kernels.choose`.
+    whole_B1LS: what `materialize` makes of it, once for all layers; None where
+      nothing reads a whole mask.
   """
 
   segments: jax.Array
@@ -31,6 +33,7 @@ class AttentionMask(struct.PyTreeNode):
   causal: bool = struct.field(pytree_node=False, default=True)
   window: int | None = struct.field(pytree_node=False, default=None)
   kernel: str = struct.field(pytree_node=False, default='blockwise')
+  whole_B1LS: jax.Array | None = None
 
   def tokens(self) -> dict[str, jax.Array | None]:
     """Returns the fields that say something of each token."""

@@ -59,7 +59,7 @@ def build(name):
   batch = types.Batch(ids, ids, ids.astype(np.float32), ids, ids)
   if 'encoder' in spec:
     batch = batch._replace(source=ids, source_segments=ids)
-  params = jax.jit(model.init)(jax.random.key(0), batch)
+  params = model.init(0, batch)
   rng = np.random.default_rng(0)
   return model, jax.tree.map(
     lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32), params

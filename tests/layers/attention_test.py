@@ -108,8 +108,8 @@ def test_runs_of_queries_equal_the_whole(monkeypatch, name, length):
   bias = normal(5, 1, N, length, length)
 
   def run(q, k, v, mask, **settings):
-    whole = mask.materialize()
-    return dot_product.attend(q, k, v, whole, mask=mask, **settings)
+    mask = mask.replace(whole_B1LS=mask.materialize())
+    return dot_product.attend(q, k, v, mask, **settings)
 
   for settings in ({'softcap': softcap}, {'bias_BNLS': bias}):
     want = outcome(masked, mask, given, **settings)

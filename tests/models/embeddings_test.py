@@ -216,11 +216,8 @@ def test_a_run_is_fitted_and_has_nothing_to_evaluate(data, tmp_path, capsys):
     found['embed']['table'], state.params['embed']['table']
   )
   # and these are the parameters of the config's model
-  like = jax.eval_shape(
-    config.build(c.model, vocab=259).init,
-    jax.random.key(0),
-    linen.example_batch(1, 4),
-  )
+  model = config.build(c.model, vocab=259)
+  like = tree.shapes(model.parameters(linen.example_batch(1, 4)))
   assert tree.diff(found, like) == []
   with pytest.raises(config.ConfigError, match='its config has no evals'):
     evaluate.evaluate(tmp_path)
