@@ -52,13 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   prepare_data.add_input(parser)
   parser.add_argument('--output', required=True, help='x.model or x.json')
-  parser.add_argument('--vocab', type=int, default=8192)
+  parser.add_argument(
+    '--vocab', type=int, default=8192, help='number of pieces, 261 or more'
+  )
   parser.add_argument('--kind', choices=prepare.KINDS, default='bpe')
   parser.add_argument(
     '--coverage',
     type=float,
     default=0.9995,
-    help='share of character occurrences that get pieces; the rest are bytes',
+    help='share of character occurrences that get pieces, from 0.98 to 1; the '
+    'rest are bytes',
   )
   parser.add_argument(
     '--max-bytes',

@@ -73,10 +73,10 @@ def train_tokenizer(
   Args:
     inputs: files or patterns, see `documents.KINDS`.
     output: the file to write: `*.json` for characters, else `*.model`.
-    vocab: number of pieces; characters need none.
+    vocab: number of pieces, 261 or more; characters need none.
     kind: one of `KINDS`.
-    coverage: share of the occurrences of characters that get pieces; the rest
-      are spelled by bytes.
+    coverage: share of the occurrences of characters that get pieces, from 0.98
+      to 1; the rest are spelled by bytes.
     max_bytes: stop reading there, because training holds the text in memory.
     settings: how files become documents; None: those of
       `documents.Settings()`.

@@ -228,6 +228,29 @@ def test_tools_train_characters(put, tmp_path, capsys):
   assert 'suffix .json; end the name in it' in capsys.readouterr().err
 
 
+def test_the_tool_checks_its_numbers_before_it_reads(put, tmp_path, capsys):
+  file = put('a.txt', b'\xff')
+  flags = ['--input', str(file), '--errors', 'strict']
+  flags += ['--output', str(tmp_path / 'x.model')]
+  for more, message in (
+    (['--vocab', '260'], 'vocab=260: give a whole number from 261'),
+    (['--coverage', '99.95'], 'coverage=99.95: give a share from 0.98 to 1'),
+    (['--max-bytes', '0'], 'max_bytes=0: give a whole number above 0'),
+    ([], 'a.txt'),
+  ):
+    assert train_tokenizer.main([*flags, *more]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count('\n') == 1
+
+
+def test_the_tool_trains_on_text_without_a_space(put, tmp_path):
+  file = put('a.txt', '你好世界。我们去学习。' * 50)
+  model = str(tmp_path / 'x.model')
+  flags = ['--input', str(file), '--output', model, '--vocab', '280']
+  assert train_tokenizer.main(flags) == 0
+  assert len(auto.load(model).encode('你好')) == 1
+
+
 def test_bad_usage_is_one_line_and_exit_2(put, tmp_path, capsys):
   file = str(put('a.txt', 'text'))
   base = ['--output', str(tmp_path / 'o'), '--tokenizer', 'bytes']

@@ -2,6 +2,7 @@
 
 import random
 import re
+from typing import Any
 
 import hypothesis
 from hypothesis import strategies as st
@@ -32,6 +33,23 @@ TEXTS = [
   'nul\0here, mark\u2581there',
 ]
 NAMES = ('bpe', 'unigram', 'characters', 'bytes')
+# Scripts by their ranges of code points; most write no spaces between words.
+SCRIPTS = {
+  'latin': 'az',
+  'cyrillic': '\u0430\u044f',
+  'hebrew': '\u05d0\u05ea',
+  'arabic': '\u0620\u064a',
+  'hindi': '\u0905\u094d',
+  'thai': '\u0e01\u0e5b',
+  'tibetan': '\u0f40\u0fbc',
+  'burmese': '\u1000\u109f',
+  'khmer': '\u1780\u17dd',
+  'japanese': '\u3041\u30ff',
+  'chinese': '\u4e00\u9fff',
+  'korean': '\uac00\ud7a3',
+  'emoji': '\U0001f600\U0001f64f',
+  'any': '\0\U0010ffff',
+}
 
 
 @pytest.fixture(scope='module')
@@ -132,6 +150,63 @@ def test_errors_of_use_are_one_clear_line(made, name):
       words.decode([5, bad])
 
 
+def train_as_advised(texts: list[str], path: str, kind: str) -> None:
+  """Trains with the size that the error about another size names."""
+  if kind == 'characters':
+    return characters.train(texts, path)
+  vocab = 300
+  for _ in range(3):
+    try:
+      return sentencepiece.train(texts, path, vocab, kind)
+    except ValueError as e:
+      found = re.search(r'does not fit.*(?: vs |<= )(\d+)', str(e))
+      if found is None:
+        raise
+      vocab = int(found[1])
+  raise AssertionError(f'no vocabulary fits {texts!r}')
+
+
+@pytest.mark.parametrize('kind', ('bpe', 'unigram', 'characters'))
+@pytest.mark.parametrize('script', SCRIPTS)
+@hypothesis.settings(max_examples=15, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_what_is_trained_on_any_script_loads_and_is_lossless(
+  tmp_path_factory, kind, script, data
+):
+  first, last = SCRIPTS[script]
+  letters = st.characters(
+    min_codepoint=ord(first), max_codepoint=ord(last), exclude_categories=['Cs']
+  )
+  text = st.text(letters, min_size=1)
+  texts = data.draw(st.lists(text, min_size=1, max_size=5))
+  path = str(tmp_path_factory.mktemp('script') / 'x')
+  path += '.json' if kind == 'characters' else '.model'
+  try:
+    train_as_advised(texts, path, kind)
+  except ValueError as e:
+    assert 'no text to train on' in str(e)
+    assert not ''.join(texts).strip('\r\n\0\u2581\u2585')
+    return
+  check_lossless(auto.load(path), [*texts, *SPELLED])
+
+
+@pytest.mark.parametrize('kind', ('bpe', 'unigram'))
+def test_a_space_has_a_piece_however_rare_it_is(tmp_path, kind):
+  file = str(tmp_path / 'x.model')
+  lesson = '你好世界我们去学习第课'
+  for texts in ([lesson * 20], [lesson * 2000 + ' ']):
+    sentencepiece.train(texts, file, 272, kind)
+    words = auto.load(file)
+    assert len(words.encode(' ')) == 1
+    check_lossless(words, [*texts, *SPELLED])
+
+
+def test_a_reserved_character_does_not_drop_the_text_around_it(tmp_path):
+  file = str(tmp_path / 'x.model')
+  sentencepiece.train(['abcabcabc\u2585abcabc ' * 50], file, 266)
+  assert len(auto.load(file).encode('abc')) == 1
+
+
 def test_pieces_cross_newlines_and_cover_chinese(made):
   words = made['bpe']
   assert len(words.encode('\n\n')) == 1
@@ -171,10 +246,12 @@ def test_a_long_document_is_not_dropped(tmp_path):
 def test_errors_of_training_are_one_line(tmp_path):
   file = str(tmp_path / 'x.model')
   cases = (
-    (TEXTS, 100, 'bpe', 'vocabulary 100 does not fit.*smaller than required'),
+    (TEXTS, 262, 'bpe', 'vocabulary 262 does not fit.*smaller than required'),
     (TEXTS, 99_999, 'bpe', 'vocabulary 99999 does not fit.*too high'),
     ([], 300, 'bpe', 'no text to train on'),
     (['', '\0'], 300, 'unigram', 'no text to train on'),
+    (['\n', '\r\n'], 300, 'bpe', 'no text to train on'),
+    (['</s><s>'], 300, 'unigram', 'no text to train on'),
     (TEXTS, 300, 'word', 'kind word: unknown; give bpe or unigram'),
     (['\udfff'], 300, 'bpe', 'lone surrogate'),
   )
@@ -183,6 +260,33 @@ def test_errors_of_training_are_one_line(tmp_path):
       sentencepiece.train(texts, file, vocab, kind)
     assert len(str(e.value)) <= 200 and '\n' not in str(e.value)
   assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_checked_before_any_text_is_read(tmp_path):
+  def texts():
+    raise AssertionError('text is read')
+    yield ''
+
+  file = str(tmp_path / 'x.model')
+  cases: tuple[tuple[dict[str, Any], str], ...] = (
+    ({'vocab': 260}, 'vocab=260: give a whole number from 261 '),
+    ({'vocab': -1}, 'vocab=-1: give a whole number'),
+    ({'vocab': 1 << 31}, 'vocab=2147483648: give a whole number'),
+    ({'vocab': 300.0}, 'vocab=300.0: give a whole number'),
+    ({'vocab': True}, 'vocab=True: give a whole number'),
+    ({'coverage': 0.5}, 'coverage=0.5: give a share from 0.98 to 1'),
+    ({'coverage': 99.95}, 'coverage=99.95: give a share'),
+    ({'coverage': float('nan')}, 'coverage=nan: give a share'),
+    ({'coverage': '1'}, 'coverage=1: give a share'),
+    ({'max_bytes': 0}, 'max_bytes=0: give a whole number above 0'),
+    ({'max_bytes': 1e9}, 'max_bytes=1000000000.0: give a whole number'),
+  )
+  for settings, message in cases:
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}') as e:
+      sentencepiece.train(texts(), file, **{'vocab': 300} | settings)
+    assert len(str(e.value)) <= 200 and '\n' not in str(e.value)
+  sentencepiece.train(['ab ' * 9], file, 263, coverage=1)
+  assert auto.load(file).size == 263
 
 
 def test_broken_files_are_refused_by_name(made, tmp_path):

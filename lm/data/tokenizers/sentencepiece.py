@@ -15,6 +15,11 @@ from lm.data.tokenizers import files, vocabulary
 # Training sentences are cut to this many characters, at most 4 bytes each:
 # sentencepiece silently drops a sentence above `max_sentence_length` bytes.
 _SENTENCE = 4096
+# Training text is cut at these characters. sentencepiece would learn the space
+# mark as a space, and it silently drops a sentence that holds NUL or U+2585.
+_CUTS = re.compile(f'[{vocabulary.SPACE_MARK}\0\u2585]')
+_FEWEST = 4 + 256 + 1  # pieces: specials (with unknown), bytes and the space
+_MOST = 2**31 - 1  # sentencepiece counts pieces in int32
 
 
 def make(path: str, reserved: int = 0) -> types.Tokenizer:
@@ -109,30 +114,28 @@ def train(
     texts: documents. Newlines and tabs inside them are learnt like other
       characters.
     path: the file to write, `*.model`.
-    vocab: number of pieces, 4 specials and 256 bytes included.
+    vocab: number of pieces, 4 specials, 256 bytes and the space included.
     kind: 'bpe' (trains 10x faster) or 'unigram' (encodes 5x faster).
-    coverage: share of the occurrences of characters that get pieces. The rarest
-      characters of a large script, such as Chinese, are spelled by bytes.
+    coverage: share of the occurrences of characters that get pieces, from 0.98
+      to 1. The rarest characters of a large script, such as Chinese, are
+      spelled by bytes. The space always gets a piece.
     max_bytes: stop reading after this many bytes of UTF-8, because the trainer
       holds them in memory.
 
   Raises:
-    ValueError: there is no text, the vocabulary is too small or too large for
-      it, or the kind is unknown.
+    ValueError: a setting is out of range, which is found before any text is
+      read; there is no text; or the vocabulary is too small or too large for
+      it.
 
   Reference: Kudo and Richardson 2018, arXiv 1808.06226.
   """
-  if kind not in ('bpe', 'unigram'):
-    raise ValueError(f'kind {names.short(kind)}: unknown; give bpe or unigram')
+  _check_settings(vocab, kind, coverage, max_bytes)
   used = 0
 
   def sentences() -> Iterator[str]:
     nonlocal used
     for text in texts:
-      # sentencepiece would learn the space mark as a space, and it drops a
-      # sentence that holds NUL.
-      pattern = f'[{vocabulary.SPACE_MARK}\0]'
-      for part in re.split(pattern, vocabulary.checked_text(text)):
+      for part in _CUTS.split(vocabulary.checked_text(text)):
         for start in range(0, len(part), _SENTENCE):
           if used >= max_bytes:
             return
@@ -148,6 +151,10 @@ def train(
       vocab_size=vocab,
       model_type=kind,
       character_coverage=coverage,
+      # Text without a space, or with fewer than the coverage asks for, would
+      # give the space no piece. sentencepiece would spell it by the bytes of
+      # its mark, and decode those as the mark.
+      required_chars=vocabulary.SPACE_MARK,
       normalization_rule_name='identity',
       byte_fallback=True,
       remove_extra_whitespaces=False,
@@ -167,13 +174,42 @@ def train(
       minloglevel=2,
     )
   except (RuntimeError, OSError, TypeError) as e:
-    if not used:
-      cause = 'no text to train on; check the input'
+    # sentencepiece gives no reason where it is left without any sentence.
+    if reason := used and str(e).split('] ', 1)[-1].strip():
+      cause = f'vocabulary {vocab} does not fit this text: {reason[:85]}'
     else:
-      cause = str(e).split('] ', 1)[-1].strip() or 'training failed'
-      cause = f'vocabulary {vocab} does not fit this text: {cause[:85]}'
+      cause = (
+        'no text to train on (line ends, NUL and names of special pieces teach '
+        'nothing); check the input'
+      )
     raise ValueError(f'tokenizer {names.short(path)}: {cause}') from e
   files.write(path, model.getvalue())
+
+
+def _check_settings(
+  vocab: int, kind: str, coverage: float, max_bytes: int
+) -> None:
+  """Checks what `train` is given beside text.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  if kind not in ('bpe', 'unigram'):
+    raise ValueError(f'kind {names.short(kind)}: unknown; give bpe or unigram')
+  if type(vocab) is not int or not _FEWEST <= vocab <= _MOST:
+    raise ValueError(
+      f'vocab={names.short(str(vocab))}: give a whole number from {_FEWEST} (4 '
+      f'special pieces, 256 bytes and the space) to {_MOST}'
+    )
+  # What lies outside of this range sentencepiece refuses without a word.
+  if type(coverage) not in (int, float) or not 0.98 <= coverage <= 1:
+    raise ValueError(
+      f'coverage={names.short(str(coverage))}: give a share from 0.98 to 1'
+    )
+  if type(max_bytes) is not int or max_bytes < 1:
+    raise ValueError(
+      f'max_bytes={names.short(str(max_bytes))}: give a whole number above 0'
+    )
 
 
 def _parse(path: str, data: bytes, fix: str) -> spm.SentencePieceProcessor:
