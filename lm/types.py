@@ -190,6 +190,9 @@ class Tokenizer(NamedTuple):
     mask: id of BERT's mask, or None.
     sentinels: ids of T5's sentinels, in the order of their use.
     word_starts: bool [V], whether a piece begins a word.
+    lossless: whether `decode(encode(x)) == x` holds for every Unicode string,
+      by the tokenizer's own rules. False promises nothing: then each dataset
+      says what its text lost (`lm.data.manifest.Manifest`).
   """
 
   encode: Callable[[str], list[int]]
@@ -204,3 +207,4 @@ class Tokenizer(NamedTuple):
   mask: int | None
   sentinels: Sequence[int]
   word_starts: Array
+  lossless: bool

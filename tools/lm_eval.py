@@ -28,6 +28,7 @@ import jax
 from lm import checkpoint, config, errors, sharding, types
 from lm.data import objectives
 from lm.data.finetuning import record_files
+from lm.data.tokenizers import vocabulary
 from lm.evals import context as context_lib
 from lm.evals import scoring
 from lm.inference import engine
@@ -133,6 +134,11 @@ def make(
 
     def loglikelihood_rolling(self, requests):
       pairs = [('', *request.args) for request in requests]
+      if not all(vocabulary.gives_back(tokenizer, text) for _, text in pairs):
+        raise config.ConfigError(
+          f'{workdir}: its tokenizer loses some of these texts, so they have '
+          'no bits per byte: leave tasks of loglikelihood_rolling out'
+        )
       return [-x.nats for x in score(params, pairs)]
 
     def generate_until(self, requests):

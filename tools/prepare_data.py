@@ -90,6 +90,11 @@ def write(flags: argparse.Namespace) -> None:
     print(f'wrote {dataset.directory} in {dataset.seconds:.1f} s')
     print(f'  {manifest.documents:>15,} documents')
     print(f'  {manifest.text_bytes:>15,} bytes')
+    lost = manifest.lost_bytes or 0
+    share = lost / manifest.text_bytes
+    print(f'  {lost:>15,} bytes lost by the tokenizer ({share:.2%})')
+    if lost:
+      print(f'  {"":>15} so evaluations of this text have no bits per byte')
     print(f'  {manifest.tokens:>15,} tokens')
     print(f'  {manifest.text_bytes / manifest.tokens:>15.3f} bytes a token')
     print(f'  {len(manifest.shards):>15,} shards')

@@ -56,6 +56,10 @@ class Manifest(NamedTuple):
     text_bytes: bytes of UTF-8 of all documents, by which bits per byte divide.
     settings: how the data was prepared, for people who read the file.
     shards: in the order of the token stream.
+    lost_bytes: how many of the bytes its ids do not give back, see
+      `vocabulary.lost_bytes`; 0 only if they give back every document exactly.
+      None if it was not measured: the tokenizer loses no text by its own rules,
+      or an older version wrote the dataset.
   """
 
   tokenizer: str
@@ -68,6 +72,7 @@ class Manifest(NamedTuple):
   text_bytes: int
   settings: dict[str, Any]
   shards: tuple[Shard, ...]
+  lost_bytes: int | None = None
 
   @property
   def dtype(self) -> np.dtype:
@@ -152,6 +157,7 @@ def _check(m: Manifest, where: str) -> None:
     m.documents == sum(s.documents for s in m.shards), 'wrong document count'
   )
   demand(m.text_bytes > 0, 'no text')
+  demand((m.lost_bytes or 0) <= m.text_bytes, 'lost more bytes than it has')
   for s in m.shards:
     name = names.short(s.name)
     demand(_SHARD_NAME.fullmatch(s.name) is not None, f'bad name {name}')
@@ -186,7 +192,10 @@ def _to_json(m: Manifest) -> dict[str, Any]:
     }
     for s in m.shards
   ]
-  return {**m._asdict(), 'format': FORMAT, 'shards': shards}
+  body = {**m._asdict(), 'format': FORMAT, 'shards': shards}
+  if m.lost_bytes is None:
+    del body['lost_bytes']  # as in manifests of older versions
+  return body
 
 
 def _from_json(body: dict[str, Any]) -> Manifest:
@@ -211,6 +220,8 @@ def _from_json(body: dict[str, Any]) -> Manifest:
       'text_bytes',
     )
   }
+  if 'lost_bytes' in body:
+    counts['lost_bytes'] = _count(body['lost_bytes'])
   return Manifest(
     tokenizer=str(body['tokenizer']),
     settings=dict(body['settings']),

@@ -4,7 +4,7 @@ Nothing is carried from one batch to the next. So a run resumes at any step, and
 hosts, threads and prefetching never change which tokens step N sees.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import hashlib
 from typing import Any, NamedTuple
@@ -31,9 +31,10 @@ class Data(NamedTuple):
     steps: number of steps; None: endless.
     text_bytes: bytes of UTF-8 that all steps read together; None: endless.
     step_tokens: number of tokens of the datasets that a step uses.
+    likelihood: whether each token is scored once, see `objectives.Objective`.
     bytes_per_token: mean over the datasets, by the weights where it starts;
-      None where the losses of the objective are not those of the text, see
-      `objectives.Objective`.
+      None where the losses are not those of the text: without `likelihood`, or
+      where the ids of a dataset do not give back its text.
     reading: `() -> list[str]`, the shards that are being read now.
     drawn: `(records, expected)` where a step draws each record by itself, and
       `expected` of them on average; None: it does not.
@@ -46,6 +47,7 @@ class Data(NamedTuple):
   steps: int | None
   text_bytes: int | None
   step_tokens: int
+  likelihood: bool
   bytes_per_token: float | None
   reading: Callable[[], list[str]]
   drawn: tuple[int, int] | None = None
@@ -130,7 +132,7 @@ def make(
     }
 
   bytes_per_token = None
-  if built[1].likelihood:
+  if built[1].likelihood and _give_back(opened.values(), tokenizer):
     start = [share for step, share in weights if step <= anchor['step']][-1]
     bytes_per_token = _mean_bytes_per_token(opened, start)
   return Data(
@@ -143,6 +145,7 @@ def make(
     steps=None,
     text_bytes=None,
     step_tokens=batch_size * window,
+    likelihood=built[1].likelihood,
     bytes_per_token=bytes_per_token,
     reading=functools.partial(_reading, [*opened.values()]),
   )
@@ -177,6 +180,7 @@ def once(
   # Without a key windows are in order, and draws are the same in every run.
   cut = windows.Windows(source, built.window, key=None)
   steps = -(-cut.count // batch_size)
+  is_text = built.likelihood and _give_back([source], tokenizer)
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     assert 0 <= step < steps, step
@@ -198,7 +202,8 @@ def once(
     steps=steps,
     text_bytes=source.manifest.text_bytes,
     step_tokens=batch_size * built.window,
-    bytes_per_token=_bytes_per_token(source) if built.likelihood else None,
+    likelihood=built.likelihood,
+    bytes_per_token=_bytes_per_token(source) if is_text else None,
     reading=functools.partial(_reading, [source]),
   )
 
@@ -207,6 +212,17 @@ def _reading(opened: Sequence[shards.Shards]) -> list[str]:
   """Lists the shards that are being read now."""
   # A copy of the values, because readers change the dict in their threads.
   return sorted({p for source in opened for p in [*source.reading.values()]})
+
+
+def _give_back(
+  sources: Iterable[shards.Shards], tokenizer: types.Tokenizer
+) -> bool:
+  """Tells whether the ids of datasets are known to give back all their text.
+
+  Only then is their likelihood that of the text. What was never measured counts
+  as lost.
+  """
+  return tokenizer.lossless or all(x.manifest.lost_bytes == 0 for x in sources)
 
 
 def _bytes_per_token(source: shards.Shards) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from lm import types
 from lm.data import manifest as manifests
 from lm.data import names, shards
+from lm.data.tokenizers import vocabulary
 
 _TEXT_AT_ONCE = 1 << 20  # characters encoded together
 
@@ -84,17 +85,18 @@ def _write(
     zip(texts, tokenizer.encode_batch(texts), strict=True)
     for texts in _batches(documents)
   )
-  text_bytes = 0
+  text_bytes = lost_bytes = 0
   written: list[manifests.Shard] = []
   # One document ahead, so that no shard is begun that stays empty.
   following = next(stream, None)
   while following is not None:
     rest = itertools.chain([following], stream)
-    shard, size = _write_shard(
+    shard, size, lost = _write_shard(
       part, f'{len(written):05d}', rest, tokenizer, shard_tokens
     )
     written.append(shard)
     text_bytes += size
+    lost_bytes += lost
     following = next(stream, None)
   if not written:
     raise ValueError(
@@ -112,6 +114,7 @@ def _write(
     text_bytes=text_bytes,
     settings=settings,
     shards=tuple(written),
+    lost_bytes=None if tokenizer.lossless else lost_bytes,
   )
   with _Writer(part / manifests.NAME) as out:
     out.add(manifests.dump(manifest))
@@ -125,7 +128,7 @@ def _write_shard(
   documents: Iterator[tuple[str, list[int]]],
   tokenizer: types.Tokenizer,
   shard_tokens: int,
-) -> tuple[manifests.Shard, int]:
+) -> tuple[manifests.Shard, int, int]:
   """Writes one shard.
 
   Args:
@@ -136,16 +139,19 @@ def _write_shard(
     shard_tokens: the shard is closed with the document that reaches this.
 
   Returns:
-    The shard, and the number of bytes of its text.
+    The shard, the number of bytes of its text, and how many of them the ids do
+    not give back: 0 without a look if the tokenizer is lossless.
   """
   vocab = tokenizer.size - tokenizer.reserved
   dtype = manifests.dtype(vocab)
   specials = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
-  text_bytes = 0
+  text_bytes = lost_bytes = 0
   offsets = [0]
   with _Writer(part / f'{name}{manifests.TOKENS}') as out:
     for text, ids in documents:
       text_bytes += len(text.encode())
+      if not tokenizer.lossless:
+        lost_bytes += vocabulary.lost_bytes(text, tokenizer.decode(ids))
       array = np.asarray([*ids, tokenizer.eos], np.int64)
       assert array.min() >= 0 and array.max() < vocab
       # Readers find documents by eos, so one inside would start another.
@@ -162,7 +168,7 @@ def _write_shard(
     tokens=offsets[-1],
     files={manifests.TOKENS: out.file(), manifests.OFFSETS: index.file()},
   )
-  return shard, text_bytes
+  return shard, text_bytes, lost_bytes
 
 
 class _Writer:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lm import config, metrics, types
 from lm.data import objectives
+from lm.data.tokenizers import vocabulary
 from lm.evals import context as context_lib
 from lm.evals import probes, results, scoring
 
@@ -205,27 +206,38 @@ def documents(
     `params -> Result`, whose metrics are ratios of sums over all documents:
     loss_nats per token, perplexity, bits_per_byte of UTF-8 and word_perplexity.
     An item has nats, tokens, bytes and words. For a masked model all of these
-    come from its pseudo-likelihood and do not compare with other models.
+    come from its pseudo-likelihood and do not compare with other models. Where
+    the ids of a text do not give it back, its item has no nats: they would be
+    those of another text. Then bits_per_byte and word_perplexity are left out.
 
   Raises:
     ValueError: see `scoring.make`.
     config.ConfigError: the task cannot be read.
   """
   loaded, score = _prepare(context, task, batch_size, length, objective, stride)
+  lost = {
+    question.id
+    for question in loaded.questions
+    if not vocabulary.gives_back(context.tokenizer, question.pairs[0][1])
+  }
 
   def evaluate(params: types.Params) -> results.Result:
+    scored = [
+      (question, x)
+      for question, (x,) in _grouped(params, loaded.questions, score)
+    ]
     items = [
       {
         'id': question.id,
-        'nats': x.nats,
+        'nats': None if question.id in lost else x.nats,
         'tokens': x.tokens,
         'bytes': x.bytes,
         'words': len(question.pairs[0][1].split()),
         **question.labels,
       }
-      for question, (x,) in _grouped(params, loaded.questions, score)
+      for question, x in scored
     ]
-    nats = math.fsum(item['nats'] for item in items)
+    nats = math.fsum(x.nats for _, x in scored)
     tokens, size, counted = (
       sum(item[name] for item in items) for name in ('tokens', 'bytes', 'words')
     )
@@ -233,9 +245,10 @@ def documents(
     metric = {
       'loss_nats': nats / max(tokens, 1),
       'perplexity': _exp(nats / max(tokens, 1)),
-      'bits_per_byte': metrics.bits_per_byte(nats, size),
-      'word_perplexity': _exp(nats / max(counted, 1)),
     }
+    if not lost:
+      metric['bits_per_byte'] = metrics.bits_per_byte(nats, size)
+      metric['word_perplexity'] = _exp(nats / max(counted, 1))
     return results.Result(metric, items, loaded.card._asdict())
 
   return evaluate

@@ -42,7 +42,9 @@ def make(
 
   Returns:
     `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats per token,
-    ends of documents included; bits per byte of the UTF-8 text.
+    ends of documents included; bits per byte of the UTF-8 text. bits_per_byte
+    and word_perplexity are left out where the ids do not give back the text,
+    because their likelihood is then not that of the text.
 
   Raises:
     ValueError: the dataset cannot be used.
@@ -82,11 +84,10 @@ def make(
     assert pending is not None
     nats, tokens = nats + float(pending.total), tokens + float(pending.weight)
     result = {'loss_nats': nats / tokens}
+    if data.likelihood:
+      result['perplexity'] = math.exp(min(nats / tokens, 700))
     if data.bytes_per_token is not None:
-      result |= {
-        'perplexity': math.exp(min(nats / tokens, 700)),
-        'bits_per_byte': metrics.bits_per_byte(nats, data.text_bytes),
-      }
+      result['bits_per_byte'] = metrics.bits_per_byte(nats, data.text_bytes)
       if words is not None:
         result['word_perplexity'] = math.exp(min(nats / words, 700))
     return {**result, 'tokens': int(tokens)}

@@ -242,6 +242,7 @@ def _unread(c: config.Config, tokenizer: types.Tokenizer) -> stream.Data:
     steps=None,
     text_bytes=None,
     step_tokens=example.tokens.size,
+    likelihood=False,
     bytes_per_token=None,
     reading=list,
   )

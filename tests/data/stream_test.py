@@ -333,6 +333,41 @@ def test_bytes_per_token_is_weighted(make, root):
   assert make().bytes_per_token == pytest.approx(expected)
 
 
+def test_text_that_ids_do_not_give_back_has_no_bytes_per_token(tmp_path, root):
+  lossy = WORDS._replace(
+    lossless=False,
+    encode_batch=lambda texts: [WORDS.encode(text.lower()) for text in texts],
+  )
+  writer.write(tmp_path / 'lost', ['Some Words ' * 9] * 9, lossy)
+  writer.write(tmp_path / 'kept', ['some words ' * 9] * 9, lossy)
+  old = root / NAMES[0]  # nothing was measured, as in older versions
+
+  def mixed(*paths, tokenizer=lossy) -> stream.Data:
+    sources = {
+      f'{n}': {'path': str(path), 'weight': 1.0} for n, path in enumerate(paths)
+    }
+    return stream.make(
+      sources, tokenizer=tokenizer, seed=0, batch_size=2, length=8
+    )
+
+  lost, kept = tmp_path / 'lost', tmp_path / 'kept'
+  for paths, known in (
+    ((kept,), True),
+    ((lost,), False),
+    ((kept, lost), False),
+    ((old,), False),
+    ((kept, old), False),
+  ):
+    found = [mixed(*paths)]
+    if len(paths) == 1:
+      path = str(paths[0])
+      found.append(stream.once(path, tokenizer=lossy, batch_size=2, length=8))
+    for data in found:
+      assert (data.bytes_per_token is not None) == known, paths
+      assert data.likelihood
+  assert mixed(old, tokenizer=WORDS).bytes_per_token is not None
+
+
 @pytest.mark.parametrize('threads', (0, 2))
 def test_damage_surfaces_before_its_bytes_are_used(tmp_path, threads):
   writer.write(tmp_path / 's', ['text ' * 400], WORDS)

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece as spm
 
 from lm import types
-from lm.data.tokenizers import auto, characters, sentencepiece
+from lm.data.tokenizers import auto, characters, sentencepiece, vocabulary
 
 SPELLED = (
   '<s></s><pad><unk><0x41>',
@@ -282,8 +282,9 @@ def test_settings_are_checked_before_any_text_is_read(tmp_path):
     ({'max_bytes': 1e9}, 'max_bytes=1000000000.0: give a whole number'),
   )
   for settings, message in cases:
+    whole: dict[str, Any] = {'vocab': 300, **settings}
     with pytest.raises(ValueError, match=f'^{re.escape(message)}') as e:
-      sentencepiece.train(texts(), file, **{'vocab': 300} | settings)
+      sentencepiece.train(texts(), file, **whole)
     assert len(str(e.value)) <= 200 and '\n' not in str(e.value)
   sentencepiece.train(['ab ' * 9], file, 263, coverage=1)
   assert auto.load(file).size == 263
@@ -353,6 +354,57 @@ def test_a_tokenizer_that_changes_text_is_refused(tmp_path):
     )
   with pytest.raises(ValueError, match=r'lossy\.model: changes text'):
     auto.load(str(tmp_path / 'lossy.model'))
+
+
+@pytest.mark.parametrize('side', ('normalization', 'denormalization'))
+def test_a_tokenizer_that_rewrites_one_letter_is_refused(tmp_path, side):
+  (tmp_path / 'rules.tsv').write_text('71\t6B\n')  # q becomes k
+  rules: dict[str, Any] = {f'{side}_rule_tsv': str(tmp_path / 'rules.tsv')}
+  with open(tmp_path / 'lossy.model', 'wb') as f:
+    spm.SentencePieceTrainer.Train(
+      sentence_iterator=iter(TEXTS),
+      model_writer=f,
+      vocab_size=370,
+      model_type='bpe',
+      byte_fallback=True,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      pad_id=0,
+      eos_id=1,
+      bos_id=2,
+      unk_id=3,
+      minloglevel=2,
+      **rules,
+    )
+  with pytest.raises(ValueError, match=r'lossy\.model: changes text'):
+    auto.load(str(tmp_path / 'lossy.model'))
+
+
+def test_our_own_kinds_lose_no_text_by_their_rules(made):
+  assert all(words.lossless for words in made.values())
+
+
+@hypothesis.given(text=st.text(min_size=1), decoded=st.text())
+@hypothesis.example('A b', 'a b')
+@hypothesis.example('ab', 'ba')
+@hypothesis.example('a', 'a b')
+def test_lost_bytes_are_0_for_the_same_text_alone(text, decoded):
+  lost = vocabulary.lost_bytes(text, decoded)
+  assert (lost == 0) == (text == decoded)
+  assert lost <= len(text.encode())
+  assert vocabulary.lost_bytes(text, text) == 0
+  assert vocabulary.lost_bytes(text, '') == len(text.encode())
+
+
+def test_lost_bytes_are_those_of_lost_characters():
+  for text, decoded, lost in (
+    ('The Fox', 'the fox', 2),
+    ('a  b', 'a b', 1),
+    ('你好 a', ' a', 6),
+    ("don't", "don ' t", 1),
+  ):
+    assert vocabulary.lost_bytes(text, decoded) == lost
 
 
 def test_fingerprints_tell_tokenizers_apart(made):

@@ -182,6 +182,32 @@ def test_documents_are_weighed_by_their_lengths(tmp_path, stride):
   )
 
 
+def test_a_text_that_ids_do_not_give_back_has_no_nats(tmp_path):
+  """The model is asked for 'a b' in both, which is not the text 'A b'."""
+  lossy = WORDS._replace(
+    lossless=False,
+    encode=lambda text: WORDS.encode(text.lower()),
+    encode_batch=lambda texts: [WORDS.encode(x.lower()) for x in texts],
+  )
+  where = context.Context(MODEL, lossy, sharding.make_mesh())
+
+  def ask(*texts):
+    path = write(tmp_path / 'x.jsonl', [{'text': text} for text in texts])
+    spec = {'fn': 'lm.evals.choice:documents', 'batch_size': 8, 'length': 32}
+    spec['task'] = task('documents', path)
+    return config.build(spec, context=where)(PARAMS)
+
+  kept = ask('a b', 'c')
+  assert 'bits_per_byte' in kept.metrics and 'word_perplexity' in kept.metrics
+  found = ask('A b', 'c')
+  assert found.metrics.keys() == {'loss_nats', 'perplexity'}
+  assert found.metrics['loss_nats'] == kept.metrics['loss_nats']
+  assert [item['nats'] for item in found.items] == [
+    None,
+    pytest.approx(bits('c') * math.log(2), rel=1e-5),
+  ]
+
+
 def test_means_leave_out_what_is_not_known():
   items = [{'id': '1', 'x': 1, 'g': 'b'}, {'id': '2', 'x': None, 'g': 'a'}]
   found = results.means(items, 'x', by='g')

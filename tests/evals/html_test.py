@@ -368,6 +368,19 @@ def test_a_report_has_tables_curves_and_cards(tmp_path):
   assert report.render(runs, time=NOW) == report.render(runs, time=NOW)
 
 
+@pytest.mark.parametrize('first', (0, 1))
+def test_a_run_without_the_main_metric_does_not_replace_it(tmp_path, first):
+  """A tokenizer that loses text has a loss a token alone."""
+  pair = [
+    make(tmp_path, 'kept', [line(3, {'loss_nats': 1.5, 'bits_per_byte': 2.5})]),
+    make(tmp_path, 'lost', [line(3, {'loss_nats': 0.125})], model__width=16),
+  ]
+  runs = [pair[first], pair[1 - first]]
+  assert recipes.headlines(runs) == {'blimp': 'bits_per_byte'}
+  text = seen(runs).text
+  assert 'lost 1 — left out' in text
+
+
 def test_names_cannot_break_out(tmp_path):
   (run,) = ladder(tmp_path, seeds=1)
   card = dict.fromkeys((*CARD, HOSTILE), HOSTILE)

@@ -1,4 +1,6 @@
+import json
 import math
+import random
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,14 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import config, sharding, types
+from lm import config, evaluate, sharding, train, types
+from lm.data import manifest as manifests
 from lm.data import writer
-from lm.data.tokenizers import utf8_bytes
+from lm.data.tokenizers import auto, tokenizer_json, utf8_bytes
 from lm.evals import context, likelihood
+from lm.reporting import metrics_log
+from tests import programs
+from tools import prepare_data
 
 TEXTS = ['hello world\n', 'a', 'the quick brown fox, 你好', 'x' * 40]
 
@@ -62,6 +68,80 @@ def test_a_uniform_model_scores_every_token_and_byte_once(words, path):
   assert found['word_perplexity'] == pytest.approx(
     words.size ** (tokens / 7), rel=1e-3
   )
+
+
+def thai_tokenizer(path):
+  """Makes a tokenizer that knows a quarter of the Thai letters."""
+  known = [[chr(0x0E01 + n), -3.0] for n in range(12)]
+  model = {'type': 'Unigram', 'unk_id': 2}
+  special = ['<pad>', '</s>', '<unk>']
+  pieces = [*([x, 0.0] for x in special), [' ', -3.0], *known]
+  added = [tokenizer_json.token(i, x) for i, x in enumerate(special)]
+  tree = {'model': model | {'vocab': pieces}, 'added_tokens': added}
+  tree |= {'decoder': {'type': 'Fuse'}}
+  path.write_text(json.dumps(tree))
+  return str(path)
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(tmp_path, capsys):
+  """Random Thai has 4 bits a letter of 3 bytes; unknown letters hide them."""
+  draw = random.Random(0)
+  letters = [chr(0x0E01 + n) for n in range(44)] + [' '] * 4
+  lines = [''.join(draw.choices(letters, k=60)) for _ in range(50)]
+  (tmp_path / 'thai.txt').write_text('\n'.join(lines))
+  (tmp_path / 'kept.txt').write_text('\n'.join(['\u0e01\u0e02 \u0e03'] * 9))
+  model = thai_tokenizer(tmp_path / 'thai.json')
+  words = auto.load(model)
+  found = {}
+  for name in ('thai', 'kept'):
+    flags = [f'--input={tmp_path}/{name}.txt', '--unit=line']
+    flags += [f'--tokenizer={model}', f'--output={tmp_path}/{name}']
+    assert prepare_data.main(flags) == 0
+    found[name] = evaluator(
+      uniform(words.size),
+      words,
+      str(tmp_path / name),
+      batch_size=8,
+      length=16,
+      words=7,
+    )({})
+  lost = manifests.load(tmp_path / 'thai').lost_bytes or 0
+  text = ''.join(lines)
+  expected = sum(len(c.encode()) for c in text if c > '\u0e0c')
+  assert lost == expected
+  first, second = capsys.readouterr().out.split('wrote ')[1:]
+  share = (
+    f'{lost:,} bytes lost by the tokenizer ({lost / len(text.encode()):.2%})'
+  )
+  assert share in first and 'have no bits per byte' in first
+  assert '0 bytes lost by the tokenizer (0.00%)' in second
+  assert 'no bits per byte' not in second
+  assert found['thai'].keys() == {'loss_nats', 'perplexity', 'tokens'}
+  assert found['kept'].keys() == {
+    *('loss_nats', 'perplexity', 'bits_per_byte', 'word_perplexity', 'tokens')
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('letter', ('\u0e01', '\u0e20'))
+def test_a_run_logs_bits_only_if_its_text_comes_back(tmp_path, letter):
+  words = auto.load(thai_tokenizer(tmp_path / 'thai.json'))
+  for part in ('train', 'valid'):
+    writer.write(tmp_path / part, ['\u0e02\u0e03 ' * 9, letter] * 50, words)
+  c = programs.on_eight(tmp_path, steps=4, save_every=4, log_every=1).unlock()
+  c.data.fn = 'lm.data.stream:make'
+  del c.data.seconds, c.data.hang_at, c.evals.pause
+  c.tokenizer = {
+    'fn': 'lm.data.tokenizers.huggingface:make',
+    'path': str(tmp_path / 'thai.json'),
+  }
+  train.train(c.lock(), tmp_path / 'run')
+  (record,) = evaluate.evaluate(tmp_path / 'run')
+  logged = metrics_log.read(tmp_path / 'run' / 'metrics.jsonl')
+  is_known = letter == '\u0e01'
+  assert ('valid/bits_per_byte' in record['metrics']) == is_known
+  assert [('bits_per_byte' in x) for x in logged] == [is_known] * len(logged)
+  assert logged and 'valid/perplexity' in record['metrics']
 
 
 @pytest.mark.slow

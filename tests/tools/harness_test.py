@@ -99,6 +99,25 @@ def test_documents_are_read_in_windows(trained, model, tmp_path):
   assert item['tokens'] == len(LONG)
 
 
+def test_a_tokenizer_that_loses_text_scores_no_documents(trained, monkeypatch):
+  run = checkpoint.restore_run(trained)
+  encode = run.tokenizer.encode
+  lossy = run.tokenizer._replace(
+    lossless=False, encode=lambda text: encode(text.lower())
+  )
+  changed = run._replace(tokenizer=lossy)
+  monkeypatch.setattr(checkpoint, 'restore_run', lambda *_: changed)
+  model = lm_eval.make(trained)
+  (found,) = model.loglikelihood_rolling(
+    [request('loglikelihood_rolling', 'seven pots')]
+  )
+  assert found < 0
+  with pytest.raises(config.ConfigError, match='loses some of these texts'):
+    model.loglikelihood_rolling(
+      [request('loglikelihood_rolling', x) for x in ('seven', 'Seven')]
+    )
+
+
 @pytest.mark.slow
 def test_texts_end_at_a_stop_string_or_at_their_length(
   trained, model, monkeypatch

@@ -115,6 +115,7 @@ def make(
     steps=None,
     text_bytes=None,
     step_tokens=batch_size * length,
+    likelihood=False,
     bytes_per_token=None,
     reading=list,
     drawn=None if expected is None else (len(groups), expected),

@@ -102,6 +102,7 @@ def from_alphabet(
     mask=mask,
     sentinels=sentinels,
     word_starts=word_starts,
+    lossless=True,
   )
 
 

@@ -106,8 +106,7 @@ def make(
     engine, {reader.unknown_id(tree)} & {bos, eos, pad}
   )
 
-  is_text = np.zeros(total, bool)
-  is_text[[i for i in pieces if i not in special]] = True
+  is_text = np.isin(np.arange(total), [i for i in pieces if i not in special])
   texts = [pieces[i] if is_text[i] else '' for i in range(count)]
   is_byte_level = reader.has_type(
     tree, 'ByteLevel', 'normalizer', 'pre_tokenizer'
@@ -135,6 +134,8 @@ def make(
     mask=mask,
     sentinels=sentinels,
     word_starts=_word_starts(tree, texts, utf8, total - count),
+    # What normalizers, patterns and added tokens do to every text is not known.
+    lossless=False,
   )
 
 

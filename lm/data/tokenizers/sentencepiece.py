@@ -4,13 +4,19 @@ from collections.abc import Iterable, Iterator
 import hashlib
 import io
 import re
+from typing import Any
 
+from google.protobuf import message
 import numpy as np
 import sentencepiece as spm
+from sentencepiece import sentencepiece_model_pb2
 
 from lm import types
 from lm.data import names
 from lm.data.tokenizers import files, vocabulary
+
+# Its classes are made at run time, where a type checker does not see them.
+_MESSAGES: Any = sentencepiece_model_pb2
 
 # Training sentences are cut to this many characters, at most 4 bytes each:
 # sentencepiece silently drops a sentence above `max_sentence_length` bytes.
@@ -23,7 +29,10 @@ _MOST = 2**31 - 1  # sentencepiece counts pieces in int32
 
 
 def make(path: str, reserved: int = 0) -> types.Tokenizer:
-  """Loads a sentencepiece model, and checks on a probe that it loses no text.
+  """Loads a sentencepiece model, and checks that it loses no text.
+
+  Its file must say that it rewrites no character and spells unknown ones by
+  bytes, and it must give back a probe. Then it gives back every text.
 
   Args:
     path: of the file, `*.model`.
@@ -74,7 +83,9 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
     return model.Decode([int(i) for i in ids if i < size])
 
   probe = encode(vocabulary.PROBE)
-  if decode(probe) != vocabulary.PROBE or {pad, eos, bos} & set(probe):
+  forged = {pad, eos, bos} & set(probe)
+  is_kept = _is_lossless(path, data, fix) and decode(probe) == vocabulary.PROBE
+  if forged or not is_kept:
     raise files.error(
       path,
       'changes text (normalization, spaces or no byte fallback), so decoding '
@@ -94,6 +105,7 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
     mask=mask,
     sentinels=sentinels,
     word_starts=_word_starts(model, reserved),
+    lossless=True,
   )
 
 
@@ -225,6 +237,21 @@ def _parse(path: str, data: bytes, fix: str) -> spm.SentencePieceProcessor:
   except (RuntimeError, UnicodeDecodeError) as e:  # the latter from its message
     raise files.error(path, f'not a sentencepiece model; {fix}') from e
   return model
+
+
+def _is_lossless(path: str, data: bytes, fix: str) -> bool:
+  """Tells whether a model rewrites no character and spells others by bytes.
+
+  Raises:
+    ValueError: the file is no sentencepiece model.
+  """
+  try:
+    model = _MESSAGES.ModelProto.FromString(data)
+  except message.DecodeError as e:
+    raise files.error(path, f'not a sentencepiece model; {fix}') from e
+  specs = model.normalizer_spec, model.denormalizer_spec
+  rewrites = any(spec.precompiled_charsmap for spec in specs)
+  return model.trainer_spec.byte_fallback and not rewrites
 
 
 def _word_starts(

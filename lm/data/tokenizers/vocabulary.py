@@ -3,12 +3,16 @@
 Ids 0, 1 and 2 are pad, eos and bos in every tokenizer that is trained here.
 `decode(encode(x)) == x` holds for every Unicode string, and no text can spell a
 special id: `'</s>'` in a document becomes ordinary pieces. The tokenizers of
-`lm.data.tokenizers.huggingface`, which others trained, promise less.
+`lm.data.tokenizers.huggingface`, which others trained, promise less: they are
+not `lossless`, and what a text lost is measured by `lost_bytes`.
 """
 
+import collections
 from collections.abc import Sequence
 
 import numpy as np
+
+from lm import types
 
 PAD, EOS, BOS = 0, 1, 2
 SPACE_MARK = '\u2581'  # sentencepiece writes a space as this character
@@ -83,6 +87,32 @@ def checked_text(text: str) -> str:
   if not text.isascii():  # nearly free, and true of most English text
     utf8(text)
   return text
+
+
+def gives_back(tokenizer: types.Tokenizer, text: str) -> bool:
+  """Tells whether the ids of a text are decoded to exactly that text.
+
+  Only then is the likelihood of the ids one of the text. Otherwise it is that
+  of all texts with these ids together, and bits per byte would be too low.
+  """
+  return tokenizer.lossless or tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def lost_bytes(text: str, decoded: str) -> int:
+  """Counts the bytes of a text that its ids do not give back.
+
+  0 says that they give back the text exactly. Otherwise it is a lower bound, of
+  1 or more: the bytes of UTF-8 of the characters that occur more often in the
+  text, wherever they stand.
+
+  Args:
+    text: what was encoded.
+    decoded: what its ids are decoded to.
+  """
+  if decoded == text:
+    return 0
+  lost = collections.Counter(text) - collections.Counter(decoded)
+  return max(1, sum(n * len(c.encode()) for c, n in lost.items()))
 
 
 def check_ids(ids: Sequence[int], size: int) -> None:

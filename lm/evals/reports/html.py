@@ -132,12 +132,14 @@ def _summary(shown: Sequence[figures.Recipe], heads: Mapping[str, str]) -> str:
     head.append(f'{html.text(x)}{sign}<small>{html.text(metric)}</small>')
   for recipe in shown:
     seeds = len({run.seed for run in recipe.runs})
-    have = [recipe.estimates[x].get(metric) for x, metric in heads.items()]
+    found = [recipe.estimates[x] for x in heads]
+    have = [x.get(heads[e]) for e, x in zip(heads, found, strict=True)]
     newest = max((one.step for one in have if one), default=None)
     row = [recipe.title, html.number(seeds), html.number(newest)]
-    for one in have:
+    for one, others in zip(have, found, strict=True):
       if one is None:
-        row.append('not evaluated')
+        # Bits per byte are left out where a tokenizer loses text.
+        row.append('left out' if others else 'not evaluated')
         continue
       small = [_range(one)]
       if one.step != newest:

@@ -180,12 +180,22 @@ def by_recipe(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def headlines(runs: Iterable[Run]) -> dict[str, str]:
-  """Names the most important metric of each evaluator."""
-  metrics: dict[str, str] = {}
+  """Names the most important metric of each evaluator.
+
+  One that only some of the runs have is chosen all the same: a run whose
+  tokenizer loses text has no bits per byte, and what it has instead does not
+  compare with others.
+  """
+  by_evaluator: dict[str, list[Evaluation]] = {}
   for run in runs:
     for (_, evaluator), x in run.evaluations.items():
-      names = (x.card.get('metric', ''), 'bits_per_byte', *x.metrics)
-      metrics[evaluator] = next(name for name in names if name in x.metrics)
+      by_evaluator.setdefault(evaluator, []).append(x)
+  metrics: dict[str, str] = {}
+  for evaluator, found in by_evaluator.items():
+    measured = dict.fromkeys(name for x in found for name in x.metrics)
+    cards = [x.card.get('metric', '') for x in found]
+    names = (*cards, 'bits_per_byte', *measured)
+    metrics[evaluator] = next(name for name in names if name in measured)
   return metrics
 
 
