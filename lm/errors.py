@@ -82,6 +82,12 @@ class Storage(Failure):
   exit_code = 5
 
 
+class NotFinite(Failure):
+  """Numbers are nan or infinite, and nothing can be gained by going on."""
+
+  exit_code = 6
+
+
 def install(extra: str) -> str:
   """Spells the command that installs what an extra of this package needs.
 

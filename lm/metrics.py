@@ -48,3 +48,16 @@ def tree_norm(tree) -> jax.Array:
     jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)
   ]
   return jnp.sqrt(sum(squares))
+
+
+def all_finite(tree) -> jax.Array:
+  """Tells whether no leaf holds nan or an infinite number."""
+  return jnp.all(
+    jnp.stack(
+      [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+      ]
+    )
+  )

@@ -70,7 +70,8 @@ def train(
     config.ConfigError: the config cannot be used, or is not that of the run in
       `workdir`.
     errors.Failure: workdir is locked, storage or checkpoints are bad.
-    metrics_logger.NotFinite: too many updates in a row, see `max_skipped`.
+    errors.NotFinite: too many updates in a row, see `max_skipped`; or a state
+      that would be saved is not finite.
     process_group.Lost: another process has failed.
     signals.Stopped: SIGTERM or Ctrl-C came, to any process; the state is saved.
   """

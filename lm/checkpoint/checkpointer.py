@@ -217,6 +217,7 @@ class Checkpointer:
     """Blocks until what was saved is committed.
 
     Raises:
+      errors.NotFinite: the state holds nan or an infinite number.
       errors.Storage: the save failed, or is not done at the deadline.
       errors.Locked: another process has taken over meanwhile.
     """
@@ -357,6 +358,7 @@ def save(
 
   Raises:
     ValueError: the step is not newer, or meta is not JSON.
+    errors.NotFinite: the state holds nan or an infinite number.
     errors.Storage: the folder cannot be written to, or the disk is full.
     errors.Locked: another process trains here.
   """

@@ -19,6 +19,7 @@ import numpy as np
 from lm import errors, tree
 
 EMPTY_SHA256 = hashlib.sha256().hexdigest()  # of an array without elements
+_PART = 1 << 22  # numbers that are looked at together
 assert sys.byteorder == 'little', 'hashes would differ from those elsewhere'
 
 
@@ -150,6 +151,47 @@ def copy_array(leaf: Any, buffer: np.ndarray | None) -> np.ndarray:
     buffer = np.empty(view.shape, view.dtype)
   np.copyto(buffer, view)
   return buffer
+
+
+def is_finite(array: np.ndarray) -> bool:
+  """Tells whether an array holds neither nan nor an infinite number.
+
+  Arrays of whole numbers do.
+  """
+  if not jnp.issubdtype(array.dtype, jnp.inexact):
+    return True
+  flat = np.ascontiguousarray(array).reshape(-1)
+  # In parts, or the answers would take as much memory as a quarter of it.
+  return all(
+    np.isfinite(flat[first : first + _PART]).all()
+    for first in range(0, flat.size, _PART)
+  )
+
+
+def file_error(path: Path, name: str) -> str:
+  """Says what is wrong with the numbers in a file; '' for nothing.
+
+  Args:
+    path: of a file without a header.
+    name: of the dtype, as a manifest has it.
+  """
+  try:
+    kind = dtype(name)
+  except TypeError:
+    return f'unknown dtype {name[:40]!r}'
+  if path.stat().st_size % kind.itemsize:
+    return f'is no array of {name}'
+  if path.stat().st_size and not is_finite(np.memmap(path, kind, 'r')):
+    return 'holds nan or an infinite number'
+  return ''
+
+
+def not_finite(path: str, step: int) -> errors.NotFinite:
+  """Makes the error for a leaf that may not be saved."""
+  return errors.NotFinite(
+    f'step {step} not saved: {path} holds nan or an infinite number: lower'
+    ' optim.peak or look at where it comes from; older steps are intact'
+  )
 
 
 def sha256(array: np.ndarray) -> str:

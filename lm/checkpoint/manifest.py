@@ -11,7 +11,7 @@ A work directory holds
 A step gets its eight-digit name by one rename, when all of it is on disk, and
 loses it by one rename, before any of it is deleted. So whatever has such a name
 is whole. The manifest lists every file with its size and sha256, and protects
-itself with one more. Everything here is standard library: readers need no JAX.
+itself with one more.
 
 Checkpoints of strangers are data. Nothing outside a step's own directory is
 followed or read, and nothing is unpickled.
@@ -28,7 +28,7 @@ import types
 from typing import Any, TypeVar
 
 from lm import errors
-from lm.checkpoint import manifest_format
+from lm.checkpoint import host_arrays, manifest_format
 
 NAME = 'MANIFEST.json'
 
@@ -190,11 +190,15 @@ def read(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
 def verify(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   """Checks every byte of one step against its manifest, and returns that.
 
+  A step whose bytes are right but whose numbers are not finite is not sound
+  either: nothing can be trained or sampled from it.
+
   Reads all of it: 0.6 s per GB and core.
 
   Raises:
     errors.Gone: there is no such step (any more).
-    errors.Damaged: a file is missing, extra, truncated or changed.
+    errors.Damaged: a file is missing, extra, truncated or changed, or holds nan
+      or an infinite number.
   """
   content = read(workdir, step)
   listed = content['files']
@@ -207,6 +211,7 @@ def verify(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
       cause = manifest_format.file_error(files.get(name), listed.get(name))
       if cause:
         raise errors.Damaged(f'{place / name}: {cause}; use another step')
+    _check_finite(place, content)
   except errors.Damaged:
     # A step that is deleted meanwhile seems to lose files: that is no damage.
     _check_there(workdir, step)
@@ -314,6 +319,22 @@ def _names(workdir: str | os.PathLike[str]) -> list[str]:
     raise errors.Storage(
       f'{root(workdir)}: cannot be listed: {error.strerror}: check the path'
     ) from error
+
+
+def _check_finite(place: Path, content: dict[str, Any]) -> None:
+  """Checks the numbers of a step, whose files are those of its manifest."""
+  dtypes = {
+    path.replace('/', '.'): record['dtype']
+    for path, record in content['leaves'].items()
+  }
+  for name in content['files']:
+    folder, _, chunk = name.removeprefix('state/').rpartition('/')
+    # The header of an array, '.zarray', is the only other file beside chunks.
+    if folder not in dtypes or chunk.startswith('.'):
+      continue
+    cause = host_arrays.file_error(place / name, dtypes[folder])
+    if cause:
+      raise errors.Damaged(f'{place / name}: {cause}; use another step')
 
 
 def _is_step(name: str) -> bool:

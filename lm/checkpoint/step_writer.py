@@ -83,6 +83,7 @@ class StepWriter:
 
     Raises:
       errors.Locked: another process has taken over.
+      errors.NotFinite: the state holds nan or an infinite number.
       errors.Storage: what is on disk is not what was in memory, or another
         process has failed to write.
       OSError: the disk is full.
@@ -102,6 +103,9 @@ class StepWriter:
   def _write_whole(self, place: Path, step: int, meta: dict[str, Any]) -> None:
     """Writes one step as the only process of a run."""
     self._lease.check()
+    for path, copy in self._copies.items():
+      if not host_arrays.is_finite(copy.array):
+        raise host_arrays.not_finite(path, step)
     place.mkdir()
     # Orbax refuses arrays without elements; the manifest alone keeps them.
     arrays = {k: v.array for k, v in self._copies.items() if v.array.size}
@@ -137,7 +141,7 @@ class StepWriter:
     # writes into a directory that is not there, or reads half a file.
     self._round(step, 'begun', lambda: self._begin(place, stored))
     written = self._round(
-      step, 'written', lambda: self._write_shards(place, stored)
+      step, 'written', lambda: self._write_shards(place, step, stored)
     )
     _inject_faults(step)
     read = self._round(
@@ -166,11 +170,17 @@ class StepWriter:
     for path in stored:
       sharded_arrays.write_header(_folder(place, path), self._sharded[path])
 
-  def _write_shards(self, place: Path, stored: list[str]) -> dict[str, str]:
+  def _write_shards(
+    self, place: Path, step: int, stored: list[str]
+  ) -> dict[str, str]:
     """Writes this process's shards; returns their sha256 in memory by file."""
     hashes = {}
     for path in stored:
       folder = _folder(place, path)
+      if not all(
+        map(host_arrays.is_finite, self._sharded[path].shards.values())
+      ):
+        raise host_arrays.not_finite(path, step)
       for name, sha256 in sharded_arrays.write(
         folder, self._sharded[path]
       ).items():

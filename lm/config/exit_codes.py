@@ -50,8 +50,8 @@ _TABLE = (
   ExitCode(5, 'storage: disk full, read only or not answering'),
   ExitCode(
     6,
-    'losses or gradients were not finite for too long',
-    ('lm.train', 'tools.launch'),
+    'updates were not finite for too long, or a state to be saved is not',
+    (*_TRAINERS, 'tools.hf_import', 'tools.launch'),
   ),
   ExitCode(
     7,

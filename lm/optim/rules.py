@@ -50,14 +50,39 @@ class Rule(NamedTuple):
   rates: Callable[[float], optax.GradientTransformation] = _same
 
 
-def _check(moment_dtype: str = 'float32', **averages: float) -> None:
-  """Checks the settings of averages: at 1 one would never move."""
+# The largest float32 below 1. What lies above it is rounded to 1, where an
+# average never moves, and Adam divides its first one by 0.
+_BELOW_1 = 1 - 2**-24
+
+
+def _check(
+  moment_dtype: str = 'float32',
+  *,
+  eps: float | None = None,
+  **averages: float,
+) -> None:
+  """Checks what rules have in common.
+
+  Args:
+    moment_dtype: of first moments.
+    eps: what is added to a divisor: where a gradient is 0, nothing else is.
+    **averages: the weight of the old value in an average, by key.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
   if moment_dtype not in _MOMENTS:
     raise ValueError(
       f'optim.rule.moment_dtype={moment_dtype!r}: use {" or ".join(_MOMENTS)}'
     )
   for key, value in averages.items():
-    schedules.check(f'rule.{key}', value, 0, 1 - 1e-9)
+    # In words: six digits of the bound would be 1.
+    if not 0 <= value <= _BELOW_1:
+      raise ValueError(
+        f'optim.rule.{key}={value}: give a number from 0 to below 1'
+      )
+  if eps is not None:
+    schedules.check('rule.eps', eps, low=schedules.SMALLEST)
 
 
 def adamw(
@@ -76,7 +101,7 @@ def adamw(
 
   Reference: Loshchilov and Hutter 2017, arXiv 1711.05101, algorithm 2.
   """
-  _check(moment_dtype, b1=b1, b2=b2)
+  _check(moment_dtype, eps=eps, b1=b1, b2=b2)
   return Rule(optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype))
 
 
@@ -131,7 +156,11 @@ def adafactor(
   Reference: Shazeer and Stern 2018, arXiv 1804.04235, algorithm 4. As
     everywhere here, `decay` follows the learning rate; in optax's it does not.
   """
-  _check(momentum=momentum)
+  _check(eps=eps, momentum=momentum)
+  # Below 0 the weight of the old moments would be negative, and so would they.
+  schedules.check('rule.power', power, 0, 1)
+  schedules.check('rule.size', size, 1)
+  schedules.check('rule.threshold', threshold, low=schedules.SMALLEST)
   matrices = _matrices(matrices)
   scale = factored.scale_by_blocks(
     power=power,
@@ -183,7 +212,7 @@ def muon(
   Reference: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al.
     2025, arXiv 2502.16982, section 2.2 (update RMS).
   """
-  _check(moment_dtype, b1=b1, b2=b2, momentum=momentum)
+  _check(moment_dtype, eps=eps, b1=b1, b2=b2, momentum=momentum)
   schedules.check('rule.adam_peak', adam_peak)
   schedules.check('rule.update_rms', update_rms)
   matrices = _matrices(matrices)

@@ -1,21 +1,25 @@
 """Learning rates as functions of the step: a linear warmup, then a shape."""
 
-import math
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+# Steps compute in float32, where larger numbers are infinite and smaller ones
+# are flushed to 0.
+_LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def check(
-  key: str, value: float, low: float = 0.0, high: float = math.inf
+  key: str, value: float, low: float = 0.0, high: float = _LARGEST
 ) -> None:
-  """Refuses a setting that is not finite or not from `low` to `high`.
+  """Refuses a setting that is not a number from `low` to `high`.
 
   Raises:
     ValueError: names the key, the value and the range.
   """
-  if not low <= value <= high or math.isinf(value):
+  if not low <= value <= high:
     raise ValueError(
       f'optim.{key}={value}: give a number from {low:g} to {high:g}'
     )

@@ -15,12 +15,6 @@ from lm.reporting import metrics_log, progress
 from lm.training import setup
 
 
-class NotFinite(errors.Failure):
-  """Too many updates in a row had no finite gradient."""
-
-  exit_code = 6
-
-
 class MetricsLogger:
   """Writes a run's metrics.jsonl and draws its progress bar; use it in `with`.
 
@@ -82,7 +76,7 @@ class MetricsLogger:
     always has the next one to work on.
 
     Raises:
-      NotFinite: too many updates in a row were not applied.
+      errors.NotFinite: too many updates in a row were not applied.
     """
     self.flush()
     self._pending = step, metrics
@@ -131,7 +125,7 @@ class MetricsLogger:
     if self._run.due(step, c.log_every):
       self._write(step)
     if self._skipped_in_row > c.max_skipped:
-      raise NotFinite(
+      raise errors.NotFinite(
         f'step {step}: {self._skipped_in_row} updates in a row were not finite '
         'and none was applied; lower optim.peak or look at the data'
       )

@@ -44,8 +44,9 @@ def train_step(
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
   """Takes one optimizer step on the mean loss of the batch.
 
-  An update with a non-finite loss or gradient is dropped, moments included,
-  and counted in `extra['skipped']`. The step counts on, and so the data go on.
+  An update with a non-finite loss or gradient, or that makes a parameter or the
+  optimizer's state non-finite, is dropped as a whole and counted in
+  `extra['skipped']`. The step counts on, and so the data go on.
 
   Args:
     state: donate it.
@@ -214,12 +215,28 @@ def _updated(
   *,
   tx: optax.GradientTransformation,
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
-  """Applies gradients, unless they or the loss are not finite."""
+  """Applies gradients, unless they, the loss or the result are not finite."""
+
+  def applied(grads, opt_state, params):
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
   grads = _inject(grads, state.step)
   norm = metrics_lib.tree_norm(grads)
-  finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss_nats'].total)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params, opt_state = applied(grads, state.opt_state, state.params)
+  # Settings can make finite gradients overflow, or divide them by zero. So the
+  # new state is computed once more, only to be looked at: behind the barrier
+  # nothing of it is stored, where one result for both uses would need memory
+  # for a second state, and would round in another way.
+  finite = metrics_lib.all_finite(
+    (
+      norm,
+      metrics['loss_nats'].total,
+      applied(
+        *jax.lax.optimization_barrier((grads, state.opt_state, state.params))
+      ),
+    )
+  )
   # Chosen by `where` and not by a product with 0, since nan * 0 is nan.
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, errors
-from lm.checkpoint import manifest, orbax_io
+from lm.checkpoint import host_arrays, manifest, orbax_io
 
 LIKE = {
   'params': {
@@ -241,6 +241,24 @@ def forge(workdir, step, **changes):
   text = json.dumps(content, sort_keys=True, indent=1) + '\n'
   (place / 'MANIFEST.json').write_text(text)
   return content
+
+
+@pytest.mark.parametrize('leaf', ['w', 'b'])
+def test_a_step_that_is_not_finite_is_not_sound(
+  workdir, one, capfd, monkeypatch, leaf
+):
+  """Its hashes are all right: it was saved so, by whoever saved it."""
+  bad = state(9)
+  bad['params'][leaf] = bad['params'][leaf].at[..., 1].set(jnp.nan)
+  with monkeypatch.context() as m:
+    m.setattr(host_arrays, 'is_finite', lambda array: True)
+    checkpoint.save(workdir, 9, bad, {'at': 9})
+  check_refused(workdir, 9, f'params.{leaf}/0.*: holds nan or an infinite numb')
+  check_fallback(workdir, one, capfd, 3, 'holds nan or an infinite number')
+  with checkpoint.Checkpointer(workdir) as saver:
+    restored = saver.restore(LIKE, one)
+    assert restored is not None and int(restored[0]['step']) == 3
+  assert checkpoint.steps(workdir)[-1] == 3
 
 
 def test_links_are_not_followed(workdir, tmp_path):

@@ -40,7 +40,7 @@ def make(seed: int = 0, step: int = 1) -> types.TrainState:
     'keys': jax.random.split(jax.random.key(seed, impl='rbg'), 3),
     'seen': jnp.asarray([True, False]),
     'nothing': jnp.zeros((0, 4)),
-    'nan': jnp.asarray([jnp.nan, -0.0, jnp.inf]),
+    'odd': jnp.asarray([-0.0, 1e-42, -3.4e38]),
   }
   return types.TrainState(
     jnp.asarray(step, jnp.int32), params, tx.init(params), extra
@@ -242,6 +242,24 @@ def test_what_cannot_be_stored_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match=r'differ only in "." and "/"'):
       saver.save(1, {'a.b': x, 'a': {'b': x}}, {})
   assert checkpoint.steps(tmp_path) == []
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_saved(tmp_path, dtype, value):
+  sound = {'params': {'w': jnp.ones((3, 2), dtype)}, 'ids': jnp.full(2, -1)}
+  checkpoint.save(tmp_path, 1, sound)
+  for path in ('params', 'opt_state'):
+    bad = {**sound, path: {'w': sound['params']['w'].at[2, 1].set(value)}}
+    with pytest.raises(errors.NotFinite) as caught:
+      checkpoint.save(tmp_path, 2, bad)
+    assert caught.value.exit_code == 6
+    assert str(caught.value) == (
+      f'step 2 not saved: {path}/w holds nan or an infinite number: lower'
+      ' optim.peak or look at where it comes from; older steps are intact'
+    )
+    assert checkpoint.steps(tmp_path) == [1]
+    assert manifest.leftovers(tmp_path) == []
 
 
 def test_old_steps_go_and_the_rest_stays(tmp_path):

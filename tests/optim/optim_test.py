@@ -146,7 +146,11 @@ def test_schedule_at_key_points(settings, want):
     ({'schedule': 'wsd', 'warmup': 9}, 'optim.decay_fraction=0.4: warmup=9'),
     ({'clip': -1.0}, 'optim.clip=-1.0: give'),
     ({'l1': float('nan')}, 'optim.l1=nan: give'),
+    ({'peak': 1e39}, 'optim.peak=1e+39: give a number from 1e-12 to 3.40282e'),
     ({'b2': 1.0}, 'optim.rule.b2=1.0: give'),
+    ({'b2': 1 - 1e-9}, 'optim.rule.b2=0.999999999: give a number from 0 to be'),
+    ({'eps': 0}, 'optim.rule.eps=0: give a number from 1.17549e-38 to'),
+    ({'eps': 1e-45}, 'optim.rule.eps=1e-45: give'),
     (
       {'moment_dtype': 'int8'},
       "optim.rule.moment_dtype='int8': use float32 or bfloat16",
@@ -160,6 +164,26 @@ def test_refuses_bad_settings(settings, message):
   with pytest.raises(ValueError, match='^' + re.escape(message)) as error:
     _make('adamw', **settings)
   assert len(str(error.value)) <= 200 and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'key', 'value'),
+  [
+    ('muon', 'eps', 0.0),
+    ('muon', 'b1', 1.0),
+    ('muon', 'update_rms', -1.0),
+    ('adafactor', 'eps', 0.0),
+    ('adafactor', 'power', -0.8),
+    ('adafactor', 'size', 0),
+    ('adafactor', 'threshold', 0.0),
+    ('lion', 'b2', float('nan')),
+    ('sgd', 'momentum', 1.0),
+  ],
+)
+def test_refuses_bad_settings_of_rules(name, key, value):
+  with pytest.raises(ValueError) as error:
+    _make(name, **{key: value})
+  assert str(error.value).startswith(f'optim.rule.{key}={value}: give a number')
 
 
 @pytest.mark.parametrize('key', ['decay_mask', 'freeze'])

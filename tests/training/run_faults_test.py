@@ -119,6 +119,11 @@ def test_a_typo_ends_a_program_before_anything_is_touched(start, place):
       {'steps': 3},
       'lm.optim.optimizers:make: optim.warmup=4: give a number from 0 to 3',
     ),
+    (
+      {'optim__rule__eps': 0.0},
+      'lm.optim.rules:adamw: optim.rule.eps=0.0: give a number from 1.17549e-38'
+      ' to 3.40282e+38',
+    ),
   ],
 )
 def test_what_does_not_fit_together_is_one_line(data, place, changes, say):
@@ -323,6 +328,15 @@ def test_nan_for_ever_ends_with_healthy_checkpoints(data, start, place):
     assert all(np.isfinite(leaf).all() for leaf in leaves)
   kept = checkpoint.steps(workdir)
   assert kept[:3] == [2, 4, 6] and kept[-1] <= 12
+
+
+def test_parameters_that_overflow_end_the_run_too(data, place):
+  # The gradients stay finite: what they are multiplied by is too large.
+  c = programs.on_eight(data, max_skipped=3, optim__decay=1e38, optim__peak=1e4)
+  assert refused(c, place / 'run', errors.NotFinite, 6) == (
+    'step 4: 4 updates in a row were not finite and none was applied; lower'
+    ' optim.peak or look at the data'
+  )
 
 
 # --- signals
