@@ -1,5 +1,7 @@
 """Learning rates as functions of the step: a linear warmup, then a shape."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,9 +110,31 @@ def make(
   return optax.join_schedules([ramp, body], [warmup])
 
 
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+  """Makes the schedules in an optimizer's state go on from a step of the run.
+
+  By themselves they count the updates that were applied, so that after a
+  dropped one they would lag behind, and not reach their end. What counts for
+  another purpose stays as it is: the bias correction of Adam goes by the number
+  of gradients in its averages.
+  """
+
+  def is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  return jax.tree.map(
+    lambda node: node._replace(count=step) if is_schedule(node) else node,
+    opt_state,
+    is_leaf=is_schedule,
+  )
+
+
 def _rsqrt(peak: float, floor: float, start: int) -> optax.Schedule:
   def fall(count: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.maximum(peak * jnp.sqrt(start / (start + count)), floor)
+    # Clipped below for the branch that join_schedules computes and drops: it
+    # asks for this during warmup too, with negative counts.
+    after = start + jnp.maximum(count, 0)
+    return jnp.maximum(peak * jnp.sqrt(start / after), floor)
 
   return fall
 

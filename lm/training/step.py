@@ -15,6 +15,7 @@ import optax
 
 from lm import loss, tree, types
 from lm import metrics as metrics_lib
+from lm.optim import schedules
 from lm.runtime import faults
 from lm.training import deterministic, privacy
 
@@ -46,7 +47,7 @@ def train_step(
 
   An update with a non-finite loss or gradient, or that makes a parameter or the
   optimizer's state non-finite, is dropped as a whole and counted in
-  `extra['skipped']`. The step counts on, and so the data go on.
+  `extra['skipped']`. The step counts on, and so data and learning rate go on.
 
   Args:
     state: donate it.
@@ -223,6 +224,9 @@ def _updated(
 
   grads = _inject(grads, state.step)
   norm = metrics_lib.tree_norm(grads)
+  state = state._replace(
+    opt_state=schedules.at_step(state.opt_state, state.step)
+  )
   params, opt_state = applied(grads, state.opt_state, state.params)
   # Settings can make finite gradients overflow, or divide them by zero. So the
   # new state is computed once more, only to be looked at: behind the barrier
