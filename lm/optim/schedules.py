@@ -110,7 +110,7 @@ def make(
   return optax.join_schedules([ramp, body], [warmup])
 
 
-def at_step(opt_state: Any, step: jax.Array) -> Any:
+def at_step(opt_state: Any, step: jax.typing.ArrayLike) -> Any:
   """Makes the schedules in an optimizer's state go on from a step of the run.
 
   By themselves they count the updates that were applied, so that after a
