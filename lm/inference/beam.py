@@ -1,13 +1,25 @@
 """Beam search: likely texts from any model, without drawing."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm import types
 from lm.inference import generate
+
+
+class Held(NamedTuple):
+  """Texts that have ended, of each row the W best.
+
+  Attributes:
+    tokens: int32 [B, W, L], the best text first.
+    scores: float32 [B, W]; -inf where a row has fewer texts.
+  """
+
+  tokens: jax.Array
+  scores: jax.Array
 
 
 @partial(
@@ -23,21 +35,23 @@ def search(
   stop: int,
   penalty: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Searches for likely texts: keeps the `beams` best texts of each row.
+  """Searches for likely texts: the `beams` best texts of each row.
 
-  A text that has ended keeps its score and its place while others continue,
-  until all have ended or have `length` tokens. The score of a text is the sum
-  of log p over ((5 + tokens) / 6)^penalty.
+  At each step the W best of all continuations are looked at. Those that end are
+  held apart, so that no unfinished text can push them out. The W best of those
+  that do not end are continued. A row is done when it holds W texts, none of
+  which any continuation could beat; at `length` tokens all texts end. The score
+  of a text is the sum of log p over ((5 + tokens) / 6)^penalty.
 
   Args:
     params, batch, model, length, stop: see `generate.generate`.
-    beams: W, how many texts to keep; 1 takes the likeliest token at each step.
+    beams: W; 1 takes the likeliest token at each step if the penalty is 0.
     penalty: the exponent above; 0 compares sums, which favours short texts, and
       1 nearly compares means.
 
   Returns:
     tokens: int32 [B, W, length], the best text first; `stop` from its end on.
-    scores: float32 [B, W].
+    scores: float32 [B, W]; -inf where there are fewer texts than beams.
 
   Reference: Wu et al. 2016, arXiv 1609.08144, section 7, without its term for
   coverage.
@@ -56,19 +70,37 @@ def search(
   # be taken once for each of them.
   total_BW = jnp.where(jnp.arange(beams)[None] == 0, 0.0, -jnp.inf)
   total_BW = jnp.broadcast_to(total_BW, (B, beams))
-  size_BW = jnp.zeros((B, beams), jnp.int32)
+  held = Held(state.tokens[:, :, 0], jnp.full((B, beams), -jnp.inf))
 
   def score(total, size):
     return total / ((5 + size) / 6) ** penalty
 
   def unfinished(carry):
-    state, _, _ = carry
-    return (state.count[0, 0] < length) & ~jnp.all(state.done)
+    state, total_BW, held = carry
+    n = state.count[0, 0]
+    # Sums only fall, and of an equal sum the longest or the shortest text has
+    # the best score, whatever the sign of the penalty.
+    best_BW = jnp.maximum(score(total_BW, n + 1), score(total_BW, length))
+    done_B = jnp.max(best_BW, axis=1) <= jnp.min(held.scores, axis=1)
+    return (n < length) & ~jnp.all(done_B)
 
   def step(carry):
-    state, token_BW, total_BW, size_BW = _best_beams(
-      *carry, stop=stop, score=score
+    state, total_BW, held = carry
+    n = state.count[0, 0]
+    log_BWV = jax.nn.log_softmax(state.logits[:, :, 0], axis=-1)
+    sum_BWV = total_BW[..., None] + log_BWV
+    best_BW, parent_BW, token_BW = _best(sum_BWV)
+    ends_BW = (token_BW == stop) | (n + 1 == length)
+    held = _hold(
+      held,
+      _extended(state, parent_BW, token_BW).tokens[:, :, 0],
+      jnp.where(ends_BW, score(best_BW, n + 1), -jnp.inf),
     )
+    ended_V = jnp.arange(sum_BWV.shape[-1]) == stop
+    total_BW, parent_BW, token_BW = _best(
+      jnp.where(ended_V[None, None], -jnp.inf, sum_BWV)
+    )
+    state = _extended(state, parent_BW, token_BW)
     out = jax.vmap(
       jax.vmap(
         lambda token, state: model.apply(
@@ -76,64 +108,45 @@ def search(
         )
       )
     )(token_BW, state)
-    n = state.count[0, 0]
     state = state._replace(
-      count=state.count + 1,
-      cache=out.cache,
-      logits=out.logits[:, :, :, 0],
-      tokens=state.tokens.at[:, :, 0, n].set(token_BW),
-      done=state.done | (token_BW == stop)[..., None],
+      count=state.count + 1, cache=out.cache, logits=out.logits[:, :, :, 0]
     )
-    return state, total_BW, size_BW
+    return state, total_BW, held
 
-  carry = (state, total_BW, size_BW)
-  state, total_BW, size_BW = jax.lax.while_loop(unfinished, step, carry)
-  scores_BW = score(total_BW, size_BW)
-  order_BW = jnp.argsort(scores_BW, axis=1, descending=True)
-  return (
-    jnp.take_along_axis(state.tokens[:, :, 0], order_BW[..., None], axis=1),
-    jnp.take_along_axis(scores_BW, order_BW, axis=1),
-  )
+  carry = (state, total_BW, held)
+  _, _, held = jax.lax.while_loop(unfinished, step, carry)
+  return held.tokens, held.scores
 
 
-def _best_beams(
-  state: generate.State,
-  total_BW: jax.Array,
-  size_BW: jax.Array,
-  *,
-  stop: int,
-  score: Callable[[jax.Array, jax.Array], jax.Array],
-) -> tuple[generate.State, jax.Array, jax.Array, jax.Array]:
-  """Chooses the W best ways to continue the W texts of each row by a token.
-
-  Args:
-    state: of all texts [B, W, 1, ...].
-    total_BW: sums of log p.
-    size_BW: numbers of tokens.
-    stop: the id after which a text ends.
-    score: `(sums, numbers) -> scores`.
+def _best(sum_BWV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Finds the W likeliest ways to continue the W texts of a row by a token.
 
   Returns:
-    The states of the chosen texts, the new token of each, and their sums and
-    numbers with it.
+    Their sums of log p, the numbers of the texts, and the tokens: [B, W] each.
   """
-  B, W = total_BW.shape
-  V = state.logits.shape[-1]
-  done_BW = state.done[..., 0]
-  log_BWV = jax.nn.log_softmax(state.logits[:, :, 0], axis=-1)
-  # A text that has ended has one continuation, which changes no score.
-  ended_V = jnp.where(jnp.arange(V) == stop, 0.0, -jnp.inf)
-  log_BWV = jnp.where(done_BW[..., None], ended_V[None, None], log_BWV)
-  longer_BW = size_BW + ~done_BW
-  sum_BWV = total_BW[..., None] + log_BWV
-  _, best_BW = jax.lax.top_k(
-    score(sum_BWV, longer_BW[..., None]).reshape(B, -1), W
+  B, W, V = sum_BWV.shape
+  best_BW, at_BW = jax.lax.top_k(sum_BWV.reshape(B, W * V), W)
+  return best_BW, at_BW // V, (at_BW % V).astype(jnp.int32)
+
+
+def _extended(
+  state: generate.State, parent_BW: jax.Array, token_BW: jax.Array
+) -> generate.State:
+  """Takes the states of some texts [B, W, 1, ...] and adds a token to each."""
+  state = jax.tree.map(
+    lambda x: jax.vmap(lambda x, parent: x[parent])(x, parent_BW), state
   )
-  parent_BW, token_BW = best_BW // V, (best_BW % V).astype(jnp.int32)
+  n = state.count[0, 0]
+  return state._replace(tokens=state.tokens.at[:, :, 0, n].set(token_BW))
 
-  def chosen(x):
-    return jax.vmap(lambda x, parent: x[parent])(x, parent_BW)
 
-  state, size_BW = jax.tree.map(chosen, (state, longer_BW))
-  total_BW = jnp.take_along_axis(sum_BWV.reshape(B, -1), best_BW, axis=1)
-  return state, token_BW, total_BW, size_BW
+def _hold(held: Held, tokens_BWL: jax.Array, scores_BW: jax.Array) -> Held:
+  """Keeps the W best of the texts that are held and as many others."""
+  W = scores_BW.shape[1]
+  tokens = jnp.concatenate([held.tokens, tokens_BWL], axis=1)
+  # Of equal scores the first is kept, so that what comes after a row is done
+  # changes nothing.
+  best_BW, at_BW = jax.lax.top_k(
+    jnp.concatenate([held.scores, scores_BW], axis=1), W
+  )
+  return Held(jnp.take_along_axis(tokens, at_BW[..., None], axis=1), best_BW)

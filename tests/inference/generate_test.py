@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import config
+from lm import config, types
 from lm.data import objectives
 from lm.inference import beam, generate
 
@@ -276,3 +276,86 @@ def test_beams_of_a_batch_are_those_of_its_rows(small):
     alone, its = search(small, 3, 6, 0.6, (row,))
     np.testing.assert_array_equal(tokens[n], alone[0])
     np.testing.assert_allclose(scores[n], its[0], atol=1e-5)
+
+
+def chain(table):
+  """Makes a model whose next token depends on the last one alone."""
+
+  def apply(params, batch, *, cache=None, rng=None):
+    return types.Output(params[batch.tokens], cache, {})
+
+  def start(params, batch, room):
+    return jnp.zeros(len(batch.tokens))
+
+  model = types.Model(lambda batch: table, apply, start, ())
+  return model, jnp.asarray(table, jnp.float32)
+
+
+def every_text(table, first, length, penalty):
+  """Scores every text that the chain can write, the best first."""
+  log = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
+  size = len(log)
+  found = {}
+
+  def go_on(text, total):
+    if text and (text[-1] == 0 or len(text) == length):
+      found[text] = total / ((5 + len(text)) / 6) ** penalty
+      return
+    for token in range(size):
+      last = text[-1] if text else first
+      go_on((*text, token), total + log[last, token])
+
+  go_on((), 0.0)
+  return sorted(found.items(), key=lambda item: -item[1])
+
+
+def check_texts(table, beams, length, penalty, count):
+  """Checks that a search finds distinct texts with their own scores."""
+  every = every_text(table, 1, length, penalty)
+  tokens, scores = search(chain(table), beams, length, penalty, ((1,),))
+  texts = [
+    tuple(row[: row.index(0) + 1] if 0 in row else row)
+    for row in tokens[0, :count].tolist()
+  ]
+  assert len(set(texts)) == count
+  np.testing.assert_allclose(
+    scores[0, :count], [dict(every)[text] for text in texts], rtol=1e-4
+  )
+  assert (np.diff(scores[0, :count]) <= 0).all()
+  return scores[0, :count], [score for _, score in every[:count]]
+
+
+@pytest.mark.parametrize('penalty', [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize(('size', 'length'), [(2, 6), (3, 4), (5, 3)])
+def test_beams_equal_an_exhaustive_search(size, length, penalty):
+  """As many beams as there are beginnings lose no text."""
+  beams = size ** (length - 1)
+  for seed in range(8):
+    table = 2 * np.random.default_rng(seed).normal(size=(size, size))
+    # With two tokens there is one text of each length, and one more.
+    count = min(beams, length + 1) if size == 2 else beams
+    # Scores alone: a chain may write several texts of the same one.
+    got, want = check_texts(table, beams, length, penalty, count)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_few_beams_find_texts_with_their_own_scores():
+  for seed in range(8):
+    table = 2 * np.random.default_rng(seed).normal(size=(5, 5))
+    check_texts(table, 3, 5, 1.0, 3)
+
+
+def test_unfinished_texts_push_out_no_finished_one():
+  # From 7 a text ends, or goes by 1, 2, 3, 4 to 5 or 6, where its score is best
+  # and from where no token is likely.
+  likely = np.full((8, 8), 1e-9)
+  likely[7, :2] = 0.4, 0.3
+  likely[7, 2:7] = 0.06
+  likely[1, 2] = likely[2, 3] = likely[3, 4] = 1
+  likely[4, 5:7] = 0.5
+  likely[5:7] = 1 / 8
+  table = np.log(likely)
+  tokens, scores = search(chain(table), 2, 6, 2.0, ((7,),))
+  assert tokens[0, 0].tolist() == [0] * 6
+  assert scores[0, 0] == pytest.approx(np.log(0.4), abs=1e-4)
+  assert every_text(table, 7, 6, 2.0)[0][0] == (0,)
