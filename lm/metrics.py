@@ -21,6 +21,34 @@ def join(
   return {**a, **{k: merge(a[k], m) if k in a else m for k, m in b.items()}}
 
 
+def join_layers(
+  a: Mapping[str, types.Metric], b: Mapping[str, types.Metric]
+) -> dict[str, types.Metric]:
+  """Merges what two groups of layers measure of the same text.
+
+  The value of a loss, whose name ends in '_loss', is the sum over layers: its
+  weight counts once. Other metrics are those of an average layer.
+  """
+  joined = join(a, b)
+  for name in a.keys() & b.keys():
+    if name.endswith('_loss'):
+      joined[name] = joined[name]._replace(weight=a[name].weight)
+  return joined
+
+
+def merge_layers(
+  stacked: Mapping[str, types.Metric],
+) -> dict[str, types.Metric]:
+  """Does what `join_layers` does, along the first dimension of arrays."""
+  merged = {}
+  for name, metric in stacked.items():
+    total, weight = (jnp.sum(x, axis=0) for x in metric)
+    if name.endswith('_loss'):
+      weight = jnp.asarray(metric.weight)[0]
+    merged[name] = types.Metric(total, weight)
+  return merged
+
+
 def value(metric: types.Metric) -> float:
   """Divides on the host; a metric of weight 0 is nan, not an error."""
   weight = float(metric.weight)

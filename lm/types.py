@@ -65,9 +65,10 @@ class Output(NamedTuple):
   Attributes:
     logits: [B, L, V].
     cache: the updated cache, or None where none was given.
-    aux: metrics that the model reports of itself, by name, over the tokens of
-      the batch that are not padding. Those whose names end in '_loss' are added
-      to the training loss, each as its mean over the tokens.
+    aux: metrics that the model reports of itself, by name. Those whose names
+      end in '_loss' are minimized too: the value of each, its total over its
+      weight, is added to the training loss. Their weights depend on the batch
+      alone, not on parameters.
     hidden: [B, L, D], the input of the output layer, which `models.heads` use
       as features; None for an n-gram model.
   """

@@ -128,6 +128,8 @@ def measure(
   sign is algorithm 1 of arXiv 2408.15664. Errors add up over microbatches.
 
   `router_z_loss`, with a weight: the square of the logits' log normalizer.
+
+  Both are logged and minimized as means over tokens of the sum over layers.
   """
   E, K = logits_BLE.shape[-1], choices_BLK.shape[-1]
   ids_111E = jnp.arange(E)[None, None, None]

@@ -193,7 +193,8 @@ def run(
 
   Returns:
     [B, L, D], the new caches, and what the blocks measure, merged over layers:
-    a metric's total is the sum over layers, its value that of an average layer.
+    the value of a loss is the sum over layers, that of another metric is the
+    value of an average layer.
 
   Raises:
     ValueError: a pipeline of unrolled blocks, or a text that a block cannot
@@ -233,7 +234,7 @@ def run(
     else:
       step = _saving(stack.remat, seen[what], text, scanned=False)
       x_BLD, new[name], more = step(used[what].build(name=name), x_BLD, old)
-    found = metrics.join(found, more)
+    found = metrics.join_layers(found, more)
   return x_BLD, None if caches is None else new, found
 
 
@@ -258,7 +259,7 @@ class Group(nn.Module):
       step = _saving(self.remat, seen[kind], text, scanned=True)
       old = None if caches is None else caches[name]
       x_BLD, new[name], more = step(block(name=name), x_BLD, old)
-      found = metrics.join(found, more)
+      found = metrics.join_layers(found, more)
     return x_BLD, None if caches is None else new, found
 
 
@@ -299,7 +300,7 @@ def _repeat(group, times, x_BLD, given, caches):
     split_rngs={'params': True, 'dropout': True},
     length=times,
   )(group(name='layers'), x_BLD, caches)
-  return x_BLD, caches, jax.tree.map(lambda m: jnp.sum(m, axis=0), stacked)
+  return x_BLD, caches, metrics.merge_layers(stacked)
 
 
 def _pipeline(group, x_BLD, given, stages):
@@ -345,7 +346,7 @@ def _pipeline(group, x_BLD, given, stages):
 
   def stage(params, x_bLD, key, given):
     (x_bLD, *_), aux = jax.lax.scan(run, (x_bLD, key, given), params)
-    return x_bLD, jax.tree.map(lambda m: jnp.sum(m, axis=0), aux)
+    return x_bLD, metrics.merge_layers(aux)
 
   places = jnp.arange(stages)
   x_MbLD, given_M = cut(x_BLD), jax.tree.map(cut, given)
@@ -370,8 +371,8 @@ def _pipeline(group, x_BLD, given, stages):
     # What a stage makes before its first microbatch and after its last one is
     # of no text.
     real = (turn >= 0) & (turn < count)
-    aux = jax.tree.map(lambda m: jnp.sum(jnp.where(real, m, 0)), aux)
-    return x_SbLD, (x_SbLD[-1], aux)
+    aux = jax.tree.map(lambda m: jnp.where(real, m, 0), aux)
+    return x_SbLD, (x_SbLD[-1], metrics.merge_layers(aux))
 
   empty = jnp.zeros((stages, *x_MbLD.shape[1:]), x_BLD.dtype)
   _, (y_TbLD, aux) = jax.lax.scan(tick, empty, jnp.arange(count + stages - 1))

@@ -26,8 +26,8 @@ def make(
 ) -> types.Model:
   """Makes a model with the student's logits and one more loss.
 
-  `distill_loss` is weight * T^2 * KL(teacher || student), in nats, at
-  temperature T, for each token that is scored. It is 0 for a student that
+  `distill_loss` is the mean of weight * T^2 * KL(teacher || student), in nats,
+  at temperature T, over the tokens that are scored. It is 0 for a student that
   equals its teacher.
 
   Args:

@@ -2,7 +2,8 @@
 
 A head reads the hidden vectors of another model, its body. The parameters of
 the body are under `body`, those of the head under `task`. Its targets are those
-of a batch, so `loss.token_loss` and the training step serve heads too.
+of a batch, so `loss.token_loss` and the training step serve heads too. What the
+body measures of itself, such as the losses of experts, stays.
 
 With `bidirectional` a decoder reads a text as the prefix of a prefix LM, so
 that each token also sees the tokens after it (BehnamGhader et al. 2024, arXiv
@@ -239,11 +240,12 @@ def _make(
 
   def apply(params, batch, *, cache=None, rng=None):
     assert cache is None, 'a head has no cache'
-    x_BLD = read(run(params['body'], batch, rng), batch)
+    out = run(params['body'], batch, rng)
+    x_BLD = read(out, batch)
     scores = x_BLD
     if head is not None:
       scores = cast(jax.Array, head.apply({'params': params['task']}, x_BLD))
-    return types.Output(score(scores, batch), None, {}, x_BLD)
+    return types.Output(score(scores, batch), None, out.aux, x_BLD)
 
   def start(params, batch, room):
     raise ValueError('a head scores a text and generates none')

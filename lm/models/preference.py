@@ -26,7 +26,8 @@ def make(
   tokens of answers have type 1. Logits [B, 1, 2] are (margin, 0), where the
   margin is beta times how much more the body prefers the first answer than the
   reference does. With class 0 as the target, the cross-entropy is the loss of
-  DPO, and the accuracy is how often the body has moved the right way.
+  DPO, and the accuracy is how often the body has moved the right way. Losses
+  that the body has of its own, such as those of experts, are added.
 
   Args:
     vocab: V of the body.
@@ -50,10 +51,11 @@ def make(
     }
 
   def likelihoods(params, batch, rng=None):
-    """Sums the log probabilities of each answer's tokens: [B, 2]."""
+    """Sums log probabilities of each answer's tokens: [B, 2], and the aux."""
     # Targets of these rows are classes, so the next tokens are shifted here; L
     # is one shorter from here on.
-    logits_BLV = model.apply(params, batch, rng=rng).logits[:, :-1]
+    out = model.apply(params, batch, rng=rng)
+    logits_BLV = out.logits[:, :-1]
     following = batch.tokens[:, 1:]
     log_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32), axis=-1)
     log_BL = jnp.take_along_axis(log_BLV, following[..., None], -1)[..., 0]
@@ -61,25 +63,21 @@ def make(
     answer_BL = (batch.token_types[:, 1:] == 1) & (
       batch.segments[:, 1:] == batch.segments[:, :-1]
     )
-    return jnp.stack(
-      [
-        jnp.sum(
-          jnp.where(answer_BL & (batch.segments[:, 1:] == n), log_BL, 0), 1
-        )
-        for n in (1, 2)
-      ],
-      axis=1,
-    )
+    sums = [
+      jnp.sum(jnp.where(answer_BL & (batch.segments[:, 1:] == n), log_BL, 0), 1)
+      for n in (1, 2)
+    ]
+    return jnp.stack(sums, axis=1), out.aux
 
   def apply(params, batch, *, cache=None, rng=None):
     assert cache is None, 'a preference has no cache'
     # The reference gets no rng, so no dropout: its answer must never change.
-    gain_B2 = likelihoods(params['body'], batch, rng) - likelihoods(
-      params['reference'], batch
-    )
+    body_B2, aux = likelihoods(params['body'], batch, rng)
+    reference_B2, _ = likelihoods(params['reference'], batch)
+    gain_B2 = body_B2 - reference_B2
     margin_B = beta * (gain_B2[:, 0] - gain_B2[:, 1])
     logits_B2 = jnp.stack([margin_B, jnp.zeros_like(margin_B)], axis=1)
-    return types.Output(logits_B2[:, None], None, {})
+    return types.Output(logits_B2[:, None], None, aux)
 
   def start(params, batch, room):
     raise ValueError('a preference scores answers and writes none')

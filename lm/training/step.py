@@ -2,7 +2,8 @@
 
 A step adds gradients up over microbatches, and drops an update that is not
 finite. There are three of them: `train_step`, `deterministic_step`, whose bits
-are the same on any mesh, and `private_step`, whose gradient is private.
+are the same on any number of devices, and `private_step`, whose gradient is
+private.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,9 @@ def train_step(
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
   """Takes one optimizer step on the mean loss of the batch.
 
+  What is minimized is the sum of the values that are logged: `loss_nats`, and
+  the model's own metrics whose names end in '_loss'.
+
   An update with a non-finite loss or gradient, or that makes a parameter or the
   optimizer's state non-finite, is dropped as a whole and counted in
   `extra['skipped']`. The step counts on, and so data and learning rate go on.
@@ -63,16 +67,14 @@ def train_step(
     The new state, and metrics: `loss_nats`, `grad_norm`, `skipped`, and those
     of the model itself (`Output.aux`).
   """
-  # The weight of the whole batch divides the loss before gradients are added:
-  # microbatches of uneven weight then give the gradient of one batch.
-  weight, tokens = _weights(batch)
   rng = jax.random.fold_in(rng, state.step)
-  gradients = partial(
-    _gradients, model, loss, jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
-  )
   if microbatches == 1:
-    grads, metrics = gradients(state.params, batch, rng)
+    grads, metrics = _gradients(model, loss, None, state.params, batch, rng)
   else:
+    # The weights of the whole batch divide losses before gradients are added:
+    # microbatches of uneven weight then give the gradient of one batch.
+    weights = _weights(model, loss, state.params, batch, rng)
+    gradients = partial(_gradients, model, loss, weights)
     parts = jax.tree.map(
       # A microbatch takes every n-th row, not a run of rows: so each device
       # computes on the rows that it holds, and none are sent.
@@ -104,7 +106,7 @@ def deterministic_step(
   shards: int,
   mesh: jax.sharding.Mesh,
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
-  """Takes one step as `train_step` does, with the same bits on any mesh.
+  """Takes one step as `train_step` does, with the same bits on each mesh.
 
   The dropout of an example depends only on its place in the whole batch.
 
@@ -114,21 +116,18 @@ def deterministic_step(
   """
   rng = jax.random.fold_in(rng, state.step)
   add = partial(deterministic.sums, shards=shards, mesh=mesh)
-  weight, tokens = add(lambda fixed, part, n: _weights(part), (), batch)
+
+  def count(fixed, part, n):
+    params, rng = fixed
+    return _weights(model, loss, params, part, jax.random.fold_in(rng, n))
 
   def gradients(fixed, part, n):
-    params, rng, weight, tokens = fixed
-    return _gradients(
-      model,
-      loss,
-      jnp.maximum(weight, 1e-9),
-      jnp.maximum(tokens, 1),
-      params,
-      part,
-      jax.random.fold_in(rng, n),
-    )
+    params, rng, weights = fixed
+    key = jax.random.fold_in(rng, n)
+    return _gradients(model, loss, weights, params, part, key)
 
-  grads, metrics = add(gradients, (state.params, rng, weight, tokens), batch)
+  weights = add(count, (state.params, rng), batch)
+  grads, metrics = add(gradients, (state.params, rng, weights), batch)
   return deterministic.whole(
     partial(_updated, tx=tx), state, grads, metrics, mesh=mesh
   )
@@ -155,13 +154,8 @@ def private_step(
     private: how the gradient is made private, see `privacy.gradients`.
   """
 
-  def total(params, row, key):
-    weight, tokens = _weights(row)
-    whole = jnp.maximum(weight, 1e-9), jnp.maximum(tokens, 1)
-    return _total(model, loss, *whole, params, row, key)
-
   grads, metrics = privacy.gradients(
-    total,
+    partial(_total, model, loss, None),
     state.params,
     batch,
     jax.random.fold_in(rng, state.step),
@@ -171,38 +165,82 @@ def private_step(
   return _updated(state, grads, metrics, tx=tx)
 
 
-def _weights(batch: types.Batch) -> tuple[jax.Array, jax.Array]:
-  """Counts the divisors of losses: the scored weight, and the tokens."""
-  return jnp.sum(batch.weights), jnp.sum(batch.segments > 0)
+def _measure(
+  model: types.Model,
+  loss: Loss,
+  params: types.Params,
+  part: types.Batch,
+  key: jax.Array,
+) -> dict[str, types.Metric]:
+  """Computes the loss of a part of a batch, and what the model reports."""
+  out = model.apply(params, part, rng=key)
+  head = model.head and jax.tree_util.Partial(model.head, params)
+  return {'loss_nats': loss(out, part, head), **out.aux}
+
+
+def _losses(metrics: dict[str, types.Metric]) -> dict[str, types.Metric]:
+  """Selects the metrics whose sum is minimized."""
+  return {
+    name: metric
+    for name, metric in metrics.items()
+    if name == 'loss_nats' or name.endswith('_loss')
+  }
+
+
+def _weights(
+  model: types.Model,
+  loss: Loss,
+  params: types.Params,
+  batch: types.Batch,
+  key: jax.Array,
+) -> dict[str, jax.Array]:
+  """Computes the weight of each loss in a batch.
+
+  Weights depend on the batch alone, so compilers remove the model from this.
+  """
+  losses = _losses(_measure(model, loss, params, batch, key))
+  return {name: jnp.asarray(x.weight) for name, x in losses.items()}
 
 
 def _total(
   model: types.Model,
   loss: Loss,
-  weight: jax.Array,
-  tokens: jax.Array,
+  weights: dict[str, jax.Array] | None,
   params: types.Params,
   part: types.Batch,
   key: jax.Array,
 ) -> tuple[jax.Array, dict[str, types.Metric]]:
-  """Computes what is minimized, a part's share of it, and the metrics."""
+  """Computes what is minimized, and the metrics.
+
+  Args:
+    model, loss: see `train_step`.
+    weights: of the losses in the whole batch; None where the part is all of it.
+    params: to differentiate by.
+    part: rows of the batch.
+    key: of dropout.
+
+  Returns:
+    The part's share of the sum of all losses, and the metrics of the part.
+  """
   if model.fixed:
     # Below them nothing is computed for the backward pass.
     fixed = re.compile('|'.join(f'(?:{regex})' for regex in model.fixed))
     params = tree.map_paths(
       lambda p, w: jax.lax.stop_gradient(w) if fixed.match(p) else w, params
     )
-  out = model.apply(params, part, rng=key)
-  head = model.head and jax.tree_util.Partial(model.head, params)
-  metric = loss(out, part, head)
-  extra = [m.total for name, m in out.aux.items() if name.endswith('_loss')]
-  # The model's own losses are means over tokens, the loss one over weights.
-  value = sum(extra, start=jnp.zeros(())) / tokens + metric.total / weight
-  return value, {'loss_nats': metric, **out.aux}
+  metrics = _measure(model, loss, params, part, key)
+  losses = _losses(metrics)
+  # Each loss is divided by the weight that divides its logged value. The bound
+  # is for a batch in which nothing is scored.
+  shares = [
+    x.total / jnp.maximum(weights[name] if weights else x.weight, 1e-9)
+    for name, x in losses.items()
+  ]
+  return sum(shares, start=jnp.zeros(())), metrics
 
 
-def _gradients(model, loss, weight, tokens, params, part, key):
-  total = partial(_total, model, loss, weight, tokens)
+def _gradients(model, loss, weights, params, part, key):
+  total = partial(_total, model, loss, weights)
   (_, metrics), grads = jax.value_and_grad(total, has_aux=True)(
     params, part, key
   )

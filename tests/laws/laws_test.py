@@ -710,6 +710,12 @@ def check_near(found, expected) -> None:
   # change of 1e-7 in `gemma` is one of 1e-3 in the norm after ten steps.
   np.testing.assert_allclose(norms[0][0], norms[1][0], rtol=1e-5)
   np.testing.assert_allclose(norms[0][:4], norms[1][:4], rtol=1e-4)
+  for name in [name for name in found[0] if name.endswith('_loss')]:
+    values = [
+      [float(step[name].total / step[name].weight) for step in steps[:4]]
+      for steps in (found, expected)
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-4, err_msg=name)
 
 
 def check_held(state: types.TrainState, layout: dict[str, int]) -> None:
