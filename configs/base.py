@@ -18,7 +18,8 @@ def get_config() -> Any:
       'steps': 1_000,
       'batch_size': 16,  # rows a step, over all devices and microbatches
       'microbatches': 1,  # parts of a batch that are computed in turn
-      # 'deterministic': the same bits on any mesh, lm.training.deterministic
+      # 'deterministic': the same bits on 1, 2, 4 or 8 devices of one kind that
+      # cut rows (data, fsdp, expert), see lm.training.deterministic
       'numerics': 'fast',
       'logical_shards': 8,  # that a deterministic batch is cut into
       'save_every': 250,  # steps; the last step is always saved

@@ -23,9 +23,9 @@ class Settings(NamedTuple):
   Attributes:
     loss: see `step.train_step`.
     microbatches: parts of the batch that are computed one after another.
-    numerics: 'deterministic' gives the same bits on any number of devices and
-      for any number of microbatches, see `lm.training.deterministic`; 'fast'
-      does not.
+    numerics: 'deterministic' gives the same bits on 1, 2, 4 or more devices of
+      one kind, up to `logical_shards`, and for any number of microbatches, see
+      `lm.training.deterministic`; 'fast' does not.
     logical_shards: parts that a deterministic batch is cut into.
     private: how gradients are made private; None: they are not.
     freeze: regex of the parameters that the optimizer leaves alone beside
@@ -114,7 +114,7 @@ def make(
     ),
     donate_argnums=0,  # or two states would be in memory at once
     out_shardings=(where, None),
-    compiler_options=_options(mesh),
+    compiler_options=_options(settings, mesh),
   )
   batch = sharding.shapes(example, mesh)
   return Program(parameters, seed, init, like, where, batch, update)
@@ -156,10 +156,18 @@ def _choose(
   return partial(step.train_step, microbatches=settings.microbatches, **common)
 
 
-def _options(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+def _options(settings: Settings, mesh: jax.sharding.Mesh) -> dict[str, Any]:
   """Returns the compiler's options for the update on a mesh."""
-  # cuBLAS adds biases and residuals as it writes products; Triton does not.
-  return {'xla_gpu_enable_triton_gemm': False} if _on_gpu(mesh) else None
+  options = {}
+  if _on_gpu(mesh):
+    # cuBLAS adds biases and residuals as it writes products; Triton does not.
+    options['xla_gpu_enable_triton_gemm'] = False
+  if settings.numerics == 'deterministic':
+    # For several devices XLA merges equal operations once more, before it
+    # simplifies the program. So on one device it would fuse others, and round
+    # differently.
+    options['xla_disable_hlo_passes'] = 'cse'
+  return options
 
 
 def _on_gpu(mesh: jax.sharding.Mesh) -> bool:
