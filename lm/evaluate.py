@@ -1,6 +1,6 @@
 """Evaluates the checkpoints of runs, in one process of its own or in several.
 
-  python -m lm.evaluate --workdir=runs/a [--watch]
+  python -m lm.evaluate --workdir=runs/a --data=data/embedded [--watch]
   python -m lm.evaluate --config=configs/evaluate/english.py:../shared/data \\
     --config.evaluate.workdirs='runs/base-*,runs/wide-*' --html=all.html
 
@@ -47,6 +47,7 @@ def evaluate(
   workdir: str | Path,
   *,
   evals: Mapping[str, Any] | None = None,
+  data: str | Path | None = None,
   steps: runs.Steps = None,
   watch: bool = False,
   poll_seconds: float = 1.0,
@@ -61,6 +62,8 @@ def evaluate(
     workdir: folder of the run.
     evals: specs of evaluators by name, in addition to those of the run's
       config; they win where both have a name.
+    data: a folder of prepared data, which replaces the paths that the run's
+      evaluators name, see `config.data_folder`; None leaves them.
     steps: which checkpoints: these, the newest ('last'), or all (None).
     watch: waits for more checkpoints until training has ended.
     poll_seconds: time between two looks at the folder.
@@ -76,7 +79,9 @@ def evaluate(
     errors.Damaged: it has no sound checkpoint.
     config.ConfigError: there is no evaluator, or one cannot be built.
   """
-  run = runs.RunEvaluation(workdir, evaluators.EvaluatorCache(evals), steps)
+  run = runs.RunEvaluation(
+    workdir, evaluators.EvaluatorCache(evals, data), steps
+  )
   run.evaluate(
     watch=watch, poll_seconds=poll_seconds, patience_seconds=patience_seconds
   )
@@ -87,6 +92,7 @@ def evaluate_runs(
   workdirs: Iterable[str],
   *,
   evals: Mapping[str, Any] | None = None,
+  data: str | Path | None = None,
   steps: runs.Steps = None,
   watch: bool = False,
 ) -> runs.Evaluated:
@@ -97,6 +103,7 @@ def evaluate_runs(
       a pattern matches and that has no checkpoint yet costs one line and is
       left out.
     evals: the same as in `evaluate`.
+    data: the same as in `evaluate`.
     steps: the same as in `evaluate`.
     watch: the same as in `evaluate`.
 
@@ -108,7 +115,9 @@ def evaluate_runs(
     errors.Missing: there is nothing to evaluate.
     config.ConfigError: a pattern is of a bucket.
   """
-  return runs.evaluate(workdirs, evals=evals, steps=steps, watch=watch)
+  return runs.evaluate(
+    workdirs, evaluators.EvaluatorCache(evals, data), steps=steps, watch=watch
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -121,8 +130,10 @@ def main(argv: list[str]) -> None:
     allow_abbrev=False,
   )
   add = parser.add_argument
+  config.trust_flag(parser)
   add('--workdir', action='append', default=[], help='may be repeated')
   add('--config', help='a file with more `evals`; --config.KEY=VALUE')
+  add('--data', help='a folder of prepared data, for the evals of the runs')
   add('--last', action='store_true', help='the newest step only')
   add('--watch', action='store_true', help='wait for more, of one workdir')
   add('--csv', type=Path, metavar='FILE', help='all metrics, a line each')
@@ -156,6 +167,7 @@ def main(argv: list[str]) -> None:
   result = evaluate_runs(
     workdirs,
     evals=evals,
+    data=args.data,
     steps='last' if args.last else steps,
     watch=args.watch,
   )

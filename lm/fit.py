@@ -78,6 +78,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
       )
       state = types.TrainState(jnp.int32(c.steps), params, (), {})
       print(f'{workdir}: {tree.count(params):,} numbers')
+      checkpointer.enclose(checkpoint.enclosed(c, workdir))
       checkpointer.preflight(state)
       meta = setup.meta(c, data, tokenizer, c.steps)
       checkpointer.save(c.steps, state, meta)

@@ -117,7 +117,9 @@ def main(argv: list[str]) -> int:
     allow_abbrev=False,
   )
   add = parser.add_argument
+  config.trust_flag(parser)
   add('--config', required=True)
+  add('--data', help='a folder of prepared data, for its tokenizer')
   add('--target', help='such as v5p:8x8x4; default: plan.target of the config')
   add('--vocab', type=int, help='size, where the tokenizer is not at hand')
   add('--tokens', type=float, help='of the whole run; default: the config')
@@ -127,7 +129,8 @@ def main(argv: list[str]) -> int:
   add('--json', action='store_true')
   args = parser.parse_args([x for x in argv if not x.startswith('--config.')])
   words = [x[9:].partition('=') for x in argv if x.startswith('--config.')]
-  c = config.load(args.config, [(key, value) for key, _, value in words])
+  overrides = [(key, value) for key, _, value in words]
+  c = config.load(args.config, overrides, args.data)
   name = args.target or c.plan.target
   if name.startswith('cpu:') and name[4:].isdigit():
     jax.config.update(

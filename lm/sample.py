@@ -48,6 +48,7 @@ def _flags(argv: list[str]) -> argparse.Namespace:
     allow_abbrev=False,
   )
   add = parser.add_argument
+  config.trust_flag(parser)
   add('--workdir', required=True)
   add('--step', type=int)
   add('--prompt', default='')

@@ -70,8 +70,7 @@ def train(
     config.ConfigError: the config cannot be used, or is not that of the run in
       `workdir`.
     errors.Failure: workdir is locked, storage or checkpoints are bad.
-    errors.NotFinite: too many updates in a row, see `max_skipped`; or a state
-      that would be saved is not finite.
+    errors.NotFinite: too many updates in a row, or a state to save, are not.
     process_group.Lost: another process has failed.
     signals.Stopped: SIGTERM or Ctrl-C came, to any process; the state is saved.
   """
@@ -84,7 +83,7 @@ def train(
     stop = enter(signals.Stop())
     checkpointer = enter(setup.checkpointer(c, folder, group))
     meta = setup.claim(c, folder, checkpointer, group)
-    run = setup.assemble(c, position=meta.get('data'))
+    run = setup.assemble_in(c, folder, meta)
     stopping = early_stopping.EarlyStopping(c, folder, group)
     if stopping.ended is not None:
       checkpointer.end_at(stopping.ended)

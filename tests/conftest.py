@@ -10,6 +10,7 @@ Settings:
 import os
 from pathlib import Path
 import sys
+import tempfile
 from typing import Any
 
 import hypothesis
@@ -47,6 +48,8 @@ for name, value in SETTINGS.items():
   os.environ[name.upper()] = str(value)
 jax.config.update('jax_num_cpu_devices', 8)
 os.environ.setdefault('NPROC', '32')  # as memory.give_threads
+# Runs of tests name functions of tests, and read data of other tests.
+os.environ['LM_TRUST'] = f'tests,{tempfile.gettempdir()}/,{DATA}/,{ROOT}/'
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 if PLATFORM != 'cpu':
   # tolerances are those of float32, which a GPU rounds to 10 bits by default

@@ -46,6 +46,7 @@ from lm.runtime import compilation_cache, devices, memory
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
   shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
   add = shared.add_argument
+  config.trust_flag(shared)
   add('--workdir', required=True, help='of a run')
   add('--output', required=True, type=Path, help='folder to make')
   add('--step', type=int, help='of a checkpoint; the newest')

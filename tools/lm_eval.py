@@ -250,6 +250,7 @@ def main(argv: Sequence[str]) -> None:
     allow_abbrev=False,
   )
   add = parser.add_argument
+  config.trust_flag(parser)
   add('--workdir', required=True)
   add('--tasks', required=True, help=f'{", ".join(TASKS)}, or files .yaml')
   add('--data', help='folder of the files of tasks')

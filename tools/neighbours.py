@@ -128,6 +128,7 @@ def main(argv: Sequence[str]) -> None:
   )
   parser.add_argument('words', nargs='*', help='without spaces before them')
   parser.add_argument('--workdir', required=True)
+  config.trust_flag(parser)
   parser.add_argument('--count', type=int, default=10)
   parser.add_argument('--analogy', nargs=3, metavar=('A', 'B', 'C'))
   flags = parser.parse_args(argv)

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     f'--workdir={workdir}',
     *steps,
   )
-  _run('lm.evaluate', f'--workdir={workdir}')
+  _run('lm.evaluate', f'--workdir={workdir}', f'--data={data}')
   bar = bzip2_bits_per_byte(data / 'valid.jsonl')
   last = records.read(workdir)[-1]
   found = last['metrics']['valid/bits_per_byte']

@@ -18,7 +18,7 @@ Reference: Mikolov et al. 2013, arXiv 1310.4546, section 2.2.
   python -m tools.corpora wikitext2
   python -m lm.train --config=configs/embeddings/skip_gram.py \\
     --workdir=runs/skip_gram
-  python -m lm.evaluate --workdir=runs/skip_gram
+  python -m lm.evaluate --workdir=runs/skip_gram --data=data/wikitext2
   python -m tools.neighbours --workdir=runs/skip_gram --count=5 \\
     river red Germany she --analogy he she his
 """

@@ -6,7 +6,7 @@ and some four minutes. nanoGPT publishes 1.88.
   python -m tools.corpora shakespeare
   python -m lm.train --config=configs/gpt/shakespeare_cpu.py \\
     --workdir=runs/shakespeare
-  python -m lm.evaluate --workdir=runs/shakespeare
+  python -m lm.evaluate --workdir=runs/shakespeare --data=data/shakespeare
 """
 
 from configs import base

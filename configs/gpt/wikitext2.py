@@ -5,7 +5,7 @@ test split and 1.678 on the validation split; perplexities a word 371 and 401.
 
   python -m tools.corpora wikitext2
   python -m lm.train --config=configs/gpt/wikitext2.py --workdir=runs/wikitext2
-  python -m lm.evaluate --workdir=runs/wikitext2
+  python -m lm.evaluate --workdir=runs/wikitext2 --data=data/wikitext2
 """
 
 from configs import base

@@ -6,7 +6,7 @@ pieces, one stream, 5-grams have 217.8 a word.
 
   python -m tools.corpora wikitext2
   python -m lm.fit --config=configs/ngram/wikitext2.py --workdir=runs/kn5
-  python -m lm.evaluate --workdir=runs/kn5
+  python -m lm.evaluate --workdir=runs/kn5 --data=data/wikitext2
 """
 
 from configs import base

@@ -5,7 +5,7 @@ minutes, with another learning rate: 1.654 bits/byte with a GRU.
 
   python -m tools.corpora wikitext2
   python -m lm.train --config=configs/rnn/wikitext2.py:lstm --workdir=runs/lstm
-  python -m lm.evaluate --workdir=runs/lstm
+  python -m lm.evaluate --workdir=runs/lstm --data=data/wikitext2
 """
 
 from configs import base

@@ -35,7 +35,7 @@ def climb(name: str, corpus: str, workdir: Path) -> None:
   program = 'lm.train' if config.load(spec).fit is None else 'lm.fit'
   for command in (
     [program, f'--config={spec}', f'--workdir={workdir}'],
-    ['lm.evaluate', f'--workdir={workdir}'],
+    ['lm.evaluate', f'--workdir={workdir}', f'--data=data/{corpus}'],
   ):
     print(f'\n$ python -m {" ".join(command)}', flush=True)
     subprocess.run([sys.executable, '-m', *command], check=True)

@@ -86,9 +86,11 @@ from lm.checkpoint.run import (
   CHANGEABLE_KEYS,
   RestoredRun,
   check_same_config,
+  enclosed,
   initial_params,
   restore_run,
   tokenizer_and_model,
+  tokenizer_path,
 )
 from lm.checkpoint.step_reader import restore, restore_params
 
@@ -98,6 +100,7 @@ __all__ = [
   'RestoredRun',
   'check_same_config',
   'digest',
+  'enclosed',
   'holder',
   'initial_params',
   'read_lock',
@@ -108,5 +111,6 @@ __all__ = [
   'save',
   'steps',
   'tokenizer_and_model',
+  'tokenizer_path',
   'verify',
 ]

@@ -12,6 +12,7 @@ old steps, give the lease back. `step_writer` writes a step, `retention` deletes
 steps, `step_reader` reads them.
 """
 
+from collections.abc import Mapping
 import json
 import os
 from pathlib import Path
@@ -41,6 +42,7 @@ class Checkpointer:
   """The one writer of a work directory; use it in `with`.
 
   Attributes:
+    workdir: of the run.
     best: a step that is kept beside the newest; None for none.
   """
 
@@ -69,7 +71,7 @@ class Checkpointer:
       beat_seconds: time between heartbeats, see `lease.Lease`.
       stale_seconds: age of a dead heartbeat, see `lease.Lease`.
     """
-    self._workdir = Path(workdir)
+    self.workdir = Path(workdir)
     self._root = manifest.root(workdir)
     self._group = group or process_group.alone()
     self._deadline_seconds = deadline_seconds
@@ -113,14 +115,14 @@ class Checkpointer:
       self._lease.__enter__()
     except OSError as error:
       raise errors.Storage(
-        f'{self._workdir}: cannot be written to: {error.strerror}: make it'
+        f'{self.workdir}: cannot be written to: {error.strerror}: make it'
         ' writable or use another workdir'
       ) from error
     try:
       # Only under the lease: before, a living writer may be at work in them.
-      for name in manifest.leftovers(self._workdir):
+      for name in manifest.leftovers(self.workdir):
         read_locks.delete(self._root / name)
-      if strays := manifest.strays(self._workdir):
+      if strays := manifest.strays(self.workdir):
         manifest.warn(f'{self._root}: ignored, not steps: {", ".join(strays)}')
     except BaseException:
       self._lease.__exit__()
@@ -128,11 +130,9 @@ class Checkpointer:
 
   def _check_shared(self) -> None:
     """Checks that this process sees the folder of process 0, by its lease."""
-    if not polling.wait_until(
-      lambda: lease.token(self._workdir) == self._token
-    ):
+    if not polling.wait_until(lambda: lease.token(self.workdir) == self._token):
       raise errors.Storage(
-        f'{self._workdir}: on {self._group.name(self._group.index)} this is not'
+        f'{self.workdir}: on {self._group.name(self._group.index)} this is not'
         ' the folder of process 0: use storage that all hosts share'
       )
 
@@ -170,9 +170,13 @@ class Checkpointer:
       errors.Damaged: every step is damaged.
     """
     meta = None
-    if self._group.leads and manifest.steps(self._workdir):
-      meta = manifest.read_meta(self._workdir)
+    if self._group.leads and manifest.steps(self.workdir):
+      meta = manifest.read_meta(self.workdir)
     return self._group.share('meta', meta, self._deadline_seconds)
+
+  def enclose(self, files: Mapping[str, bytes]) -> None:
+    """Adds files to every step that is saved from now on, by their names."""
+    self._writer.files = dict(files)
 
   def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
     """Copies a state to the host, and writes it in the background.
@@ -197,7 +201,7 @@ class Checkpointer:
       raise ValueError(f'meta of step {step} is not JSON: {error}') from None
     self._bytes = host_arrays.nbytes(state)
     if self._group.leads:
-      newest = max(manifest.candidates(self._workdir), default=-1)
+      newest = max(manifest.candidates(self.workdir), default=-1)
       if step <= newest:
         raise ValueError(
           f'{self._root}: step {step} is not newer than step {newest}, which is'
@@ -253,11 +257,11 @@ class Checkpointer:
     """
     if self._group.count > 1:
       return self._restore_together(like, shardings)
-    if not manifest.candidates(self._workdir):
+    if not manifest.candidates(self.workdir):
       return None
     step, state, meta = manifest.newest(
-      self._workdir,
-      lambda n: (n, *step_reader.load(self._workdir, n, like, shardings)),
+      self.workdir,
+      lambda n: (n, *step_reader.load(self.workdir, n, like, shardings)),
     )
     self._retention.set_aside_newer(step)
     return state, meta
@@ -267,9 +271,9 @@ class Checkpointer:
   ) -> tuple[Any, Any] | None:
     """Restores on all processes the step that process 0 has verified."""
     step = None
-    if self._group.leads and manifest.candidates(self._workdir):
+    if self._group.leads and manifest.candidates(self.workdir):
       content = manifest.newest(
-        self._workdir, lambda n: manifest.verify(self._workdir, n)
+        self.workdir, lambda n: manifest.verify(self.workdir, n)
       )
       step = content['step']
       self._retention.set_aside_newer(step)
@@ -278,8 +282,8 @@ class Checkpointer:
       return None
     # Process 0 has read every byte once; each process verifies again the chunks
     # that it reads.
-    content = manifest.read(self._workdir, step)
-    return step_reader.load(self._workdir, step, like, shardings, content)
+    content = manifest.read(self.workdir, step)
+    return step_reader.load(self.workdir, step, like, shardings, content)
 
   def end_at(self, step: int) -> None:
     """Deletes what is newer than a step, which is to be the run's last.

@@ -1,14 +1,15 @@
 """A run read back from its checkpoint: config, tokenizer, model, parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+import contextlib
 from pathlib import Path
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import config, tree, types
-from lm.checkpoint import manifest, step_reader
+from lm import config, errors, tree, types
+from lm.checkpoint import manifest, manifest_format, read_locks, step_reader
 
 # The config keys that may change when a run is resumed: where it runs and how
 # often it reports, never what it computes. The config key `allow` names more.
@@ -31,6 +32,9 @@ CHANGEABLE_KEYS = (
 )
 
 
+_OWN = 'tokenizer'  # the name, without its suffix, of a step's own copy
+
+
 class RestoredRun(NamedTuple):
   """A run's config, and the tokenizer and model that it describes."""
 
@@ -51,15 +55,76 @@ def restore_run(workdir: str | Path, step: int | None = None) -> RestoredRun:
       one that the run was trained with.
     errors.Failure: there is no sound checkpoint.
   """
-  meta = manifest.read_meta(workdir, step)
-  c = config.from_json(meta['config'])
-  tokenizer = config.build(c.tokenizer)
+  content = manifest.newest(
+    workdir,
+    lambda n: (manifest.verify if step is None else manifest.read)(workdir, n),
+    step,
+  )
+  meta = content['meta']
+  c = config.read_untrusted(meta['config'])
+  with read_locks.read_lock(workdir, content['step']):
+    own = _own_tokenizer(workdir, content)
+    if own is None:
+      config.check_files(c.tokenizer, workdir, key='tokenizer')
+    else:
+      with c.unlocked():
+        c.tokenizer.path = str(own)
+    tokenizer = config.build(c.tokenizer)
   if tokenizer.sha256 != meta['tokenizer']:
     raise config.ConfigError(
       f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
       f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
     )
   return RestoredRun(c, *tokenizer_and_model(c, tokenizer))
+
+
+def tokenizer_path(c: config.Config, workdir: str | Path) -> Path | None:
+  """Finds the file of a run's tokenizer: its own copy, if it has one.
+
+  Every checkpoint holds one, so that a run can be moved, and goes on where the
+  file that it was trained with is gone.
+
+  Args:
+    c: the run's config, whose file is taken for a run without a checkpoint.
+    workdir: of the run.
+
+  Returns:
+    The path; None for a tokenizer without a file.
+  """
+  for step in reversed(manifest.steps(workdir)):
+    with contextlib.suppress(errors.Failure):
+      own = _own_tokenizer(workdir, manifest.read(workdir, step))
+      if own is not None:
+        return own
+  return Path(c.tokenizer.path) if 'path' in c.tokenizer else None
+
+
+def enclosed(c: config.Config, workdir: str | Path) -> dict[str, bytes]:
+  """Reads the files that every checkpoint of a run holds beside its arrays.
+
+  Args:
+    c, workdir: the same as in `tokenizer_path`.
+  """
+  path = tokenizer_path(c, workdir)
+  return {} if path is None else {f'{_OWN}{path.suffix}': path.read_bytes()}
+
+
+def _own_tokenizer(
+  workdir: str | Path, content: Mapping[str, Any]
+) -> Path | None:
+  """Finds the tokenizer inside a step, given the step's manifest.
+
+  Raises:
+    errors.Damaged: it is not the file that was written.
+  """
+  names = [x for x in content['files'] if Path(x).stem == _OWN and '/' not in x]
+  if not names:
+    return None
+  path = manifest.directory(workdir, content['step']) / names[0]
+  there = path if path.is_symlink() or path.is_file() else None
+  if cause := manifest_format.file_error(there, content['files'][names[0]]):
+    raise errors.Damaged(f'{path}: {cause}; use another step')
+  return path
 
 
 def tokenizer_and_model(

@@ -59,6 +59,7 @@ class StepWriter:
     self._lease = lease
     self._group = group
     self._deadline_seconds = deadline_seconds
+    self.files: dict[str, bytes] = {}  # by name: stored beside the arrays
     self._copies: dict[str, host_arrays.HostArray] = {}
     self._sharded: dict[str, sharded_arrays.ShardedArray] = {}
 
@@ -102,11 +103,10 @@ class StepWriter:
 
   def _write_whole(self, place: Path, step: int, meta: dict[str, Any]) -> None:
     """Writes one step as the only process of a run."""
-    self._lease.check()
     for path, copy in self._copies.items():
       if not host_arrays.is_finite(copy.array):
         raise host_arrays.not_finite(path, step)
-    place.mkdir()
+    self._make(place)
     # Orbax refuses arrays without elements; the manifest alone keeps them.
     arrays = {k: v.array for k, v in self._copies.items() if v.array.size}
     orbax_io.write(place / 'state', arrays)
@@ -117,6 +117,13 @@ class StepWriter:
     content = manifest.write(place, step, records, meta)
     host_arrays.check_written(content)
     self._commit(place, step)
+
+  def _make(self, place: Path) -> None:
+    """Makes the directory of a step, and writes what is no array."""
+    self._lease.check()
+    place.mkdir()
+    for name, content in self.files.items():
+      (place / name).write_bytes(content)
 
   def _commit(self, place: Path, step: int) -> None:
     # The fence: a writer that was replaced while it wrote stops here. If it is
@@ -157,8 +164,7 @@ class StepWriter:
     """Makes the directories of a step and of its leaves (process 0)."""
     if not self._group.leads:
       return
-    self._lease.check()
-    place.mkdir()
+    self._make(place)
     # Orbax writes arrays of one element, whose shapes are then put right: so
     # the format stays orbax's without its barriers, which have no deadline.
     ones = {

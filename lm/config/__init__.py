@@ -14,15 +14,18 @@ This package imports neither jax nor the modules that specs name, until `build`,
 `resolve` or `fill` is called: a wrong value, key or function name ends a
 program in one line, in well under three seconds.
 
-Read values.py (the laws), specs.py (functions by name), files.py (config files)
-and programs.py (flags and errors), in this order. The names below are the whole
-door: other floors import `config`, not the files behind it.
+Read values.py (the laws), specs.py (functions by name), untrusted.py (configs
+of strangers), files.py (config files) and programs.py (flags and errors), in
+this order. The names below are the whole door: other floors import `config`,
+not the files behind it.
 """
 
+from lm.config import data_folder
 from lm.config.exit_codes import EXIT_CODES, exit_code_help
 from lm.config.files import find, load, store
 from lm.config.programs import error_line, main, parse, user_errors
-from lm.config.specs import build, fill, resolve, trust
+from lm.config.specs import build, fill, resolve
+from lm.config.untrusted import check_files, read_untrusted, trust, trust_flag
 from lm.config.values import (
   Config,
   ConfigError,
@@ -44,6 +47,8 @@ __all__ = [
   'ConfigError',
   'build',
   'check',
+  'check_files',
+  'data_folder',
   'did_you_mean',
   'diff',
   'error_line',
@@ -59,9 +64,11 @@ __all__ = [
   'override',
   'parse',
   'plain',
+  'read_untrusted',
   'resolve',
   'store',
   'to_json',
   'trust',
+  'trust_flag',
   'user_errors',
 ]

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from lm.config import specs, values
+from lm.config import data_folder, specs, untrusted, values
 from lm.config.values import Config, ConfigError, did_you_mean
 
 REQUIRED = ('seed', 'steps', 'batch_size', 'save_every')
@@ -98,12 +98,16 @@ def _run(path: Path, argument: str | None) -> Any:
 
 def _read(path: Path) -> Config:
   try:
-    return values.from_json(path.read_text(encoding='utf-8'))
+    return untrusted.read_untrusted(path.read_text(encoding='utf-8'))
   except (ConfigError, UnicodeDecodeError, OSError) as error:
     raise ConfigError(f'{path}: {error}') from error
 
 
-def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+def load(
+  path: str | Path,
+  overrides: Iterable[tuple[str, str]] = (),
+  data: str | Path | None = None,
+) -> Config:
   """Loads a config file and applies overrides, checked and locked.
 
   Args:
@@ -111,6 +115,8 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
       `get_config('argument')`, or JSON as `values.to_json` writes it. Our own,
       such as 'configs/gpt/tiny.py', are found from any folder.
     overrides: `('optim.peak', '3e-4')` pairs; of two for one key the last wins.
+    data: a folder of prepared data that the config shall read, see
+      `data_folder.paths`; None leaves its paths as they are.
 
   Raises:
     ConfigError: one line that names the file or the key.
@@ -136,8 +142,12 @@ def load(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
       c = config_dict.ConfigDict(c)
     _check_aliases(c)
     c.lock()
-    for key, text in dict(overrides).items():
+    given = {} if data is None else data_folder.paths(c, data)
+    given |= dict(overrides)
+    for key, text in given.items():
       values.override(c, key, text)
+    if file.suffix == '.json':
+      untrusted.check_files(c, file.parent, tuple(given))
     # references have done their work: overriding one changed what follows it
     c = c.copy_and_resolve_references().lock()
   except config_dict.RequiredValueError:

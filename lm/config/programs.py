@@ -8,7 +8,7 @@ import re
 import sys
 from typing import NoReturn
 
-from lm.config import exit_codes, files, values
+from lm.config import exit_codes, files, untrusted, values
 from lm.config.values import Config, ConfigError, did_you_mean
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -20,15 +20,15 @@ def _stop(text: str, code: int) -> NoReturn:
 
 
 def _flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-  """Splits arguments into `{'config', 'workdir'}` and overrides."""
+  """Splits arguments into `{'config', 'workdir', 'data'}` and overrides."""
   flags: dict[str, str] = {}
   overrides: dict[str, str] = {}
   words = list(argv)
   while words:
     word = words.pop(0)
     name, equals, value = word.partition('=')
-    if not re.fullmatch(r'--workdir|--config(\..+)?', name):
-      known = ['--config', '--workdir', '--help']
+    if not re.fullmatch(r'--workdir|--data|--trust|--config(\..+)?', name):
+      known = ['--config', '--workdir', '--data', '--trust', '--help']
       raise ConfigError(
         f'unknown argument {values.show(word)}{did_you_mean(name, known)}'
       )
@@ -36,7 +36,9 @@ def _flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
       if not words or words[0].startswith('--'):
         raise ConfigError(f'{name} needs a value: {name}=...')
       value = words.pop(0)
-    if name.startswith('--config.'):
+    if name == '--trust':
+      untrusted.trust(value)
+    elif name.startswith('--config.'):
       overrides[name.removeprefix('--config.')] = value
     elif name[2:] in flags:
       raise ConfigError(f'{name} is given twice')
@@ -68,15 +70,19 @@ def parse(
       '                       calls get_config("WORD")\n'
       '  --workdir=FOLDER     where the run lives; made when missing\n'
       '  --config.KEY=VALUE   another value for a key that the file declares,\n'
-      '                       such as --config.optim.peak=3e-4\n\n'
+      '                       such as --config.optim.peak=3e-4\n'
+      '  --data=FOLDER        the tokenizer, training and held-out texts, as\n'
+      '                       tools.prepare_data writes them\n'
+      '  --trust=WORD         for a config.json: a package whose functions it\n'
+      '                       may name, or a folder (with a slash) that it\n'
+      '                       may read; may be repeated\n\n'
       f'{exit_codes.exit_code_help(program)}'
     )
     sys.exit(0)
   try:
     flags, overrides = _flags(argv)
-    return files.load(flags['config'], overrides.items()), Path(
-      flags['workdir']
-    )
+    c = files.load(flags['config'], overrides.items(), flags.get('data'))
+    return c, Path(flags['workdir'])
   except ConfigError as error:
     _stop(values.one_line(str(error)), error.exit_code)
 

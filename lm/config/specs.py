@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from lm.config import arguments as arguments_lib
 from lm.config import values
 from lm.config.values import Config, ConfigError, did_you_mean, show
 
@@ -27,7 +28,12 @@ def walk(tree: Config, key: str = '') -> Iterator[tuple[str, Config]]:
       yield from walk(v, f'{key}.{k}' if key else k)
 
 
-def _split(name: Any) -> tuple[str, str]:
+def split(name: Any) -> tuple[str, str]:
+  """Splits the name of a function into its module and its own name.
+
+  Raises:
+    ConfigError: it is none, or of the standard library.
+  """
   word = r'[^\W\d]\w*'
   if not isinstance(name, str) or not re.fullmatch(
     rf'{word}(\.{word})*:{word}', name
@@ -77,7 +83,7 @@ def check_source(spec: Config) -> None:
   Raises:
     ConfigError: for a module, function or parameter that is not there.
   """
-  module, function = _split(spec['fn'])
+  module, function = split(spec['fn'])
   if module in sys.modules or (path := _find(module)) is None:
     return
   try:
@@ -99,7 +105,7 @@ def check_source(spec: Config) -> None:
 
 
 def _no_function(name: str, known: Iterable[str]) -> None:
-  module, function = _split(name)
+  module, function = split(name)
   public = [k for k in known if not k.startswith('_')]
   raise ConfigError(
     f'fn {name}: {module} has no function {function}'
@@ -120,7 +126,7 @@ def resolve(name: str) -> Callable[..., Any]:
     ConfigError: for a name that does not lead to a function, or whose module
       needs a package that is not installed.
   """
-  module, function = _split(name)
+  module, function = split(name)
   try:
     found = importlib.import_module(module)
   except ModuleNotFoundError as error:
@@ -155,7 +161,7 @@ def build(spec: Config, **kw: Any) -> Any:
   both = sorted(arguments.keys() & kw.keys())
   if both:
     raise ConfigError(f'{name}: the program itself gives {both[0]}; remove it')
-  arguments |= kw
+  given, arguments = arguments, arguments | kw
   parameters = inspect.signature(fn).parameters.values()
   named = [
     p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
@@ -165,6 +171,7 @@ def build(spec: Config, **kw: Any) -> Any:
   for p in named:
     if p.default is p.empty and p.name not in arguments:
       raise ConfigError(f'{name} needs {p.name}; add it to the spec')
+  arguments_lib.check(name, fn, given)
   try:
     return fn(**arguments)
   except (ValueError, FileNotFoundError) as error:
@@ -204,17 +211,3 @@ def fill(c: Config, given: Mapping[str, Iterable[str]] | None = None) -> Config:
   full = filled(values.plain(c), '')
   values.check(full)
   return config_dict.ConfigDict(full).lock()
-
-
-def trust(c: Config, packages: Iterable[str] = ('lm',)) -> None:
-  """Refuses a config that names functions outside of some packages.
-
-  A spec calls what it names: call this before building from a config that
-  came with a stranger's checkpoint.
-  """
-  for key, spec in walk(c):
-    if _split(spec['fn'])[0].partition('.')[0] not in packages:
-      raise ConfigError(
-        f'{key}.fn: {show(spec["fn"])} is outside {", ".join(packages)};'
-        ' refused in a config that came with a file'
-      )

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import os
 from pathlib import Path
+import shutil
 import time
 from typing import NamedTuple
 
@@ -120,7 +121,9 @@ def write_dataset(
   """Writes text as token shards, split for validation if asked to.
 
   The hash of a document decides on its side of the split, so that copies of a
-  document are on the same side. Writing the same again changes nothing.
+  document are on the same side. Writing the same again changes nothing. A split
+  gets a copy of the tokenizer's file, so that the folder has all that a run
+  needs: `--data=FOLDER`.
 
   Args:
     inputs: files or patterns, see `documents.KINDS`.
@@ -146,7 +149,11 @@ def write_dataset(
   if shard_tokens < 1:
     raise ValueError(f'shard_tokens={shard_tokens} must be positive')
   files = documents.find(inputs)
+  file = None
   if isinstance(tokenizer, str):
+    file = (
+      Path(tokenizer) if split_valid and Path(tokenizer).is_file() else None
+    )
     tokenizer = auto.load(tokenizer)
   written = {}
   # A split reads its input twice, so that memory stays bounded.
@@ -172,6 +179,10 @@ def write_dataset(
     )
     seconds = time.perf_counter() - start
     written[part] = WrittenDataset(directory, manifest, counts, seconds)
+  if file is not None:
+    copy = Path(output) / f'tokenizer{file.suffix}'
+    if not (copy.exists() and copy.samefile(file)):
+      shutil.copyfile(file, copy)
   return written
 
 

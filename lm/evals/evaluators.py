@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from lm import checkpoint, config, sharding, types
+from lm.checkpoint import manifest
 from lm.evals import context as context_lib
 from lm.evals import fingerprint, records, results
 
@@ -71,9 +72,17 @@ class Evaluators:
 class EvaluatorCache:
   """Evaluators of many runs, built again only where the runs differ."""
 
-  def __init__(self, evals: Mapping[str, Any] | None):
-    """Takes specs by name that are added to those of each run's config."""
-    self._evals = evals
+  def __init__(
+    self, evals: Mapping[str, Any] | None, data: str | Path | None = None
+  ):
+    """Prepares a cache.
+
+    Args:
+      evals: specs by name that are added to those of each run's config.
+      data: a folder that replaces the paths of a run's own evaluators, see
+        `config.data_folder`; None leaves them.
+    """
+    self._evals, self._data = evals, data
     self._last: tuple[str, Evaluators] | None = None
 
   def get(self, workdir: Path, about: Mapping[str, Any]) -> Evaluators:
@@ -86,9 +95,9 @@ class EvaluatorCache:
     Raises:
       config.ConfigError: there are no evaluators, or one is not there.
     """
-    c = config.from_json(about['meta']['config'])
-    more = config.fill({'evals': dict(self._evals or {})}).evals
-    specs = config.plain({**c.evals, **more})
+    c = config.read_untrusted(about['meta']['config'])
+    own, more = self._own(workdir, c), dict(self._evals or {})
+    specs = config.plain({**own, **config.fill({'evals': more}).evals})
     if not specs:
       raise config.ConfigError(f'{workdir}: its config has no evals: add one')
     parts = specs, config.plain(c.model), config.plain(c.sharding)
@@ -98,3 +107,29 @@ class EvaluatorCache:
     if self._last is None or self._last[0] != key:
       self._last = key, Evaluators(specs)
     return self._last[1]
+
+  def _own(self, workdir: Path, c: config.Config) -> dict[str, Any]:
+    """Selects the evaluators of a run's config that may read their data.
+
+    One that may not costs a line if there are others.
+
+    Raises:
+      config.ConfigError: none of them may.
+    """
+    own, named = config.plain({'evals': c.evals}), {}
+    if self._data is not None:
+      named = config.data_folder.paths(own, self._data)
+      own = config.data_folder.replaced(own, named)
+    refused = {}
+    for name, spec in own['evals'].items():
+      try:
+        key = f'evals.{name}'
+        config.check_files(spec, workdir, tuple(named), key=key)
+      except config.ConfigError as error:
+        refused[name] = error
+    left = {k: v for k, v in own['evals'].items() if k not in refused}
+    for error in refused.values():
+      if not left and not self._evals:
+        raise error
+      manifest.warn(f'{workdir}: left out: {error}')
+    return left

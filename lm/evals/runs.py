@@ -239,8 +239,8 @@ class RunEvaluation:
 
 def evaluate(
   workdirs: Iterable[str],
+  cache: evaluators.EvaluatorCache,
   *,
-  evals: Mapping[str, Any] | None = None,
   steps: Steps = None,
   watch: bool = False,
 ) -> Evaluated:
@@ -248,7 +248,7 @@ def evaluate(
 
   A run that fails does not keep the others from being evaluated.
   """
-  named, cache = find(workdirs), evaluators.EvaluatorCache(evals)
+  named = find(workdirs)
   runs = [
     RunEvaluation(name, cache, steps, one_of_several=len(named) > 1)
     for name in named

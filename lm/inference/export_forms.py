@@ -197,6 +197,7 @@ def _run(
   extra = {'scales': host_arrays.nest(dict(scales))} if scales else {}
   state = types.TrainState(jnp.int32(source.step), params, (), extra)
   with checkpoint.Checkpointer(folder) as checkpointer:
+    checkpointer.enclose(checkpoint.enclosed(source.run.config, folder))
     checkpointer.preflight(state)
     config.store(source.run.config, folder / 'config.json')
     meta = {**source.content['meta'], 'export': report}

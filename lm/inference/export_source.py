@@ -114,14 +114,13 @@ def _probe_of_texts(
 
 def _validation(workdir: Path, c: config.Config) -> str:
   """Finds the validation data of a run."""
-  paths = [
-    spec.path
-    for spec in c.evals.values()
-    if spec.fn == 'lm.evals.likelihood:make'
-  ]
-  for path in paths:
-    if Path(path).is_dir():
-      return path
+  paths = []
+  for name, spec in c.evals.items():
+    if spec.fn == 'lm.evals.likelihood:make':
+      paths.append(spec.path)
+      if Path(spec.path).is_dir():
+        config.check_files(spec, workdir, key=f'evals.{name}')
+        return spec.path
   raise ValueError(
     f'{workdir}: its validation data ({", ".join(paths) or "none"}) are '
     'not here: give --text=FILE'
@@ -147,6 +146,7 @@ def _records(
       'run that it began with'
     )
   spec = specs[0]
+  config.check_files(spec.records, workdir, key='records')
   records, form, rows = classification.read(
     spec.records,
     spec.form,

@@ -67,6 +67,7 @@ def import_model(
     (workdir / 'tokenizer.json').write_text(text, encoding='utf-8')
     c = config.fill(c, given={'data': ('position',)})
     state = types.TrainState(jnp.int32(1), imported.params, (), {})
+    checkpointer.enclose({'tokenizer.json': text.encode()})
     checkpointer.preflight(state)
     meta = {
       'config': config.to_json(c),

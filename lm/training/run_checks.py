@@ -58,8 +58,10 @@ def same_run(meta: dict[str, Any], c: config.Config, folder: Path) -> None:
   Raises:
     config.ConfigError: it was made with another config, or is further on.
   """
+  # Where files lie is free: what is in them is compared by its fingerprint.
+  paths = [key for key in config.flatten(c) if key.endswith('.path')]
   checkpoint.check_same_config(
-    meta, c, folder, allow=checkpoint.CHANGEABLE_KEYS
+    meta, c, folder, allow=(*checkpoint.CHANGEABLE_KEYS, *paths)
   )
   if meta['data']['step'] > c.steps:
     raise config.ConfigError(

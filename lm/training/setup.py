@@ -174,6 +174,29 @@ def assemble(
   return Run(c, mesh, tokenizer, model, schedule, data, evals, private, program)
 
 
+def assemble_in(c: config.Config, folder: Path, meta: Mapping[str, Any]) -> Run:
+  """Builds the run of a folder, which goes on where its checkpoint stands.
+
+  Args:
+    c: filled.
+    folder: of the run.
+    meta: what its newest checkpoint says, see `claim`; {} without one.
+
+  Raises:
+    config.ConfigError: the config cannot be used, or the tokenizer is not the
+      one that the run was trained with.
+  """
+  path = checkpoint.tokenizer_path(c, folder)
+  spec = c.tokenizer if path is None else {**c.tokenizer, 'path': str(path)}
+  tokenizer = config.build(spec)
+  if meta and tokenizer.sha256 != meta['tokenizer']:
+    raise config.ConfigError(
+      f'{folder}: trained with tokenizer {meta["tokenizer"][:12]}, and '
+      f'{path} is {tokenizer.sha256[:12]}: bring that file back'
+    )
+  return assemble(c, position=meta.get('data'), tokenizer=tokenizer)
+
+
 def meta(
   c: config.Config,
   data: stream.Data,
@@ -341,6 +364,8 @@ def restore_or_start(
     initial = checkpoint.initial_params(
       source, run.config.init_paths, program.like.params, run.tokenizer
     )
+  folder = checkpointer.workdir
+  checkpointer.enclose(checkpoint.enclosed(run.config, folder))
   checkpointer.preflight(program.like)
   with program_lib.compiling(program):
     state = restore(run, checkpointer)

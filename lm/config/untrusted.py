@@ -1,0 +1,215 @@
+"""Configs that came with a file: they are data, and never code.
+
+A config that a run's folder, an import or an export holds may come from a
+stranger. It may name the functions of `FACTORIES` alone, which build parts and
+read files of their known type, and neither import nor execute what a config
+says. It may read files that lie inside its own folder, or that the user named.
+
+The user adds to both with words: packages, whose functions a config may name,
+and folders, which it may read. `--trust=WORD` gives one, and the environment
+variable LM_TRUST several, parted by commas. A word is a folder if it has a
+slash.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import os
+from pathlib import Path
+
+from lm.config import specs, values
+from lm.config.values import Config, ConfigError, show
+
+VARIABLE = 'LM_TRUST'
+FLAG = (
+  "a package whose functions a run's config may name, or a folder (with a "
+  f'slash) that it may read; may be repeated; {VARIABLE}=A,B is the same'
+)
+_PATHS = ('path', 'target_path', 'init_from')  # the keys that name files
+
+# By module: each was read with a stranger's arguments in mind.
+_FACTORIES = {
+  'lm.data.corruption': ('one_span', 'span_corruption'),
+  'lm.data.finetuning.forms': ('classify', 'span', 'tag'),
+  'lm.data.finetuning.pair_forms': ('chat', 'prefer', 'reply', 'translate'),
+  'lm.data.finetuning.pair_readers': (
+    'alpaca',
+    'crosswoz',
+    'dialogsum',
+    'kdconv',
+    'multi30k',
+    'pairs',
+    'parallel',
+    'preferences',
+    'scitldr',
+    'tatoeba',
+  ),
+  'lm.data.finetuning.readers': (
+    'banking77',
+    'boolq',
+    'clinc150',
+    'cmrc2018',
+    'conll',
+    'drcd',
+    'movie_reviews',
+    'ocnli',
+    'sentence_polarity',
+    'squad',
+    'subjectivity',
+    'texts',
+    'uner_zh',
+    'wikigold',
+    'wnut17',
+  ),
+  'lm.data.finetuning.tasks': ('make',),
+  'lm.data.masking': ('masked', 'next_sentence'),
+  'lm.data.objectives': ('bidirectional', 'causal', 'prefix_lm', 'skip_gram'),
+  'lm.data.stream': ('make',),
+  'lm.data.tokenizers.characters': ('make',),
+  'lm.data.tokenizers.huggingface': ('make',),
+  'lm.data.tokenizers.sentencepiece': ('make',),
+  'lm.data.tokenizers.utf8_bytes': ('make',),
+  'lm.evals.bbq': ('make',),
+  'lm.evals.choice': ('choice', 'cloze', 'documents', 'pairs'),
+  'lm.evals.classification': ('classes', 'spans', 'tags'),
+  'lm.evals.fairness': ('crows_pairs', 'stereoset', 'winobias', 'winogender'),
+  'lm.evals.generation': ('make',),
+  'lm.evals.likelihood': ('make',),
+  'lm.evals.probes': (
+    'arc_challenge',
+    'arc_easy',
+    'blimp',
+    'boolq',
+    'cmmlu',
+    'commonsense_qa',
+    'copa',
+    'documents',
+    'hellaswag',
+    'lambada_openai',
+    'mmlu',
+    'openbookqa',
+    'piqa',
+    'sciq',
+    'winogrande',
+  ),
+  'lm.evals.safety': ('bold',),
+  'lm.layers.attention': ('cross', 'make', 'scores'),
+  'lm.layers.blocks': ('make', 'single'),
+  'lm.layers.delta': ('make',),
+  'lm.layers.experts': ('make',),
+  'lm.layers.mlp': ('make',),
+  'lm.layers.norms': ('layernorm', 'rmsnorm'),
+  'lm.layers.parts': ('init',),
+  'lm.layers.positions': ('relative', 'rotary'),
+  'lm.layers.recurrent': ('make',),
+  'lm.layers.routing': ('router',),
+  'lm.layers.vocabulary': ('embedding', 'output'),
+  'lm.loss': ('make',),
+  'lm.models.decoder': ('make',),
+  'lm.models.distill': ('make',),
+  'lm.models.embeddings': ('glove', 'make', 'vectors'),
+  'lm.models.encdec': ('make', 'side'),
+  'lm.models.encoder': ('head', 'make'),
+  'lm.models.heads': ('classify', 'embed', 'next_sentence', 'span', 'tag'),
+  'lm.models.lora': ('make',),
+  'lm.models.ngram': ('fit', 'make'),
+  'lm.models.preference': ('make',),
+  'lm.models.recurrent': ('make',),
+  'lm.optim.optimizers': ('make',),
+  'lm.optim.rules': ('adafactor', 'adamw', 'lion', 'muon', 'sgd'),
+  'lm.training.privacy': ('gaussian',),
+}
+FACTORIES = frozenset(
+  f'{module}:{name}' for module, names in _FACTORIES.items() for name in names
+)
+
+
+def trust(*words: str) -> None:
+  """Trusts packages and folders, in this process and those that it starts."""
+  os.environ[VARIABLE] = ','.join(dict.fromkeys([*_words(), *words]))
+
+
+def trust_flag(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag `--trust` to a program."""
+  parser.add_argument(
+    '--trust',
+    metavar='WORD',
+    action='append',
+    default=[],
+    type=trust,
+    help=FLAG,
+  )
+
+
+def read_untrusted(text: str) -> Config:
+  """Reads the JSON of a config that came with a file.
+
+  Raises:
+    ConfigError: it is no config, or names a function that it may not name.
+  """
+  c = values.from_json(text)
+  check_functions(c)
+  return c
+
+
+def check_functions(c: Config) -> None:
+  """Refuses a config that names other functions than it may.
+
+  Raises:
+    ConfigError: naming the first of them, and the flag that trusts it.
+  """
+  packages = {word for word in _words() if '/' not in word}
+  for key, spec in specs.walk(c):
+    name, place = spec['fn'], f'{key}.fn' if key else 'fn'
+    package = specs.split(name)[0].partition('.')[0]
+    if name in FACTORIES or package in packages:
+      continue
+    if package == 'lm':
+      raise ConfigError(
+        f'{place}: {show(name)} is refused in a config that came with a file: '
+        'it builds no part of a run'
+      )
+    raise ConfigError(
+      f'{place}: {show(name)} is code outside of lm, refused in a config that '
+      f'came with a file: if you trust it, add --trust={package}'
+    )
+
+
+def check_files(
+  c: Config, folder: str | Path, named: Sequence[str] = (), key: str = ''
+) -> None:
+  """Refuses a config, or a part of one, that reads files elsewhere.
+
+  Args:
+    c: the part that will be built.
+    folder: where the config came from; what lies in it may be read.
+    named: keys that the user gave by a flag.
+    key: of the part in the whole config, for the error.
+
+  Raises:
+    ConfigError: naming the first file that lies elsewhere, links followed, and
+      the flag that trusts its folder.
+  """
+  folders = [Path(folder).resolve()]
+  folders += [Path(x).expanduser().resolve() for x in _words() if '/' in x]
+  for name, value in values.flatten(c).items():
+    place = f'{key}.{name}' if key else name
+    if (
+      name.rpartition('.')[2] not in _PATHS
+      or not isinstance(value, str)
+      or place in named
+      or any(value.startswith(x) for x in _words() if '://' in x)
+    ):
+      continue
+    path = Path(value).resolve()
+    if '://' in value or not any(path.is_relative_to(x) for x in folders):
+      where = value.rpartition('/')[0] or '.'
+      raise ConfigError(
+        f'{place}: {show(value)} lies outside of {folder}, whose config names '
+        f'it: if it may be read, add --trust={where}/'
+      )
+
+
+def _words() -> Iterator[str]:
+  for word in os.environ.get(VARIABLE, '').split(','):
+    if word.strip():
+      yield word.strip()
