@@ -26,7 +26,7 @@ def get_config(folder: str = 'data/multi30k'):
     return {
       'fn': 'lm.data.finetuning.pair_readers:multi30k',
       'path': f'{folder}/{split}.en.gz',
-      'target': f'{folder}/{split}.de.gz',
+      'target_path': f'{folder}/{split}.de.gz',
     }
 
   def evaluator(split):

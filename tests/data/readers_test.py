@@ -82,7 +82,7 @@ def test_entities_are_counted_as_published(shared_data):
     (
       'multi30k',
       'translation/multi30k/val.en.gz',
-      {'target': 'translation/multi30k/val.de.gz'},
+      {'target_path': 'translation/multi30k/val.de.gz'},
       1014,
     ),
     ('tatoeba', 'translation/tatoeba_en_zh/test.tsv.gz', {}, 1479),
@@ -98,8 +98,8 @@ def test_entities_are_counted_as_published(shared_data):
   ],
 )
 def test_pairs_are_read_completely(shared_data, reader, path, settings, count):
-  if 'target' in settings:
-    settings = {'target': str(shared_data / settings['target'])}
+  if 'target_path' in settings:
+    settings = {'target_path': str(shared_data / settings['target_path'])}
   assert len(read_set(shared_data, reader, path, **settings).records) == count
 
 
@@ -130,6 +130,8 @@ def test_parallel_files_need_equally_many_lines(tmp_path):
   (tmp_path / 'a').write_text('x\ny\n')
   (tmp_path / 'b').write_text('x\n')
   with pytest.raises(ValueError) as caught:
-    pair_readers.multi30k(path=str(tmp_path / 'a'), target=str(tmp_path / 'b'))
+    pair_readers.multi30k(
+      path=str(tmp_path / 'a'), target_path=str(tmp_path / 'b')
+    )
   assert '2 lines, and' in str(caught.value)
   assert str(caught.value).endswith('has 1: give files whose lines correspond')

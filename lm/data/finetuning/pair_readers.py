@@ -12,25 +12,26 @@ from lm.data.finetuning import records as record_lib
 
 
 def parallel(
-  *, path: str, target: str, name: str = 'parallel'
+  *, path: str, target_path: str, name: str = 'parallel'
 ) -> record_lib.Records:
   """Reads pairs from two files, whose lines correspond.
 
   Args:
     path: of the sources, packed by gzip where its name ends in '.gz'.
-    target: path of their targets.
+    target_path: of their targets.
     name: of the data set, for its card.
 
   Raises:
     ValueError: a file is missing or damaged, or one is longer.
   """
   both = [
-    record_files.text(file).rstrip('\n').split('\n') for file in (path, target)
+    record_files.text(file).rstrip('\n').split('\n')
+    for file in (path, target_path)
   ]
   if len(both[0]) != len(both[1]):
     raise ValueError(
       f'task {names.short(path)}: {len(both[0])} lines, and '
-      f'{names.short(target)} has {len(both[1])}: give files whose lines '
+      f'{names.short(target_path)} has {len(both[1])}: give files whose lines '
       'correspond'
     )
 
@@ -39,16 +40,16 @@ def parallel(
 
   rows = list(zip(*both, strict=True))
   result = record_lib.collect(name, path, 'bleu', rows, record)
-  sha256 = record_files.sha256_of([path, target])
+  sha256 = record_files.sha256_of([path, target_path])
   return result._replace(card=result.card._replace(sha256=sha256))
 
 
-def multi30k(*, path: str, target: str) -> record_lib.Records:
+def multi30k(*, path: str, target_path: str) -> record_lib.Records:
   """Reads captions in two languages; Elliott et al. 2016, arXiv 1605.00459.
 
   See `parallel`.
   """
-  return parallel(path=path, target=target, name='multi30k')
+  return parallel(path=path, target_path=target_path, name='multi30k')
 
 
 def tatoeba(*, path: str) -> record_lib.Records:
