@@ -1,8 +1,8 @@
 """A small hybrid: three layers of the gated delta rule to one of attention.
 
 Expected: 1.741 bits/byte on the held-out text at the end and 1.997 at step 250.
-configs/gpt/tiny.py, which has attention alone on the same text and with the same
-optimizer, has 1.722 and 1.965.
+configs/gpt/tiny.py, which has attention alone on the same text and with the
+same optimizer, has 1.722 and 1.965.
 
   python -m lm.train --config=configs/gpt/hybrid.py --workdir=runs/hybrid
 

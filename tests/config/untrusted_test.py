@@ -105,7 +105,8 @@ def test_a_config_reads_its_own_folder_and_those_that_a_user_names(
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv(untrusted.VARIABLE, 'mine')
   run, other = tmp_path / 'run', tmp_path / 'other'
-  run.mkdir(), other.mkdir()
+  run.mkdir()
+  other.mkdir()
   (run / 'link').symlink_to(other)
 
   def refused(path):
