@@ -1,6 +1,7 @@
 """Exports a run in another form, and refuses a result that is worse.
 
-  python -m tools.export int8 --workdir=runs/a --output=exports/small
+  python -m tools.export int8 --workdir=runs/a --output=exports/small \\
+    --trust=data/embedded/
   python -m tools.export prune --workdir=runs/a --output=exports/thin \\
     --sparsity=0.3
   python -m tools.export stablehlo --workdir=runs/a --output=exports/a
@@ -23,7 +24,7 @@ works if a class that lm.interop knows computes what the model computes. If none
 does, one line says how the nearest one differs.
 
 The export is read back and checked with a probe: 64 texts of the run's
-validation data or of --text, and the loss of the original at each token. The
+validation data, whose folder --trust names, or of --text, and the loss of the original at each token. The
 probe lies in the output as probe.json, and is used again when that is exported
 in turn: so the budget counts from the first original. A run that was tuned on
 records is checked with 64 of the records that evaluate it, or of its own. With

@@ -164,7 +164,12 @@ def run(page: str, folder: Path) -> None:
       input=json.dumps(group),
       cwd=folder,
       env={
-        **{k: v for k, v in os.environ.items() if k != 'JAX_NUM_CPU_DEVICES'},
+        # As at a user's: what tests trust is not trusted.
+        **{
+          name: value
+          for name, value in os.environ.items()
+          if name not in ('JAX_NUM_CPU_DEVICES', 'LM_TRUST')
+        },
         'XLA_FLAGS': '',
         'JAX_PLATFORMS': 'cpu',
         'PYTHONPATH': str(ROOT),
