@@ -24,14 +24,15 @@ works if a class that lm.interop knows computes what the model computes. If none
 does, one line says how the nearest one differs.
 
 The export is read back and checked with a probe: 64 texts of the run's
-validation data, whose folder --trust names, or of --text, and the loss of the original at each token. The
-probe lies in the output as probe.json, and is used again when that is exported
-in turn: so the budget counts from the first original. A run that was tuned on
-records is checked with 64 of the records that evaluate it, or of its own. With
+validation data, whose folder --trust names, or of --text, and the loss of the
+original at each token. The probe lies in the output as probe.json, and is used
+again when that is exported in turn: so the budget counts from the first
+original. A run that was tuned on records is checked with 64 of the records that
+evaluate it, or of its own. With
 --config, a file such as configs/evaluate/english.py, both models are evaluated
 on the first --items of each task. All figures are printed, and written to
 report.json, which is all that is left of an export that is refused. Needs the
-extras `data` and `interop`, and int8 the extra `quant`.
+extra `interop`, and int8 the extra `quant`.
 """
 
 import argparse
