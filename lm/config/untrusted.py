@@ -72,7 +72,7 @@ _FACTORIES = {
   'lm.evals.choice': ('choice', 'cloze', 'documents', 'pairs'),
   'lm.evals.classification': ('classes', 'spans', 'tags'),
   'lm.evals.fairness': ('crows_pairs', 'stereoset', 'winobias', 'winogender'),
-  'lm.evals.generation': ('make',),
+  'lm.evals.generation': ('answers', 'make'),
   'lm.evals.likelihood': ('make',),
   'lm.evals.probes': (
     'arc_challenge',

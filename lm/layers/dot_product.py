@@ -40,7 +40,8 @@ def attend(
   Ainslie et al. 2023, arXiv 2305.13245.
   """
   K, runs = k_BKSH.shape[1], _runs(mask, q_BLNH.shape[1], k_BKSH.shape[2])
-  mask_B1LS = mask if isinstance(mask, jax.Array) else mask.whole_B1LS
+  whole = isinstance(mask, masks.AttentionMask)
+  mask_B1LS = mask.whole_B1LS if whole else mask
   assert mask_B1LS is not None
   out_BKGLH = _mix(
     _queries(q_BLNH, K) * _scale(q_BLNH, scale),
@@ -177,7 +178,10 @@ def _runs(mask, L: int, S: int) -> tuple[_Run, ...]:
   fast with it; a GPU would rather have one large product.
   """
   whole = (_Run(0, L, 0, S),)
-  if isinstance(mask, jax.Array) or not mask.causal or mask.prefix is not None:
+  if not isinstance(mask, masks.AttentionMask) or not mask.causal:
+    return whole
+  # A length that an export leaves open cannot be cut.
+  if mask.prefix is not None or not isinstance(L, int):
     return whole
   if sharding.platform() != 'cpu' or sharding.parts('sequence') > 1:
     return whole

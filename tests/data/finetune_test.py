@@ -192,7 +192,7 @@ def test_what_writes_nothing_is_refused(trained, tmp_path):
 def test_a_decoder_is_tuned_to_answer(trained, tmp_path, method):
   """From a run, through its config, to what the sweep and compare say."""
   words = ['data', 'scitldr', trained, *filter(None, [method])]
-  c = load('replies', *words, steps=16, optim__warmup=2, save_every=16).unlock()
+  c = load('replies', *words, steps=24, optim__warmup=2, save_every=24).unlock()
   c.data.length, c.batch_size = 16, 16
   for spec in (c.data, *c.evals.values()):
     spec.records, spec.form = pairs(tmp_path / 'x.jsonl'), FORM

@@ -37,8 +37,9 @@ def report():
 def test_arguments_are_what_the_sharding_table_says(report):
   memory = report['memory_bytes']
   held = memory['params'] + memory['optimizer'] + memory['batch']
-  # Scalars: XLA gives each of them a line of the cache.
-  assert held <= memory['arguments'] <= held + 4096
+  # Scalars: XLA gives each of them a line of the cache. The schedule's count is
+  # never read, as the step stands in its place.
+  assert held - 4 <= memory['arguments'] <= held + 4096
   assert report['mesh'] == {'data': 2, 'fsdp': 2, 'tensor': 2}
   # Moments beside parameters; both are cut in four but for the vectors.
   assert memory['params'] < 1.2 * report['parameters'] * 4 / 4
