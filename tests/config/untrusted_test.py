@@ -59,7 +59,7 @@ def stranger(tmp_path, monkeypatch):
     c['evals'] = {}
     text = json.dumps(c | changes)
     meta = {'config': text, 'data': {'step': 1}, 'tokenizer': '0' * 64}
-    run = tmp_path / 'run'
+    run = Path('run')  # short, so that no line is cut
     checkpoint.save(run, 1, {'params': {'w': np.zeros(2, np.float32)}}, meta)
     (run / 'config.json').write_text(text)
     return run

@@ -209,7 +209,7 @@ def test_a_run_resumes_on_the_same_records_only(tmp_path):
         'form': {
           'fn': 'lm.data.finetuning.forms:classify',
           'classes': 3,
-          'labels': 'ab',
+          'labels': ['a', 'b'],
         }
       },
       'classes=3, and there are 2 labels: a, b; make them equal',
@@ -219,7 +219,7 @@ def test_a_run_resumes_on_the_same_records_only(tmp_path):
         'form': {
           'fn': 'lm.data.finetuning.forms:classify',
           'classes': 2,
-          'labels': 'ab',
+          'labels': ['a', 'b'],
         }
       },
       'label cold is not one of the 2 labels (a, b): give those of the',
