@@ -69,13 +69,30 @@ def restore_run(workdir: str | Path, step: int | None = None) -> RestoredRun:
     else:
       with c.unlocked():
         c.tokenizer.path = str(own)
-    tokenizer = config.build(c.tokenizer)
-  if tokenizer.sha256 != meta['tokenizer']:
+    tokenizer = checked_tokenizer(c.tokenizer, workdir, meta)
+  return RestoredRun(c, *tokenizer_and_model(c, tokenizer))
+
+
+def checked_tokenizer(
+  spec: config.Config, workdir: str | Path, meta: Mapping[str, Any]
+) -> types.Tokenizer:
+  """Builds a run's tokenizer, the one that it was trained with.
+
+  Args:
+    spec: of the tokenizer.
+    workdir: of the run, for the message.
+    meta: of its checkpoint; {} without one.
+
+  Raises:
+    config.ConfigError: it cannot be built, or is another one.
+  """
+  tokenizer = config.build(spec)
+  if meta and tokenizer.sha256 != meta['tokenizer']:
     raise config.ConfigError(
       f'{workdir}: trained with tokenizer {meta["tokenizer"][:12]}, and its'
       f' tokenizer is {tokenizer.sha256[:12]} now: bring that file back'
     )
-  return RestoredRun(c, *tokenizer_and_model(c, tokenizer))
+  return tokenizer
 
 
 def tokenizer_path(c: config.Config, workdir: str | Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 import collections.abc
 import functools
-import inspect
 import pathlib
 import types
 import typing
@@ -51,15 +50,13 @@ def _hints(fn: Any) -> dict[str, Any]:
 
 def _fits(value: Any, hint: Any) -> bool:
   """Tells whether a config's value is of an annotated type."""
-  if hint is Any or hint is inspect.Parameter.empty:
+  if hint is Any:
     return True
   origin, inside = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return any(_fits(value, x) for x in inside)
   if origin is typing.Literal:
     return value in inside
-  if origin is typing.Annotated:
-    return _fits(value, inside[0])
   base = origin or hint
   if base is float:
     return type(value) in (int, float)

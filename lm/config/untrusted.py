@@ -13,6 +13,7 @@ slash.
 
 import argparse
 from collections.abc import Iterator, Sequence
+import glob
 import os
 from pathlib import Path
 
@@ -189,6 +190,7 @@ def check_files(
     ConfigError: naming the first file that lies elsewhere, links followed, and
       the flag that trusts its folder.
   """
+  buckets = [f'{x.rstrip("/")}/' for x in _words() if '://' in x]
   folders = [Path(folder).resolve()]
   folders += [Path(x).expanduser().resolve() for x in _words() if '/' in x]
   for name, value in values.flatten(c).items():
@@ -197,11 +199,21 @@ def check_files(
       name.rpartition('.')[2] not in _PATHS
       or not isinstance(value, str)
       or place in named
-      or any(value.startswith(x) for x in _words() if '://' in x)
+      or value.startswith(tuple(buckets))
     ):
       continue
-    path = Path(value).resolve()
-    if '://' in value or not any(path.is_relative_to(x) for x in folders):
+
+    def lies_inside(path):
+      path = Path(path).resolve()
+      return any(path.is_relative_to(x) for x in folders)
+
+    # A pattern is looked up only below what may be read; what it finds there
+    # may be a link.
+    if (
+      '://' in value
+      or not lies_inside(value)
+      or not all(map(lies_inside, glob.iglob(value, recursive=True)))
+    ):
       where = value.rpartition('/')[0] or '.'
       raise ConfigError(
         f'{place}: {show(value)} lies outside of {folder}, whose config names '

@@ -188,12 +188,7 @@ def assemble_in(c: config.Config, folder: Path, meta: Mapping[str, Any]) -> Run:
   """
   path = checkpoint.tokenizer_path(c, folder)
   spec = c.tokenizer if path is None else {**c.tokenizer, 'path': str(path)}
-  tokenizer = config.build(spec)
-  if meta and tokenizer.sha256 != meta['tokenizer']:
-    raise config.ConfigError(
-      f'{folder}: trained with tokenizer {meta["tokenizer"][:12]}, and '
-      f'{path} is {tokenizer.sha256[:12]}: bring that file back'
-    )
+  tokenizer = checkpoint.checked_tokenizer(spec, folder, meta)
   return assemble(c, position=meta.get('data'), tokenizer=tokenizer)
 
 

@@ -119,12 +119,16 @@ def test_a_config_reads_its_own_folder_and_those_that_a_user_names(
 
   inside = ['run/valid', str(run / 'valid'), 'run/../run/valid']
   outside = ['other/x', '../x', '/etc/passwd', 'run/../other/x', 'run/link/x']
+  (other / 'x').touch()
+  outside += ['run/l*/x', 'run/**/x', 'run/*/../../other/x']
   assert not any(map(refused, inside))
   assert all(map(refused, [*outside, 'gs://bucket/x', 'x']))
   config.trust('./other/', 'gs://bucket/')
   assert not any(map(refused, [*inside, 'other/x', 'run/link/x']))
   assert not refused('gs://bucket/x')
   assert refused('gs://another/x') and refused('/etc/passwd')
+  config.trust('gs://short')
+  assert not refused('gs://short/x') and refused('gs://shorter/x')
 
 
 def test_a_flag_names_a_file(tmp_path, monkeypatch):
