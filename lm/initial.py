@@ -137,7 +137,7 @@ class Stacked:
     parameters: in their order.
   """
 
-  parameters: tuple['Parameter | Stacked', ...]
+  parameters: tuple[Parameter, ...]
   dtype = np.dtype('float32')
 
   @property
