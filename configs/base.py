@@ -33,7 +33,8 @@ def get_config() -> Any:
         'higher': False,  # whether higher is better
         'patience': 3,  # evaluations without a better one that end the run
       },
-      'max_skipped': 20,  # updates in a row that may be non-finite
+      'max_skipped': 20,  # updates in a row that may be dropped
+      'max_rollbacks': 2,  # times a run goes back when more are dropped
       'threads': 2,  # that read batches ahead
       'prefetch': 4,  # batches held ready
       'fit': None,  # spec of what lm.fit does instead of training by gradients
@@ -576,6 +577,7 @@ def adamw() -> dict[str, Any]:
     'warmup': 100,  # steps before the peak
     'final': 0.1,  # learning rate of the last step, as a part of the peak
     'clip': 1.0,  # largest norm of all gradients together
+    'spike_factor': 0.0,  # times the median norm: more is dropped; 0: nothing
     'decay': 0.1,  # weight decay, times the learning rate
     'l1': 0.0,  # weight of a penalty on absolute values
     'l2': 0.0,  # weight of a penalty on squares
@@ -598,5 +600,6 @@ def muon() -> dict[str, Any]:
     'warmup': 20,  # steps before the peak
     'final': 0.0,  # learning rate of the last step, as a part of the peak
     'clip': 1.0,  # largest norm of all gradients together
+    'spike_factor': 0.0,  # times the median norm: more is dropped; 0: nothing
     'decay': 0.1,  # weight decay, times the learning rate
   }

@@ -42,6 +42,7 @@ from lm.training import (
   early_stopping,
   evaluations,
   metrics_logger,
+  rollback,
   saving,
   setup,
 )
@@ -60,17 +61,15 @@ def train(
     c: a config with the keys of `configs/base.py`.
     workdir: the run's folder, made when missing; a run found there is resumed.
       For gs://BUCKET/FOLDER see `lm.checkpoint.mirror`.
-    group: the processes that train it together, each by this call; None for
-      this one alone.
+    group: the processes that train it together; None for this one alone.
 
   Returns:
     The final state, which is also the last checkpoint.
 
   Raises:
-    config.ConfigError: the config cannot be used, or is not that of the run in
-      `workdir`.
+    config.ConfigError: the config cannot be used, or is not of this run.
     errors.Failure: workdir is locked, storage or checkpoints are bad.
-    errors.NotFinite: too many updates in a row, or a state to save, are not.
+    errors.NotFinite: too many updates were dropped, or a state is not finite.
     process_group.Lost: another process has failed.
     signals.Stopped: SIGTERM or Ctrl-C came, to any process; the state is saved.
   """
@@ -89,26 +88,30 @@ def train(
       checkpointer.end_at(stopping.ended)
     state = setup.restore_or_start(run, checkpointer, source)
     start = int(state.step)
-    last, sums = stopping.resume_at(start), meta.get('metrics')
+    last = stopping.resume_at(start)
     logger = enter(
-      metrics_logger.MetricsLogger(
-        run, folder, start=last, sums=sums, leads=group.leads
-      )
+      metrics_logger.MetricsLogger(run, folder, meta, last, leads=group.leads)
     )
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
     evals = evaluations.Evaluations(
       run, stopping, logger, checkpointer, group=group, stop=stop
     )
     saver = saving.Saver(run, checkpointer, logger, start)
+    back = rollback.Rollback(run, checkpointer, logger, saver)
     stop_at = start if evals.finish(state) else c.steps
-    batches = enter(contextlib.closing(run.batches(start, stop_at)))
+    batches = enter(contextlib.closing(back.batches(start, stop_at)))
     for step, batch in batches:
       state, metrics = run.update(state, batch)
       check_copy()
       group.check()  # a process that stood still may not even write metrics
-      logger.later(step, metrics)  # a step behind: the device never waits
       stopped = group.stop(stop.requested)
-      if stopped or run.due(step, c.save_every):
+      is_saved = stopped or run.due(step, c.save_every)
+      # A step behind, but for a state that is used: the device never waits.
+      logger.later(step, metrics, now=is_saved or evals.due(step))
+      if logger.dropped.too_many_at:
+        state = back.go_back(state)
+        continue
+      if is_saved:
         saver.save(step, state)
       if stopped:
         break  # what resumes the run evaluates this step

@@ -12,7 +12,7 @@ old steps, give the lease back. `step_writer` writes a step, `retention` deletes
 steps, `step_reader` reads them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import os
 from pathlib import Path
@@ -44,9 +44,11 @@ class Checkpointer:
   Attributes:
     workdir: of the run.
     best: a step that is kept beside the newest; None for none.
+    healthy: the step that a run would go back to, which is kept too.
   """
 
   best: int | None = None
+  healthy: int | None = None
 
   def __init__(
     self,
@@ -266,6 +268,33 @@ class Checkpointer:
     self._retention.set_aside_newer(step)
     return state, meta
 
+  def restore_where(
+    self, suits: Callable[[dict[str, Any]], bool], like: Any, shardings: Any
+  ) -> tuple[Any, Any] | None:
+    """Restores the newest sound step whose meta suits; newer ones stay.
+
+    Args:
+      suits: tells by a step's meta whether to restore it.
+      like, shardings: see `restore`.
+
+    Returns:
+      The state and its meta; None if no sound step suits.
+
+    Raises:
+      errors.Mismatch: see `restore`.
+    """
+    self.wait()
+    step = None
+    if self._group.leads:
+      for n in reversed(manifest.steps(self.workdir)):
+        try:
+          if suits(manifest.verify(self.workdir, n)['meta']):
+            step = n
+            break
+        except (errors.Damaged, errors.Gone) as error:
+          manifest.warn(f'{error}; trying the step before it')
+    return self._load_shared(step, like, shardings)
+
   def _restore_together(
     self, like: Any, shardings: Any
   ) -> tuple[Any, Any] | None:
@@ -277,6 +306,12 @@ class Checkpointer:
       )
       step = content['step']
       self._retention.set_aside_newer(step)
+    return self._load_shared(step, like, shardings)
+
+  def _load_shared(
+    self, step: int | None, like: Any, shardings: Any
+  ) -> tuple[Any, Any] | None:
+    """Restores on all processes the step that process 0 has verified."""
     step = self._group.share('restore', step, self._deadline_seconds)
     if step is None:
       return None
@@ -303,7 +338,7 @@ class Checkpointer:
       self._retention.mark_sound(step)
       try:
         if self._group.leads:
-          self._retention.delete_old(self.best)
+          self._retention.delete_old({self.best, self.healthy})
       except (errors.Storage, OSError) as error:
         # The step is safe; if room runs out, the next save says so.
         manifest.warn(f'{self._root}: old steps cannot be deleted: {error}')

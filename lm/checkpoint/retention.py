@@ -5,6 +5,7 @@ name of a step. Here a step loses its name by one rename before its first file
 is deleted, and not at all while a reader has locked it.
 """
 
+from collections.abc import Collection
 import functools
 import os
 
@@ -43,11 +44,11 @@ class Retention:
     """Notes that this process has written or verified a step."""
     self._sound.add(step)
 
-  def delete_old(self, best: int | None) -> None:
+  def delete_old(self, kept: Collection[int | None]) -> None:
     """Deletes what is neither new, nor kept for ever, nor locked by a reader.
 
     Args:
-      best: a step that is kept in any case; None for none.
+      kept: steps that are kept in any case.
 
     Raises:
       errors.Locked: another process has taken over.
@@ -57,7 +58,7 @@ class Retention:
     for step in reversed(manifest.steps(self._workdir)):
       if sound < self._keep:
         sound += self._is_sound(step)
-      elif step != best and not (
+      elif step not in kept and not (
         self._keep_every and step % self._keep_every == 0
       ):
         self._delete(step)

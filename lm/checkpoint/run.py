@@ -22,6 +22,7 @@ CHANGEABLE_KEYS = (
   'keep',
   'keep_every',
   'log_every',
+  'max_rollbacks',
   'max_skipped',
   'mesh',
   'plan',

@@ -29,6 +29,7 @@ _READERS = (
   'tools.export',
   'tools.lm_eval',
   'tools.neighbours',
+  'tools.replay',
 )
 
 _TABLE = (

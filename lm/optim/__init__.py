@@ -12,6 +12,7 @@ from lm import config, types
 AXES = (
   (r'^opt_state/(.*/)?scale/(\d+/)?(v_row|v_col|v)/', ()),
   (r'^opt_state/(.*/)?ns_coeffs$', ()),
+  (r'^opt_state/(.*/)?spikes/norms$', ()),
 )
 
 

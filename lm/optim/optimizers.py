@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import config, tree
-from lm.optim import masks, rules, schedules
+from lm.optim import masks, rules, schedules, spikes
 
 ADAMW = {'fn': 'lm.optim.rules:adamw'}
 
@@ -31,6 +31,7 @@ def make(
   decay_fraction: float = 0.4,
   cooldown: str = 'linear',
   clip: float = 1.0,
+  spike_factor: float = 0.0,
   l2: float = 0.0,
   l1: float = 0.0,
   decay: float = 0.1,
@@ -41,13 +42,14 @@ def make(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Makes an optimizer of a rule.
 
-  In this order: clip the gradient by its global norm; add the gradients of the
-  penalties `l2 * |w|^2 / 2` and `l1 * |w|`; scale; add `decay * w`; multiply by
-  minus the learning rate. So `decay` is decoupled and follows the learning
-  rate, as in `optax.adamw`, and penalties are never clipped.
+  In this order: refuse a spike; clip the gradient by its global norm; add the
+  gradients of the penalties `l2 * |w|^2 / 2` and `l1 * |w|`; scale; add
+  `decay * w`; multiply by minus the learning rate. So `decay` is decoupled and
+  follows the learning rate, as in `optax.adamw`; penalties are never clipped.
 
   The state is a dict by the names of these stages, whatever is switched on, so
-  that the paths of a checkpoint do not depend on the settings.
+  that the paths of a checkpoint do not depend on the settings. Only `spikes` is
+  there when it is switched on, and so not to be changed when a run is resumed.
 
   Args:
     steps: updates of the whole run.
@@ -56,6 +58,9 @@ def make(
     schedule: shape of the learning rate, see `schedules.make`, as for warmup,
       final, decay_fraction and cooldown.
     clip: the largest global norm of gradients; 0 leaves them alone.
+    spike_factor: an update is dropped if the global norm of its gradient is
+      above this times the median over 100 steps, see `spikes.refuse`; 0 drops
+      none.
     l2: weight of the penalty on squares.
     l1: weight of the penalty on absolute values.
     decay: weight decay, times the learning rate.
@@ -84,6 +89,8 @@ def make(
   ):
     schedules.check(key, value)
   schedules.check('layer_decay', layer_decay, high=1.0)
+  if spike_factor:
+    schedules.check('spike_factor', spike_factor, low=1.0)
   rate = schedules.make(
     steps=steps,
     peak=peak,
@@ -98,7 +105,9 @@ def make(
   sign = optax.stateless(
     lambda u, w: jax.tree.map(lambda u, w: u + l1 * jnp.sign(w), u, w)
   )
+  first = [('spikes', spikes.refuse(spike_factor))] if spike_factor else []
   tx = optax.named_chain(
+    *first,
     ('clip', optax.clip_by_global_norm(clip) if clip else none),
     ('l2', optax.add_decayed_weights(l2, mask) if l2 else none),
     ('l1', optax.masked(sign, mask) if l1 else none),

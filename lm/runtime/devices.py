@@ -19,6 +19,11 @@ def describe() -> str:
   return text if processes == 1 else f'{text} in {processes} processes'
 
 
+def machine() -> str:
+  """Describes what decides over the last bits of numbers, beside the code."""
+  return f'{describe()}, jax {jax.__version__}'
+
+
 def warning() -> str | None:
   """Says that jax does not use a GPU which this machine seems to have.
 

@@ -11,6 +11,8 @@ import signal
 
 NAMES = (
   'nan_grad',  # the gradient of this step is NaN
+  'spike_grad',  # the gradient of this step is 1e8 times as large
+  'flip_bit',  # one bit of a parameter is wrong after this step
   'die_in_save',  # kill -9 while this step is being saved
   'stop_in_save',  # SIGSTOP while this step is being saved
   'die_in_send',  # kill -9 before this step counts in its bucket

@@ -6,29 +6,33 @@ import math
 from pathlib import Path
 import time
 from types import TracebackType
+from typing import Any
 
 import jax
 
-from lm import errors, types
 from lm import metrics as metrics_lib
+from lm import types
 from lm.reporting import metrics_log, progress
-from lm.training import setup
+from lm.training import dropped, setup
 
 
 class MetricsLogger:
   """Writes a run's metrics.jsonl and draws its progress bar; use it in `with`.
 
   Only the process that leads writes and draws. The others sum up all the same,
-  so that all of them end alike when updates are not finite.
+  so that all of them go back alike when updates are dropped.
+
+  Attributes:
+    dropped: counts of the updates that were dropped.
   """
 
   def __init__(
     self,
     run: setup.Run,
     folder: Path,
-    *,
+    meta: Mapping[str, Any],
     start: int,
-    sums: Mapping[str, list[str]] | None,
+    *,
     leads: bool,
   ):
     """Opens the log.
@@ -36,11 +40,12 @@ class MetricsLogger:
     Args:
       run: as assembled.
       folder: of the run.
+      meta: of the checkpoint that the run goes on from; {} without one.
       start: the last step whose lines stay; later ones are dropped.
-      sums: those that a checkpoint keeps, see `state`; None starts with none.
       leads: whether this process leads.
     """
     self._run, self._folder = run, folder
+    self.dropped = dropped.Dropped(run.config.max_skipped, meta)
     self._log = metrics_log.Log(folder, start) if leads else None
     self._tokens = run.data.step_tokens
     self._bar = progress.Progress(
@@ -48,10 +53,9 @@ class MetricsLogger:
     )
     self._sums = {
       name: types.Metric(*map(float.fromhex, parts))
-      for name, parts in (sums or {}).items()
+      for name, parts in meta.get('metrics', {}).items()
     }
     self._pending: tuple[int, dict[str, types.Metric]] | None = None
-    self._skipped_in_row = 0
     self._clock, self._since = time.monotonic(), start
     self.say = self._bar.say
 
@@ -69,17 +73,18 @@ class MetricsLogger:
       self._log.close()
     self._bar.close()
 
-  def later(self, step: int, metrics: dict[str, types.Metric]) -> None:
+  def later(
+    self, step: int, metrics: dict[str, types.Metric], *, now: bool = False
+  ) -> None:
     """Keeps the metrics of the update that made `step`; adds those before it.
 
     The host waits for the update before this one alone, so that the device
-    always has the next one to work on.
-
-    Raises:
-      errors.NotFinite: too many updates in a row were not applied.
+    always has the next one to work on. `now` waits for this one too.
     """
     self.flush()
     self._pending = step, metrics
+    if now:
+      self.flush()
 
   def flush(self) -> None:
     """Adds what `later` keeps, and waits for it."""
@@ -102,15 +107,19 @@ class MetricsLogger:
     keys = [key for line in lines if line['step'] == step for key in line]
     return [key.partition('/')[0] for key in keys if '/' in key]
 
-  def state(self) -> dict[str, list[str]]:
-    """Returns the sums that are not written yet, for the checkpoint.
+  def state(self) -> dict[str, Any]:
+    """Returns what a checkpoint keeps of this, to be part of its meta.
 
-    A run that is resumed goes on with them, so that no line shows where it was
-    interrupted. In hexadecimal: exact, and JSON has no nan.
+    A run that is resumed goes on with the sums that are not written yet, so
+    that no line shows where it was interrupted. They are in hexadecimal: exact,
+    and JSON has no nan.
     """
-    return {k: [m.total.hex(), m.weight.hex()] for k, m in self._sums.items()}
+    sums = {k: [m.total.hex(), m.weight.hex()] for k, m in self._sums.items()}
+    return {'metrics': sums, 'dropped': self.dropped.state()}
 
   def _add(self, step: int, metrics: dict[str, types.Metric]) -> None:
+    if self.dropped.too_many_at:
+      return  # the run goes back, and this update with it
     fetched = jax.device_get(metrics)
     for name, metric in fetched.items():
       sums = self._sums.get(name, types.Metric(0.0, 0.0))
@@ -118,17 +127,11 @@ class MetricsLogger:
         sums, types.Metric(*map(float, metric))
       )
     c = self._run.config
-    skipped = bool(fetched['skipped'].total)
-    self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
+    self.dropped.add(step, bool(fetched['skipped'].total))
     nats = metrics_lib.value(fetched['loss_nats'])
     self._bar.update(step, nats, self._bits(nats))
     if self._run.due(step, c.log_every):
       self._write(step)
-    if self._skipped_in_row > c.max_skipped:
-      raise errors.NotFinite(
-        f'step {step}: {self._skipped_in_row} updates in a row were not finite '
-        'and none was applied; lower optim.peak or look at the data'
-      )
 
   def _write(self, step: int) -> None:
     now = time.monotonic()

@@ -16,7 +16,7 @@ from lm import checkpoint, config, optim, sharding, tree, types
 from lm.checkpoint import bucket, bucket_reader, mirror
 from lm.data import objectives, prefetch, stream
 from lm.evals import context as context_lib
-from lm.runtime import process_group
+from lm.runtime import devices, process_group
 from lm.training import privacy, run_checks
 from lm.training import program as program_lib
 
@@ -93,14 +93,14 @@ class Run(NamedTuple):
     )
     return {'epsilon': epsilon, 'delta': self.private.delta}
 
-  def meta(self, step: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+  def meta(self, step: int, logged: Mapping[str, Any]) -> dict[str, Any]:
     """Describes the run for the checkpoint of a step, as JSON.
 
     Args:
       step: of the checkpoint.
-      sums: metrics that are not written yet, see `MetricsLogger.state`.
+      logged: see `MetricsLogger.state`.
     """
-    return meta(self.config, self.data, self.tokenizer, step, sums)
+    return meta(self.config, self.data, self.tokenizer, step, logged)
 
   def summary(self) -> str:
     """Tells the size of the model and of the mesh."""
@@ -197,14 +197,15 @@ def meta(
   data: stream.Data,
   tokenizer: types.Tokenizer,
   step: int,
-  sums: Mapping[str, Any] = MappingProxyType({}),
+  logged: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """Describes a run for the checkpoint of a step; see `Run.meta`."""
   return {
     'config': config.to_json(c),
     'data': data.state(step),
-    'metrics': dict(sums),
     'tokenizer': tokenizer.sha256,
+    'machine': devices.machine(),
+    **logged,
   }
 
 

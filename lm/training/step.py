@@ -287,6 +287,7 @@ def _updated(
   )
   skipped = 1 - finite.astype(jnp.int32)
   extra = {**state.extra, 'skipped': state.extra['skipped'] + skipped}
+  params = _flipped(params, state.step)
   kept = finite.astype(jnp.float32)
   metrics = {
     **metrics,
@@ -299,8 +300,24 @@ def _updated(
 
 def _inject(grads, step):
   """Spoils gradients at the steps that the fault hook names (tests only)."""
-  bad = faults.at('nan_grad')
+  for name, factor in (('nan_grad', jnp.nan), ('spike_grad', 1e8)):
+    if bad := faults.at(name):
+      hit = jnp.isin(step, jnp.asarray(bad))
+      grads = jax.tree.map(partial(_scaled, hit, factor), grads)
+  return grads
+
+
+def _scaled(hit, factor, x):
+  return jnp.where(hit, x * factor, x).astype(x.dtype)
+
+
+def _flipped(params, step):
+  """Flips the lowest bit of one number, as `_inject` does (tests only)."""
+  bad = faults.at('flip_bit')
   if not bad:
-    return grads
-  hit = jnp.isin(step, jnp.asarray(bad))
-  return jax.tree.map(lambda g: jnp.where(hit, jnp.nan, g), grads)
+    return params
+  leaves, structure = jax.tree.flatten(params)
+  first = leaves[0].at[(0,) * leaves[0].ndim]
+  wrong = first.set(jnp.nextafter(first.get(), jnp.inf))
+  leaves[0] = jnp.where(jnp.isin(step, jnp.asarray(bad)), wrong, leaves[0])
+  return jax.tree.unflatten(structure, leaves)

@@ -1,0 +1,99 @@
+"""A replay tells a wrong bit of the machine from wrong data."""
+
+import itertools
+
+import jax
+import pytest
+
+from lm import config, train
+from lm.runtime import devices
+from lm.training import setup
+from tests import programs
+from tools import replay
+
+
+@pytest.fixture
+def tiny(data):
+  """Makes the config of a run that saves every third step."""
+
+  def make(**changes):
+    return programs.on_eight(data, steps=12, save_every=3, **changes)
+
+  return make
+
+
+def test_right_bits_are_those_of_the_data(tiny, tmp_path):
+  train.train(tiny(), tmp_path / 'run')
+  before = sorted(tmp_path.rglob('*'))
+  assert replay.replay(tmp_path / 'run', 6) == ('data', [])
+  assert replay.replay(tmp_path / 'run') == ('data', [])
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_wrong_bit_is_the_hardware(tiny, tmp_path, monkeypatch):
+  monkeypatch.setenv('FAULT', 'flip_bit@4')
+  train.train(tiny(), tmp_path / 'run')
+  monkeypatch.delenv('FAULT')
+  verdict, leaves = replay.replay(tmp_path / 'run', 6)
+  assert verdict == 'hardware' and any('params/' in x for x in leaves)
+  # From a checkpoint with the wrong bit on, all is right again.
+  assert replay.replay(tmp_path / 'run', 9) == ('data', [])
+
+
+def test_wrong_data_is_found_as_such(tiny, tmp_path, monkeypatch):
+  # What data and code do comes again, whatever it is.
+  monkeypatch.setenv('FAULT', 'nan_grad@4')
+  train.train(tiny(), tmp_path / 'run')
+  assert replay.replay(tmp_path / 'run', 6) == ('data', [])
+
+
+def test_what_differs_each_time_is_not_deterministic(
+  tiny, tmp_path, monkeypatch
+):
+  train.train(tiny(), tmp_path / 'run')
+  right, numbers = setup.Run.update, itertools.count()
+
+  def update(run, state, batch):
+    state, metrics = right(run, state, batch)
+    extra = {**state.extra, 'skipped': state.extra['skipped'] + next(numbers)}
+    return state._replace(extra=extra), metrics
+
+  monkeypatch.setattr(setup.Run, 'update', update)
+  verdict, leaves = replay.replay(tmp_path / 'run', 6)
+  assert (verdict, leaves) == ('nondeterministic', ['extra/skipped'])
+
+
+def test_a_step_without_one_before_is_refused(tiny, tmp_path):
+  train.train(tiny(), tmp_path / 'run')
+  for step in (3, 4, 100):
+    with pytest.raises(config.ConfigError, match=f'--step={step}: needs'):
+      replay.replay(tmp_path / 'run', step)
+
+
+def test_another_machine_is_refused(tiny, tmp_path, monkeypatch):
+  train.train(tiny(), tmp_path / 'run')
+  monkeypatch.setattr(devices, 'machine', lambda: '4 x TPU v5p, jax 0.9')
+  with pytest.raises(config.ConfigError) as error:
+    replay.replay(tmp_path / 'run', 6)
+  assert str(error.value) == (
+    f'{tmp_path}/run: trained with 8 x cpu, jax {jax.__version__}, and here is '
+    '4 x TPU v5p, jax 0.9: bits would differ for that alone; replay it on such '
+    'a machine'
+  )
+
+
+def test_steps_over_a_rollback_are_refused(tiny, tmp_path, monkeypatch):
+  monkeypatch.setenv('FAULT', 'nan_grad@4-7')
+  train.train(tiny(max_skipped=3), tmp_path / 'run')
+  with pytest.raises(config.ConfigError, match='went back from step 8 to 3'):
+    replay.replay(tmp_path / 'run', 8)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_program_prints_its_verdict(data, alone, start):
+  del data
+  process = start('tools.replay', [str(alone), '--step=12'])
+  assert process.wait() == 0, process.text()
+  assert process.text().splitlines()[-1] == 'data'
+  assert start('tools.replay', [str(alone), '--step=5']).error(2)
