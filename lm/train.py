@@ -93,10 +93,10 @@ def train(
       metrics_logger.MetricsLogger(run, folder, meta, last, leads=group.leads)
     )
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
-    evals = evaluations.Evaluations(
-      run, stopping, logger, checkpointer, group=group, stop=stop
-    )
     saver = saving.Saver(run, checkpointer, logger, start)
+    evals = evaluations.Evaluations(
+      run, stopping, logger, saver, checkpointer, group=group, stop=stop
+    )
     back = rollback.Rollback(run, checkpointer, logger, saver)
     stop_at = start if evals.finish(state) else c.steps
     batches = enter(contextlib.closing(back.batches(start, stop_at)))
@@ -115,12 +115,8 @@ def train(
         saver.save(step, state)
       if stopped:
         break  # what resumes the run evaluates this step
-      if evals.due(step):
-        decision = evals.evaluate(step, state.params)
-        if decision.over or decision.best == step:
-          saver.save(step, state)
-        if decision.over:
-          break
+      if evals.due(step) and evals.evaluate(step, state).over:
+        break
     checkpointer.wait()
     if group.stop(stop.requested):
       raise signals.Stopped(

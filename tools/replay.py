@@ -140,10 +140,10 @@ def main(argv: Sequence[str]) -> None:
   compilation_cache.prepare()
   devices.announce()
   with config.user_errors():
-    verdict, lines = replay(flags.workdir, flags.step, flags.data)
+    cause, lines = replay(flags.workdir, flags.step, flags.data)
   if lines:
     print(f'differ: {len(lines)} leaves, such as {", ".join(lines[:3])}')
-  print(verdict)
+  print(cause)
 
 
 if __name__ == '__main__':

@@ -30,13 +30,13 @@ def refuse(factor: float) -> optax.GradientTransformation:
       'count': jnp.zeros((), jnp.int32),
     }
 
-  def update(grads: Any, state: dict[str, jax.Array], params: Any = None):
+  def update(updates: Any, state: Any, params: Any = None) -> Any:
     del params
     norms, count = state['norms'], state['count']
-    norm = metrics.tree_norm(grads)
+    norm = metrics.tree_norm(updates)
     is_spike = (count >= WINDOW) & (norm > factor * jnp.median(norms))
-    grads = jax.tree.map(lambda g: jnp.where(is_spike, jnp.nan, g), grads)
+    updates = jax.tree.map(lambda u: jnp.where(is_spike, jnp.nan, u), updates)
     norms = norms.at[count % WINDOW].set(norm.astype(jnp.float32))
-    return grads, {'norms': norms, 'count': optax.safe_increment(count)}
+    return updates, {'norms': norms, 'count': optax.safe_increment(count)}
 
   return optax.GradientTransformation(init, update)

@@ -6,7 +6,7 @@ import contextlib
 from lm import checkpoint, types
 from lm.evals import results
 from lm.runtime import process_group, signals
-from lm.training import early_stopping, metrics_logger, setup
+from lm.training import early_stopping, metrics_logger, saving, setup
 
 
 class Evaluations:
@@ -17,6 +17,7 @@ class Evaluations:
     run: setup.Run,
     stopping: early_stopping.EarlyStopping,
     logger: metrics_logger.MetricsLogger,
+    saver: saving.Saver,
     checkpointer: checkpoint.Checkpointer,
     *,
     group: process_group.ProcessGroup,
@@ -28,12 +29,14 @@ class Evaluations:
       run: whose evaluators these are.
       stopping: follows what they measure.
       logger: writes it down.
+      saver: saves the best step, and the one that the run ends with.
       checkpointer: is told which step to keep as the best.
       group: the processes that train the run together.
       stop: whose signals may end an evaluation.
     """
     self._run, self._stopping, self._logger = run, stopping, logger
-    self._checkpointer, self._group, self._stop = checkpointer, group, stop
+    self._saver, self._checkpointer = saver, checkpointer
+    self._group, self._stop = group, stop
     checkpointer.best = stopping.decide().best
 
   def due(self, step: int) -> bool:
@@ -53,19 +56,19 @@ class Evaluations:
     if not step or not self.due(step):
       return False
     done = self._group.share('known', self._logger.evaluators(step), 300.0)
-    return self.evaluate(step, state.params, done).over
+    return self.evaluate(step, state, done).over
 
   def evaluate(
-    self, step: int, params: types.Params, done: Collection[str] = ()
+    self, step: int, state: types.TrainState, done: Collection[str] = ()
   ) -> early_stopping.Decision:
-    """Evaluates the parameters of a step.
+    """Evaluates a step, and saves it if it is the best one or the last.
 
     A signal ends an evaluation, which what resumes the run does again: its
     deadline is short, and an evaluation may be long.
 
     Args:
-      step: whose parameters these are.
-      params: on the devices.
+      step: whose state this is.
+      state: on the devices.
       done: evaluators whose metrics are written down already.
 
     Returns:
@@ -78,13 +81,16 @@ class Evaluations:
           # for ever for the part of one that has left.
           alone = self._group.count == 1
           with self._stop.interrupting() if alone else contextlib.nullcontext():
-            metrics = results.metrics(evaluator(params))
+            metrics = results.metrics(evaluator(state.params))
           self._logger.now(step, name, metrics)
           self._stopping.add(step, name, metrics)
     except signals.Interrupted:
-      return early_stopping.Decision(None, over=True)
-    decision = self._stopping.decide()
-    self._checkpointer.best = decision.best
+      decision = early_stopping.Decision(None, over=True)
+    else:
+      decision = self._stopping.decide()
+      self._checkpointer.best = decision.best
+    if decision.over or decision.best == step:
+      self._saver.save(step, state)
     return decision
 
   def end(self, state: types.TrainState) -> types.TrainState:

@@ -34,8 +34,8 @@ def test_a_wrong_bit_is_the_hardware(tiny, tmp_path, monkeypatch):
   monkeypatch.setenv('FAULT', 'flip_bit@4')
   train.train(tiny(), tmp_path / 'run')
   monkeypatch.delenv('FAULT')
-  verdict, leaves = replay.replay(tmp_path / 'run', 6)
-  assert verdict == 'hardware' and any('params/' in x for x in leaves)
+  cause, leaves = replay.replay(tmp_path / 'run', 6)
+  assert cause == 'hardware' and any('params/' in x for x in leaves)
   # From a checkpoint with the wrong bit on, all is right again.
   assert replay.replay(tmp_path / 'run', 9) == ('data', [])
 
@@ -59,8 +59,8 @@ def test_what_differs_each_time_is_not_deterministic(
     return state._replace(extra=extra), metrics
 
   monkeypatch.setattr(setup.Run, 'update', update)
-  verdict, leaves = replay.replay(tmp_path / 'run', 6)
-  assert (verdict, leaves) == ('nondeterministic', ['extra/skipped'])
+  cause, leaves = replay.replay(tmp_path / 'run', 6)
+  assert (cause, leaves) == ('nondeterministic', ['extra/skipped'])
 
 
 def test_a_step_without_one_before_is_refused(tiny, tmp_path):
@@ -91,7 +91,7 @@ def test_steps_over_a_rollback_are_refused(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_the_program_prints_its_verdict(data, alone, start):
+def test_the_program_prints_its_cause(data, alone, start):
   del data
   process = start('tools.replay', [str(alone), '--step=12'])
   assert process.wait() == 0, process.text()
