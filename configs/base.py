@@ -23,6 +23,7 @@ def get_config() -> Any:
       'numerics': 'fast',
       'logical_shards': 8,  # that a deterministic batch is cut into
       'save_every': 250,  # steps; the last step is always saved
+      'grace_seconds': 25.0,  # from SIGTERM to the end, with a save in between
       'keep': 3,  # newest checkpoints that stay
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
       'log_every': 10,  # steps that one line of metrics.jsonl sums up

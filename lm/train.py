@@ -79,7 +79,7 @@ def train(
     enter = context.enter_context
     folder, check_copy = enter(setup.local_folder(c, workdir))
     source = setup.initial_run(c, folder)
-    stop = enter(signals.Stop())
+    stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
     meta = setup.claim(c, folder, checkpointer, group)
     run = setup.assemble_in(c, folder, meta)

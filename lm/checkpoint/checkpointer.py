@@ -14,10 +14,12 @@ steps, `step_reader` reads them.
 
 from collections.abc import Callable, Mapping
 import json
+import math
 import os
 from pathlib import Path
 import shutil
 import threading
+import time
 from typing import Any
 
 from lm import errors
@@ -28,6 +30,7 @@ from lm.checkpoint import (
   polling,
   read_locks,
   retention,
+  run_folder,
   step_reader,
   step_writer,
 )
@@ -58,6 +61,7 @@ class Checkpointer:
     keep_every: int | None = None,
     group: process_group.ProcessGroup | None = None,
     deadline_seconds: float = 1800.0,
+    grace_seconds: float = math.inf,
     beat_seconds: float = 10.0,
     stale_seconds: float = 60.0,
   ):
@@ -70,6 +74,8 @@ class Checkpointer:
       group: the processes that save together, which all make the same calls;
         None for this one alone.
       deadline_seconds: how long one save may take before it is an error.
+      grace_seconds: how long one may take when the run is stopped; a save that
+        takes more than half of it costs one warning.
       beat_seconds: time between heartbeats, see `lease.Lease`.
       stale_seconds: age of a dead heartbeat, see `lease.Lease`.
     """
@@ -77,6 +83,7 @@ class Checkpointer:
     self._root = manifest.root(workdir)
     self._group = group or process_group.alone()
     self._deadline_seconds = deadline_seconds
+    self._grace_seconds = grace_seconds
     self._lease = lease.Lease(
       workdir, beat_seconds=beat_seconds, stale_seconds=stale_seconds
     )
@@ -108,6 +115,7 @@ class Checkpointer:
     return self
 
   def _take_lease(self) -> None:
+    run_folder.check(self.workdir)
     try:
       self._root.mkdir(parents=True, exist_ok=True)
       # A disk that cannot be written to must be found before hours of work.
@@ -197,6 +205,7 @@ class Checkpointer:
       errors.Locked: another process has taken over.
     """
     self.wait()  # one save at a time; and its error is not lost
+    began = time.monotonic()
     try:
       meta = json.loads(json.dumps(meta, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -215,7 +224,7 @@ class Checkpointer:
     self._saving = step
     # A daemon, so that storage that hangs cannot keep the process alive.
     self._thread = threading.Thread(
-      target=self._run, args=(step, meta), name='save', daemon=True
+      target=self._run, args=(step, meta, began), name='save', daemon=True
     )
     self._thread.start()
 
@@ -331,11 +340,12 @@ class Checkpointer:
       self._retention.delete_newer(step)
     self._group.share('ended', step, self._deadline_seconds)
 
-  def _run(self, step: int, meta: dict[str, Any]) -> None:
+  def _run(self, step: int, meta: dict[str, Any], began: float) -> None:
     """Saves in the background; what fails is raised by `wait`."""
     try:
       self._writer.write(step, meta, self._token)
       self._retention.mark_sound(step)
+      self._warn_if_slow(step, time.monotonic() - began)
       try:
         if self._group.leads:
           self._retention.delete_old({self.best, self.healthy})
@@ -344,6 +354,16 @@ class Checkpointer:
         manifest.warn(f'{self._root}: old steps cannot be deleted: {error}')
     except Exception as error:
       self._error = self._explain(error, step)
+
+  def _warn_if_slow(self, step: int, seconds: float) -> None:
+    """Warns once, while there is time, that SIGTERM may lose steps."""
+    if self._group.leads and seconds > self._grace_seconds / 2:
+      manifest.warn(
+        f'{self._root}: saving step {step} took {seconds:.1f} s, over half of'
+        f' grace_seconds={self._grace_seconds:g}: a run that is stopped may not'
+        ' save in time; set it to what the scheduler grants, less five'
+      )
+      self._grace_seconds = math.inf
 
   def _explain(self, error: Exception, step: int) -> Exception:
     """Says in one line why a step was not saved, unless it is a bug."""

@@ -80,17 +80,31 @@ def wrap_key(leaf: jax.Array, like: Any) -> jax.Array:
 
 
 def dtype(name: str) -> np.dtype:
-  """Returns the dtype of the stored array for the name in a manifest."""
+  """Returns the dtype of the stored array for the name in a manifest.
+
+  Raises:
+    TypeError: arrays of numbers have no such dtype.
+  """
   # jax knows the names that NumPy lacks, such as bfloat16.
-  return np.dtype(np.uint32) if name.startswith('key<') else jnp.dtype(name)
+  found = np.dtype(np.uint32) if name.startswith('key<') else jnp.dtype(name)
+  if not (jnp.issubdtype(found, jnp.number) or found == np.bool_):
+    raise TypeError(f'{name} is no type of numbers')
+  return found
 
 
 def nbytes(like: Any) -> int:
-  """Counts the bytes of a tree of arrays or shapes."""
-  return sum(
-    math.prod(spec.shape) * dtype(spec.dtype).itemsize
-    for spec in specs(like).values()
-  )
+  """Counts the bytes of a tree of arrays or shapes.
+
+  Raises:
+    ValueError: one of them holds something else than numbers.
+  """
+  total = 0
+  for path, spec in specs(like).items():
+    try:
+      total += math.prod(spec.shape) * dtype(spec.dtype).itemsize
+    except TypeError as error:
+      raise ValueError(f'{path} cannot be stored: {error}') from None
+  return total
 
 
 def copy(state: Any, old: dict[str, HostArray]) -> dict[str, HostArray]:

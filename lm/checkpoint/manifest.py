@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from lm import errors
 from lm.checkpoint import host_arrays, manifest_format
+from lm.runtime import regular_files
 
 NAME = 'MANIFEST.json'
 
@@ -166,11 +167,12 @@ def read(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   """
   place = directory(workdir, step)
   path = place / NAME
+  _check_no_link(workdir)
   try:
     if place.is_symlink():
       raise errors.Damaged(f'{place}: is a symlink, which is not followed')
     # One byte more than allowed tells a file that is too large.
-    with manifest_format.open_regular(path) as file:
+    with regular_files.open_read(path) as file:
       text = file.read(manifest_format.LARGEST_BYTES + 1)
   except FileNotFoundError:
     # Either the whole step is gone, or it has lost its manifest.
@@ -311,6 +313,7 @@ def sync(folder: Path) -> None:
 
 
 def _names(workdir: str | os.PathLike[str]) -> list[str]:
+  _check_no_link(workdir)
   try:
     return os.listdir(root(workdir))
   except (FileNotFoundError, NotADirectoryError):
@@ -323,10 +326,15 @@ def _names(workdir: str | os.PathLike[str]) -> list[str]:
 
 def _check_finite(place: Path, content: dict[str, Any]) -> None:
   """Checks the numbers of a step, whose files are those of its manifest."""
-  dtypes = {
-    path.replace('/', '.'): record['dtype']
-    for path, record in content['leaves'].items()
-  }
+  dtypes = {}
+  for path, record in content['leaves'].items():
+    try:
+      host_arrays.dtype(record['dtype'])
+    except TypeError as error:
+      raise errors.Damaged(
+        f'{place}: leaf {path}: {error}; use another step'
+      ) from None
+    dtypes[path.replace('/', '.')] = record['dtype']
   for name in content['files']:
     folder, _, chunk = name.removeprefix('state/').rpartition('/')
     # The header of an array, '.zarray', is the only other file beside chunks.
@@ -340,6 +348,14 @@ def _check_finite(place: Path, content: dict[str, Any]) -> None:
 def _is_step(name: str) -> bool:
   # '0000000000000009' would be step 9 twice: only the one form that lm writes.
   return bool(re.fullmatch('[0-9]{8,18}', name)) and f'{int(name):08d}' == name
+
+
+def _check_no_link(workdir: str | os.PathLike[str]) -> None:
+  if root(workdir).is_symlink():
+    raise errors.Storage(
+      f'{root(workdir)}: is a link, which could lead out of the run: put the '
+      'folder there that it leads to'
+    )
 
 
 def _check_there(workdir: str | os.PathLike[str], step: int) -> None:

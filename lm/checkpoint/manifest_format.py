@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath
-import stat
 from typing import Any
+
+from lm.runtime import regular_files
 
 LARGEST_BYTES = 1 << 26  # a manifest of 100,000 leaves has 25 MB
 VERSION = 1
@@ -37,24 +38,9 @@ def own_hash(content: dict[str, Any]) -> str:
   return hashlib.sha256(encode(rest)).hexdigest()
 
 
-def open_regular(path: Path) -> Any:
-  """Opens a regular file for reading.
-
-  Raises:
-    OSError: it is a link, a pipe or a device, which could lead elsewhere or
-      never end.
-  """
-  fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-  file = os.fdopen(fd, 'rb')
-  if not stat.S_ISREG(os.fstat(fd).st_mode):
-    file.close()
-    raise OSError(0, 'not a regular file')
-  return file
-
-
 def file_hash(path: Path, *, sync: bool = False) -> str:
   """Hashes a file; `sync` first makes it survive a power cut."""
-  with open_regular(path) as file:
+  with regular_files.open_read(path) as file:
     if sync:
       os.fsync(file.fileno())
     return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -17,11 +17,12 @@ import time
 
 from lm import errors
 from lm.checkpoint import manifest
-from lm.runtime import faults
+from lm.runtime import faults, regular_files
 
 _FOLDER = 'read_locks'
 _OLDEST_SECONDS = 3600.0  # a forgotten lock must not fill the disk for ever
 _WAIT_SECONDS = 10.0
+_NAME_BYTES = 1024  # more than the name of a host has
 
 
 @contextlib.contextmanager
@@ -128,8 +129,8 @@ def delete(path: Path, step: int | None = None) -> None:
 def _is_held(path: Path) -> bool:
   if time.time() - path.stat().st_mtime > _OLDEST_SECONDS:
     return False
-  with path.open() as file:
-    if file.read() != socket.gethostname():
+  with regular_files.open_read(path) as file:
+    if file.read(_NAME_BYTES) != socket.gethostname().encode():
       # Another host's `flock` may not reach this one; only age can tell.
       return True
     try:
@@ -144,7 +145,7 @@ def _is_held(path: Path) -> bool:
 def _excluding(folder: Path) -> Iterator[None]:
   """Lets one process at a time lock or remove a step."""
   deadline = time.monotonic() + _WAIT_SECONDS
-  with (folder / '.lock').open('a') as file:
+  with regular_files.open_append(folder / '.lock') as file:
     while True:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

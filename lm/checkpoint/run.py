@@ -19,6 +19,7 @@ CHANGEABLE_KEYS = (
   'eval_every',
   'evals',
   'evaluate',
+  'grace_seconds',
   'keep',
   'keep_every',
   'log_every',

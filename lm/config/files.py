@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from lm import errors
 from lm.config import data_folder, specs, untrusted, values
 from lm.config.values import Config, ConfigError, did_you_mean
 
@@ -190,5 +191,6 @@ def _check_aliases(c: Config) -> None:
 def store(c: Config, path: Path) -> None:
   """Writes a config so that a kill leaves the old one or the new one."""
   part = path.with_name(f'{path.name}.part')
-  part.write_text(values.to_json(c) + '\n')
-  part.replace(path)
+  with errors.writing(path):
+    part.write_text(values.to_json(c) + '\n')
+    part.replace(path)

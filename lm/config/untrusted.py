@@ -213,12 +213,19 @@ def check_files(
       '://' in value
       or not lies_inside(value)
       or not all(map(lies_inside, glob.iglob(value, recursive=True)))
+      or not all(map(lies_inside, _below(value)))
     ):
       where = value.rpartition('/')[0] or '.'
       raise ConfigError(
         f'{place}: {show(value)} lies outside of {folder}, whose config names '
         f'it: if it may be read, add --trust={where}/'
       )
+
+
+def _below(folder: str) -> Iterator[str]:
+  """Lists what lies in a folder, such as one of shards, at any depth."""
+  for place, folders, files in os.walk(folder):
+    yield from (os.path.join(place, name) for name in (*folders, *files))
 
 
 def _words() -> Iterator[str]:

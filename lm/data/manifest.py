@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.data import names
+from lm.runtime import regular_files
 
 FORMAT = 1
 NAME = 'manifest.json'
@@ -105,7 +106,7 @@ def load(directory: Path) -> Manifest:
   """
   where = names.short(directory)
   try:
-    data = (directory / NAME).read_bytes()
+    data = regular_files.read(directory / NAME)
   except OSError as e:
     raise ValueError(
       f'dataset {where}: {NAME} cannot be read ({e.strerror}); give a '

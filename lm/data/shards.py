@@ -8,6 +8,7 @@ where the one before it is eos.
 
 import bisect
 from collections.abc import Iterable, Sequence
+import errno
 import hashlib
 import itertools
 import os
@@ -144,6 +145,12 @@ class _Blocks:
     try:
       memory = np.memmap(file, np.uint8, 'r')
     except OSError as e:
+      if e.errno == errno.ENOMEM:
+        raise ValueError(
+          f'shard {self.path}: the system gives this process no more memory '
+          'maps, of which each shard needs two: raise vm.max_map_count, or '
+          'prepare larger shards'
+        ) from e
       raise ValueError(
         f'shard {self.path}: cannot be read ({e.strerror}); {_FIX}'
       ) from e

@@ -18,6 +18,7 @@ import numpy as np
 
 from lm import config, errors, loss, types
 from lm.data import objectives, shards, windows
+from lm.runtime import regular_files
 
 NAME = 'probe.json'
 ROWS = 64
@@ -204,7 +205,8 @@ def load(path: Path) -> Probe:
     errors.Damaged: the file holds something else.
   """
   try:
-    content = json.loads(path.read_bytes())
+    with regular_files.open_read(path) as file:
+      content = json.load(file)
     digest = content.pop('sha256')
     if digest != _sha256(content):
       raise ValueError('its sha256 differs')

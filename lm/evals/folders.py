@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm import checkpoint, errors
-from lm.checkpoint import bucket, bucket_reader, manifest
+from lm.checkpoint import bucket, bucket_reader, manifest, run_folder
 from lm.evals import records
 
 
@@ -79,6 +79,7 @@ class LocalFolder:
     manifest.root(self.folder)  # refuses an address
     if not self.folder.is_dir():
       raise errors.Missing(f'{self.folder}: no such folder: check --workdir')
+    run_folder.check(self.folder)
     with (self.folder / 'evals.lock').open('a') as self._lock:
       yield
 

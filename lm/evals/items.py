@@ -26,6 +26,7 @@ from typing import Any
 import zlib
 
 from lm import config, errors
+from lm.runtime import regular_files
 
 _EVALUATOR = re.compile(r'\w[\w.+-]*')
 _FILE = re.compile(r'(\d{8,})\.[0-9a-f]{12}\.jsonl\.gz')
@@ -64,7 +65,7 @@ def write(
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
-    with part.open('wb') as file:
+    with errors.writing(path), part.open('wb') as file:
       # Without a time and a name, which would differ between equal files.
       with gzip.GzipFile('', 'wb', 6, file, mtime=0) as packed:
         packed.write(text)
@@ -88,7 +89,8 @@ def read(
   """
   path, records = Path(path), []
   try:
-    text = gzip.decompress(path.read_bytes())
+    with regular_files.open_read(path) as file:
+      text = gzip.decompress(file.read())
     records = [_loads(line) for line in text.splitlines()]
     problem = _problem(records, path)
   except FileNotFoundError:

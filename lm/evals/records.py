@@ -33,6 +33,19 @@ class Record(TypedDict):
   metrics: dict[str, Any]
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+  """Reads the lines of a file that may not be there yet, in their order.
+
+  What is no evaluation is left out.
+  """
+  return [
+    line
+    for line in metrics_log.read(path)
+    if all(isinstance(line.get(name), str) for name in EvaluationKey._fields)
+    and isinstance(line.get('metrics'), dict)
+  ]
+
+
 def read(workdir: str | Path) -> list[Record]:
   """Reads the evaluations of a run, the earliest step first.
 
@@ -43,7 +56,7 @@ def read(workdir: str | Path) -> list[Record]:
     workdir: folder of the run.
   """
   metrics: dict[tuple[int, str], dict[str, Any]] = {}
-  for line in metrics_log.read(Path(workdir) / NAME):
+  for line in lines(Path(workdir) / NAME):
     state = line['step'], line['checkpoint']
     metrics.setdefault(state, {}).update(line['metrics'])
   return [
@@ -56,5 +69,5 @@ def keys(path: Path) -> set[EvaluationKey]:
   """Lists the keys of the evaluations in a file that may not be there yet."""
   return {
     EvaluationKey(*(line[name] for name in EvaluationKey._fields))
-    for line in metrics_log.read(path)
+    for line in lines(path)
   }

@@ -134,7 +134,7 @@ class RunEvaluation:
       self.place.folder,
       meta,
       self.steps(),
-      metrics_log.read(self.path),
+      records.lines(self.path),
     )
 
   def _evaluate_present(self) -> bool:
@@ -221,7 +221,7 @@ class RunEvaluation:
 
   def _check(self) -> None:
     """Checks that the run has results, and names wanted steps it lacks."""
-    lines, steps = metrics_log.read(self.path), self.place.steps()
+    lines, steps = records.lines(self.path), self.place.steps()
     if isinstance(self._steps, tuple):
       have = ', '.join(map(str, steps[-5:])) or 'none'
       for step in sorted({*self._steps} - {*steps}):

@@ -88,7 +88,7 @@ def export(
     if refusal is not None:
       shutil.rmtree(part)
       part.mkdir()
-    metrics_log.append(part / REPORT, report)
+    (part / REPORT).write_text(f'{metrics_log.to_json(report)}\n')
     (output / REPORT).unlink(missing_ok=True)  # of an earlier refusal
     part.rename(output)
   print(_table(report), flush=True)

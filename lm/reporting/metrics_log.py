@@ -4,20 +4,26 @@ Everywhere in this file, `step` counts finished updates: a line of step 10 was
 written after ten updates, and a run that resumes at step 10 keeps it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import importlib.util
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+import re
+from typing import Any, TypeVar
 import unicodedata
+import zlib
 
 import jax
 
-from lm import metrics, types
+from lm import errors, metrics, types
+from lm.checkpoint import manifest
+from lm.runtime import regular_files
 
+T = TypeVar('T')
 _NOT_FINITE = ('NaN', 'Infinity', '-Infinity')
+_LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n')
 
 
 def number(value: Any) -> int | float:
@@ -53,11 +59,27 @@ def _readable(value: Any) -> Any:
   return float(value) if value in _NOT_FINITE else value
 
 
+def to_json(record: Mapping[str, Any]) -> str:
+  """Writes a record as one line of JSON."""
+  return json.dumps(_writable(record), allow_nan=False)
+
+
 def append(path: Path, record: Mapping[str, Any]) -> None:
-  """Appends one JSON object as a line, which survives a kill of the program."""
-  line = json.dumps(_writable(record), allow_nan=False).encode() + b'\n'
-  with path.open('ab+') as f:
-    if f.tell():
+  """Appends one JSON object as a line, which survives a kill of the program.
+
+  Its last field, `crc32`, is that of the line without this field.
+
+  Raises:
+    errors.Storage: the file is a link or a pipe, or cannot be written.
+  """
+  text = to_json(record)
+  checksum = zlib.crc32(text.encode())
+  line = f'{text[:-1]}, "crc32": "{checksum:08x}"}}\n'.encode()
+  with (
+    errors.writing(path),
+    _open(path, regular_files.open_append) as f,
+  ):
+    if f.seek(0, os.SEEK_END):
       f.seek(-1, os.SEEK_END)
       if f.read(1) != b'\n':
         # The program was killed within the last line: keep this one apart.
@@ -65,38 +87,50 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     f.write(line)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  whole = line.endswith(b'\n') and isinstance(record, dict)
-  return (
-    _readable(record) if whole and type(record.get('step')) is int else None
-  )
-
-
 def read(path: Path) -> list[dict[str, Any]]:
-  """Reads the records of a .jsonl file, without a line that a kill has cut."""
-  if not path.exists():
+  """Reads the records of a .jsonl file, without a line that a kill has cut.
+
+  A line without its checksum, or with a wrong one, is left out, and costs one
+  warning for the file.
+
+  Raises:
+    errors.Storage: the file is a link or a pipe, or cannot be read.
+  """
+  records, bad = [], 0
+  try:
+    with _open(path, regular_files.open_read) as f:
+      for line in f:
+        record = _parse(line)
+        if record is not None:
+          records.append(record)
+        elif line.endswith(b'\n'):
+          bad += 1
+  except FileNotFoundError:
     return []
-  with path.open('rb') as f:
-    return [r for r in map(_parse, f) if r is not None]
+  if bad:
+    manifest.warn(f'{path}: lines without a right checksum are left out: {bad}')
+  return records
 
 
 def trim(path: Path, step: int) -> None:
-  """Drops the lines of later steps and those that a kill has cut.
+  """Drops the lines of later steps and the end that a kill has cut.
 
-  The file is replaced by one rename: a kill meanwhile leaves all of it.
+  Lines that cannot be read stay. The file is replaced by one rename: a kill
+  meanwhile leaves all of it.
+
+  Raises:
+    errors.Storage: the file is a link or a pipe, or cannot be read.
   """
-  if not path.exists():
-    return
   part = path.with_name(f'{path.name}.part')
   dropped = False
-  with path.open('rb') as old, part.open('wb') as new:
+  try:
+    old = _open(path, regular_files.open_read)
+  except FileNotFoundError:
+    return
+  with old, errors.writing(part), part.open('wb') as new:
     for line in old:
       record = _parse(line)
-      if record is None or record['step'] > step:
+      if not line.endswith(b'\n') or (record and record['step'] > step):
         dropped = True
       else:
         new.write(line)
@@ -106,6 +140,31 @@ def trim(path: Path, step: int) -> None:
     part.replace(path)
   else:
     part.unlink()
+
+
+def _open(path: Path, how: Callable[[Path], T]) -> T:
+  try:
+    return how(path)
+  except FileNotFoundError:
+    raise
+  except OSError as error:
+    raise errors.Storage(
+      f'{errors.refusal(error)}: put a plain file there'
+    ) from error
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  """Reads a line; None if it is not one that `append` has written."""
+  match = _LINE.fullmatch(line)
+  if match is None or zlib.crc32(match[1] + b'}') != int(match[2], 16):
+    return None
+  try:
+    record = json.loads(match[1] + b'}')
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(record, dict) or type(record.get('step')) is not int:
+    return None
+  return _readable(record)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from lm import config
+from lm.evals import records as eval_records
 from lm.reporting import metrics_log
 
 
@@ -61,7 +62,7 @@ def report(
   seen = [(0, 0), *((r['step'], r['tokens']) for r in records if 'tokens' in r)]
   steps, seen_tokens = zip(*seen, strict=True)
   points: dict[str, list[tuple[float, float]]] = {}
-  for record in metrics_log.read(workdir / 'evals.jsonl'):
+  for record in eval_records.lines(workdir / 'evals.jsonl'):
     for name, value in record['metrics'].items():
       if name.rpartition('/')[2] == bits:
         x = float(np.interp(record['step'], steps, seen_tokens))

@@ -42,7 +42,7 @@ class Stop:
     requested: True once a signal has come.
   """
 
-  def __init__(self, deadline_seconds: float = 25.0):
+  def __init__(self, deadline_seconds: float):
     """Prepares to listen.
 
     Args:

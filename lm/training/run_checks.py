@@ -32,6 +32,11 @@ def trainable(
     raise config.ConfigError(
       f'init_paths: {c.init_paths} without init_from: say of which run'
     )
+  if c.grace_seconds == 0:
+    raise config.ConfigError(
+      'grace_seconds: 0 leaves no time to save: give what the scheduler grants'
+      ' after SIGTERM, less five'
+    )
   early_stopping.check(c)
   if not bucket.is_address(workdir):
     return

@@ -290,7 +290,11 @@ def checkpointer(
 ) -> checkpoint.Checkpointer:
   """Makes the writer of a run's checkpoints, which keeps what `c` says."""
   return checkpoint.Checkpointer(
-    folder, keep=c.keep, keep_every=c.keep_every or None, group=group
+    folder,
+    keep=c.keep,
+    keep_every=c.keep_every or None,
+    group=group,
+    grace_seconds=c.grace_seconds,
   )
 
 

@@ -282,7 +282,7 @@ def test_a_pipe_does_not_hang(workdir):
     path = manifest.directory(workdir, 3) / name
     path.unlink()
     os.mkfifo(path)
-    check_refused(workdir, 3, 'truncated|not a regular file')
+    check_refused(workdir, 3, 'truncated|is no plain file')
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import re
 import threading
 
 import jax
@@ -373,4 +374,26 @@ def test_an_address_is_no_folder(workdir):
   assert str(caught.value) == (
     f'{workdir}: not a folder of this machine: give one, and copy it up, or'
     ' mount the bucket'
+  )
+
+
+@pytest.mark.parametrize('kind', [object, 'S3', 'U3', 'datetime64[s]'])
+def test_a_leaf_that_holds_no_numbers_is_refused(tmp_path, kind):
+  state = {'params': {'a': np.empty(0, kind)}}
+  with pytest.raises(ValueError, match='params/a cannot be stored'):
+    checkpoint.save(tmp_path, 1, state)
+  assert checkpoint.steps(tmp_path) == []
+
+
+def test_a_slow_save_is_warned_of_once(tmp_path, capfd, monkeypatch):
+  monkeypatch.setenv('FAULT', 'slow_save@0.2')
+  with checkpoint.Checkpointer(tmp_path, grace_seconds=0.3) as saver:
+    for step in (1, 2, 3):
+      saver.save(step, {'params': {'a': np.zeros(3)}}, {})
+  (line,) = capfd.readouterr().err.splitlines()
+  assert re.fullmatch(
+    rf'lm: {tmp_path}/checkpoints: saving step 1 took 0\.\d s, over half of '
+    r'grace_seconds=0\.3: a run that is stopped may not save in time; set it '
+    'to what the scheduler grants, less five',
+    line,
   )

@@ -1,7 +1,9 @@
 """Datasets on disk: written whole, read exactly, damage never silent."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 import random
 import shutil
@@ -384,3 +386,12 @@ def test_fingerprint_names_the_content(dataset, tmp_path):
   assert file['sha256'] == hashlib.sha256(data).hexdigest()
   other = writer.write(tmp_path / 'other', TEXTS, WORDS, shard_tokens=300)
   assert other.fingerprint != one.fingerprint
+
+
+def test_too_few_memory_maps_are_told_apart_from_damage(dataset, monkeypatch):
+  def refuse(*unused, **kw):
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+  monkeypatch.setattr(np, 'memmap', refuse)
+  with pytest.raises(ValueError, match='no more memory maps'):
+    shards.load(dataset)

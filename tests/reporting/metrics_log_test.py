@@ -3,7 +3,10 @@
 import io
 import json
 import math
+import os
 from pathlib import Path
+import re
+import resource
 import sys
 from types import ModuleType
 
@@ -11,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, types
+from lm import config, errors, types
 from lm.reporting import metrics_log, plot, progress
 
 
 def lines(workdir: Path) -> list[dict]:
   text = (workdir / 'metrics.jsonl').read_text()
   assert text.endswith('\n')
-  return [json.loads(line) for line in text.splitlines()]
+  records = [json.loads(line) for line in text.splitlines()]
+  for record in records:
+    assert re.fullmatch('[0-9a-f]{8}', record.pop('crc32'))
+  return records
 
 
 # --- metrics.jsonl
@@ -121,6 +127,76 @@ def test_append_does_not_join_a_torn_line(tmp_path):
   path.write_bytes(b'{"step": 1, "met')
   metrics_log.append(path, {'step': 2, 'metrics': {'a': 1.0}})
   assert metrics_log.read(path) == [{'step': 2, 'metrics': {'a': 1.0}}]
+
+
+def test_no_flipped_bit_of_a_line_is_read(tmp_path, capfd):
+  path = tmp_path / 'metrics.jsonl'
+  for step in (1, 2, 3):
+    metrics_log.append(path, {'step': step, 'x': 0.5})
+  whole, first = path.read_bytes(), metrics_log.read(path)
+  start = whole.index(b'\n') + 1
+  end = whole.index(b'\n', start) - 1
+  for byte in range(start, end):
+    for bit in range(8):
+      bad = bytearray(whole)
+      bad[byte] ^= 1 << bit
+      path.write_bytes(bad)
+      assert metrics_log.read(path) in ([first[0], first[2]], [first[0]]), byte
+  path.write_bytes(whole)
+  assert metrics_log.read(path) == first
+  # A file costs one warning, however often it is read.
+  assert len(capfd.readouterr().err.splitlines()) <= 2
+
+
+def test_lines_without_a_checksum_are_left_out_and_stay(tmp_path, capfd):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1, "x": 2.0}\n[1]\n{"crc32": "00000000"}\n')
+  metrics_log.append(path, {'step': 2})
+  metrics_log.append(path, {'step': 9})
+  for _ in range(2):
+    assert metrics_log.read(path) == [{'step': 2}, {'step': 9}]
+  assert capfd.readouterr().err == (
+    f'lm: {path}: lines without a right checksum are left out: 3\n'
+  )
+  metrics_log.trim(path, 5)
+  assert path.read_text().startswith('{"step": 1, "x": 2.0}\n[1]\n')
+  assert metrics_log.read(path) == [{'step': 2}]
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  path = tmp_path / 'metrics.jsonl'
+  metrics_log.append(path, {'step': 1})
+  whole = path.read_bytes()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 5, hard))
+  try:
+    with pytest.raises(errors.Storage) as error:
+      metrics_log.append(path, {'step': 2, 'x': 1.0})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert re.fullmatch(
+    rf'{path}: cannot be written: File too large \(\d+ bytes free\): make room,'
+    ' or make it writable',
+    str(error.value),
+  )
+  assert metrics_log.read(path) == [{'step': 1}]
+  metrics_log.append(path, {'step': 3})
+  assert metrics_log.read(path) == [{'step': 1}, {'step': 3}]
+
+
+@pytest.mark.parametrize(
+  'make', [os.mkfifo, lambda x: x.symlink_to('/dev/zero')]
+)
+def test_a_log_that_is_no_plain_file_is_refused(tmp_path, make):
+  path = tmp_path / 'metrics.jsonl'
+  make(path)
+  for use in (
+    metrics_log.read,
+    lambda x: metrics_log.append(x, {'step': 1}),
+    lambda x: metrics_log.trim(x, 1),
+  ):
+    with pytest.raises(errors.Storage, match='is no plain file but a'):
+      use(path)
 
 
 def test_trim_swaps_the_file_at_once(tmp_path, monkeypatch):
@@ -255,7 +331,11 @@ def test_report_draws_training_evals_and_bzip2(tmp_path, monkeypatch):
   for step in (0, 15):
     metrics_log.append(
       tmp_path / 'evals.jsonl',
-      {'step': step, 'checkpoint': 'x', 'metrics': {'v/bits_per_byte': 2.0}},
+      {
+        **dict.fromkeys(('checkpoint', 'evaluator', 'task', 'code'), 'x'),
+        'step': step,
+        'metrics': {'v/bits_per_byte': 2.0},
+      },
     )
   drawn = []
   save = plot.Figure.savefig

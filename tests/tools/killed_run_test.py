@@ -1,18 +1,18 @@
 """The tool that kills runs and draws them: tools/killed_run.py."""
 
-import json
 import sys
 
 import pytest
 
+from lm.reporting import metrics_log
 from tools import killed_run
 
 # Logs a step every tenth of a second until it is killed.
 LOGS = (
-  'import json, sys, time\n'
+  'import pathlib, sys, time\n'
+  'from lm.reporting import metrics_log\n'
   'for step in range(1, int(sys.argv[2])):\n'
-  '  with open(sys.argv[1], "a") as file:\n'
-  '    print(json.dumps({"step": step}), file=file)\n'
+  '  metrics_log.append(pathlib.Path(sys.argv[1]), {"step": step})\n'
   '  time.sleep(0.1)\n'
 )
 
@@ -31,10 +31,9 @@ def test_a_run_is_killed_once_it_has_logged_a_step(tmp_path):
 def test_the_picture_shows_both_runs(tmp_path):
   for name in ('whole', 'killed'):
     (tmp_path / name).mkdir()
-    (tmp_path / name / 'metrics.jsonl').write_text(
-      '\n'.join(json.dumps({'step': n, 'loss_nats': 1 / n}) for n in (1, 2, 3))
-      + '\n'
-    )
+    for n in (1, 2, 3):
+      record = {'step': n, 'loss_nats': 1 / n}
+      metrics_log.append(tmp_path / name / 'metrics.jsonl', record)
   picture = tmp_path / 'images' / 'killed.png'
   killed_run.draw(
     tmp_path / 'whole', tmp_path / 'killed', [2], picture, 'the same bits'

@@ -435,7 +435,7 @@ def test_a_stop_is_heard_in_the_main_thread_alone():
   found = []
 
   def run():
-    with signals.Stop() as stop:
+    with signals.Stop(25.0) as stop:
       found.append(stop.requested)
 
   thread = threading.Thread(target=run)
@@ -443,7 +443,7 @@ def test_a_stop_is_heard_in_the_main_thread_alone():
   thread.join()
   assert found == [False]
   before = signal.getsignal(signal.SIGTERM)
-  with signals.Stop() as stop:
+  with signals.Stop(25.0) as stop:
     signal.raise_signal(signal.SIGTERM)
     deadline = time.monotonic() + programs.PATIENCE_SECONDS
     while not stop.requested:

@@ -6,6 +6,7 @@ import pytest
 from lm import config, plan, train, types
 from lm.data import objectives
 from lm.planning import cost, topology
+from lm.runtime import signals
 from lm.training import program as program_lib
 from lm.training import setup
 from tests import programs
@@ -131,3 +132,21 @@ def test_what_happens_every_so_many_steps_happens_after_the_last_one(data):
   )
   assert [n for n in range(1, 11) if run.due(n, 4)] == [4, 8, 10]
   assert not any(run.due(n, 0) for n in range(1, 11))
+
+
+def test_a_run_keeps_to_the_seconds_that_its_scheduler_grants(
+  data, tmp_path, monkeypatch
+):
+  granted = []
+
+  class Stop(signals.Stop):
+    def __init__(self, deadline_seconds):
+      granted.append(deadline_seconds)
+      super().__init__(deadline_seconds)
+
+  monkeypatch.setattr(signals, 'Stop', Stop)
+  c = programs.on_eight(data, steps=5, grace_seconds=115)
+  train.train(c, tmp_path / 'run')
+  assert granted == [115.0]
+  with pytest.raises(config.ConfigError, match='grace_seconds: 0 leaves no'):
+    train.train(programs.on_eight(data, grace_seconds=0), tmp_path / 'other')

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from lm.data import names
+from lm.runtime import regular_files
 
 
 def read(path: str) -> bytes:
@@ -14,7 +15,7 @@ def read(path: str) -> bytes:
     ValueError: the file cannot be read.
   """
   try:
-    return Path(path).read_bytes()
+    return regular_files.read(Path(path))
   except OSError as e:
     raise error(
       path,

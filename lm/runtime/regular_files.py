@@ -1,0 +1,80 @@
+"""Files of a run's folder: plain files, which lead nowhere and end.
+
+Whoever gives a run away may have put a link there, which leads out of the
+folder, or a pipe or device, at which a program would wait for ever.
+"""
+
+import errno
+import io
+import os
+from pathlib import Path
+import stat
+
+# A pipe without a partner then gives an error or the end, and does not block.
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def open_read(path: Path) -> io.BufferedReader:
+  """Opens a plain file for reading.
+
+  Raises:
+    FileNotFoundError: there is none.
+    OSError: it is something else, or cannot be read.
+  """
+  return os.fdopen(_opened(path, os.O_RDONLY), 'rb')
+
+
+def read(path: Path) -> bytes:
+  """Reads a file that its user has named, through links too.
+
+  Raises:
+    FileNotFoundError: there is none.
+    OSError: it is a folder, a pipe or a device, or cannot be read.
+  """
+  with open_read(path.resolve()) as file:
+    return file.read()
+
+
+def open_append(path: Path) -> io.BufferedRandom:
+  """Opens a plain file for reading, and for writing at its end; may make it.
+
+  Raises:
+    OSError: it is something else, or cannot be written.
+  """
+  fd = _opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+  return os.fdopen(fd, 'rb+')
+
+
+def kind(path: Path) -> str | None:
+  """Says what a name stands for: 'folder', 'file', 'link' or 'pipe or device'.
+
+  None where there is nothing.
+  """
+  try:
+    mode = path.lstat().st_mode
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  if stat.S_ISLNK(mode):
+    return 'link'
+  if stat.S_ISDIR(mode):
+    return 'folder'
+  return 'file' if stat.S_ISREG(mode) else 'pipe or device'
+
+
+def _opened(path: Path, flags: int) -> int:
+  try:
+    fd = os.open(path, flags | _FLAGS, 0o666)
+  except OSError as error:
+    if error.errno not in (errno.ELOOP, errno.ENXIO):
+      raise
+    raise _not_plain(path) from error
+  if not stat.S_ISREG(os.fstat(fd).st_mode):
+    os.close(fd)
+    raise _not_plain(path)
+  return fd
+
+
+def _not_plain(path: Path) -> OSError:
+  return OSError(
+    errno.EINVAL, f'is no plain file but a {kind(path)}', str(path)
+  )
