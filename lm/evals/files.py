@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import csv
-import io
 from typing import Any
 
 from lm.data import names
@@ -34,8 +32,7 @@ def checked(path: str, name: str) -> Iterator[None]:
 
 def table(path: str, delimiter: str = '\t') -> list[dict[str, str]]:
   """Reads the rows of a table whose first line names the columns."""
-  file = io.StringIO(record_files.text(path), newline='')
-  return list(csv.DictReader(file, delimiter=delimiter))
+  return list(record_files.table(path, 'a table', delimiter))
 
 
 def check_not_empty(rows: Sequence[Any]) -> None:
