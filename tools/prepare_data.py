@@ -5,7 +5,8 @@
 
 writes data/web/manifest.json and its shards, and prints a report. With
 `--split-valid 0.01` it writes data/web/train and data/web/valid: the hash of a
-document decides, so a document and its copies fall on the same side.
+document decides, so a document and its copies fall on the same side. Where a
+side would be empty, as with a single text, the end of each is for validation.
 """
 
 import argparse
@@ -27,10 +28,13 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     '--input',
     action='append',
     required=True,
-    help=f'file or quoted pattern; repeatable; {", ".join(documents.KINDS)}',
+    help='file, folder or quoted pattern; repeatable; packed or not: '
+    f'{", ".join(documents.KINDS)}',
   )
   parser.add_argument(
-    '--field', default=default.field, help='of JSON lines and Parquet'
+    '--field',
+    default=default.field,
+    help='of JSON, CSV, TSV and Parquet; a.b is field b inside of field a',
   )
   parser.add_argument(
     '--unit',
@@ -48,7 +52,8 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     '--max-document-bytes',
     type=int,
     default=default.max_bytes,
-    help='longer texts are cut, longer JSON lines left out',
+    help='longer texts are cut, longer JSON lines left out, other longer '
+    'records refused',
   )
 
 

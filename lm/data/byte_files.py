@@ -122,7 +122,7 @@ def text(path: str, subject: str) -> str:
     return data.decode()
   except UnicodeDecodeError as e:
     line = data.count(b'\n', 0, e.start) + 1
-    raise _not_utf8(f'{subject} {names.short(path)}: line {line}', e) from e
+    raise not_utf8(f'{subject} {names.short(path)}: line {line}', e) from e
 
 
 def decoded(data: bytes, where: str) -> str:
@@ -130,14 +130,18 @@ def decoded(data: bytes, where: str) -> str:
   try:
     return data.decode()
   except UnicodeDecodeError as e:
-    raise _not_utf8(where, e) from e
+    raise not_utf8(where, e) from e
 
 
-def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
-  return ValueError(
-    f'{where}: byte 0x{error.object[error.start]:02x} is not UTF-8 '
-    f'({_guess(error.object)}?); convert the file to UTF-8'
-  )
+def not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
+  """Makes the error of a byte that is not UTF-8."""
+  return ValueError(f'{where}: {cause(error)}; convert the file to UTF-8')
+
+
+def cause(error: UnicodeDecodeError) -> str:
+  """Names a byte that is not UTF-8, and an encoding that it may be from."""
+  byte, guess = error.object[error.start], _guess(error.object)
+  return f'byte 0x{byte:02x} is not UTF-8 ({guess}?)'
 
 
 def _guess(data: bytes) -> str:

@@ -1,24 +1,26 @@
-"""Reads documents from text, JSON lines and Parquet, in bounded memory."""
+"""Reads documents from text, JSON, tables and Parquet, in bounded memory."""
 
 import collections
 from collections.abc import Iterator, Sequence
-import contextlib
-import glob
-import gzip
-import json
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
-import zlib
+import io
+import os
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-from pyarrow import parquet
+from lm.data import byte_files, json_files, names, parquet_files, tables
 
-from lm.data import names
-
-KINDS = ('.txt', '.txt.gz', '.jsonl', '.jsonl.gz', '.parquet')
+# The last two are those of WikiText.
+TEXTS = ('.txt', '.md', '.markdown', '.rst', '.tex', '.tokens', '.raw')
+JSON = ('.jsonl', '.json', '.ndjson')
+# How names end, packed or not. Parquet is known by its content too.
+KINDS = (*TEXTS, *JSON, *tables.SUFFIXES, parquet_files.SUFFIX)
 UNITS = ('file', 'line', 'paragraph')
 ERRORS = ('replace', 'skip', 'strict')
-_PARQUET_ROWS = 256  # read together
+
+
+class _Missing(NamedTuple):
+  """Stands for a field that a record does not have; null is another thing."""
+
+  fields: str  # that it has
 
 
 class Settings(NamedTuple):
@@ -27,12 +29,14 @@ class Settings(NamedTuple):
   Attributes:
     unit: what is a document in a text file: the whole 'file', a 'line', or a
       'paragraph', which ends at an empty line.
-    field: the field of the text in JSON, or its column in Parquet.
+    field: the field of the text in JSON, or its column in a table; 'a.b' is
+      the field b of the object in field a, unless a field is named 'a.b'.
     errors: what to do with text that is not Unicode and lines that are not
       JSON: 'replace' bad bytes by U+FFFD and leave out lines, 'skip' the
       document, or 'strict', which stops with an error.
     max_bytes: a longer text is cut into documents of at most this size; a
-      longer JSON line is left out.
+      longer JSON line is left out. A longer element of a JSON array, or field
+      of a table, is an error, because what follows it cannot be found.
   """
 
   unit: str = 'file'
@@ -41,32 +45,81 @@ class Settings(NamedTuple):
   max_bytes: int = 16 << 20
 
 
-def find(patterns: str | Sequence[str]) -> list[str]:
-  """Lists the files that glob patterns match, sorted, each once.
+def find(
+  patterns: str | Sequence[str],
+  counts: collections.Counter[str] | None = None,
+) -> list[str]:
+  """Lists files, sorted, each once, however often and by what path it is named.
+
+  Args:
+    patterns: names of files, folders, whose files of a known kind are read at
+      any depth, and glob patterns. What names a file is not taken for a
+      pattern.
+    counts: the number of files in folders that are of no known kind is added
+      here.
 
   Raises:
     ValueError: a pattern matches nothing, or a file is of an unknown kind.
   """
   if isinstance(patterns, str):
     patterns = [patterns]
-  result: set[str] = set()
+  found: set[str] = set()
   for pattern in patterns:
-    # A name is itself before it is a pattern: `a[1].txt` may exist.
-    named = [pattern, *glob.glob(pattern, recursive=True)]
-    files = [file for file in named if Path(file).is_file()]
+    if os.path.isdir(pattern):
+      files = list(_inside(pattern))
+      known = [file for file in files if _suffix(file) in KINDS]
+      if not known:
+        raise ValueError(
+          f'input {names.short(pattern)}: no file of a known kind in this '
+          'folder; name its files by a pattern'
+        )
+      if counts is not None and len(known) < len(files):
+        counts['files of another kind, left out'] += len(files) - len(known)
+      found.update(known)
+      continue
+    files = byte_files.matching(pattern)
     if not files:
       raise ValueError(
         f'input {names.short(pattern)}: no such file; check the path, and '
         'quote a pattern'
       )
-    result.update(files)
-  for file in sorted(result):
-    if not file.endswith(KINDS):
-      raise ValueError(
-        f'input {names.short(file)}: unknown kind; give one of '
-        f'{", ".join(KINDS)}'
-      )
-  return sorted(result)
+    for file in files:
+      if _suffix(file) not in KINDS:
+        raise ValueError(
+          f'input {names.short(file)}: unknown kind; give one of '
+          f'{", ".join(KINDS)}'
+        )
+    found.update(files)
+  # By its real path a file is the same under two names.
+  return sorted({os.path.realpath(x): x for x in sorted(found)[::-1]}.values())
+
+
+def _inside(folder: str) -> Iterator[str]:
+  """Lists the files of a folder at any depth, but no hidden ones.
+
+  Raises:
+    ValueError: a folder in it cannot be read.
+  """
+
+  def refuse(error: OSError) -> None:
+    name = names.short(error.filename)
+    raise ValueError(
+      f'input {name}: cannot be read ({error.strerror}); check it'
+    ) from error
+
+  for place, folders, files in os.walk(folder, onerror=refuse):
+    folders[:] = [x for x in folders if not x.startswith('.')]
+    for file in files:
+      path = os.path.join(place, file)
+      if not file.startswith('.') and os.path.isfile(path):
+        yield path
+
+
+def _suffix(file: str) -> str:
+  """Returns the suffix of what a file holds, which Parquet says itself."""
+  if parquet_files.is_parquet(file):
+    return parquet_files.SUFFIX
+  return byte_files.suffix(file)
 
 
 def read(
@@ -89,24 +142,15 @@ def read(
   _check(settings)
   for file in files:
     counts['files'] += 1
-    where = names.short(file)
-    try:
-      for n, raw in enumerate(_raw(file, settings, counts)):
-        text = _decode(raw, settings, counts, f'{where}: document {n}')
-        if text:
-          counts['documents'] += 1
-          counts['bytes'] += len(text.encode())
-          yield text
-        elif text is not None:
-          counts['empty, left out'] += 1
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException) as e:
-      raise ValueError(
-        f'input {where}: damaged ({_line(e)}); fetch it again'
-      ) from e
-    except OSError as e:
-      raise ValueError(
-        f'input {where}: cannot be read ({e.strerror or _line(e)}); check it'
-      ) from e
+    for n, (place, raw) in enumerate(_raw(file, settings, counts)):
+      where = f'input {names.short(file)}: {place}document {n}'
+      text = _decode(raw, settings, counts, where)
+      if text:
+        counts['documents'] += 1
+        counts['bytes'] += len(text.encode())
+        yield text
+      elif text is not None:
+        counts['empty, left out'] += 1
   if not counts['documents']:
     why = ', '.join(f'{n} {word}' for word, n in counts.items())
     raise ValueError(
@@ -131,25 +175,38 @@ def _check(settings: Settings) -> None:
 
 def _raw(
   file: str, settings: Settings, counts: collections.Counter[str]
-) -> Iterator[bytes | str]:
-  """Reads the texts of a file, which may not be Unicode yet."""
-  if file.endswith('.parquet'):
-    yield from _parquet(file, settings, counts)
+) -> Iterator[tuple[str, bytes | str]]:
+  """Reads the texts of a file, which may not be Unicode yet.
+
+  Yields:
+    Where a text is, for errors, such as 'line 3: ' or '', and the text.
+  """
+  suffix = _suffix(file)
+  if suffix == parquet_files.SUFFIX:
+    for place, value in parquet_files.rows(file, settings.field):
+      text = _text(value, file, place, settings, counts)
+      for piece in () if text is None else _pieces(text, settings, counts):
+        yield f'{place}: ', piece
     return
-  with contextlib.ExitStack() as stack:
-    stream: BinaryIO = stack.enter_context(open(file, 'rb'))
-    if file.endswith('.gz'):
-      stream = cast(
-        BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=stream))
-      )
-    if file.endswith(('.jsonl', '.jsonl.gz')):
-      yield from _json_lines(stream, file, settings, counts)
+  with byte_files.opened(file, 'input') as stream:
+    if suffix in TEXTS:
+      for text in _texts(stream, settings, counts):
+        yield '', text
+      return
+    if suffix in tables.SUFFIXES:
+      found = _table(stream, file, settings)
     else:
-      yield from _texts(stream, settings, counts)
+      found = _json(stream, file, settings, counts)
+    for place, value in found:
+      text = _text(value, file, place, settings, counts)
+      if text is not None:
+        yield f'{place}: ', text
 
 
 def _texts(
-  stream: BinaryIO, settings: Settings, counts: collections.Counter[str]
+  stream: io.BufferedReader,
+  settings: Settings,
+  counts: collections.Counter[str],
 ) -> Iterator[bytes]:
   """Cuts a text file into its units, and units that are too long in pieces."""
   parts: list[bytes] = []  # of the current document
@@ -200,86 +257,105 @@ def _cut(data: bytes) -> int:
   return len(data)
 
 
-def _json_lines(
-  stream: BinaryIO,
+def _pieces(
+  data: bytes, settings: Settings, counts: collections.Counter[str]
+) -> Iterator[bytes]:
+  """Cuts a text that is too long in pieces."""
+  while len(data) > settings.max_bytes:
+    cut = _cut(data[: settings.max_bytes])
+    counts['pieces cut from long documents'] += 1
+    yield data[:cut]
+    data = data[cut:]
+  yield data
+
+
+def _json(
+  stream: io.BufferedReader,
   file: str,
   settings: Settings,
   counts: collections.Counter[str],
-) -> Iterator[bytes | str]:
-  """Reads the texts of JSON lines."""
-  where = names.short(file)
-  number = 0
-  while line := stream.readline(settings.max_bytes):
-    number += 1
-    if not line.endswith(b'\n') and len(line) == settings.max_bytes:
-      # The rest of the line must not be read as lines of its own.
-      while line and not line.endswith(b'\n'):
-        line = stream.readline(settings.max_bytes)
+) -> Iterator[tuple[str, Any]]:
+  """Reads where values of JSON are, and what is in their field."""
+  where = f'input {names.short(file)}'
+  # Bad bytes are kept as lone surrogates, which `_decode` treats.
+  values = json_files.values(
+    stream, where, errors='surrogateescape', most=settings.max_bytes
+  )
+  for place, value, fault in values:
+    if not fault:
+      yield place, _look_up(value, settings.field)
+    elif fault == json_files.TOO_LONG:
       counts['JSON lines too long, left out'] += 1
-      continue
-    if not line.strip():
-      continue
-    try:
-      # Bad bytes are kept as lone surrogates, which `_decode` treats.
-      record = json.loads(line.decode('utf-8', 'surrogateescape'))
-    except (ValueError, RecursionError) as e:
-      if settings.errors == 'strict':
-        raise ValueError(
-          f'input {where}: line {number} is not JSON; mend it or set errors '
-          'to skip'
-        ) from e
-      counts['lines that are not JSON, left out'] += 1
-      continue
-    text = record.get(settings.field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-      if settings.errors == 'strict':
-        keys = sorted(record)[:5] if isinstance(record, dict) else 'none'
-        raise ValueError(
-          f'input {where}: line {number} has no text in field '
-          f'{names.short(settings.field)} (fields: {str(keys)[:60]}); '
-          'set field'
-        )
-      counts['records without the field, left out'] += 1
-      continue
-    yield text
-
-
-def _parquet(
-  file: str, settings: Settings, counts: collections.Counter[str]
-) -> Iterator[bytes]:
-  """Reads the texts of a column of Parquet."""
-  where = names.short(file)
-  with parquet.ParquetFile(file) as table:
-    schema = table.schema_arrow
-    at = schema.get_field_index(settings.field)
-    kind = schema.field(at).type if at >= 0 else None
-    if kind is None or not any(
-      test(kind)
-      for test in (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-      )
-    ):
+    elif settings.errors == 'strict':
       raise ValueError(
-        f'input {where}: no column {names.short(settings.field)} of text '
-        f'(columns: {str(schema.names[:5])[:60]}); set field'
+        f'{where}: {place} {fault}; mend it or set errors to skip'
       )
-    for batch in table.iter_batches(_PARQUET_ROWS, columns=[settings.field]):
-      column: Any = batch.column(0)
-      # As bytes: Arrow does not check that a string is Unicode.
-      for value in column.cast(pa.large_binary()):
-        data = value.as_py()
-        if data is None:
-          counts['records without the field, left out'] += 1
-          continue
-        while len(data) > settings.max_bytes:
-          cut = _cut(data[: settings.max_bytes])
-          counts['pieces cut from long documents'] += 1
-          yield data[:cut]
-          data = data[cut:]
-        yield data
+    else:
+      counts['lines that are not JSON, left out'] += 1
+
+
+def _table(
+  stream: io.BufferedReader, file: str, settings: Settings
+) -> Iterator[tuple[str, str | None]]:
+  """Reads where rows of CSV or TSV are, and what is in their column."""
+  where = f'input {names.short(file)}'
+  delimiter = tables.SUFFIXES[byte_files.suffix(file)]
+  for place, row in tables.rows(stream, where, delimiter, settings.max_bytes):
+    if settings.field not in row:
+      raise ValueError(
+        f'{where}: no column {names.short(settings.field)} '
+        f'(columns: {str([*row][:5])[:60]}); set field'
+      )
+    yield place, row[settings.field]
+
+
+def _look_up(value: Any, field: str) -> Any:
+  """Finds the field of a record, or of objects inside of it ('a.b').
+
+  Returns:
+    The value, a `_Missing` if there is no such field.
+  """
+  if isinstance(value, dict):
+    if field in value:
+      return value[field]
+    outer, dot, inner = field.partition('.')
+    if dot and outer in value:
+      return _look_up(value[outer], inner)
+  keys = sorted(value)[:5] if isinstance(value, dict) else 'none'
+  return _Missing(str(keys)[:60])
+
+
+def _text(
+  value: Any,
+  file: str,
+  place: str,
+  settings: Settings,
+  counts: collections.Counter[str],
+) -> Any:
+  """Returns a value if it is a text; or else counts it and returns None.
+
+  Raises:
+    ValueError: it is none, and `settings.errors` is 'strict'.
+  """
+  if isinstance(value, str | bytes):
+    return value
+  if settings.errors == 'strict':
+    where = f'input {names.short(file)}: {place}'
+    field = names.short(settings.field)
+    if isinstance(value, _Missing):
+      raise ValueError(
+        f'{where} has no text in field {field} (fields: {value.fields}); set '
+        'field'
+      )
+    raise ValueError(
+      f'{where}: {field} is {json_files.kind(value)}; mend it or set errors to '
+      'skip'
+    )
+  if value is None or isinstance(value, _Missing):
+    counts['records without the field, left out'] += 1
+  else:
+    counts['records whose field is no text, left out'] += 1
+  return None
 
 
 def _decode(
@@ -310,8 +386,8 @@ def _decode(
   except UnicodeError as e:
     if settings.errors == 'strict':
       raise ValueError(
-        f'input {where} is not Unicode (at {getattr(e, "start", 0)}); mend it '
-        'or set errors to replace'
+        f'{where} is not Unicode ({_cause(raw)}); mend it or set errors to '
+        'replace'
       ) from e
     if settings.errors == 'skip':
       counts['not Unicode, left out'] += 1
@@ -325,5 +401,15 @@ def _decode(
     return raw.decode('utf-8', 'replace')
 
 
-def _line(error: Exception) -> str:
-  return ' '.join(str(error).split())[:60]
+def _cause(raw: bytes | str) -> str:
+  """Says what in a text is not Unicode."""
+  try:
+    data = (
+      raw.encode('utf-8', 'surrogateescape') if isinstance(raw, str) else raw
+    )
+    data.decode()
+  except UnicodeDecodeError as e:
+    return byte_files.cause(e)
+  except UnicodeEncodeError:
+    pass
+  return 'half of a surrogate pair'

@@ -11,14 +11,15 @@ tools/train_tokenizer.py and tools/prepare_data.py are these functions as
 programs.
 """
 
-import collections
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import hashlib
+import math
 import os
 from pathlib import Path
 import shutil
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm import types
 from lm.data import documents, writer
@@ -72,7 +73,7 @@ def train_tokenizer(
   The same input gives the same file, byte for byte.
 
   Args:
-    inputs: files or patterns, see `documents.KINDS`.
+    inputs: files, folders or patterns, see `documents.find`.
     output: the file to write: `*.json` for characters, else `*.model`.
     vocab: number of pieces, 261 or more; characters need none.
     kind: one of `KINDS`.
@@ -97,8 +98,8 @@ def train_tokenizer(
       f'output: a {kind} tokenizer is loaded by its suffix {suffix}; end the '
       'name in it'
     )
-  counts: collections.Counter[str] = collections.Counter()
-  files = documents.find(inputs)
+  counts: Counter[str] = Counter()
+  files = documents.find(inputs, counts)
   texts = documents.read(files, settings or documents.Settings(), counts)
   if kind == 'characters':
     characters.train(texts, path)
@@ -121,15 +122,19 @@ def write_dataset(
   """Writes text as token shards, split for validation if asked to.
 
   The hash of a document decides on its side of the split, so that copies of a
-  document are on the same side. Writing the same again changes nothing. A split
+  document are on the same side. Where that would leave a side empty, because
+  there are few documents or one, each is cut instead: the last `split_valid` of
+  its characters are for validation, from the line end that is nearest, if one
+  is near. The counts say so. Writing the same again changes nothing. A split
   gets a copy of the tokenizer's file, so that the folder has all that a run
   needs: `--data=FOLDER`.
 
   Args:
-    inputs: files or patterns, see `documents.KINDS`.
+    inputs: files, folders or patterns, see `documents.find`.
     output: directory to write.
     tokenizer: a tokenizer, or a name that `auto.load` loads.
-    split_valid: share of the documents that are kept for validation.
+    split_valid: share of the documents, or of the text of each of few, that is
+      kept for validation.
     shard_tokens: a shard is closed with the document that reaches this.
     settings: how files become documents; None: those of
       `documents.Settings()`.
@@ -148,22 +153,31 @@ def write_dataset(
     raise ValueError(f'split_valid={split_valid} must be from 0 on and below 1')
   if shard_tokens < 1:
     raise ValueError(f'shard_tokens={shard_tokens} must be positive')
-  files = documents.find(inputs)
+  found: Counter[str] = Counter()
+  files = documents.find(inputs, found)
   file = None
   if isinstance(tokenizer, str):
     file = (
       Path(tokenizer) if split_valid and Path(tokenizer).is_file() else None
     )
     tokenizer = auto.load(tokenizer)
+  how: dict[str, Any] = {**settings._asdict(), 'split_valid': split_valid}
+  is_cut = False
+  if split_valid:
+    is_cut = _must_cut(documents.read(files, settings, Counter()), split_valid)
+  if is_cut:
+    how['split'] = 'each document is cut'
   written = {}
   # A split reads its input twice, so that memory stays bounded.
   for part in ('train', 'valid') if split_valid else ('',):
-    counts: collections.Counter[str] = collections.Counter()
-    texts = (
-      text
-      for text in documents.read(files, settings, counts)
-      if not split_valid or _is_valid(text, split_valid) == (part == 'valid')
-    )
+    counts = Counter(found)
+    texts = documents.read(files, settings, counts)
+    if is_cut:
+      texts = _cut(texts, split_valid, part, counts)
+    elif split_valid:
+      texts = (
+        x for x in texts if _is_valid(x, split_valid) == (part == 'valid')
+      )
     start = time.perf_counter()
     directory = Path(output) / part
     manifest = writer.write(
@@ -171,11 +185,7 @@ def write_dataset(
       texts,
       tokenizer,
       shard_tokens=shard_tokens,
-      settings={
-        **settings._asdict(),
-        'split_valid': split_valid,
-        'part': part,
-      },
+      settings={**how, 'part': part},
     )
     seconds = time.perf_counter() - start
     written[part] = WrittenDataset(directory, manifest, counts, seconds)
@@ -184,6 +194,49 @@ def write_dataset(
     if not (copy.exists() and copy.samefile(file)):
       shutil.copyfile(file, copy)
   return written
+
+
+def _must_cut(texts: Iterable[str], share: float) -> bool:
+  """Tells if a split by documents would leave a side empty.
+
+  It reads no further than to the first document of either side.
+
+  Raises:
+    ValueError: to cut every document would leave one empty, too.
+  """
+  sides, can_cut = set(), False
+  for text in texts:
+    sides.add(_is_valid(text, share))
+    can_cut = can_cut or 0 < _place(text, share) < len(text)
+    if len(sides) == 2:
+      return False
+  if not can_cut:
+    raise ValueError(
+      f'split_valid={share}: no documents to write for one side; give another '
+      'share or more text'
+    )
+  return True
+
+
+def _cut(
+  texts: Iterable[str], share: float, part: str, counts: Counter[str]
+) -> Iterator[str]:
+  """Cuts every text in two, and gives what is of a part."""
+  counts['documents, whose ends are for validation'] = 0
+  for text in texts:
+    at = _place(text, share)
+    counts['documents, whose ends are for validation'] += at < len(text)
+    yield text[at:] if part == 'valid' else text[:at]
+
+
+def _place(text: str, share: float) -> int:
+  """Finds where the last `share` of a text begins, at a line if one is near."""
+  at = len(text) - math.floor(share * len(text))
+  room = (len(text) - at) // 2
+  after = text.find('\n', at - 1, at + room) + 1
+  before = text.rfind('\n', max(at - room, 0), at) + 1
+  near = [x for x in (before, after) if x]
+  return min(near, key=lambda x: abs(x - at)) if near else at
 
 
 def _is_valid(text: str, share: float) -> bool:

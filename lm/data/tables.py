@@ -5,7 +5,7 @@ import csv
 import io
 
 COMMA, TAB = ',', '\t'
-SUFFIXES = {'.csv': COMMA, '.tsv': TAB, '.tab': TAB}
+SUFFIXES = {'.csv': COMMA, '.tsv': TAB}
 _MOST = (1 << 31) - 1  # characters of a field that csv can be told
 
 
@@ -42,7 +42,9 @@ def rows(
   try:
     yield from _named(_split(text, where, delimiter, most), where)
   finally:
-    text.detach()  # or else `text` would close the stream
+    # Or else `text` would close the stream, if a reader that gave up has not.
+    if not stream.closed:
+      text.detach()
 
 
 def _named(

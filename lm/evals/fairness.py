@@ -375,7 +375,7 @@ def _sentences(path: str) -> list[str]:
   """Reads the lines of WinoBias without their numbers and brackets."""
   return [
     re.sub(r'^\d+ |[\[\]]', '', line).strip()
-    for line in record_files.text(path).splitlines()
+    for line in record_files.lines(path)
   ]
 
 

@@ -82,13 +82,20 @@ def test_parquet_is_streamed(tmp_path):
   got, counts = read(tmp_path / 'a.parquet')
   assert got == texts[:-1]
   assert counts['records without the field, left out'] == 1
-  for field in ('absent', 'id'):
-    with pytest.raises(ValueError, match=f'no column {field} of text .columns'):
-      read(tmp_path / 'a.parquet', field=field)
-  raw = pa.table({'text': [b'good', b'b\xffd', b'abc' * 5]})
-  parquet.write_table(raw, tmp_path / 'b.parquet')
+  with pytest.raises(ValueError, match=r'no column absent of text .columns'):
+    read(tmp_path / 'a.parquet', field='absent')
+  with pytest.raises(ValueError, match='column id is of type int64 and not te'):
+    read(tmp_path / 'a.parquet', field='id')
+  with pytest.raises(ValueError, match='row 1000: text is null; mend it or'):
+    read(tmp_path / 'a.parquet', errors='strict')
+  # Arrow does not check that a text is Unicode.
+  raw = pa.array([b'good', b'b\xffd', b'abc' * 5])
+  broken = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+  parquet.write_table(pa.table({'text': broken}), tmp_path / 'b.parquet')
   got, counts = read(tmp_path / 'b.parquet', max_bytes=10)
   assert got == ['good', 'b\ufffdd', 'abcabcabca', 'bcabc']
+  with pytest.raises(ValueError, match=r'row 2: document 1 is not Unicode .by'):
+    read(tmp_path / 'b.parquet', errors='strict')
   assert counts['pieces cut from long documents'] == 1
 
 
@@ -173,9 +180,11 @@ def test_bad_files_are_one_line(put, tmp_path):
     assert '\n' not in str(e.value) and len(str(e.value)) <= 200
   with pytest.raises(ValueError, match=r'absent\*: no such file; check'):
     documents.find([str(tmp_path / 'absent*')])
-  put('a.csv', 'x')
-  with pytest.raises(ValueError, match=r'a\.csv: unknown kind; give one of'):
-    documents.find([str(tmp_path / 'a.csv')])
+  put('a.doc', 'x')
+  message = r'a\.doc: unknown kind; give one of \.txt, .*, \.parquet$'
+  with pytest.raises(ValueError, match=message) as e:
+    documents.find([str(tmp_path / 'a.doc')])
+  assert len(str(e.value)) <= 200
 
 
 def test_files_are_sorted_and_read_once(put, tmp_path):

@@ -57,7 +57,7 @@ def test_a_table_may_have_no_row(put):
 def test_the_suffix_says_the_delimiter(put):
   rows = [{'a': '1,5', 'b': '2'}]
   tabs = gzip.compress(b'a\tb\n1,5\t2\n')
-  for name in ('a.tsv', 'a.TSV', 'a.tsv.gz', 'a.tab'):
+  for name in ('a.tsv', 'a.TSV', 'a.tsv.gz'):
     assert table(put(name, tabs)) == rows
   assert table(put('a.txt', tabs), '\t') == rows
   assert table(put('a.csv', 'a;b\n1,5;2\n'), ';') == rows
@@ -116,6 +116,7 @@ def test_json_lines_and_arrays(put):
     ('b.jsonl', text.encode('utf-16')),
     ('c.jsonl', json.dumps(rows)),
     ('d.json', ' \n' + json.dumps(rows, indent=1)),
+    ('e.json', '\n'.join(json.dumps(row, indent=2) for row in rows)),
   ):
     path = put(name, data)
     assert record_files.json_lines(path) == rows
@@ -129,7 +130,12 @@ def test_json_lines_and_arrays(put):
     ('[{"a": 1}, [["a", 1]]]', 'element 2 is not a JSON object'),
     ('{"a": 1}\n' + '[' * 10_000, 'line 2 is not a JSON object'),
     (b'{"a": 1}\n{"a": "caf\xe9"}', 'line 2: byte 0xe9 is not UTF-8 (latin1?)'),
-    ('[{"a": 1}, {"a"]', 'not JSON'),
+    ('[{"a": 1}, {"a"]', 'element 2 is not JSON, or the file is cut; mend it'),
+    ('[{"a": 1}, {"a": 2}', 'neither a comma nor a bracket follows element 2'),
+    ('[{"a": 1} {"a": 2}]', 'neither a comma nor a bracket follows element 1'),
+    ('[{"a": 1}]\n{"a": 2}', 'more follows the array of 1 elements; give one'),
+    ('[{"a": 1}, ' + '[' * 10_000, 'element 2 is not JSON; mend it'),
+    (b'[{"a": 1}, {"a": "caf\xe9"}]', 'byte 0xe9 is not UTF-8 (latin1?)'),
   ),
 )
 def test_bad_json_lines_are_refused_with_their_place(put, data, words):

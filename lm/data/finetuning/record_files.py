@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from lm.data import byte_files, names, tables
+from lm.data import byte_files, json_files, names, tables
 
 
 def matching(pattern: str) -> list[str]:
@@ -68,38 +68,15 @@ def json_lines(path: str, limit: int | None = None) -> list[dict[str, Any]]:
   """
   rows: list[dict[str, Any]] = []
   for file in matching(path):
+    where = f'task {names.short(file)}'
     with byte_files.opened(file, 'task') as stream:
-      if stream.peek(1).lstrip().startswith(b'['):
-        found = _array(file)
-      else:
-        found = _json_lines(stream, f'task {names.short(file)}')
-      for place, row in found:
+      for place, row, _ in json_files.values(stream, where):
         if len(rows) == limit:
           return rows
         if not isinstance(row, dict):
-          raise ValueError(
-            f'task {names.short(file)}: {place} is not a JSON object'
-          )
+          raise ValueError(f'{where}: {place} is not a JSON object')
         rows.append(row)
   return rows
-
-
-def _array(path: str) -> Iterator[tuple[str, Any]]:
-  """Yields the elements of a JSON array, and where they are."""
-  for n, value in enumerate(json_value(path, 'JSON'), 1):
-    yield f'element {n}', value
-
-
-def _json_lines(stream: Any, where: str) -> Iterator[tuple[str, Any]]:
-  """Yields the values of JSON lines, and where they are."""
-  for n, line in enumerate(stream, 1):
-    if line.strip():
-      data = byte_files.decoded(line, f'{where}: line {n}')
-      try:
-        value = json.loads(data)
-      except (ValueError, RecursionError) as e:
-        raise ValueError(f'{where}: line {n} is not a JSON object') from e
-      yield f'line {n}', value
 
 
 def table(
@@ -112,8 +89,7 @@ def table(
   Args:
     path: of the file.
     name: of the data set that it should be from, for the error.
-    delimiter: between fields; None: a tab if the name says .tsv or .tab, else a
-      comma.
+    delimiter: between fields; None: a tab if the name says .tsv, else a comma.
 
   Yields:
     The rows, of which there may be none. A column that a row does not reach is
