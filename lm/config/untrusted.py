@@ -25,7 +25,8 @@ FLAG = (
   "a package whose functions a run's config may name, or a folder (with a "
   f'slash) that it may read; may be repeated; {VARIABLE}=A,B is the same'
 )
-_PATHS = ('path', 'target_path', 'init_from')  # the keys that name files
+# The keys that name files.
+_PATHS = ('path', 'target_path', 'init_from', 'pro', 'anti', 'statistics')
 
 # By module: each was read with a stranger's arguments in mind.
 _FACTORIES = {
@@ -207,8 +208,8 @@ def check_files(
       path = Path(path).resolve()
       return any(path.is_relative_to(x) for x in folders)
 
-    # A pattern is looked up only below what may be read; what it finds there
-    # may be a link.
+    # A pattern is looked up only below what may be read; what it finds there,
+    # or what lies in a folder, may be a link.
     if (
       '://' in value
       or not lies_inside(value)

@@ -38,8 +38,9 @@ def values(
 ) -> Iterator[Value]:
   """Reads values one after another, each on a line of its own, or of an array.
 
-  A file that begins with '[' is an array, and its elements are read. Values may
-  go over many lines there, and where '{' stands alone on the first line.
+  A file that begins with '[' and '{' is an array of objects, and its elements
+  are read. Values may go over many lines there, and where '{' stands alone on
+  the first line.
 
   Args:
     stream: of UTF-8.
@@ -53,7 +54,8 @@ def values(
       UTF-8, and `errors` is 'strict'.
   """
   head = stream.peek(1).lstrip()
-  if head.startswith(b'['):
+  # Lines may be arrays of something else, such as a text and its label.
+  if head.startswith(b'[') and head[1:].lstrip()[:1] in (b'{', b']', b''):
     yield from _Values(stream, where, errors, most).array()
   elif head.partition(b'\n')[0].strip() == b'{':
     yield from _Values(stream, where, errors, most).all()

@@ -31,8 +31,17 @@ def checked(path: str, name: str) -> Iterator[None]:
 
 
 def table(path: str, delimiter: str = '\t') -> list[dict[str, str]]:
-  """Reads the rows of a table whose first line names the columns."""
-  return list(record_files.table(path, 'a table', delimiter))
+  """Reads the rows of a table whose first line names the columns.
+
+  Raises:
+    ValueError: the file is missing or damaged, or a row ends early.
+  """
+  rows = list(record_files.table(path, 'a table', delimiter))
+  for n, row in enumerate(rows, 1):
+    if None in row.values():
+      missing = next(key for key, value in row.items() if value is None)
+      raise ValueError(f'row {n} has no {names.short(missing)}')
+  return rows
 
 
 def check_not_empty(rows: Sequence[Any]) -> None:

@@ -109,11 +109,11 @@ def test_a_config_reads_its_own_folder_and_those_that_a_user_names(
   other.mkdir()
   (run / 'link').symlink_to(other)
 
-  def refused(path):
+  def refused(path, name='path'):
     try:
-      config.check_files({'a': {'path': path}}, run, key='evals')
+      config.check_files({'a': {name: path}}, run, key='evals')
     except config.ConfigError as error:
-      assert str(error).startswith('evals.a.path: ')
+      assert str(error).startswith(f'evals.a.{name}: ')
       return True
     return False
 
@@ -123,6 +123,13 @@ def test_a_config_reads_its_own_folder_and_those_that_a_user_names(
   outside += ['run/l*/x', 'run/**/x', 'run/*/../../other/x']
   assert not any(map(refused, inside))
   assert all(map(refused, [*outside, 'gs://bucket/x', 'x']))
+  for name in ('target_path', 'init_from', 'pro', 'anti', 'statistics'):
+    assert refused('other/x', name) and not refused('run/valid', name)
+  # Of a folder, all files are read.
+  (run / 'texts' / 'deep').mkdir(parents=True)
+  assert not refused('run/texts')
+  (run / 'texts' / 'deep' / 'x.txt').symlink_to(other / 'x')
+  assert refused('run/texts') and refused('run')
   config.trust('./other/', 'gs://bucket/')
   assert not any(map(refused, [*inside, 'other/x', 'run/link/x']))
   assert not refused('gs://bucket/x')

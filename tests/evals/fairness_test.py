@@ -270,6 +270,13 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, costs, fn):
   assert text.endswith('give one of that set') and '\n' not in text
 
 
+def test_a_row_that_ends_early_is_one_line(tmp_path, costs):
+  text = 'id,sent_more,sent_less,bias_type\n1,a,b,age\n2,a\n'
+  path = write(tmp_path / 'x.csv', text)
+  with pytest.raises(config.ConfigError, match=r'row 2 has no sent_less\)'):
+    evaluate('crows_pairs', path=path)
+
+
 def test_every_file_is_read_whole(shared_data, costs):
   folder = shared_data / 'fairness'
 
