@@ -31,6 +31,7 @@ _PATHS = ('path', 'target_path', 'init_from', 'pro', 'anti', 'statistics')
 # By module: each was read with a stranger's arguments in mind.
 _FACTORIES = {
   'lm.data.corruption': ('one_span', 'span_corruption'),
+  'lm.data.finetuning.chat_readers': ('comparisons', 'messages', 'sharegpt'),
   'lm.data.finetuning.forms': ('classify', 'span', 'tag'),
   'lm.data.finetuning.pair_forms': ('chat', 'prefer', 'reply', 'translate'),
   'lm.data.finetuning.pair_readers': (
@@ -52,6 +53,7 @@ _FACTORIES = {
     'cmrc2018',
     'conll',
     'drcd',
+    'flat_squad',
     'movie_reviews',
     'ocnli',
     'sentence_polarity',

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import re
 import string
 from typing import Any
+import unicodedata
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm import sharding, types
-from lm.data import objectives
+from lm.data import names, objectives
 from lm.data.finetuning import batching, passages, tasks
 from lm.data.finetuning import records as record_lib
 from lm.evals import choice, packages, results
@@ -51,7 +52,8 @@ def classes(
   Returns:
     `params -> Result` with `accuracy`, `macro_f1` (of scikit-learn, over the
     labels that occur), `loss_nats`, `confidence` and `calibration_error`, see
-    `choice.choice`. An item has the first, third and fourth, gold and guess.
+    `choice.choice`. An item has the first, third and fourth, gold and guess. A
+    text whose class the model lacks is a miss, and has no loss.
 
   Raises:
     ValueError: see `tasks.make`; or the model has other classes, or
@@ -90,7 +92,10 @@ def score_classes(
       {
         'id': record.id,
         'accuracy': int(guess == record.label),
-        'loss_nats': float(-log_C[number[record.label]]),
+        # A class that training lacks is missed, at a cost that is not known.
+        'loss_nats': float(-log_C[number[record.label]])
+        if record.label in number
+        else None,
         'confidence': float(np.exp(log_C.max())),
         'gold': record.label,
         'guess': guess,
@@ -201,22 +206,28 @@ def spans(
 
   The other arguments are the same as in `classes`. A passage may have several
   rows. The answer is the span of at most 30 tokens, in any of them, whose two
-  scores have the largest sum.
+  scores have the largest sum. If questions of the data set have no answer, ''
+  is an answer, too, whose score is that of position 0, in the row where it is
+  smallest.
 
   Args:
     language: 'en' compares words in lower case, without articles and
-      punctuation; 'zh' compares characters, without punctuation.
+      punctuation; 'zh' compares characters, without punctuation, and suits
+      other scripts without spaces.
 
   Returns:
     `params -> Result` with `exact` and `f1`, each against the best of a
     question's answers, as the official script of SQuAD counts them. For Chinese
     the script of CMRC counts the longest common part instead; this counts
-    common characters. An item has both, and the answer.
+    common characters. Where questions have no answer, both are given for them
+    and for the others as well: `exact/unanswerable`, `exact/answerable`. An
+    item has both, and the answer.
 
   Raises:
     ValueError: see `classes`; or the language is another.
 
-  Reference: Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
+  References: Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1; Devlin et
+  al. 2019, arXiv 1810.04805, section 4.3.
   """
   check_language(language)
   data, built, rows = read(
@@ -226,6 +237,7 @@ def spans(
 
   def evaluate(params: types.Params) -> results.Result:
     best = [(-np.inf, '')] * len(data.records)
+    none = [np.inf] * len(data.records)
     for row, logits_2L in score(params, rows):
       passage = data.records[row.record].passage
       value, first, last = _span(row, logits_2L)
@@ -233,7 +245,13 @@ def spans(
         cut = passages.pieces(passage)
         text = passage[cut[row.places[first]][0] : cut[row.places[last]][1]]
         best[row.record] = value, text
-    return score_answers(data, [text for _, text in best], language)
+      none[row.record] = min(none[row.record], float(logits_2L[:, 0].sum()))
+    can_refuse = record_lib.UNANSWERABLE in data.labels
+    texts = [
+      '' if can_refuse and refusal > value else text
+      for (value, text), refusal in zip(best, none, strict=True)
+    ]
+    return score_answers(data, texts, language)
 
   return evaluate
 
@@ -244,13 +262,17 @@ def score_answers(
   """Scores answers, one for each question; gives the result of `spans`."""
   items = []
   for record, text in zip(records.records, texts, strict=True):
-    golds = [answer for _, answer in record.answers]
+    golds = [answer for _, answer in record.answers] or ['']
     exact, f1 = (
       max(compare(text, gold, language) for gold in golds)
       for compare in (exact_match, overlap)
     )
-    items.append({'id': record.id, 'exact': exact, 'f1': f1, 'answer': text})
-  metric = results.means(items, 'exact', 'f1')
+    item = {'id': record.id, 'exact': exact, 'f1': f1, 'answer': text}
+    if record_lib.UNANSWERABLE in records.labels:
+      kind = 'answerable' if record.answers else record_lib.UNANSWERABLE
+      item['category'] = kind
+    items.append(item)
+  metric = results.means(items, 'exact', 'f1', by='category')
   return results.Result(metric, items, records.card._asdict())
 
 
@@ -279,7 +301,8 @@ def overlap(answer: str, gold: str, language: str) -> float:
 def _words(text: str, language: str) -> list[str]:
   text = text.lower()
   if language == 'zh':
-    return [x for x in text if x.isalnum()]
+    # Marks are vowels in scripts such as that of Thai.
+    return [x for x in text if x.isalnum() or unicodedata.category(x)[0] == 'M']
   text = ''.join(x for x in text if x not in string.punctuation)
   return re.sub(r'\b(a|an|the)\b', ' ', text).split()
 
@@ -317,7 +340,16 @@ def read(
     order = n if fold is None else place
     return (fold is None or part == fold) and (limit is None or order < limit)
 
-  return tasks.read(records, form, tokenizer, length, keep)
+  data, built, rows = tasks.read(records, form, tokenizer, length, keep)
+  known: set[str] = set()
+  for record in data.records:
+    if record.id in known:  # results are compared by it
+      raise ValueError(
+        f'task {data.card.name}: the id {names.short(record.id)} is there '
+        'twice: give each record its own'
+      )
+    known.add(record.id)
+  return data, built, rows
 
 
 def _scorer(

@@ -19,7 +19,7 @@ import numpy as np
 
 from lm import sharding, types
 from lm.data import objectives
-from lm.data.finetuning import batching
+from lm.data.finetuning import batching, tasks
 from lm.data.finetuning import records as record_lib
 from lm.evals import classification, results, scoring, text_metrics
 from lm.evals import context as context_lib
@@ -135,7 +135,8 @@ def answers(
   Returns:
     `params -> Result`, whose metrics are `loss_nats` and `perplexity` per
     token, `tokens`, and `answer_nats`, the mean over records of the nats of a
-    whole answer. An item has its `answer_nats` and `tokens`.
+    whole answer. An item has its `answer_nats` and `tokens`; one without
+    scored tokens has no `answer_nats`.
 
   Raises:
     ValueError: see `make`; or the form scores no tokens.
@@ -145,6 +146,7 @@ def answers(
   data, _, (built, rows) = _read(
     records, form, tokenizer, length, folds, fold, limit
   )
+  tasks.check_scored(data, rows)
   host, hosts = sharding.host(mesh, batch_size)
   token_nats = scoring.compiled(model.apply, mesh)
 
@@ -164,7 +166,11 @@ def answers(
         nats[row.record] += row_nats
         tokens[row.record] += row_tokens
     items: list[results.Item] = [
-      {'id': record.id, 'answer_nats': x, 'tokens': int(count)}
+      {
+        'id': record.id,
+        'answer_nats': x if count else None,
+        'tokens': int(count),
+      }
       for record, x, count in zip(
         data.records, nats.tolist(), tokens.tolist(), strict=True
       )

@@ -235,3 +235,31 @@ def test_a_decoder_is_tuned_by_preferences(trained, tmp_path):
   before = dict(tree.paths(checkpoint.restore_params(trained)))
   for path, leaf in tree.paths(state.params['reference']):
     np.testing.assert_array_equal(leaf, before[path])
+
+
+def unscored_first(*, tokenizer, length, records=1):
+  """A form that scores nothing of the first records."""
+  form = pair_forms.reply(tokenizer=tokenizer, length=length)
+
+  def rows(given):
+    return [
+      row._replace(weights=[0.0] * len(row.ids)) if n < records else row
+      for n, row in enumerate(form.rows(given))
+    ]
+
+  return form._replace(rows=rows)
+
+
+def test_an_answer_that_is_not_scored_costs_nothing(trained, tmp_path):
+  run, params = (
+    checkpoint.restore_run(trained),
+    checkpoint.restore_params(trained),
+  )
+  records = pairs(tmp_path / 'x.jsonl', 3)
+  form = {'fn': f'{__name__}:unscored_first'}
+  found = judged(run, params, records, form)
+  first, *others = [item['answer_nats'] for item in found.items]
+  assert first is None
+  assert found.metrics['answer_nats'] == pytest.approx(sum(others) / 2)
+  with pytest.raises(ValueError, match='no token of its 3 records is scored'):
+    judged(run, params, records, {**form, 'records': 3})

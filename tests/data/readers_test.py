@@ -2,10 +2,7 @@
 
 import pytest
 
-from lm.data.finetuning import (
-  pair_readers,
-  readers,
-)
+from lm.data.finetuning import conll_files, pair_readers, readers
 
 
 def read_set(folder, reader, path, **settings):
@@ -71,7 +68,7 @@ def test_entities_are_counted_as_published(shared_data):
   made = read_set(shared_data, 'wnut17', 'ner/wnut17/train.conll')
   begun = [tag for r in made.records for tag in r.tags if tag[0] == 'B']
   assert len(begun) == 1975
-  assert readers.bio(['I-A', 'I-A', 'I-B', 'O', 'I-B', 'B-B']) == (
+  assert conll_files.bio(['I-A', 'I-A', 'I-B', 'O', 'I-B', 'B-B']) == (
     *('B-A', 'I-A', 'B-B', 'O', 'B-B', 'B-B'),
   )
 
@@ -116,8 +113,8 @@ def test_files_of_another_form_are_refused(tmp_path):
   path = tmp_path / 'x'
   path.write_text('{"text": "a"}\n')
   for reader, message in (
-    ('texts', "record 1 is not of texts (KeyError: 'label'); give a file of"),
-    ('squad', 'not in the form of SQuAD'),
+    ('texts', 'record 1: label is missing; its fields: text; is it a file of'),
+    ('squad', 'data is missing; its fields: text; is it a file of squad?'),
     ('conll', 'line 1: "a"} is not a tag such as O, B-PER or I-PER: set word'),
   ):
     with pytest.raises(ValueError) as caught:

@@ -28,6 +28,8 @@ class Row(NamedTuple):
     source: tokens of the encoder's side.
     documents: number of the document that each token belongs to, from 0 on; ():
       all belong to one.
+    cut: number of tokens of the record that did not fit.
+    lost: whether the answer of the record is whole in none of its rows.
   """
 
   record: int
@@ -38,6 +40,8 @@ class Row(NamedTuple):
   places: list[int]
   source: Sequence[int] = ()
   documents: Sequence[int] = ()
+  cut: int = 0
+  lost: bool = False
 
 
 class Form(NamedTuple):

@@ -12,6 +12,8 @@ from lm import config, types
 from lm.data import names
 from lm.data.finetuning import batching, passages
 
+_UNKNOWN = -1  # the target of a label that is none of the classes
+
 
 def classify(
   *,
@@ -26,7 +28,7 @@ def classify(
 
   A row is `bos text eos`, or `bos text eos text eos` for a pair, whose second
   text has token type 1. Texts that are too long lose their end; of a pair, the
-  longer text is cut first.
+  longer text is cut first. A label that is none of the classes is not scored.
 
   Args:
     tokenizer: of the model.
@@ -41,7 +43,7 @@ def classify(
       all texts.
 
   Raises:
-    ValueError: the number of labels is not C, or a record has another label.
+    ValueError: the number of labels is not C.
   """
   order = _labels(labels, classes)
   number = {label: n for n, label in enumerate(order)}
@@ -52,23 +54,24 @@ def classify(
     result = []
     for n, record in enumerate(records):
       parts = [list(next(encoded)) for _ in record.texts]
+      whole = sum(map(len, parts))
       while sum(map(len, parts)) > length - len(parts) - ends:
         max(parts, key=len).pop()
+      cut = whole - sum(map(len, parts))
       ids, sides = [tokenizer.bos], [0]
       for side, part in enumerate(parts):
         ids += [*part, tokenizer.eos]
         sides += [side] * (len(part) + 1)
       ids, sides = (x[: len(x) - (not ends)] for x in (ids, sides))
-      if record.label not in number:
-        raise _unknown_label(record.label, order)
       result.append(
         batching.Row(
           record=n,
           ids=ids,
           token_types=sides,
-          targets=[number[record.label]],
-          weights=[1.0],
+          targets=[number.get(record.label, 0)],
+          weights=[float(record.label in number)],
           places=[batching.NOT_SCORED] * len(ids),
+          cut=cut,
         )
       )
     return result
@@ -89,7 +92,8 @@ def tag(
 
   Only the first token of each word is scored; its place is the number of the
   word. A sentence that is longer than a row becomes rows that overlap, and each
-  word is scored in the row that shows most of its context.
+  word is scored in the row that shows most of its context. A label that is none
+  of the classes is not scored.
 
   Args:
     tokenizer: of the model.
@@ -100,7 +104,7 @@ def tag(
     stride: tokens from one row of a sentence to the next; None is half a row.
 
   Raises:
-    ValueError: the number of labels is not C, or a record has another label.
+    ValueError: the number of labels is not C.
 
   Reference: Devlin et al. 2019, arXiv 1810.04805, section 5.3.
   """
@@ -119,14 +123,12 @@ def tag(
     for n, record in enumerate(records):
       ids, places, targets = [], [], []
       for place, label in enumerate(record.tags):
-        if label not in number:
-          raise _unknown_label(label, order)
         # A word that the tokenizer drops has a tag all the same, so it needs a
         # token on which it is scored.
         pieces = list(next(encoded)) or [tokenizer.pad]
         ids += pieces
         places += [place] + [batching.NOT_SCORED] * (len(pieces) - 1)
-        targets += [number[label]] * len(pieces)
+        targets += [number.get(label, _UNKNOWN)] * len(pieces)
       for first, stop, scored in passages.overlapping(len(ids), room, stride):
         part = slice(first, stop)
         inside = [
@@ -138,8 +140,14 @@ def tag(
             record=n,
             ids=[tokenizer.bos, *ids[part], tokenizer.eos],
             token_types=[0] * (stop - first + 2),
-            targets=[0, *targets[part]],
-            weights=[0.0, *(float(place >= 0) for place in inside)],
+            targets=[0, *(max(target, 0) for target in targets[part])],
+            weights=[
+              0.0,
+              *(
+                float(place >= 0 and target != _UNKNOWN)
+                for place, target in zip(inside, targets[part], strict=True)
+              ),
+            ],
             places=[batching.NOT_SCORED, *inside, batching.NOT_SCORED],
           )
         )
@@ -162,7 +170,9 @@ def span(
   place of a token is the number of its piece of the passage, see
   `passages.pieces`. A passage that is longer than the row becomes rows that
   overlap. Targets are the first and the last token of the first answer, or
-  position 0 twice where the row does not contain the whole answer.
+  position 0 twice where the row does not contain the whole answer, or the
+  passage has none. Among questions without an answer, the rows of one whose
+  answer is whole in none of them are not scored.
 
   Args:
     tokenizer: of the model.
@@ -184,6 +194,7 @@ def span(
     encoded: dict[str, tuple[list[int], list[int]]] = {}
     result = []
     questions = tokenizer.encode_batch([r.question for r in records])
+    some_have_none = not all(r.answers for r in records)
     for n, (record, ids) in enumerate(zip(records, questions, strict=True)):
       # Many questions are about the same passage.
       if record.passage not in encoded:
@@ -192,9 +203,17 @@ def span(
       before = [tokenizer.bos, *ids[:question], tokenizer.eos]
       answer = passages.find_answer(record, owners)
       room = length - len(before) - 1
-      for first, stop, _ in passages.overlapping(len(text), room, stride):
+      parts = list(passages.overlapping(len(text), room, stride))
+      fits = [
+        answer is not None and first <= answer[0] and answer[1] < stop
+        for first, stop, _ in parts
+      ]
+      lost = bool(record.answers) and not any(fits)
+      # To score such a row would teach that the question has no answer.
+      weight = float(not (lost and some_have_none))
+      for (first, stop, _), has_answer in zip(parts, fits, strict=True):
         targets = [0, 0]
-        if answer and first <= answer[0] and answer[1] < stop:
+        if answer is not None and has_answer:
           targets = [x - first + len(before) for x in answer]
         no_place = [batching.NOT_SCORED]
         result.append(
@@ -203,8 +222,11 @@ def span(
             ids=[*before, *text[first:stop], tokenizer.eos],
             token_types=[0] * len(before) + [1] * (stop - first + 1),
             targets=targets,
-            weights=[1.0, 1.0],
+            weights=[weight, weight],
             places=no_place * len(before) + owners[first:stop] + no_place,
+            # All of a record are told by its first row.
+            cut=max(0, len(ids) - question) if first == 0 else 0,
+            lost=lost,
           )
         )
     return result
@@ -229,10 +251,3 @@ def _labels(
       f'{names.short(", ".join(order))}; make them equal'
     )
   return order
-
-
-def _unknown_label(label: str, order: Sequence[str]) -> ValueError:
-  return ValueError(
-    f'task: label {names.short(label)} is not one of the {len(order)} labels '
-    f'({names.short(", ".join(order))}): give those of the training records'
-  )

@@ -3,7 +3,7 @@
 See `lm.data.finetuning.forms` for what a form is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from lm import types
@@ -38,15 +38,18 @@ def translate(
   """
   objectives.check_whole('source', source, 2)
 
-  def sources(records):
-    encoded = tokenizer.encode_batch([prefix + r.source for r in records])
-    return [[*ids[: source - 1], tokenizer.eos] for ids in encoded]
+  def encoded(records):
+    return tokenizer.encode_batch([prefix + r.source for r in records])
+
+  def ended(ids):
+    return [*ids[: source - 1], tokenizer.eos]
 
   def rows(records):
     targets = tokenizer.encode_batch([r.targets[0] for r in records])
+    whole = encoded(records)
     result = []
-    both = zip(targets, sources(records), strict=True)
-    for n, (target, read) in enumerate(both):
+    for n, (target, ids) in enumerate(zip(targets, whole, strict=True)):
+      cut = max(0, len(target) - (length - 1)) + max(0, len(ids) - (source - 1))
       target = target[: length - 1]
       size = len(target) + 1
       result.append(
@@ -57,7 +60,8 @@ def translate(
           targets=[*target, tokenizer.eos],
           weights=[1.0] * size,
           places=[batching.NOT_SCORED] * size,
-          source=read,
+          source=ended(ids),
+          cut=cut,
         )
       )
     return result
@@ -71,7 +75,7 @@ def translate(
       weights=[0.0],
       places=[batching.NOT_SCORED],
     )
-    groups = [[beginning._replace(source=x)] for x in sources(records)]
+    groups = [[beginning._replace(source=ended(x))] for x in encoded(records)]
     return batching.assemble(groups, form, 1, tokenizer)
 
   form = batching.Form(rows, None, source=source, prompt=prompt)
@@ -105,18 +109,19 @@ def reply(
   if not 0 < kept < length:
     raise ValueError(f'room={room} must be above 0 and below length={length}')
 
-  def sources(records):
+  def encoded(records):
     texts = [template.replace('{source}', r.source) for r in records]
-    return [
-      [tokenizer.bos, *ids[-(length - kept - 1) :]]
-      for ids in tokenizer.encode_batch(texts)
-    ]
+    return tokenizer.encode_batch(texts)
+
+  def begun(ids):
+    return [tokenizer.bos, *_end(ids, length - kept - 1)]
 
   def rows(records):
     answers = tokenizer.encode_batch([r.targets[0] for r in records])
     result = []
-    both = zip(answers, sources(records), strict=True)
-    for n, (answer, source) in enumerate(both):
+    both = zip(answers, encoded(records), strict=True)
+    for n, (answer, whole) in enumerate(both):
+      source = begun(whole)
       text = [*source, *answer, tokenizer.eos]
       ids = [*source, *answer][:length]
       size = len(ids)
@@ -131,12 +136,14 @@ def reply(
           targets=text[1 : size + 1],
           weights=scored,
           places=[batching.NOT_SCORED] * size,
+          cut=1 + len(whole) + len(answer) - size,
         )
       )
     return result
 
   def prompt(records):
-    return objectives.padded(sources(records), tokenizer.pad)
+    prompts = [begun(ids) for ids in encoded(records)]
+    return objectives.padded(prompts, tokenizer.pad)
 
   return batching.Form(rows, None, prompt=prompt)
 
@@ -193,7 +200,9 @@ def chat(
   def rows(records):
     result = []
     for n, record in enumerate(records):
-      turns = fit(encode(record), length)
+      turns = encode(record)
+      whole = sum(len(part) for _, part, _ in turns)
+      turns = fit(turns, length)
       ids = [i for _, part, _ in turns for i in part][:length]
       scored = [float(x) for _, _, part in turns for x in part][:length]
       inputs = [tokenizer.bos, *ids[:-1]]
@@ -205,6 +214,7 @@ def chat(
           targets=ids,
           weights=scored,
           places=[batching.NOT_SCORED] * len(inputs),
+          cut=whole - len(ids),
         )
       )
     return result
@@ -248,11 +258,13 @@ def prefer(
   def rows(records):
     result = []
     for n, record in enumerate(records):
-      question = tokenizer.encode(template.replace('{source}', record.source))
-      question = [tokenizer.bos, *question[-(half - half // 2 - 1) :]]
+      whole = tokenizer.encode(template.replace('{source}', record.source))
+      question = [tokenizer.bos, *_end(whole, half - half // 2 - 1)]
       ids, token_types, documents = [], [], []
+      cut = 1 + len(whole) - len(question)
       for number, text in enumerate((record.chosen, record.rejected)):
         answer = [*tokenizer.encode(text), tokenizer.eos]
+        cut += max(0, len(answer) - (half - len(question)))
         answer = answer[: half - len(question)]
         ids += question + answer
         token_types += [0] * len(question) + [1] * len(answer)
@@ -266,12 +278,18 @@ def prefer(
           weights=[1.0],
           places=[batching.NOT_SCORED] * len(ids),
           documents=documents,
+          cut=cut,
         )
       )
     return result
 
   labels = ('chosen', 'rejected')
   return batching.Form(rows, 1, labels, token_types=True, packs=False)
+
+
+def _end(ids: Sequence[int], count: int) -> Sequence[int]:
+  """Returns the last ids, at most `count` of them, which may be none."""
+  return ids[max(0, len(ids) - count) :]
 
 
 def _split_templates(template: Mapping[str, str]) -> dict[str, list[str]]:

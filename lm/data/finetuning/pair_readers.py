@@ -4,10 +4,11 @@ They read pairs, conversations and preferences. See `lm.data.finetuning.readers`
 for what a reader is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 from lm.data import names
-from lm.data.finetuning import record_files
+from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
 
 
@@ -17,17 +18,14 @@ def parallel(
   """Reads pairs from two files, whose lines correspond.
 
   Args:
-    path: of the sources, packed by gzip where its name ends in '.gz'.
+    path: of the sources.
     target_path: of their targets.
     name: of the data set, for its card.
 
   Raises:
     ValueError: a file is missing or damaged, or one is longer.
   """
-  both = [
-    record_files.text(file).rstrip('\n').split('\n')
-    for file in (path, target_path)
-  ]
+  both = [record_files.lines(file) for file in (path, target_path)]
   if len(both[0]) != len(both[1]):
     raise ValueError(
       f'task {names.short(path)}: {len(both[0])} lines, and '
@@ -58,14 +56,12 @@ def tatoeba(*, path: str) -> record_lib.Records:
   Raises:
     ValueError: the file is missing or damaged, or a line has only one column.
   """
-  rows = [
-    line.split('\t')
-    for line in record_files.text(path).split('\n')
-    if line.strip()
-  ]
+  rows = [line.split('\t') for line in record_files.lines(path) if line.strip()]
 
   def record(row, n):
-    return record_lib.Pair(f'tatoeba/{n}', row[0], (row[1],))
+    return record_lib.Pair(
+      f'tatoeba/{n}', fields.text(row, 0), (fields.text(row, 1),)
+    )
 
   return record_lib.collect('tatoeba', path, 'chrf', rows, record)
 
@@ -73,10 +69,10 @@ def tatoeba(*, path: str) -> record_lib.Records:
 def pairs(
   *, path: str, source: str, target: str, name: str = 'pairs'
 ) -> record_lib.Records:
-  """Reads pairs from any JSON lines.
+  """Reads pairs from any table or JSON.
 
   Args:
-    path: of a file, packed by gzip where its name ends in '.gz', or a pattern.
+    path: of a file, or a pattern; see `records.rows`.
     source: the field of the source: a string, or a list of strings, which are
       joined by spaces.
     target: the field of the target: a string, or a list of strings, of which
@@ -88,17 +84,11 @@ def pairs(
   """
 
   def record(row, n):
-    text, targets = row[source], row[target]
-    if isinstance(targets, str):
-      targets = [targets]
-    if not targets or not all(isinstance(x, str) for x in targets):
-      raise ValueError(f'{target} is no text')
-    text = text if isinstance(text, str) else ' '.join(text)
-    return record_lib.Pair(f'{name}/{n}', text, tuple(targets))
+    text = ' '.join(fields.texts(row, source))
+    return record_lib.Pair(f'{name}/{n}', text, fields.texts(row, target))
 
-  return record_lib.collect(
-    name, path, 'rougeL', record_files.json_lines(path), record
-  )
+  rows = record_lib.rows(path, name, (source, target))
+  return record_lib.collect(name, path, 'rougeL', rows, record)
 
 
 def scitldr(*, path: str) -> record_lib.Records:
@@ -116,9 +106,13 @@ def dialogsum(*, path: str) -> record_lib.Records:
   """
 
   def record(row, n):
-    summaries = [row[key] for key in sorted(row) if key.startswith('summary')]
+    keys = sorted(key for key in row if key.startswith('summary'))
+    if not keys:
+      fields.text(row, 'summary')  # says which fields there are
     return record_lib.Pair(
-      f'dialogsum/{row["fname"]}', row['dialogue'], tuple(summaries)
+      f'dialogsum/{fields.label(row, "fname")}',
+      fields.text(row, 'dialogue'),
+      tuple(fields.text(row, key) for key in keys),
     )
 
   return record_lib.collect(
@@ -129,8 +123,10 @@ def dialogsum(*, path: str) -> record_lib.Records:
 def alpaca(*, path: str, limit: int | None = None) -> record_lib.Records:
   """Reads instructions and answers; an empty line parts instruction and input.
 
+  An input may be empty or missing.
+
   Args:
-    path: of a file, packed by gzip where its name ends in '.gz', or a pattern.
+    path: of a file, or a pattern; see `records.rows`.
     limit: number of records, from the first on; below 0, all but the last ones.
       None reads all.
 
@@ -138,12 +134,12 @@ def alpaca(*, path: str, limit: int | None = None) -> record_lib.Records:
   """
 
   def record(row, n):
-    source = '\n\n'.join(x for x in (row['instruction'], row['input']) if x)
-    return record_lib.Pair(f'alpaca/{n}', source, (row['output'],))
+    parts = fields.text(row, 'instruction'), fields.text(row, 'input', '')
+    source = '\n\n'.join(filter(None, parts))
+    return record_lib.Pair(f'alpaca/{n}', source, (fields.text(row, 'output'),))
 
-  return record_lib.collect(
-    'alpaca', path, 'rougeL', record_files.json_lines(path)[:limit], record
-  )
+  rows = list(record_lib.rows(path, 'alpaca'))
+  return record_lib.collect('alpaca', path, 'rougeL', rows[:limit], record)
 
 
 def preferences(*, path: str) -> record_lib.Records:
@@ -154,17 +150,13 @@ def preferences(*, path: str) -> record_lib.Records:
   """
 
   def record(row, n):
-    question = '\n\n'.join(x['value'] for x in row['conversations'])
-    answers = row['chosen']['value'], row['rejected']['value']
+    turns = fields.entries(row, 'conversations')
+    question = '\n\n'.join(fields.text(x, 'value') for x in turns)
+    answers = (fields.text(row, f'{x}.value') for x in ('chosen', 'rejected'))
     return record_lib.Preference(f'preferences/{n}', question, *answers)
 
-  return record_lib.collect(
-    'preferences',
-    path,
-    'accuracy',
-    record_files.json_value(path, 'preferences'),
-    record,
-  )
+  rows = record_lib.rows(path, 'preferences')
+  return record_lib.collect('preferences', path, 'accuracy', rows, record)
 
 
 def kdconv(*, path: str) -> record_lib.Records:
@@ -175,12 +167,7 @@ def kdconv(*, path: str) -> record_lib.Records:
   Reference: Zhou et al. 2020, arXiv 2004.04100.
   """
 
-  def record(row, n):
-    return _chat(f'kdconv/{n}', [x['message'] for x in row['messages']])
-
-  return record_lib.collect(
-    'kdconv', path, 'chrf', record_files.json_value(path, 'kdconv'), record
-  )
+  return _talks('kdconv', path, 'message', lambda row, n: str(n))
 
 
 def crosswoz(*, path: str) -> record_lib.Records:
@@ -189,19 +176,38 @@ def crosswoz(*, path: str) -> record_lib.Records:
   Reference: Zhu et al. 2020, arXiv 2002.11893.
   """
 
-  def record(row, n):
-    messages = [x['content'] for x in row['messages']]
-    return _chat(f'crosswoz/{row["id"]}', messages)
-
-  return record_lib.collect(
-    'crosswoz', path, 'chrf', record_files.json_lines(path), record
+  return _talks(
+    'crosswoz', path, 'content', lambda row, n: fields.label(row, 'id')
   )
 
 
-def _chat(name: str, messages: Sequence[str]) -> record_lib.Chat:
-  """Gives messages to user and assistant in turn, up to an assistant's last."""
-  messages = messages[: len(messages) // 2 * 2]
-  if not messages:
-    raise ValueError('there is no answer')
-  roles = ('user', 'assistant') * (len(messages) // 2)
-  return record_lib.Chat(name, tuple(zip(roles, messages, strict=True)))
+def _talks(
+  name: str, path: str, field: str, identify: Callable[[Any, int], str]
+) -> record_lib.Records:
+  """Reads conversations in which user and assistant take turns.
+
+  A message after the last one of the assistant has no answer: it is left out.
+
+  Args:
+    name: of the data set.
+    path: of its file.
+    field: of a message, with its text.
+    identify: `(row, number) -> name of the record`.
+  """
+  counts = {'messages without an answer': 0}
+
+  def record(row, n):
+    messages = [fields.text(x, field) for x in fields.entries(row, 'messages')]
+    unanswered = len(messages) % 2
+    messages = messages[: len(messages) - unanswered]
+    if not messages:
+      raise fields.FieldError('there is no answer in messages')
+    counts['messages without an answer'] += unanswered
+    roles = ('user', 'assistant') * (len(messages) // 2)
+    return record_lib.Chat(
+      f'{name}/{identify(row, n)}', tuple(zip(roles, messages, strict=True))
+    )
+
+  rows = record_lib.rows(path, name)
+  result = record_lib.collect(name, path, 'chrf', rows, record)
+  return result._replace(counts=counts)

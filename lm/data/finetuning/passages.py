@@ -3,21 +3,72 @@
 from collections.abc import Iterator, Sequence
 import functools
 import re
+import unicodedata
 
 from lm import types
 from lm.data.finetuning import records as record_lib
 
-# Words; signs and Chinese characters one by one. Answers can end at each.
-_PIECES = re.compile(r'[一-鿿㐀-䶿]|[^\W一-鿿㐀-䶿]+|[^\w\s]')
+# Scripts whose words are not parted by spaces. Each character is a piece, so
+# that answers can end at each.
+_SPACELESS = ''.join(
+  (
+    '\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff',  # Chinese
+    '\u3005-\u3007\u3031-\u3035\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f',  # kana
+    '\u3105-\u312f\u31a0-\u31bf',  # Bopomofo
+    '\u0e00-\u0eff',  # Thai and Lao
+    '\u0f00-\u0fff',  # Tibetan
+    '\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f',  # Burmese and Shan
+    '\u1780-\u17ff',  # Khmer
+    '\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf',  # Tai
+    '\u1b00-\u1b7f\ua980-\ua9df',  # Balinese and Javanese
+  )
+)
+# Words of other scripts, and signs one by one.
+_PIECES = re.compile(rf'[{_SPACELESS}]|[^\W{_SPACELESS}]+|[^\w\s]')
+_IS_SPACELESS = re.compile(rf'[{_SPACELESS}]')
+_JOINERS = '\u200c\u200d'  # stand inside words of Persian and Indian scripts
+_FIRST_JOINED = '\u0600'  # those scripts come after this character
 
 
 @functools.lru_cache(4096)
 def pieces(passage: str) -> tuple[tuple[int, int], ...]:
   """Cuts a passage where an answer may begin and end: (first, stop) each.
 
-  A piece is a word, a sign or a Chinese character.
+  A piece is a word or a sign, and in scripts without spaces between words, such
+  as those of Chinese, Japanese and Thai, a character. Marks that combine with
+  the character before them, such as the vowels of Hindi, belong to its piece.
   """
-  return tuple(match.span() for match in _PIECES.finditer(passage))
+  found: list[tuple[int, int]] = []
+  marked = False  # whether the last piece is a word that ends with a mark
+  for match in _PIECES.finditer(passage):
+    first, stop = match.span()
+    touches = bool(found) and found[-1][1] == first
+    joins = touches and _is_mark(passage, first)
+    if joins or (touches and marked and _continues(passage, found[-1], first)):
+      found[-1] = found[-1][0], stop
+    else:
+      found.append((first, stop))
+    marked = joins
+  return tuple(found)
+
+
+def _is_mark(passage: str, place: int) -> bool:
+  letter = passage[place]
+  # Between Latin letters a joiner is a mistake and parts two words.
+  joins = letter in _JOINERS and passage[place - 1] >= _FIRST_JOINED
+  return joins or unicodedata.category(letter).startswith('M')
+
+
+def _continues(passage: str, piece: tuple[int, int], first: int) -> bool:
+  """Tells whether a letter behind a mark belongs to the word before it."""
+  is_letter = re.match(r'\w', passage[first]) is not None
+  begun = passage[piece[0]]
+  return (
+    is_letter
+    and re.match(r'\w', begun) is not None
+    and not _IS_SPACELESS.match(passage[first])
+    and not _IS_SPACELESS.match(begun)
+  )
 
 
 def encode(
@@ -46,8 +97,10 @@ def find_answer(
     owners: the piece of each token.
 
   Returns:
-    None: no token of the passage belongs to the answer.
+    None: there is no answer, or no token of the passage belongs to it.
   """
+  if not record.answers:
+    return None
   start, text = record.answers[0]
   stop = start + len(text)
   inside = [

@@ -6,16 +6,12 @@ batches of them for training; `lm.evals.classification` and
 `lm.evals.generation` evaluate models on them.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
-import csv
-import io
-import re
 
-from lm.data import names
-from lm.data.finetuning import record_files
+from lm.data.finetuning import conll_files, record_files, squad_files
+from lm.data.finetuning import fields as field_lib
 from lm.data.finetuning import records as record_lib
-
-_TAG = re.compile(r'O|[BI]-\S+')
 
 
 def texts(
@@ -25,12 +21,12 @@ def texts(
   label: str = 'label',
   name: str = 'texts',
 ) -> record_lib.Records:
-  """Reads texts and their classes from any JSON lines.
+  """Reads texts and their classes from any table or JSON.
 
   Args:
-    path: of a file, packed by gzip where its name ends in '.gz', or a pattern.
+    path: of a file, or a pattern; see `records.rows`.
     fields: the field of the text, or those of both texts of a pair.
-    label: the field of the class.
+    label: the field of the class: a text or a whole number.
     name: of the data set, for its card.
 
   Raises:
@@ -39,12 +35,13 @@ def texts(
 
   def record(row, n):
     return record_lib.Text(
-      f'{name}/{n}', tuple(str(row[x]) for x in fields), str(row[label])
+      f'{name}/{n}',
+      tuple(field_lib.text(row, x) for x in fields),
+      field_lib.label(row, label),
     )
 
-  return record_lib.collect(
-    name, path, 'accuracy', record_files.json_lines(path), record
-  )
+  rows = record_lib.rows(path, name, (*fields, label))
+  return record_lib.collect(name, path, 'accuracy', rows, record)
 
 
 def sentence_polarity(*, path: str) -> record_lib.Records:
@@ -70,15 +67,16 @@ def movie_reviews(
 
   Pang and Lee 2004, arXiv cs/0409058. Folds of None are all. See `texts`.
   """
-  rows = [
-    x
-    for x in record_files.json_lines(path)
-    if folds is None or x.get('fold') in folds
-  ]
+  if folds is not None and not folds:
+    raise ValueError('movie_reviews: folds is empty: give some of 0 to 9')
 
   def record(row, n):
-    return record_lib.Text(f'movie_reviews/{n}', (row['text'],), row['label'])
+    if folds is not None and field_lib.integer(row, 'fold') not in folds:
+      return record_lib.LeftOut('reviews of other folds')
+    text, label = field_lib.text(row, 'text'), field_lib.label(row, 'label')
+    return record_lib.Text(f'movie_reviews/{n}', (text,), label)
 
+  rows = record_files.json_lines(path)
   return record_lib.collect('movie_reviews', path, 'accuracy', rows, record)
 
 
@@ -87,12 +85,7 @@ def banking77(*, path: str) -> record_lib.Records:
 
   Reference: arXiv 2003.04807. See `texts`.
   """
-  rows = list(csv.DictReader(io.StringIO(record_files.text(path), newline='')))
-
-  def record(row, n):
-    return record_lib.Text(f'banking77/{n}', (row['text'],), row['category'])
-
-  return record_lib.collect('banking77', path, 'accuracy', rows, record)
+  return texts(path=path, label='category', name='banking77')
 
 
 def clinc150(*, path: str, split: str, scope: str = 'in') -> record_lib.Records:
@@ -113,14 +106,22 @@ def clinc150(*, path: str, split: str, scope: str = 'in') -> record_lib.Records:
       f"scope={scope!r} is not 'in' or 'all'"
     )
   splits = record_files.json_value(path, 'clinc150')
-  rows = [*splits.get(split, ())]
-  if scope == 'all':
-    rows += splits.get(f'oos_{split}', ())
+  with record_lib.checked(path, 'clinc150'):
+    rows = field_lib.entries(splits, split)
+    outside = []
+    if field_lib.present(splits, f'oos_{split}'):
+      outside = field_lib.entries(splits, f'oos_{split}')
 
   def record(row, n):
-    return record_lib.Text(f'clinc150/{split}/{n}', (row[0],), row[1])
+    text, label = field_lib.text(row, 0), field_lib.label(row, 1)
+    return record_lib.Text(f'clinc150/{split}/{n}', (text,), label)
 
-  return record_lib.collect('clinc150', path, 'accuracy', rows, record)
+  if scope == 'all':
+    rows = rows + outside
+  result = record_lib.collect('clinc150', path, 'accuracy', rows, record)
+  if scope == 'all':
+    return result
+  return result._replace(counts={'requests of no class': len(outside)})
 
 
 def ocnli(*, path: str) -> record_lib.Records:
@@ -130,14 +131,15 @@ def ocnli(*, path: str) -> record_lib.Records:
   'contradiction'; pairs on which the annotators did not agree, with label '-',
   are left out. See `texts`.
   """
-  rows = [
-    row for row in record_files.json_lines(path) if row.get('label') != '-'
-  ]
 
   def record(row, n):
-    pair = row['sentence1'], row['sentence2']
-    return record_lib.Text(f'ocnli/{row["id"]}', pair, row['label'])
+    label = field_lib.label(row, 'label')
+    if label == '-':
+      return record_lib.LeftOut('pairs on which the annotators do not agree')
+    pair = tuple(field_lib.text(row, x) for x in ('sentence1', 'sentence2'))
+    return record_lib.Text(f'ocnli/{field_lib.label(row, "id")}', pair, label)
 
+  rows = record_files.json_lines(path)
   return record_lib.collect('ocnli', path, 'accuracy', rows, record)
 
 
@@ -148,14 +150,12 @@ def boolq(*, path: str) -> record_lib.Records:
   """
 
   def record(row, n):
-    label = 'yes' if row['answer'] else 'no'
-    return record_lib.Text(
-      f'boolq/{n}', (row['question'], row['passage']), label
-    )
+    pair = tuple(field_lib.text(row, x) for x in ('question', 'passage'))
+    label = 'yes' if field_lib.truth(row, 'answer') else 'no'
+    return record_lib.Text(f'boolq/{n}', pair, label)
 
-  return record_lib.collect(
-    'boolq', path, 'accuracy', record_files.json_lines(path), record
-  )
+  rows = record_files.json_lines(path)
+  return record_lib.collect('boolq', path, 'accuracy', rows, record)
 
 
 def conll(
@@ -167,11 +167,12 @@ def conll(
 ) -> record_lib.Records:
   """Reads lines of a word and its tag; an empty line ends a sentence.
 
-  Tags in IO, where an entity may begin with 'I-', become BIO. Comments, which
-  begin with '#', and the line '-DOCSTART-' are left out.
+  Tags in IO, IOB1, IOBES, BILOU and BMES become BIO; they may have no types.
+  Lines of comments, which begin with '#', and of '-DOCSTART-' are counted and
+  left out. See `conll_files.parse`.
 
   Args:
-    path: of a file, packed by gzip where its name ends in '.gz'.
+    path: of a file.
     word: column of the word, from 0 on.
     tag: column of the tag, from 0 on.
     name: of the data set, for its card.
@@ -179,33 +180,15 @@ def conll(
   Raises:
     ValueError: the file is missing or damaged, or a line lacks a column.
   """
-  rows: list[list[list[str]]] = [[]]
-  for n, line in enumerate(record_files.text(path).split('\n')):
-    parts = line.split()
-    if not parts:
-      rows.append([])
-    elif line.startswith('#') and len(parts) != tag + 1:
-      continue
-    elif parts[0] != '-DOCSTART-':
-      if len(parts) <= max(word, tag):
-        raise ValueError(
-          f'task {names.short(path)}: line {n + 1} has {len(parts)} columns '
-          f'and no column {max(word, tag)}: set word and tag'
-        )
-      if not _TAG.fullmatch(parts[tag]):
-        raise ValueError(
-          f'task {names.short(path)}: line {n + 1}: {names.short(parts[tag])} '
-          'is not a tag such as O, B-PER or I-PER: set word and tag'
-        )
-      rows[-1].append([parts[word], parts[tag]])
+  parsed = conll_files.parse(
+    record_files.lines(path), path=path, word=word, tag=tag
+  )
 
   def record(row, n):
-    words, tags = zip(*row, strict=True)
-    return record_lib.Sentence(f'{name}/{n}', words, bio(tags))
+    return record_lib.Sentence(f'{name}/{n}', *row)
 
-  return record_lib.collect(
-    name, path, 'f1', [row for row in rows if row], record
-  )
+  result = record_lib.collect(name, path, 'f1', parsed.rows, record)
+  return result._replace(counts=parsed.counts)
 
 
 def wnut17(*, path: str) -> record_lib.Records:
@@ -232,47 +215,40 @@ def uner_zh(*, path: str) -> record_lib.Records:
 def squad(*, path: str, name: str = 'squad') -> record_lib.Records:
   """Reads questions about passages; Rajpurkar et al. 2016, arXiv 1606.05250.
 
-  An answer that is not at its stated place is searched in the passage. Answers
-  that are not in the passage are left out, and so are questions without any.
+  An answer that is not at its stated place is searched in the passage: where it
+  occurs nearest to that place. Answers that are not in the passage are counted
+  and left out, and so are questions that have others only. Questions that the
+  passage does not answer, as in SQuAD 2.0 (Rajpurkar et al. 2018, arXiv
+  1806.03822), are records without answers.
 
   Raises:
     ValueError: the file is missing, damaged or not in the form of SQuAD.
   """
+  return _squad(path, name)
 
-  def record(row, n):
-    passage, question = row
-    answers = []
-    for answer in question['answers']:
-      start, text = answer['answer_start'], answer['text']
-      if passage[start : start + len(text)] != text:
-        start = passage.find(text)
-      if text and start >= 0:
-        answers.append((start, text))
-    return record_lib.Reading(
-      f'{name}/{question["id"]}', question['question'], passage, tuple(answers)
-    )
 
-  try:
-    rows = [
-      (paragraph['context'], question)
-      for article in record_files.json_value(path, name)['data']
-      for paragraph in article['paragraphs']
-      for question in paragraph['qas']
-    ]
-  except (KeyError, TypeError) as e:
-    raise ValueError(
-      f'task {names.short(path)}: not in the form of SQuAD ({e!r})'
-    ) from e
-  result = record_lib.collect(name, path, 'f1', rows, record)
-  return result._replace(records=[r for r in result.records if r.answers])
+def flat_squad(*, path: str, name: str = 'squad') -> record_lib.Records:
+  """Reads questions about passages, one a row, as Hugging Face stores SQuAD.
+
+  A row has `id`, `context`, `question` and `answers`, which has the lists
+  `text` and `answer_start`; both are empty if the passage has no answer. See
+  `squad`, and `records.rows` for the file.
+
+  Raises:
+    ValueError: the file is missing or damaged, or a row lacks a field.
+  """
+  rows = record_lib.rows(path, name)
+  return _readings(path, name, (squad_files.Row(row, row) for row in rows))
 
 
 def cmrc2018(*, path: str) -> record_lib.Records:
   """Reads Chinese questions about passages; see `squad`.
 
+  An offset of -1 marks an answer that is not in the passage as it is written.
+
   Reference: Cui et al. 2019, arXiv 1810.07366.
   """
-  return squad(path=path, name='cmrc2018')
+  return _squad(path, 'cmrc2018', no_place=-1)
 
 
 def drcd(*, path: str) -> record_lib.Records:
@@ -283,12 +259,25 @@ def drcd(*, path: str) -> record_lib.Records:
   return squad(path=path, name='drcd')
 
 
-def bio(tags: Iterable[str]) -> tuple[str, ...]:
-  """Changes tags in IO to BIO: each entity begins with 'B-'."""
-  result, before = [], 'O'
-  for tag in tags:
-    if tag.startswith('I-') and before[2:] != tag[2:]:
-      tag = f'B-{tag[2:]}'
-    result.append(tag)
-    before = tag
-  return tuple(result)
+def _squad(
+  path: str, name: str, no_place: int | None = None
+) -> record_lib.Records:
+  data = record_files.json_value(path, name)
+  with record_lib.checked(path, name):
+    rows = list(squad_files.nested(data))
+  return _readings(path, name, rows, no_place)
+
+
+def _readings(
+  path: str,
+  name: str,
+  rows: Iterable[squad_files.Row],
+  no_place: int | None = None,
+) -> record_lib.Records:
+  absent: collections.Counter[str] = collections.Counter()
+
+  def record(row, n):
+    return squad_files.reading(row, name, absent, no_place)
+
+  result = record_lib.collect(name, path, 'f1', rows, record)
+  return result._replace(counts={**result.counts, **absent})

@@ -1,11 +1,14 @@
 """Labelled records, on which models are tuned and evaluated, by their kinds."""
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lm.data import names
-from lm.data.finetuning import record_files
+from lm.data import byte_files, names, tables
+from lm.data.finetuning import fields, record_files
 
 # Source and licence of each data set; licences as the sources state them.
 _SOURCES = {
@@ -34,6 +37,9 @@ _SOURCES = {
 }
 
 
+UNANSWERABLE = 'unanswerable'  # the class of questions without an answer
+
+
 class DatasetCard(NamedTuple):
   """Describes a data set.
 
@@ -44,6 +50,7 @@ class DatasetCard(NamedTuple):
     split: name of the file.
     metric: the one that is usually reported.
     sha256: of the file's bytes, packed as it is.
+    counts: what of the file is not used, and how much of it; '': all is.
   """
 
   name: str
@@ -52,6 +59,7 @@ class DatasetCard(NamedTuple):
   split: str
   metric: str
   sha256: str
+  counts: str = ''
 
 
 class Text(NamedTuple):
@@ -71,7 +79,10 @@ class Sentence(NamedTuple):
 
 
 class Reading(NamedTuple):
-  """A question about a passage, and its answers: (first character, text)."""
+  """A question about a passage, and its answers: (first character, text).
+
+  Without answers, the passage does not answer the question.
+  """
 
   id: str
   question: str
@@ -128,12 +139,25 @@ class Records(NamedTuple):
   Attributes:
     card: of the data set.
     records: all of one kind.
-    labels: that occur, sorted; empty for readings and pairs.
+    labels: that occur, sorted; of readings, `UNANSWERABLE` alone, where it
+      occurs; empty for pairs.
+    counts: what of the file is in no record: a number by what it counts.
   """
 
   card: DatasetCard
   records: Sequence[Any]
   labels: tuple[str, ...] = ()
+  counts: Mapping[str, int] = MappingProxyType({})
+
+
+class LeftOut(NamedTuple):
+  """Stands for a row that becomes no record, and is counted instead.
+
+  Attributes:
+    what: it is, in the plural: 'answers that are not in their passage'.
+  """
+
+  what: str
 
 
 def dataset_card(
@@ -146,11 +170,40 @@ def dataset_card(
   return DatasetCard(name, source, licence, split, metric, sha256)
 
 
+def rows(
+  path: str, name: str, columns: Sequence[str] = ()
+) -> Iterator[dict[str, Any] | LeftOut]:
+  """Reads the rows of files, by the end of their names.
+
+  '.csv' is a table with commas, '.tsv' and '.tab' one with tabs, whose first
+  row names the columns. All else is JSON: an object a line, or one array of
+  objects. Each may be packed.
+
+  Args:
+    path: of a file, or a pattern.
+    name: of the data set, for errors.
+    columns: of a table, which a row must reach: one that does not is left out.
+
+  Raises:
+    ValueError: a file is missing, damaged or of another form.
+  """
+  for file in record_files.matching(path):
+    if byte_files.suffix(file) not in tables.SUFFIXES:
+      yield from record_files.json_lines(file)
+      continue
+    for row in record_files.table(file, name):
+      whole = {key: value for key, value in row.items() if value is not None}
+      if any(row.get(x, '') is None for x in columns):
+        yield LeftOut('rows that end before the columns that are read')
+      else:
+        yield whole
+
+
 def collect(
   name: str,
   path: str,
   metric: str,
-  rows: Sequence[Any],
+  rows: Iterable[Any],
   record: Callable[[Any, int], Any],
 ) -> Records:
   """Makes the records of a data set.
@@ -160,30 +213,62 @@ def collect(
     path: of its file.
     metric: for its card.
     rows: what the file holds, one entry a record.
-    record: `(row, number) -> record`.
+      Some may be left out already.
+    record: `(row, number) -> record or LeftOut`. The number is that of the
+      record, without the rows before it that were left out.
 
   Raises:
-    ValueError: there is no row, or `record` fails for one.
+    ValueError: there is no record, or a row has not the fields of one.
   """
-  result = []
-  for n, row in enumerate(rows):
-    try:
-      result.append(record(row, n))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
-      raise ValueError(
-        f'task {names.short(path)}: record {n + 1} is not of {name} '
-        f'({type(e).__name__}: {e}); give a file of that data set'
-      ) from e
+  result: list[Any] = []
+  counts: collections.Counter[str] = collections.Counter()
+  for n, row in enumerate(rows, 1):
+    made = row
+    if not isinstance(row, LeftOut):
+      with checked(path, name, n):
+        made = record(row, len(result))
+    if isinstance(made, LeftOut):
+      counts[made.what] += 1
+    else:
+      result.append(made)
   if not result:
-    raise ValueError(f'task {names.short(path)}: there is no record')
-  labels = {label for one in result for label in _labels(one)}
+    why = f' ({counted(counts)})' if counts else ''
+    raise ValueError(f'task {names.short(path)}: there is no record{why}')
+  labels = {label for one in result for label in labels_of(one)}
   source, licence = _SOURCES.get(name, (names.short(path), 'that of the file'))
   card = dataset_card(name, path, source, licence, metric)
-  return Records(card, result, tuple(sorted(labels)))
+  return Records(card, result, tuple(sorted(labels)), counts)
 
 
-def _labels(record: Any) -> Sequence[str]:
+@contextlib.contextmanager
+def checked(path: str, name: str, record: int | None = None) -> Iterator[None]:
+  """Names file and record in the error of a field.
+
+  Args:
+    path: of the file.
+    name: of the data set that it should be from.
+    record: its number, from 1 on; None: the field is of the whole file.
+
+  Raises:
+    ValueError: the code inside has met a field that is not as it should be.
+  """
+  try:
+    yield
+  except fields.FieldError as e:
+    where = f'task {names.short(path)}: '
+    where += f'record {record}: ' if record is not None else ''
+    raise ValueError(f'{where}{e}; is it a file of {name}?') from e
+
+
+def counted(counts: Mapping[str, int]) -> str:
+  """Writes counts in a line: '35 pairs without agreement'."""
+  return ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+
+
+def labels_of(record: Any) -> Sequence[str]:
   """Returns the labels of a record, if it is of a kind that has any."""
   if isinstance(record, Sentence):
     return record.tags
-  return [record.label] if isinstance(record, Text) else ()
+  if isinstance(record, Reading):
+    return () if record.answers else (UNANSWERABLE,)
+  return (record.label,) if isinstance(record, Text) else ()

@@ -23,14 +23,16 @@ step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import hashlib
 import json
+import sys
 from typing import Any
 
 import numpy as np
 
 from lm import config, types
-from lm.data import objectives, stream, windows
+from lm.data import names, objectives, stream, windows
 from lm.data.finetuning import batching
 from lm.data.finetuning import records as record_lib
 
@@ -84,6 +86,7 @@ def make(
   check_folds(folds, held_out)
   if expected is not None:
     _check_expected(expected, batch_size, len(task.records), len(rows), pack)
+  _check_trainable(task, built, rows)
   groups, built = _grouped(rows, built, length, pack, form['fn'])
   settings = (length, folds, pack, *([expected] if expected else []))
   fingerprint = _fingerprint(task.card, form, built.labels, settings, tokenizer)
@@ -104,7 +107,9 @@ def make(
 
   def state(step: int) -> dict[str, Any]:
     tokens = step * batch_size * length
-    return {**identity, 'step': step, 'tokens': tokens}
+    place = {**identity, 'step': step, 'tokens': tokens}
+    # How many records are cut says something about those of a private run.
+    return place if expected else {**place, 'counts': task.card.counts}
 
   example = batching.assemble([[]] * batch_size, built, length, tokenizer)
   return stream.Data(
@@ -138,6 +143,8 @@ def read(
     length: L, tokens a row.
     keep: `number of a record -> bool`.
 
+  What of the data set is not used is counted, on stderr and in the card.
+
   Returns:
     The records that are kept, the form and the rows.
 
@@ -151,7 +158,78 @@ def read(
   kept = [x for n, x in enumerate(task.records) if keep(n)]
   if not kept:
     raise ValueError(f'task {task.card.name}: no record is left: change folds')
-  return task._replace(records=kept), built, built.rows(kept)
+  rows = built.rows(kept)
+  counts = record_lib.counted({**task.counts, **_counts(kept, built, rows)})
+  card = task.card._replace(counts=counts)
+  if counts:
+    _say(f'task {card.name} ({card.split}): not used: {counts}')
+  return task._replace(card=card, records=kept), built, rows
+
+
+def _unseen(records: Sequence[Any], form: batching.Form) -> dict[int, str]:
+  """Gives records with a label that is none of the form's, and that label."""
+  if not form.labels:
+    return {}
+  known = {*form.labels}
+  found = {n: {*record_lib.labels_of(x)} - known for n, x in enumerate(records)}
+  return {n: min(labels) for n, labels in found.items() if labels}
+
+
+def _counts(
+  records: Sequence[Any], form: batching.Form, rows: Sequence[batching.Row]
+) -> dict[str, int]:
+  """Counts what of the records the rows leave out."""
+  cut = {row.record for row in rows if row.cut}
+  unseen = {*_unseen(records, form)}
+  scored = {row.record for row in rows if _is_scored(row)}
+  return {
+    f'tokens cut off from {len(cut)} records': sum(row.cut for row in rows),
+    'records with a label that the model lacks': len(unseen),
+    'records without a scored token': len(
+      {*range(len(records))} - scored - unseen
+    ),
+  }
+
+
+@functools.cache  # each line once in a process, however often it is read
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+def _is_scored(row: batching.Row) -> bool:
+  return any(row.weights) and not row.lost
+
+
+def _check_trainable(
+  task: record_lib.Records, form: batching.Form, rows: Sequence[batching.Row]
+) -> None:
+  """Checks that there is something to learn from records.
+
+  Raises:
+    ValueError: the form lacks one of their labels, or no token is scored.
+  """
+  for label in _unseen(task.records, form).values():
+    raise ValueError(
+      f'task: label {names.short(label)} is not one of the '
+      f'{len(form.labels)} labels ({names.short(", ".join(form.labels))}): '
+      'give those of the training records'
+    )
+  check_scored(task, rows)
+
+
+def check_scored(
+  task: record_lib.Records, rows: Sequence[batching.Row]
+) -> None:
+  """Checks that rows score a token of at least one record.
+
+  Raises:
+    ValueError: they score none.
+  """
+  if not any(map(_is_scored, rows)):
+    raise ValueError(
+      f'task {task.card.name}: no token of its {len(task.records)} records is '
+      'scored: set a larger length, or leave answers more room'
+    )
 
 
 def check_folds(folds: int, held_out: int | None) -> None:
