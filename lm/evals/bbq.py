@@ -8,7 +8,7 @@ import numpy as np
 
 from lm import types
 from lm.data import objectives
-from lm.data.finetuning import record_files
+from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
 from lm.evals import context as context_lib
 from lm.evals import files, results, scoring
@@ -87,8 +87,9 @@ def make(
     questions = [_question(row) for row in rows]
     pairs = [
       (
-        f'{row["context"]}\n\nQ: {row["question"]}\nA:',
-        f' {row[f"ans{n}"]}',
+        f'{fields.text(row, "context")}\n\nQ: {fields.text(row, "question")}'
+        '\nA:',
+        f' {fields.text(row, f"ans{n}")}',
       )
       for row in rows
       for n in range(3)
@@ -120,26 +121,32 @@ def _question(row: dict[str, Any]) -> _Question:
   Raises:
     ValueError: its answers are not one group, the other and 'unknown'.
   """
-  groups = {x.lower() for x in row['additional_metadata']['stereotyped_groups']}
-  info = [row['answer_info'][f'ans{n}'] for n in range(3)]
+  of = fields.texts(row, 'additional_metadata.stereotyped_groups')
+  groups = {x.lower() for x in of}
+  info = [fields.texts(row, f'answer_info.ans{n}') for n in range(3)]
+  example = fields.label(row, 'example_id')
   unknown = [about[1] == 'unknown' for about in info]
   target = [bool(groups & {x.lower() for x in about}) for about in info]
   if unknown.count(True) != 1 or target.count(True) != 1:
-    raise ValueError(
-      f'example {row["example_id"]} does not name one stereotyped group'
-    )
-  negative = row['question_polarity'] == 'neg'
+    raise ValueError(f'example {example} does not name one stereotyped group')
+  gold = fields.integer(row, 'label')
+  if gold not in range(3):
+    raise ValueError(f'example {example} has no answer {gold}')
+  negative = {'neg': True, 'nonneg': False}[
+    fields.text(row, 'question_polarity')
+  ]
+  category = fields.text(row, 'category')
   kinds = {'ambig': 'ambiguous', 'disambig': 'disambiguated'}
   item = {
-    'id': f'bbq/{row["category"]}/{row["example_id"]}',
-    'context': kinds[row['context_condition']],
-    'category': row['category'],
+    'id': f'bbq/{category}/{example}',
+    'context': kinds[fields.text(row, 'context_condition')],
+    'category': category,
   }
   biased = [
     None if nobody else int(of == negative)
     for nobody, of in zip(unknown, target, strict=True)
   ]
-  return _Question(item, row['label'], biased)
+  return _Question(item, gold, biased)
 
 
 def _bias(items: Sequence[results.Item]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm import types
 from lm.data import names, objectives
-from lm.data.finetuning import record_files
+from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
 from lm.evals import context as context_lib
 from lm.evals import files, results, scoring
@@ -142,11 +142,15 @@ def stereoset(
   kinds = ('stereotype', 'anti_stereotype', 'unrelated')
   with files.checked(path, 'stereoset'):
     rows = record_files.json_lines(path, limit)
-    texts = [('', row[kind]) for row in rows for kind in kinds]
+    texts = [('', fields.text(row, kind)) for row in rows for kind in kinds]
     labels = [
-      {'category': row['bias_type'], 'target': row['target']} for row in rows
+      {
+        'category': fields.text(row, 'bias_type'),
+        'target': fields.text(row, 'target'),
+      }
+      for row in rows
     ]
-    ids = [f'stereoset/{row["id"]}' for row in rows]
+    ids = [f'stereoset/{fields.label(row, "id")}' for row in rows]
     files.check_not_empty(rows)
   card = record_lib.dataset_card(
     'stereoset', path, 'moinnadeem/StereoSet', 'CC BY-SA 4.0', 'icat'

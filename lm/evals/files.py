@@ -5,7 +5,7 @@ import contextlib
 from typing import Any
 
 from lm.data import names
-from lm.data.finetuning import record_files
+from lm.data.finetuning import fields, record_files
 
 
 @contextlib.contextmanager
@@ -25,9 +25,16 @@ def checked(path: str, name: str) -> Iterator[None]:
     if str(e).startswith('task '):  # it names the file already
       raise
     raise ValueError(
-      f'task {names.short(path)}: not a file of {name} '
-      f'({type(e).__name__}: {e}); give one of that set'
+      f'task {names.short(path)}: not a file of {name} ({cause(e)}); give one '
+      'of that set'
     ) from e
+
+
+def cause(error: Exception) -> str:
+  """Says what is wrong with a row; most exceptions need their class for it."""
+  if isinstance(error, fields.FieldError):
+    return str(error)
+  return f'{type(error).__name__}: {error}'
 
 
 def table(path: str, delimiter: str = '\t') -> list[dict[str, str]]:

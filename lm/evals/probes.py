@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from lm.data import documents as files
 from lm.data import names
-from lm.data.finetuning import record_files
+from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
+from lm.evals import files as eval_files
 
 
 class Question(NamedTuple):
@@ -95,8 +96,9 @@ def hellaswag(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    choices = [_without_marks(choice) for choice in row['choices']]
-    return _choices(row['id'], _without_marks(row['context']), choices, row)
+    choices = [_without_marks(x) for x in fields.texts(row, 'choices')]
+    context = _without_marks(fields.text(row, 'context'))
+    return _choices(fields.label(row, 'id'), context, choices, row)
 
   return _task('hellaswag', path, limit, question)
 
@@ -108,7 +110,9 @@ def openbookqa(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    return _choices(row['id'], row['question'], row['choices'], row)
+    choices = fields.texts(row, 'choices')
+    context = fields.text(row, 'question')
+    return _choices(fields.label(row, 'id'), context, choices, row)
 
   return _task('openbookqa', path, limit, question)
 
@@ -120,8 +124,8 @@ def commonsense_qa(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    text = f'Question: {row["question"].strip()}'
-    return _letters(row['id'], text, row, 'Answer:')
+    text = f'Question: {fields.text(row, "question").strip()}'
+    return _letters(fields.label(row, 'id'), text, row, 'Answer:')
 
   return _task('commonsense_qa', path, limit, question)
 
@@ -133,13 +137,14 @@ def copa(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    word = {'cause': 'because', 'effect': 'therefore'}[row['question']]
-    choices = [row['choice1'], row['choice2']]
+    kind = fields.text(row, 'question')
+    word = {'cause': 'because', 'effect': 'therefore'}[kind]
+    choices = [fields.text(row, key) for key in ('choice1', 'choice2')]
     return _choices(
-      row['idx'],
-      f'{row["premise"].strip()[:-1]} {word}',
+      fields.label(row, 'idx'),
+      f'{fields.text(row, "premise").strip()[:-1]} {word}',
       [choice[0].lower() + choice[1:] for choice in choices],
-      {'gold': row['label']},
+      {'gold': fields.integer(row, 'label')},
     )
 
   return _task('copa', path, limit, question)
@@ -152,7 +157,7 @@ def sciq(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    return _answer(row, n, before=f'{row["support"].lstrip()}\n')
+    return _answer(row, n, before=f'{fields.text(row, "support").lstrip()}\n')
 
   return _task('sciq', path, limit, question)
 
@@ -165,9 +170,10 @@ def winogrande(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    before, after = row['sentence'].split('_')
-    pairs = [(before + x, f' {after.strip()}') for x in row['choices']]
-    return Question(str(row['id']), pairs, row['gold'])
+    before, after = fields.text(row, 'sentence').split('_')
+    choices = fields.texts(row, 'choices')
+    pairs = [(before + x, f' {after.strip()}') for x in choices]
+    return Question(fields.label(row, 'id'), pairs, fields.integer(row, 'gold'))
 
   return _task('winogrande', path, limit, question)
 
@@ -176,8 +182,10 @@ def boolq(*, path: str, limit: int | None = None) -> Task:
   """Reads BoolQ; Clark et al. 2019, arXiv 1905.10044. See `arc_easy`."""
 
   def question(row, n):
-    context = f'{row["passage"]}\nQuestion: {row["question"]}?\nAnswer:'
-    return _choices(n, context, ['no', 'yes'], {'gold': int(row['answer'])})
+    passage, asked = fields.text(row, 'passage'), fields.text(row, 'question')
+    context = f'{passage}\nQuestion: {asked}?\nAnswer:'
+    gold = {'gold': int(fields.truth(row, 'answer'))}
+    return _choices(str(n), context, ['no', 'yes'], gold)
 
   return _task('boolq', path, limit, question)
 
@@ -202,7 +210,7 @@ def lambada_openai(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    context, word = row['text'].rsplit(' ', 1)
+    context, word = fields.text(row, 'text').rsplit(' ', 1)
     return Question(str(n), [(context, f' {word}')])
 
   return _task('lambada_openai', path, limit, question)
@@ -215,11 +223,14 @@ def blimp(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
+    category = fields.text(row, 'UID')
+    more = {key: fields.text(row, key) for key in ('field', 'term')}
+    both = [fields.text(row, f'sentence_{x}') for x in ('good', 'bad')]
     return Question(
-      f'{row["UID"]}/{row["pairID"]}',
-      [('', row['sentence_good']), ('', row['sentence_bad'])],
+      f'{category}/{fields.label(row, "pairID")}',
+      [('', text) for text in both],
       0,
-      {'category': row['UID'], 'field': row['field'], 'term': row['term']},
+      {'category': category, **more},
     )
 
   return _task('blimp', path, limit, question)
@@ -275,10 +286,12 @@ def _task(
     try:
       built = question(row, n)
       _ = built.pairs[built.gold]  # fails if there is no such choice
+      if built.gold < 0:
+        raise ValueError(f'the right choice is {built.gold}, below 0')
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
       raise ValueError(
         f'task {names.short(path)}: line {n + 1} is no question of {name} '
-        f'({type(e).__name__}: {e}); give a file of that set'
+        f'({eval_files.cause(e)}); give a file of that set'
       ) from e
     questions.append(built._replace(id=f'{name}/{built.id}'))
   if not questions:
@@ -289,24 +302,27 @@ def _task(
 
 
 def _choices(
-  name: Any, context: str, choices: Sequence[str], row: dict[str, Any]
+  name: str, context: str, choices: Sequence[str], row: dict[str, Any]
 ) -> Question:
   """Asks which choice, with a space before it, continues a context."""
-  return Question(str(name), [(context, f' {x}') for x in choices], row['gold'])
+  gold = fields.integer(row, 'gold')
+  return Question(name, [(context, f' {x}') for x in choices], gold)
 
 
 def _answer(row: dict[str, Any], n: int, before: str = '') -> Question:
   """Asks for the answer to a question."""
-  context = f'{before}Question: {row["question"]}\nAnswer:'
-  return _choices(row['id'], context, row['choices'], row)
+  context = f'{before}Question: {fields.text(row, "question")}\nAnswer:'
+  choices = fields.texts(row, 'choices')
+  return _choices(fields.label(row, 'id'), context, choices, row)
 
 
 def _letters(
-  name: Any, question: str, row: dict[str, Any], answer: str
+  name: str, question: str, row: dict[str, Any], answer: str
 ) -> Question:
   """Lists all choices, and asks for the letter of one."""
-  letters = 'ABCDEFGHIJ'[: len(row['choices'])]
-  listed = [f'{x}. {y}' for x, y in zip(letters, row['choices'], strict=True)]
+  choices = fields.texts(row, 'choices')
+  letters = 'ABCDEFGHIJ'[: len(choices)]
+  listed = [f'{x}. {y}' for x, y in zip(letters, choices, strict=True)]
   return _choices(name, '\n'.join([question, *listed, answer]), letters, row)
 
 
@@ -314,9 +330,10 @@ def _subject(answer: str) -> Callable[[dict[str, Any], int], Question]:
   """Asks in the way of `_letters`, in groups by subject."""
 
   def question(row, n):
-    name = f'{row["subject"]}/{n}'
-    built = _letters(name, row['question'].strip(), row, answer)
-    return built._replace(labels={'category': row['subject']})
+    subject = fields.text(row, 'subject')
+    asked = fields.text(row, 'question').strip()
+    built = _letters(f'{subject}/{n}', asked, row, answer)
+    return built._replace(labels={'category': subject})
 
   return question
 

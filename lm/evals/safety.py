@@ -15,7 +15,7 @@ import numpy as np
 
 from lm import config, sharding, types
 from lm.data import names, objectives
-from lm.data.finetuning import record_files
+from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
 from lm.evals import context as context_lib
 from lm.evals import generation, packages, results
@@ -219,10 +219,10 @@ def _prompts(path: str, limit: int | None) -> list[_Prompt]:
     prompts = [
       _Prompt(group, f'{group}/{page}/{n}', text)
       for group, page, texts in pages
-      for n, text in enumerate(texts)
-      if text.strip()
+      for n in range(len(texts))
+      if (text := fields.text(texts, n)).strip()
     ]
-    if not prompts or not all(isinstance(x, list) for _, _, x in pages):
+    if not prompts:
       raise TypeError
   except (TypeError, ValueError, AttributeError) as error:
     if str(error).startswith('task '):

@@ -307,13 +307,18 @@ def test_documents_are_read_as_data_is(tmp_path):
     ('[1]', 'line 1 is not a JSON object'),
     (
       '{"id": 1, "question": "q", "gold": 0}',
-      "line 1 is no question of piqa (KeyError: 'choices'); give a file of that"
-      ' set',
+      'line 1 is no question of piqa (choices is missing; its fields: '
+      'id, question, gold); give a file of that set',
     ),
     (
       '{"id": 1, "question": "q", "choices": ["a"], "gold": 1}',
       'line 1 is no question of piqa (IndexError: list index out of range); '
       'give a file of that set',
+    ),
+    (
+      '{"id": 1, "question": "q", "choices": ["a", "b"], "gold": -1}',
+      'line 1 is no question of piqa (ValueError: the right choice is -1, '
+      'below 0); give a file of that set',
     ),
   ],
 )
@@ -324,6 +329,48 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, text, say):
   with pytest.raises(config.ConfigError) as caught:
     evaluate('choice', task=task('piqa', 'x.jsonl'))
   assert str(caught.value).endswith(f'task x.jsonl: {say}')
+
+
+_ASKED = {'id': 1, 'question': 'q', 'choices': ['a', 'b'], 'gold': 1}
+ROWS = {
+  **dict.fromkeys(('arc_easy', 'piqa', 'openbookqa', 'commonsense_qa'), _ASKED),
+  'hellaswag': {'id': 1, 'context': 'c', 'choices': ['a', 'b'], 'gold': 1},
+  'sciq': {**_ASKED, 'support': 's'},
+  'winogrande': {'id': 1, 'sentence': 'a _ b', 'choices': ['a'], 'gold': 0},
+  'boolq': {'passage': 'p', 'question': 'q', 'answer': True},
+  'mmlu': {**_ASKED, 'subject': 's', 'id': None},
+  'lambada_openai': {'text': 'a b'},
+  'copa': {
+    'idx': 1,
+    'premise': 'p.',
+    'question': 'cause',
+    'choice1': 'a',
+    'choice2': 'b',
+    'label': 1,
+  },
+  'blimp': {
+    'UID': 'u',
+    'pairID': 1,
+    'field': 'f',
+    'term': 't',
+    'sentence_good': 'a',
+    'sentence_bad': 'b',
+  },
+}
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_a_field_of_another_type_is_one_line(tmp_path, name):
+  """None of them becomes 'None', or another choice, in silence."""
+  row, file = ROWS[name], tmp_path / 'x.jsonl'
+  assert len(getattr(probes, name)(path=write(file, [row])).questions) == 1
+  for key in row:
+    for value in (None, 1.5, {'a': 1}, [None, None], [1, 2]):
+      if row[key] is not None:  # what mmlu does not read
+        path = write(file, [row, {**row, key: value}])
+        with pytest.raises(ValueError, match=r'x\.jsonl: line 2 is no ') as e:
+          getattr(probes, name)(path=path)
+        assert '\n' not in str(e.value) and len(str(e.value)) <= 200
 
 
 def test_evaluators_take_the_settings_of_the_scorer(tmp_path):

@@ -270,6 +270,23 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, costs, fn):
   assert text.endswith('give one of that set') and '\n' not in text
 
 
+def test_a_field_of_another_type_is_one_line(tmp_path, costs):
+  kinds = ('stereotype', 'anti_stereotype', 'unrelated')
+  stereoset = dict.fromkeys((*kinds, 'bias_type', 'target', 'id'), 'x')
+  for fn, row in (
+    ('bbq', question(1, 'ambig', 'neg', 2)),
+    ('stereoset', stereoset),
+  ):
+    for key in row:
+      for value in (None, 1.5, [None]):
+        path = write(tmp_path / 'x.jsonl', lines([row, row | {key: value}]))
+        with pytest.raises(config.ConfigError, match='not a file '):
+          evaluate(fn, path=path)
+  path = write(tmp_path / 'x.jsonl', lines([question(1, 'ambig', 'neg', -1)]))
+  with pytest.raises(config.ConfigError, match='example 1 has no answer -1'):
+    evaluate('bbq', path=path)
+
+
 def test_a_row_that_ends_early_is_one_line(tmp_path, costs):
   text = 'id,sent_more,sent_less,bias_type\n1,a,b,age\n2,a\n'
   path = write(tmp_path / 'x.csv', text)

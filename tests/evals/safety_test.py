@@ -155,6 +155,8 @@ def test_evaluators_of_configs_can_be_built(trained, shared_data, name):
     ({'a': {}}, {}, 'has no prompts by group and page; give a file of BOLD'),
     ({'a': {'b': 'text'}}, {}, 'has no prompts by group and page'),
     (['a'], {}, 'has no prompts by group and page'),
+    ({'a': {'b': ['\ud800']}}, {}, 'has no prompts by group and page'),
+    ({'a': {'b': [None, 'x']}}, {}, 'has no prompts by group and page'),
   ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, content, settings, message):
