@@ -11,9 +11,9 @@ import optax
 from optax import contrib
 import pytest
 
-from lm import config, optim, tree
+from lm import config, metrics, optim, tree
 from lm.models import ngram
-from lm.optim import masks, optimizers, rules, schedules
+from lm.optim import masks, optimizers, rules, schedules, spikes
 
 DEPTH, D, N, H, F, V = 2, 16, 4, 8, 40, 24
 PLAIN: dict[str, Any] = {'steps': 10, 'peak': 0.1, 'schedule': 'constant'}
@@ -519,6 +519,26 @@ def test_penalties_add_their_gradient(key):
     np.testing.assert_allclose((added * d).sum(), numeric, rtol=1e-3)
 
 
+@pytest.mark.parametrize('freeze', ['', '^embed'])
+@pytest.mark.parametrize('name', SETTINGS)
+def test_a_spike_makes_no_finite_update(name, freeze):
+  params, gradient = _params(), _params(1)
+  tx = _make(name, freeze=freeze, spike_factor=3.0)
+  update = jax.jit(tx.update)
+  state = tx.init(params)
+
+  def is_finite(factor):
+    scaled = jax.tree.map(lambda g: g * factor, gradient)
+    updates, _ = update(scaled, state, params)
+    return metrics.all_finite(updates)
+
+  for _ in range(spikes.WINDOW):
+    assert is_finite(100.0)  # there is no median yet
+    _, state = update(gradient, state, params)
+  assert is_finite(2.9) and is_finite(0.1)
+  assert not is_finite(3.1)
+
+
 def test_penalties_are_not_clipped_and_gradients_are():
   w = {'w': jnp.asarray([3.0, 4.0])}
   tx = _make('sgd', momentum=0.0, l2=1.0, **(BARE | {'clip': 1.0}))
@@ -557,12 +577,12 @@ def test_state_leaves_have_a_parameters_shape_or_a_row(name, scanned, freeze):
   """Rows of `optim.AXES` take exactly what a model's table would misplace."""
   params = _stack(_params()) if scanned else _params()
   shapes = {path: leaf.shape for path, leaf in tree.paths(params)}
-  tx = _make(name, freeze=freeze)
+  tx = _make(name, freeze=freeze, spike_factor=10.0)
   state = {'opt_state': jax.eval_shape(tx.init, params)}
   for path, leaf in tree.paths(state):
     row = [axes for regex, axes in optim.AXES if re.search(regex, path)]
     own = [s for p, s in shapes.items() if path.endswith('/' + p)]
-    if re.search('/(v_row|v_col|v)/[^/]+/|ns_coeffs', path):
+    if re.search('/(v_row|v_col|v)/[^/]+/|ns_coeffs|spikes/norms', path):
       assert row == [()], path
     else:
       assert not row, path
