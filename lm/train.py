@@ -123,7 +123,7 @@ def train(
         f'{folder}: stopped by a signal at step {int(state.step)}, which is '
         'saved; the same command goes on from there'
       )
-    state = evals.end(state)
+    state = back.checked(evals.end(state))
     if group.leads:
       checkpoint.verify(folder, int(state.step))
   return state

@@ -133,6 +133,8 @@ class Model(NamedTuple):
     matrices: the parameters that products read; the first match wins.
     flops: `length -> FLOPs` that the forward pass of a token needs, in texts of
       that length; None where a model does not say.
+    compares_rows: whether what it computes for a row depends on the other rows
+      of the batch, which then may not be cut.
   """
 
   parameters: Callable[..., Any]
@@ -143,6 +145,7 @@ class Model(NamedTuple):
   fixed: tuple[str, ...] = ()
   matrices: tuple['Matrix', ...] = ()
   flops: Callable[[int], float] | None = None
+  compares_rows: bool = False
 
   def init(self, seed: int, batch: Batch | None) -> Params:
     """Draws initial parameters: arrays of the host.

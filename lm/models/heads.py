@@ -144,7 +144,8 @@ def embed(
     itself_BB = jnp.eye(len(cosines_BB), dtype=bool)
     return jnp.where(itself_BB, masks.MASKED, cosines_BB / temperature)[:, None]
 
-  return _make(vocab, body, None, bidirectional, read, score)
+  model = _make(vocab, body, None, bidirectional, read, score)
+  return model._replace(compares_rows=True)
 
 
 def pooled(

@@ -91,6 +91,7 @@ def make(
     fixed=_FIXED,
     matrices=model.matrices,
     flops=model.flops,
+    compares_rows=model.compares_rows,
   )
 
 

@@ -88,8 +88,8 @@ def make(
     settings: how the step is computed.
 
   Raises:
-    ValueError: something does not fit the mesh, cannot be private, or matches
-      no parameter.
+    ValueError: something does not fit the mesh, cannot be private or cut in
+      parts, or matches no parameter.
   """
   parameters = model.parameters(example)
   init = partial(step.init_state, tx=tx)
@@ -135,6 +135,13 @@ def _choose(
   if numerics not in ('fast', 'deterministic'):
     raise ValueError(
       f"numerics={numerics!r} is neither 'fast' nor 'deterministic'"
+    )
+  if model.compares_rows and (
+    settings.microbatches > 1 or numerics == 'deterministic' or private
+  ):
+    raise ValueError(
+      'the model compares the rows of a batch with each other: set'
+      " microbatches=1, numerics='fast' and no privacy"
     )
   if private is not None:
     if numerics == 'deterministic':

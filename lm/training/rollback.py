@@ -54,6 +54,20 @@ class Rollback:
           if self._next != step:
             break
 
+  def checked(self, state: types.TrainState) -> types.TrainState:
+    """Returns the state that a run ends with, if it has learnt anything.
+
+    Raises:
+      errors.NotFinite: not one update was applied.
+    """
+    step = int(state.step)
+    if step == int(state.extra['skipped']):
+      raise errors.NotFinite(
+        f'step {step}: all updates were dropped, so that nothing was learnt; '
+        f'{_ADVICE}'
+      )
+    return state
+
   def go_back(self, state: types.TrainState) -> types.TrainState:
     """Returns the state to go on with, at the step of the fault, and saves it.
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import initial, sharding, tree
+from lm import config, initial, sharding, tree
 from lm.training import program
 from tests.laws import laws_test as laws
 
@@ -52,3 +52,25 @@ def parameters(model, batch):
   """Lists the parameters of a model as if no layer was stacked."""
   for x in jax.tree.leaves(model.parameters(batch)):
     yield from x.parameters if isinstance(x, initial.Stacked) else [x]
+
+
+@pytest.mark.parametrize(
+  'settings', [{'microbatches': 2}, {'numerics': 'deterministic'}], ids=str
+)
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_batch_whose_rows_are_compared_is_not_cut(settings, wrapped):
+  """A failure means that rows are told to be like rows of another part."""
+  body = laws.MODELS['llama'].spec
+  spec = {'fn': 'lm.models.heads:embed', 'body': body}
+  if wrapped:
+    spec = {'fn': 'lm.models.lora:make', 'body': spec, 'paths': ''}
+  with pytest.raises(ValueError, match='compares the rows of a batch'):
+    program.make(
+      model=config.build(spec, vocab=laws.V),
+      tx=optax.sgd(1.0),
+      example=laws.packed('llama'),
+      mesh=sharding.make_mesh(),
+      rules=laws.RULES,
+      seed=3,
+      settings=program.Settings(**settings),
+    )

@@ -73,6 +73,18 @@ def test_without_a_checkpoint_the_run_ends(stuck, tmp_path):
   assert checkpoint.steps(tmp_path / 'run') == []
 
 
+def test_a_run_that_has_learnt_nothing_does_not_end_well(
+  data, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('FAULT', 'nan_grad@0-100')
+  with pytest.raises(errors.NotFinite) as error:
+    train.train(programs.on_eight(data, steps=6), tmp_path / 'run')
+  assert str(error.value) == (
+    'step 6: all updates were dropped, so that nothing was learnt; lower '
+    'optim.peak or look at the data'
+  )
+
+
 def test_no_rollback_is_allowed(stuck, tmp_path):
   with pytest.raises(errors.NotFinite) as error:
     train.train(stuck(max_rollbacks=0), tmp_path / 'run')
