@@ -43,7 +43,7 @@ def rows(path: str, field: str) -> Iterator[tuple[str, bytes | None]]:
   """
   where = f'input {names.short(path)}'
   try:
-    with parquet.ParquetFile(path) as table:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as table:
       keys = _keys(table.schema_arrow, field, where)
       number = 0
       for batch in table.iter_batches(_ROWS, columns=['.'.join(keys)]):
@@ -55,7 +55,7 @@ def rows(path: str, field: str) -> Iterator[tuple[str, bytes | None]]:
         for value in column.cast(pa.large_binary()):
           number += 1
           yield f'row {number}', value.as_py()
-  except pa.ArrowException as e:
+  except (pa.ArrowException, UnicodeDecodeError) as e:  # or of a name in it
     why = ' '.join(str(e).split())[:60]
     raise ValueError(f'{where}: damaged ({why}); fetch it again') from e
   except OSError as e:

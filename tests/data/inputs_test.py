@@ -5,19 +5,24 @@ The cases of `shared/cases` go through tools.prepare_data, as a user's would.
 
 import bz2
 import collections
+import csv
 import gzip
+import io
 import json
 import lzma
 import os
 from pathlib import Path
 import tracemalloc
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import pyarrow as pa
 from pyarrow import parquet
 import pytest
 import zstandard
 
 from lm.data import documents, shards
+from lm.data.finetuning import record_files
 from lm.data.tokenizers import utf8_bytes
 from tools import prepare_data, train_tokenizer
 
@@ -304,10 +309,10 @@ def test_memory_stays_bounded(put, suffix):
   # What does not end is refused early.
   begin = '' if suffix == 'tsv' else line[: line.index('%')]
   broken = put(f'b.{suffix}', head + begin + text * 10_000)
-  settings = documents.Settings(max_bytes=1 << 20)
+  how = documents.Settings(max_bytes=1 << 20)
 
   def last(file):
-    texts = documents.read([str(file)], settings, collections.Counter())
+    texts = documents.read([str(file)], how, collections.Counter())
     return collections.deque(texts, 1)[0]
 
   tracemalloc.start()
@@ -352,6 +357,70 @@ def test_many_documents_are_split_by_their_hash(prepared, put):
   train, valid = prepared(put('a.jsonl', lines), flags=['--split-valid=0.2'])
   assert sorted(train + valid) == sorted(texts)
   assert 'whose ends' not in prepared.report.out
+
+
+ROWS = [{'text': f'{n}: "你好", she said.\né'} for n in range(9)]
+
+
+def _whole(suffix: str) -> bytes:
+  """Makes a sound file of a kind."""
+  if suffix == 'parquet':
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(ROWS), file)
+    return file.getvalue()
+  if suffix in ('csv', 'tsv'):
+    file = io.StringIO(newline='')
+    writer = csv.writer(file, delimiter={'csv': ',', 'tsv': '\t'}[suffix])
+    writer.writerows([['text'], *([row['text']] for row in ROWS)])
+    return file.getvalue().encode()
+  if suffix == 'json':
+    return json.dumps(ROWS).encode('utf-8')
+  return '\n'.join(map(json.dumps, ROWS)).encode('utf-16')
+
+
+EDITS = st.tuples(
+  st.sampled_from(('change', 'insert', 'cut', 'end')),
+  st.integers(0, 1 << 20),
+  st.integers(0, 255),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+  st.sampled_from(('parquet', 'csv', 'tsv', 'json', 'jsonl', 'txt')),
+  st.sampled_from((bytes, gzip.compress, bz2.compress, zstandard.compress)),
+  st.lists(EDITS, max_size=6),
+  st.sampled_from(documents.ERRORS),
+  st.sampled_from((5, 200, 1 << 20)),
+)
+def test_a_damaged_file_is_read_or_refused_in_one_line(
+  tmp_path_factory, suffix, pack, edits, errors, max_bytes
+):
+  data = bytearray(pack(_whole(suffix)))
+  for edit, place, byte in edits:
+    at = place % (len(data) + 1)
+    if edit == 'change':
+      data[at : at + 1] = [byte]
+    elif edit == 'insert':
+      data[at:at] = [byte]
+    elif edit == 'cut':
+      data[at : at + byte] = b''
+    else:
+      del data[at:]
+  file = tmp_path_factory.getbasetemp() / f'damaged.{suffix}'
+  file.write_bytes(data)
+  how = documents.Settings(errors=errors, max_bytes=max_bytes)
+  for read in (
+    lambda: documents.read([str(file)], how, collections.Counter()),
+    lambda: record_files.text(str(file)),
+    lambda: record_files.json_lines(str(file)),
+    lambda: record_files.table(str(file), 'bank'),
+  ):
+    try:
+      ''.join(map(str, read())).encode()
+    except ValueError as e:
+      assert type(e) is ValueError
+      assert '\n' not in str(e) and len(str(e)) <= 200
 
 
 def test_the_tokenizer_reads_as_preparation_does(put, tmp_path, capsys):
