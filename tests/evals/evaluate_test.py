@@ -50,6 +50,7 @@ def test_a_line_a_checkpoint_and_evaluator(evaluated):
       'task',
       'code',
       'metrics',
+      'crc32',
     }
     assert line['checkpoint'] == checkpoint.digest(evaluated, line['step'])
   assert len({line['task'] for line in lines}) == 2
