@@ -6,7 +6,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import hashlib
-import json
 import re
 from typing import Any, NamedTuple
 
@@ -213,7 +212,7 @@ def _prompts(path: str, limit: int | None) -> list[_Prompt]:
   try:
     pages = [
       (group, page, texts)
-      for group, each in json.loads(record_files.text(path)).items()
+      for group, each in record_files.json_value(path, 'BOLD').items()
       for page, texts in each.items()
     ]
     prompts = [
