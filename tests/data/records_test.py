@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
+from hypothesis import strategies as st
 import pytest
 
 from lm import config
@@ -207,6 +209,31 @@ def test_schemes_of_tags_become_bio(tags, expected):
   assert conll_files.bio(tags.split()) == tuple(expected.split())
 
 
+@hypothesis.given(
+  st.lists(
+    st.tuples(st.sampled_from(['', '-A', '-B']), st.integers(1, 4)) | st.none(),
+    max_size=8,
+  ),
+  st.sampled_from(['BIES', 'BILU', 'BMES', 'BIII']),
+)
+def test_every_scheme_gives_the_same_entities(entities, scheme):
+  """A failure means that a scheme loses an entity or its length."""
+  begin, inside, last, single = scheme
+  single = 'B' if scheme == 'BIII' else single
+  tags, expected = [], []
+  for entity in entities:
+    if entity is None:
+      tags.append('O')
+      expected.append('O')
+      continue
+    kind, size = entity
+    middle = [inside] * (size - 2)
+    letters = [single] if size == 1 else [begin, *middle, last]
+    tags += [f'{letter}{kind}' for letter in letters]
+    expected += [f'B{kind}', *[f'I{kind}'] * (size - 1)]
+  assert conll_files.bio(tags) == tuple(expected)
+
+
 def test_lines_that_are_no_words_and_tags_are_refused(put):
   for text, message in (
     ('a\tO\nb O\n', 'line 2 has 1 columns and no column 1: set word and tag'),
@@ -339,6 +366,16 @@ def test_texts_and_pairs_of_any_table(put, suffix, text):
   line = refused('readers:texts', path, fields=['text'], label='stars')
   assert 'record 1: text is missing; its fields: ' in line
   assert 'review, stars' in line
+
+
+def test_an_error_names_one_of_several_files(put):
+  put('a.jsonl', [{'text': 'a', 'label': 'x'}] * 2)
+  put('b.jsonl', [{'text': 'a', 'label': 'x'}, {'text': 'a', 'label': None}])
+  path = put('c.csv', 'text,label\na,x\n')
+  line = refused('readers:texts', path.with_name('*.*'))
+  assert 'b.jsonl: record 2: label is null' in line
+  put('b.jsonl', [{'text': 'a', 'label': 'x'}])
+  assert len(read('readers:texts', path.with_name('*.*')).records) == 4
 
 
 def test_a_field_inside_an_object(put):

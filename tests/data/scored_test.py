@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -77,6 +79,16 @@ def test_pieces_of_passages():
   ):
     found = [passage[a:b] for a, b in passages.pieces(passage)]
     assert '|'.join(found) == pieces
+
+
+@hypothesis.given(st.text('aé\u0301字かั้ดีद्ि \u200c।.', max_size=20))
+def test_pieces_cover_a_passage(passage):
+  """A failure means that an answer can contain what no piece has."""
+  found = passages.pieces(passage)
+  covered = [n for first, stop in found for n in range(first, stop)]
+  expected = [n for n, x in enumerate(passage) if not x.isspace()]
+  assert covered == expected
+  assert all(first < stop for first, stop in found)
 
 
 @needs_cases

@@ -115,9 +115,8 @@ def dialogsum(*, path: str) -> record_lib.Records:
       tuple(fields.text(row, key) for key in keys),
     )
 
-  return record_lib.collect(
-    'dialogsum', path, 'rougeL', record_files.json_lines(path), record
-  )
+  rows = record_lib.rows(path, 'dialogsum')
+  return record_lib.collect('dialogsum', path, 'rougeL', rows, record)
 
 
 def alpaca(*, path: str, limit: int | None = None) -> record_lib.Records:

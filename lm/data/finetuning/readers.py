@@ -7,7 +7,8 @@ batches of them for training; `lm.evals.classification` and
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from lm.data.finetuning import conll_files, record_files, squad_files
 from lm.data.finetuning import fields as field_lib
@@ -76,7 +77,7 @@ def movie_reviews(
     text, label = field_lib.text(row, 'text'), field_lib.label(row, 'label')
     return record_lib.Text(f'movie_reviews/{n}', (text,), label)
 
-  rows = record_files.json_lines(path)
+  rows = record_lib.rows(path, 'movie_reviews')
   return record_lib.collect('movie_reviews', path, 'accuracy', rows, record)
 
 
@@ -139,7 +140,7 @@ def ocnli(*, path: str) -> record_lib.Records:
     pair = tuple(field_lib.text(row, x) for x in ('sentence1', 'sentence2'))
     return record_lib.Text(f'ocnli/{field_lib.label(row, "id")}', pair, label)
 
-  rows = record_files.json_lines(path)
+  rows = record_lib.rows(path, 'ocnli')
   return record_lib.collect('ocnli', path, 'accuracy', rows, record)
 
 
@@ -154,7 +155,7 @@ def boolq(*, path: str) -> record_lib.Records:
     label = 'yes' if field_lib.truth(row, 'answer') else 'no'
     return record_lib.Text(f'boolq/{n}', pair, label)
 
-  rows = record_files.json_lines(path)
+  rows = record_lib.rows(path, 'boolq')
   return record_lib.collect('boolq', path, 'accuracy', rows, record)
 
 
@@ -238,7 +239,7 @@ def flat_squad(*, path: str, name: str = 'squad') -> record_lib.Records:
     ValueError: the file is missing or damaged, or a row lacks a field.
   """
   rows = record_lib.rows(path, name)
-  return _readings(path, name, (squad_files.Row(row, row) for row in rows))
+  return _readings(path, name, rows, lambda row: squad_files.Row(row, row))
 
 
 def cmrc2018(*, path: str) -> record_lib.Records:
@@ -265,19 +266,20 @@ def _squad(
   data = record_files.json_value(path, name)
   with record_lib.checked(path, name):
     rows = list(squad_files.nested(data))
-  return _readings(path, name, rows, no_place)
+  return _readings(path, name, rows, lambda row: row, no_place)
 
 
 def _readings(
   path: str,
   name: str,
-  rows: Iterable[squad_files.Row],
+  rows: Iterable[Any],
+  question: Callable[[Any], squad_files.Row],
   no_place: int | None = None,
 ) -> record_lib.Records:
   absent: collections.Counter[str] = collections.Counter()
 
   def record(row, n):
-    return squad_files.reading(row, name, absent, no_place)
+    return squad_files.reading(question(row), name, absent, no_place)
 
   result = record_lib.collect(name, path, 'f1', rows, record)
   return result._replace(counts={**result.counts, **absent})

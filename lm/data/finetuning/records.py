@@ -170,9 +170,15 @@ def dataset_card(
   return DatasetCard(name, source, licence, split, metric, sha256)
 
 
-def rows(
-  path: str, name: str, columns: Sequence[str] = ()
-) -> Iterator[dict[str, Any] | LeftOut]:
+class Row(NamedTuple):
+  """A row, and where it is, for errors: its number in a file, from 1 on."""
+
+  file: str
+  number: int
+  value: Any
+
+
+def rows(path: str, name: str, columns: Sequence[str] = ()) -> Iterator[Row]:
   """Reads the rows of files, by the end of their names.
 
   '.csv' is a table with commas, '.tsv' and '.tab' one with tabs, whose first
@@ -182,21 +188,28 @@ def rows(
   Args:
     path: of a file, or a pattern.
     name: of the data set, for errors.
-    columns: of a table, which a row must reach: one that does not is left out.
+    columns: of a table, which a row must reach: in the place of one that does
+      not there is a `LeftOut`.
 
   Raises:
     ValueError: a file is missing, damaged or of another form.
   """
   for file in record_files.matching(path):
-    if byte_files.suffix(file) not in tables.SUFFIXES:
-      yield from record_files.json_lines(file)
-      continue
-    for row in record_files.table(file, name):
-      whole = {key: value for key, value in row.items() if value is not None}
-      if any(row.get(x, '') is None for x in columns):
-        yield LeftOut('rows that end before the columns that are read')
-      else:
-        yield whole
+    if byte_files.suffix(file) in tables.SUFFIXES:
+      found = (_reached(x, columns) for x in record_files.table(file, name))
+    else:
+      found = iter(record_files.json_lines(file))
+    for number, value in enumerate(found, 1):
+      yield Row(file, number, value)
+
+
+def _reached(
+  row: dict[str, Any], columns: Sequence[str]
+) -> dict[str, Any] | LeftOut:
+  """Returns the fields that a row of a table has, if all columns are there."""
+  if any(row.get(x, '') is None for x in columns):
+    return LeftOut('rows that end before the columns that are read')
+  return {key: value for key, value in row.items() if value is not None}
 
 
 def collect(
@@ -212,8 +225,8 @@ def collect(
     name: of the data set.
     path: of its file.
     metric: for its card.
-    rows: what the file holds, one entry a record.
-      Some may be left out already.
+    rows: what the file holds, one entry a record: any value, or a `Row`. A
+      `LeftOut` in its place is counted.
     record: `(row, number) -> record or LeftOut`. The number is that of the
       record, without the rows before it that were left out.
 
@@ -223,10 +236,11 @@ def collect(
   result: list[Any] = []
   counts: collections.Counter[str] = collections.Counter()
   for n, row in enumerate(rows, 1):
-    made = row
-    if not isinstance(row, LeftOut):
-      with checked(path, name, n):
-        made = record(row, len(result))
+    file, number, value = row if isinstance(row, Row) else (path, n, row)
+    made = value
+    if not isinstance(value, LeftOut):
+      with checked(file, name, number):
+        made = record(value, len(result))
     if isinstance(made, LeftOut):
       counts[made.what] += 1
     else:
