@@ -363,6 +363,8 @@ def test_texts_and_pairs_of_any_table(put, suffix, text):
   if suffix != 'jsonl':  # a target is a text
     made = read('pair_readers:pairs', path, source='review', target='stars')
     assert made.records[0][1:] == ('good, I say', ('5',))
+  with pytest.raises(ValueError, match='fields is empty: name the field of'):
+    read('readers:texts', path, fields=[], label='stars')
   line = refused('readers:texts', path, fields=['text'], label='stars')
   assert 'record 1: text is missing; its fields: ' in line
   assert 'review, stars' in line

@@ -33,6 +33,8 @@ def texts(
   Raises:
     ValueError: the file is missing or damaged, or lacks a field.
   """
+  if not fields:
+    raise ValueError('texts: fields is empty: name the field of the text')
 
   def record(row, n):
     return record_lib.Text(
