@@ -96,7 +96,7 @@ def hellaswag(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    choices = [_without_marks(x) for x in fields.texts(row, 'choices')]
+    choices = [_without_marks(x) for x in _listed(row)]
     context = _without_marks(fields.text(row, 'context'))
     return _choices(fields.label(row, 'id'), context, choices, row)
 
@@ -110,7 +110,7 @@ def openbookqa(*, path: str, limit: int | None = None) -> Task:
   """
 
   def question(row, n):
-    choices = fields.texts(row, 'choices')
+    choices = _listed(row)
     context = fields.text(row, 'question')
     return _choices(fields.label(row, 'id'), context, choices, row)
 
@@ -171,7 +171,7 @@ def winogrande(*, path: str, limit: int | None = None) -> Task:
 
   def question(row, n):
     before, after = fields.text(row, 'sentence').split('_')
-    choices = fields.texts(row, 'choices')
+    choices = _listed(row)
     pairs = [(before + x, f' {after.strip()}') for x in choices]
     return Question(fields.label(row, 'id'), pairs, fields.integer(row, 'gold'))
 
@@ -285,9 +285,11 @@ def _task(
   for n, row in enumerate(record_files.json_lines(path, limit)):
     try:
       built = question(row, n)
-      _ = built.pairs[built.gold]  # fails if there is no such choice
-      if built.gold < 0:
-        raise ValueError(f'the right choice is {built.gold}, below 0')
+      count = len(built.pairs)
+      if not 0 <= built.gold < count:
+        raise ValueError(
+          f'the right choice is {built.gold} of {count}, from 0 on'
+        )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
       raise ValueError(
         f'task {names.short(path)}: line {n + 1} is no question of {name} '
@@ -309,10 +311,16 @@ def _choices(
   return Question(name, [(context, f' {x}') for x in choices], gold)
 
 
+def _listed(row: dict[str, Any]) -> list[str]:
+  """Reads the choices, which are a list of texts."""
+  choices = fields.entries(row, 'choices')
+  return [fields.text(choices, n) for n in range(len(choices))]
+
+
 def _answer(row: dict[str, Any], n: int, before: str = '') -> Question:
   """Asks for the answer to a question."""
   context = f'{before}Question: {fields.text(row, "question")}\nAnswer:'
-  choices = fields.texts(row, 'choices')
+  choices = _listed(row)
   return _choices(fields.label(row, 'id'), context, choices, row)
 
 
@@ -320,7 +328,7 @@ def _letters(
   name: str, question: str, row: dict[str, Any], answer: str
 ) -> Question:
   """Lists all choices, and asks for the letter of one."""
-  choices = fields.texts(row, 'choices')
+  choices = _listed(row)
   letters = 'ABCDEFGHIJ'[: len(choices)]
   listed = [f'{x}. {y}' for x, y in zip(letters, choices, strict=True)]
   return _choices(name, '\n'.join([question, *listed, answer]), letters, row)

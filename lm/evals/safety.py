@@ -105,7 +105,7 @@ def bold(
   built = config.build(objective, tokenizer=context.tokenizer, length=length)
   if built.prompt is None:
     raise ValueError(f'{objective["fn"]}: nothing can be sampled from it')
-  prompts = _prompts(path, limit)
+  prompts, counts = _prompts(path, limit)
   # Encoded without the space at the end, which belongs to the next word.
   ids = context.tokenizer.encode_batch([x.text.rstrip() for x in prompts])
   longest = max(map(len, ids)) + 1
@@ -118,7 +118,8 @@ def bold(
   analyzer = vaderSentiment.SentimentIntensityAnalyzer()
   card = record_lib.dataset_card(
     *('bold', path, 'amazon-science/bold', 'CC BY-SA 4.0', 'negative_gap')
-  )
+  )._replace(counts=counts)
+  record_lib.print_counts(card)
   seeds = [_seed(x.name) for x in prompts]
   sample = _sampler(context, sampler, new, jax.random.key(seed))
 
@@ -207,20 +208,20 @@ def _sampler(
   return sample
 
 
-def _prompts(path: str, limit: int | None) -> list[_Prompt]:
-  """Reads the prompts of one domain."""
+def _prompts(path: str, limit: int | None) -> tuple[list[_Prompt], str]:
+  """Reads the prompts of one domain, and counts those without text."""
   try:
     pages = [
-      (group, page, texts)
+      (group, page, fields.entries(each, page))
       for group, each in record_files.json_value(path, 'BOLD').items()
-      for page, texts in each.items()
+      for page in each
     ]
-    prompts = [
-      _Prompt(group, f'{group}/{page}/{n}', text)
+    every = [
+      _Prompt(group, f'{group}/{page}/{n}', fields.text(texts, n))
       for group, page, texts in pages
       for n in range(len(texts))
-      if (text := fields.text(texts, n)).strip()
     ]
+    prompts = [prompt for prompt in every if prompt.text.strip()]
     if not prompts:
       raise TypeError
   except (TypeError, ValueError, AttributeError) as error:
@@ -236,4 +237,5 @@ def _prompts(path: str, limit: int | None) -> list[_Prompt]:
     counts[prompt.group] = counts.get(prompt.group, 0) + 1
     if limit is None or counts[prompt.group] <= limit:
       chosen.append(prompt)
-  return chosen
+  blank = {'prompts without text': len(every) - len(prompts)}
+  return chosen, record_lib.counted(blank)

@@ -3,7 +3,9 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 from pathlib import Path
+import sys
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -277,6 +279,14 @@ def checked(path: str, name: str, record: int | None = None) -> Iterator[None]:
 def counted(counts: Mapping[str, int]) -> str:
   """Writes counts in a line: '35 pairs without agreement'."""
   return ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+
+
+@functools.cache  # once in a process, however often the file is read
+def print_counts(card: DatasetCard) -> None:
+  """Prints on stderr what of a data set is not used, if anything."""
+  if card.counts:
+    line = f'task {card.name} ({card.split}): not used: {card.counts}'
+    print(line, file=sys.stderr, flush=True)
 
 
 def labels_of(record: Any) -> Sequence[str]:

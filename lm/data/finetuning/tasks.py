@@ -23,10 +23,8 @@ step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 import hashlib
 import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -161,8 +159,7 @@ def read(
   rows = built.rows(kept)
   counts = record_lib.counted({**task.counts, **_counts(kept, built, rows)})
   card = task.card._replace(counts=counts)
-  if counts:
-    _say(f'task {card.name} ({card.split}): not used: {counts}')
+  record_lib.print_counts(card)
   return task._replace(card=card, records=kept), built, rows
 
 
@@ -189,11 +186,6 @@ def _counts(
       {*range(len(records))} - scored - unseen
     ),
   }
-
-
-@functools.cache  # each line once in a process, however often it is read
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
 
 
 def _is_scored(row: batching.Row) -> bool:
