@@ -3,17 +3,28 @@
     LM_DISTRIBUTED=auto                      what jax detects: TPU, SLURM, GKE
     LM_DISTRIBUTED=HOST:PORT,PROCESS,COUNT   by hand; HOST is that of process 0
     ...,SECONDS                              another silence, see `start`
+    LM_LISTEN=ADDRESS|private                where process 0 listens
+    LM_SECRET=TEXT                           admits the processes of this run
 
 jax moves arrays between processes, and the group (`process_group`) carries
-everything else, over connections of its own. Process 0 admits a peer by a token
-that all processes have received through jax, so that nobody else can join.
+everything else, over connections of its own. Process 0 listens on one address
+and never on all: on LM_LISTEN; else on HOST; else on loopback, which is right
+for processes of one machine. `private` stands for the machine's own address in
+the network of its cluster, and the launchers set it.
+
+Process 0 admits a peer to the group by the secret of the run. Without one it
+draws a token, which all processes receive through jax. jax's own coordinator
+admits everybody who reaches its port: PORT, or for `auto` 8482, on SLURM 61440
+to 65535. A firewall must keep that port from others.
 """
 
 from collections.abc import Iterator
 import contextlib
 import ctypes
+import ipaddress
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -24,17 +35,21 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from lm import config
-from lm.runtime import connections, process_group
+from lm.runtime import admission, process_group
 
 VARIABLE = 'LM_DISTRIBUTED'
+LISTEN = 'LM_LISTEN'
+SECRET = 'LM_SECRET'
 _LOOPBACK = ('localhost', '127.0.0.1', '::1')
-_HELLO_BYTES = 1 << 10
+_BROADCAST_BYTES = 1 << 10
 
 
 def start(
   spec: str | None = None, *, wait_seconds: float = 300.0
 ) -> process_group.ProcessGroup:
   """Meets the other processes of this run; call it before jax is used.
+
+  If they do not come in time, the process ends with one line and exit code 7.
 
   Args:
     spec: a value of LM_DISTRIBUTED; None reads that environment variable, and
@@ -44,18 +59,21 @@ def start(
 
   Raises:
     config.ConfigError: the variable is malformed, or nothing was detected.
-    process_group.Lost: the others did not come in time. Where jax does not
-      return, the process ends instead, with the same line.
   """
   spec = os.environ.get(VARIABLE, '') if spec is None else spec
   if not spec:
     return process_group.alone()
   address, index, count, silence_seconds = _parse(spec)
+  secret = _secret()
+  address, own = _listen(address, index)
   _delay_aborts()
   where = address or 'what jax detects'
+  fix = 'start them all, and check address and firewall'
+  if spec.startswith('auto') and address:
+    fix = f'start them all, and on several hosts set {LISTEN}=private'
   late = (
     f'{VARIABLE}={spec}: processes did not meet at {where} in'
-    f' {wait_seconds:g} s: start them all, and check address and firewall'
+    f' {wait_seconds:g} s: {fix}'
   )
   # jax may wait in C++ code that no exception can leave: so a timer decides.
   with _deadline(wait_seconds, late):
@@ -66,6 +84,7 @@ def start(
         address or None,
         count,
         index,
+        coordinator_bind_address=_bind_address(own, address),
         # Our own deadlines are shorter, and end the process with one line.
         initialization_timeout=round(wait_seconds) + 60,
         heartbeat_timeout_seconds=100,
@@ -73,12 +92,16 @@ def start(
       )
     except (ValueError, RuntimeError) as error:
       raise config.ConfigError(
-        f'{VARIABLE}={spec}: {error}: give HOST:PORT,PROCESS,COUNT'
+        f'{VARIABLE}={spec}: {error}: give HOST:PORT,PROCESS,COUNT with a free'
+        f' port of process 0, which may need {LISTEN} behind another address'
       ) from error
     if jax.process_count() == 1:
       return process_group.alone()
-    host = address.rpartition(':')[0]
-    peers, names = _connect(host, wait_seconds)
+    try:
+      peers, names = _connect(address, own, secret)
+    except process_group.Lost as lost:
+      # At Python's exit jax would wait for the others, and then abort.
+      process_group.exit_with(str(lost), lost.exit_code)
   return process_group.ProcessGroup(
     jax.process_index(), peers, names, silence_seconds=silence_seconds
   )
@@ -105,94 +128,155 @@ def _parse(spec: str) -> tuple[str, int | None, int | None, float]:
   return '' if first == 'auto' else first, index, count, silence_seconds
 
 
-def _connect(
-  host: str, seconds: float
-) -> tuple[dict[int, socket.socket], list[str]]:
-  """Connects all processes with process 0, whose address jax broadcasts.
+def _listen(address: str, index: int | None) -> tuple[str, str]:
+  """Chooses where process 0 meets the others.
+
+  Args:
+    address: HOST:PORT of process 0; '' if jax is to detect it.
+    index: of this process; None if jax is to detect it.
 
   Returns:
-    The connections by process, and the names of all processes.
+    HOST:PORT of process 0 for jax, '' if it is to detect that; and the address
+    of this machine that process 0 listens on.
+
+  Raises:
+    config.ConfigError: there is no such address.
   """
-  index, count = jax.process_index(), jax.process_count()
-  if index:
-    place = json.loads(_broadcast(''))
-    peer = _dial(place['hosts'], place['port'], seconds)
-    hello = {
-      'token': place['token'],
-      'process': index,
-      'name': process_group.describe(index),
-    }
-    peer.sendall(json.dumps(hello).encode() + b'\n')
-    return {0: peer}, json.loads(_line(peer, connections.LARGEST_BYTES))
-  # A run on one machine opens no port to the network.
-  local = host in _LOOPBACK
-  # Whoever finds the port must not be able to join, or to stop the run.
-  token = secrets.token_hex(16)
-  with socket.create_server(('127.0.0.1' if local else '', 0)) as server:
-    hosts = [host] if host else _own_addresses()
-    port = server.getsockname()[1]
-    _broadcast(json.dumps({'hosts': hosts, 'port': port, 'token': token}))
-    peers: dict[int, socket.socket] = {}
-    names = [process_group.describe(0)] + [''] * (count - 1)
-    while len(peers) < count - 1:
-      peer, _ = server.accept()
-      try:
-        peer.settimeout(5)  # a stranger who says nothing must not block us
-        hello = json.loads(_line(peer, _HELLO_BYTES))
-        known = secrets.compare_digest(hello['token'], token)
-        process = int(hello['process'])
-        assert known and 0 < process < count and process not in peers
-        names[process] = str(hello['name'])
-      except (OSError, ValueError, LookupError, TypeError, AssertionError):
-        peer.close()  # a stranger, without our token
-        continue
-      peers[process] = peer
-  for peer in peers.values():
-    peer.settimeout(None)
-    peer.sendall(json.dumps(names).encode() + b'\n')
-  return peers, names
+  own = os.environ.get(LISTEN, '')
+  if own == 'private':
+    own = _private_address()
+  elif own:
+    _check_address(own)
+  if not address:
+    # jax derives another port from each cluster and tells it too late, so it is
+    # told one. As with jax, the jobs that share a SLURM node have their own.
+    job = os.environ.get('SLURM_JOB_ID')
+    port = 61440 + int(job) % 4096 if job else 8482
+    os.environ.setdefault('JAX_COORDINATOR_PORT', str(port))
+    port = os.environ['JAX_COORDINATOR_PORT']
+    return ('', own) if own else (f'localhost:{port}', 'localhost')
+  host = address.rpartition(':')[0].strip('[]')
+  if not own and index == 0 and host not in _LOOPBACK:
+    found = {ipaddress.ip_address(x) for x in _resolve(host)}
+    if found and all(x.is_loopback for x in found):
+      raise config.ConfigError(
+        f'{VARIABLE}={address}: {host} is a name for loopback here, where no'
+        f' other host comes in: give its address, or {LISTEN}=private'
+      )
+  return address, own or host
 
 
-def _broadcast(text: str) -> str:
-  """Sends the text of process 0 to all processes, through jax."""
-  # jax broadcasts arrays of one shape: the text is padded to a fixed size.
-  sent = np.frombuffer(text.encode().ljust(_HELLO_BYTES), np.uint8)
-  received = multihost_utils.broadcast_one_to_all(sent)
-  return np.asarray(received, np.uint8).tobytes().decode().rstrip()
+def _check_address(own: str) -> None:
+  """Refuses to listen on all addresses, or on none."""
+  try:
+    wide = ipaddress.ip_address(own).is_unspecified
+  except ValueError:
+    wide = not _resolve(own)
+  if wide:
+    raise config.ConfigError(
+      f"{LISTEN}={own[:60]}: give one address of this machine, or 'private'"
+    )
 
 
-def _dial(hosts: list[str], port: int, seconds: float) -> socket.socket:
-  for host in hosts:
-    with contextlib.suppress(OSError):
-      peer = socket.create_connection((host, port), min(10.0, seconds))
-      peer.settimeout(None)
-      return peer
-  raise process_group.Lost(
-    f'process 0 cannot be reached at {", ".join(hosts)}, port {port}: let the'
-    ' hosts of a run connect to each other at any port'
-  )
+def _private_address() -> str:
+  """Finds the address of this machine in the network of its cluster.
 
-
-def _line(peer: socket.socket, most_bytes: int) -> bytes:
-  line = b''
-  while not line.endswith(b'\n'):
-    byte = peer.recv(1)  # one by one: what follows the line is the group's
-    if not byte or len(line) > most_bytes:
-      raise ValueError('no line')
-    line += byte
-  return line
-
-
-def _own_addresses() -> list[str]:
-  """Lists addresses by which other hosts may reach this one, best first."""
-  addresses = []
+  Raises:
+    config.ConfigError: it has none, or only public ones.
+  """
+  found = _resolve(socket.gethostname())
   with (
     contextlib.suppress(OSError),
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
   ):
     probe.connect(('192.0.2.1', 9))  # sends nothing: only picks the interface
-    addresses.append(probe.getsockname()[0])
-  return [*addresses, socket.gethostname()]
+    found.append(probe.getsockname()[0])
+  for text in found:
+    address = ipaddress.ip_address(text)
+    if not (address.is_global or address.is_loopback or address.is_link_local):
+      return text
+  raise config.ConfigError(
+    f'{LISTEN}=private: this machine has no private address: give one on which'
+    ' only the hosts of this run can reach it'
+  )
+
+
+def _resolve(host: str) -> list[str]:
+  """Lists the addresses of a host; none if it is not known."""
+  try:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+  except OSError:
+    return []
+  return [str(where[0]).partition('%')[0] for *_, where in found]
+
+
+def _bind_address(own: str, address: str) -> str:
+  """Spells HOST:PORT for jax's coordinator."""
+  port = address.rpartition(':')[2] or os.environ['JAX_COORDINATOR_PORT']
+  return f'[{own}]:{port}' if ':' in own else f'{own}:{port}'
+
+
+def _secret() -> str:
+  """Reads the secret of the run from the environment; '' if there is none."""
+  secret = os.environ.get(SECRET, '')
+  if secret and not re.fullmatch('[!-~]{16,256}', secret):
+    raise config.ConfigError(
+      f'{SECRET}: give 16 to 256 letters, digits and signs without blanks, the'
+      ' same to all processes of a run'
+    )
+  return secret
+
+
+def _connect(
+  address: str, own: str, secret: str
+) -> tuple[dict[int, socket.socket], list[str]]:
+  """Connects all processes with process 0, whose port jax broadcasts.
+
+  Args:
+    address: HOST:PORT by which the others know process 0; '' if jax detected
+      it.
+    own: the address that process 0 listens on.
+    secret: of the run; '' lets process 0 draw one, which jax broadcasts.
+
+  Returns:
+    The connections by process, and the names of all processes.
+  """
+  index, count = jax.process_index(), jax.process_count()
+  name = process_group.describe(index)
+  if index:
+    place = json.loads(_broadcast(''))
+    hosts, port = place['hosts'], place['port']
+    token = secret or place['token']
+    try:
+      peer, names = admission.join(hosts, port, token, index, name)
+    except OSError as error:
+      raise process_group.Lost(
+        f'process 0 cannot be reached at {", ".join(hosts)}, port {port}: let'
+        ' the hosts of a run connect to each other at any port'
+      ) from error
+    except admission.Refused as error:
+      raise process_group.Lost(
+        f'process 0 at {", ".join(hosts)} does not know this process: give all'
+        f' processes of a run the same {SECRET}, and each its own number'
+      ) from error
+    return {0: peer}, names
+  token = secret or secrets.token_hex(16)
+  family = socket.AF_INET6 if ':' in own else socket.AF_INET
+  with socket.create_server((own, 0), family=family) as server:
+    hosts = [own]
+    if address:
+      hosts.insert(0, address.rpartition(':')[0].strip('[]'))
+    place = {'hosts': hosts, 'port': server.getsockname()[1]}
+    _broadcast(json.dumps(place | ({} if secret else {'token': token})))
+    return admission.admit(server, token, count, name)
+
+
+def _broadcast(text: str) -> str:
+  """Sends the text of process 0 to all processes, through jax."""
+  # jax broadcasts arrays of one shape: the text is padded to a fixed size.
+  sent = np.frombuffer(text.encode().ljust(_BROADCAST_BYTES), np.uint8)
+  received = multihost_utils.broadcast_one_to_all(sent)
+  return np.asarray(received, np.uint8).tobytes().decode().rstrip()
 
 
 @contextlib.contextmanager

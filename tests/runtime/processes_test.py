@@ -1,8 +1,11 @@
 """Two processes as one run: the same numbers, and none outlives the other."""
 
+import contextlib
 import os
+from pathlib import Path
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -29,21 +32,58 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
-def pair(start, program, arguments, silence='', raises_at=''):
-  """Starts two processes of four devices each as one run."""
+def pair(start, program, arguments, silence='', raises_at='', settings=None):
+  """Starts two processes of four devices each as one run.
+
+  Settings of the environment may hold {port} and {index}.
+  """
   port = free_port()
+  given = {processes.VARIABLE: f'localhost:{{port}},{{index}},2{silence}'}
+  given |= settings or {}
   return [
     start(
       program,
       arguments,
       settings={
         'JAX_NUM_CPU_DEVICES': '4',
-        processes.VARIABLE: f'localhost:{port},{index},2{silence}',
         'RAISE_AT': raises_at if index else '',
+        **{k: v.format(port=port, index=index) for k, v in given.items()},
       },
     )
     for index in (0, 1)
   ]
+
+
+def listens_on(pid: int) -> set[str]:
+  """Lists the addresses that a process of this machine listens on."""
+  inodes = set()
+  for path in Path(f'/proc/{pid}/fd').iterdir():
+    with contextlib.suppress(OSError):
+      inodes.add(os.readlink(path))
+  found = set()
+  for name, family in (('tcp', socket.AF_INET), ('tcp6', socket.AF_INET6)):
+    for line in Path(f'/proc/{pid}/net/{name}').read_text().splitlines()[1:]:
+      words = line.split()
+      if words[3] == '0A' and f'socket:[{words[9]}]' in inodes:
+        digits, _ = words[1].split(':')
+        # Words of four bytes, each in the machine's order.
+        bytes_ = b''.join(
+          struct.pack('=I', int(digits[i : i + 8], 16))
+          for i in range(0, len(digits), 8)
+        )
+        address = socket.inet_ntop(family, bytes_)
+        found.add(address.removeprefix('::ffff:'))
+  return found
+
+
+# What SLURM tells the processes of a job of two tasks.
+SLURM = {
+  processes.VARIABLE: 'auto',
+  'SLURM_JOB_ID': '{port}',
+  'SLURM_NTASKS': '2',
+  'SLURM_PROCID': '{index}',
+  'SLURM_LOCALID': '{index}',
+}
 
 
 def wait_until_ready(two) -> None:
@@ -208,6 +248,88 @@ def test_by_default_the_last_process_ends_within_half_a_minute():
   assert default >= 10 and longest < LIMIT_SECONDS
 
 
+# --- where they listen
+
+
+def own_address() -> str:
+  """Finds this machine's address in its network."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    try:
+      probe.connect(('192.0.2.1', 9))
+    except OSError:
+      pytest.skip('this machine has no network')
+    return probe.getsockname()[0]
+
+
+@pytest.mark.parametrize('way', ['by hand', 'auto'])
+def test_a_run_of_one_machine_listens_on_loopback(start, way):
+  nodes = {'SLURM_STEP_NODELIST': own_address()}
+  settings = {} if way == 'by hand' else {**SLURM, **nodes}
+  two = pair(start, 'tests.processes_peer', ['watch'], settings=settings)
+  wait_until_ready(two)
+  found = set().union(*(listens_on(process.pid) for process in two))
+  assert found
+  assert {x.split()[0] for x in found} <= {
+    '127.0.0.1',
+    '::1',
+    '::ffff:127.0.0.1',
+  }
+
+
+def test_a_run_of_several_machines_listens_on_the_private_address(start):
+  own = own_address()
+  settings = {**SLURM, 'SLURM_STEP_NODELIST': own}
+  settings |= {processes.LISTEN: 'private', processes.SECRET: 'secret' * 4}
+  two = pair(start, 'tests.processes_peer', ['watch'], settings=settings)
+  wait_until_ready(two)
+  found = set().union(*(listens_on(process.pid) for process in two))
+  assert own in found and not found & {'0.0.0.0', '::'}
+
+
+def test_a_process_with_another_secret_is_not_admitted(start):
+  settings = {processes.SECRET: 'a-secret-of-process-{index}'}
+  two = pair(start, 'tests.processes_peer', ['watch'], settings=settings)
+  assert two[1].error(7) == (
+    'process 0 at localhost, localhost does not know this process: give all'
+    ' processes of a run the same LM_SECRET, and each its own number'
+  )
+
+
+def test_where_a_run_listens_is_checked(monkeypatch):
+  for wrong in ('0.0.0.0', '::', 'no-such-host.invalid'):
+    monkeypatch.setenv(processes.LISTEN, wrong)
+    with pytest.raises(config.ConfigError) as caught:
+      processes.start('localhost:80,0,2')
+    assert str(caught.value) == (
+      f"LM_LISTEN={wrong}: give one address of this machine, or 'private'"
+    )
+  monkeypatch.delenv(processes.LISTEN)
+  monkeypatch.setenv(processes.SECRET, 'short')
+  with pytest.raises(config.ConfigError, match='LM_SECRET: give 16 to 256 '):
+    processes.start('localhost:80,0,2')
+  monkeypatch.delenv(processes.SECRET)
+  # as Debian names a machine in /etc/hosts
+  loopback = [(socket.AF_INET, 1, 6, '', ('127.0.1.1', 0))]
+  monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: loopback)
+  with pytest.raises(config.ConfigError) as caught:
+    processes.start('node1:80,0,2')
+  assert str(caught.value) == (
+    'LM_DISTRIBUTED=node1:80: node1 is a name for loopback here, where no other'
+    ' host comes in: give its address, or LM_LISTEN=private'
+  )
+
+
+@pytest.mark.process
+def test_an_address_of_another_machine_is_one_line():
+  spec = f'198.51.100.7:{free_port()},0,2'
+  said = alone(spec, 2)
+  assert said.startswith(f'error: LM_DISTRIBUTED={spec}: ')
+  assert said.endswith(
+    'with a free port of process 0, which may need LM_LISTEN behind another'
+    ' address'
+  )
+
+
 # --- what a user can get wrong
 
 
@@ -236,9 +358,18 @@ def test_a_wrong_variable_is_one_line(spec):
 @pytest.mark.process
 def test_waiting_for_missing_processes_has_a_deadline():
   spec = f'localhost:{free_port()},1,2'
+  assert alone(spec, 7) == (
+    f'error: LM_DISTRIBUTED={spec}: processes did not meet at'
+    f' {spec.split(",")[0]} in 2 s: start them all, and check address and'
+    ' firewall'
+  )
+
+
+def alone(spec: str, exit_code: int) -> str:
+  """Starts one process of a run; returns its last line."""
   code = (
-    'from lm.runtime import processes\n'
-    f'processes.start("{spec}", wait_seconds=2)'
+    'from lm import config\nfrom lm.runtime import processes\n'
+    f'config.main(lambda _: processes.start("{spec}", wait_seconds=2) and 0)'
   )
   found = subprocess.run(
     [sys.executable, '-c', code],
@@ -248,12 +379,8 @@ def test_waiting_for_missing_processes_has_a_deadline():
     text=True,
     timeout=programs.PATIENCE_SECONDS,
   )
-  assert found.returncode == 7
-  assert found.stderr.splitlines()[-1] == (
-    f'error: LM_DISTRIBUTED={spec}: processes did not meet at'
-    f' {spec.split(",")[0]} in 2 s: start them all, and check address and'
-    ' firewall'
-  )
+  assert found.returncode == exit_code, found.stderr
+  return found.stderr.splitlines()[-1]
 
 
 def test_a_single_process_never_waits():

@@ -89,6 +89,8 @@ import json, os, signal, sys, time
 home = os.environ['HOME']
 with open(home + '.seen', 'a') as f:
   f.write(json.dumps([sys.argv[1:], os.environ.get('LM_DISTRIBUTED')]) + '\\n')
+with open(home + '.secret', 'a') as f:
+  f.write(os.environ.get('LM_SECRET', '') + '\\n')
 plan = open(home + '.plan').read().split()
 with open(home + '.plan', 'w') as f:
   f.write(' '.join(plan[1:] or plan))
@@ -254,8 +256,8 @@ def test_a_dry_run_of_a_tpu_vm_prints_every_command(cloud, capsys):
   flags += f'--ssh-flag=-oServerAliveCountMax=4 {place}'
   ssh = 'gcloud compute tpus tpu-vm ssh a'
   worker = 'python3 lm-launch/src/tools/launch/worker.py'
-  start = f'{worker} start --token TOKEN --env LM_DISTRIBUTED=auto -- '
-  start += f'{" ".join(WORDS)}'
+  start = f'{worker} start --token TOKEN --env LM_DISTRIBUTED=auto '
+  start += f'--env LM_LISTEN=private -- {" ".join(WORDS)}'
   start += " '--config.text=it'\"'\"'s'"
   create = f"""\
 gcloud compute tpus queued-resources create a --node-id=a \
@@ -263,9 +265,15 @@ gcloud compute tpus queued-resources create a --node-id=a \
 --valid-until-duration=86400s --spot {place}
 # until it is ACTIVE, at most 24 h
 gcloud compute tpus queued-resources describe a --format=json {place}
-git archive --format=tar.gz --output=/tmp/lm-launch.tar.gz HEAD
+mkdir -p /tmp
+cat > /tmp/secret <<'END'
+SECRET
+END
+git archive --format=tar.gz --output=/tmp/lm-launch.tar.gz \
+--add-file=/tmp/secret HEAD
 gcloud compute tpus tpu-vm scp /tmp/lm-launch.tar.gz a: --worker=all {place}
-{ssh} --worker=all '--command=rm -rf lm-launch/src.part \
+{ssh} --worker=all '--command=chmod 600 lm-launch.tar.gz \
+&& rm -rf lm-launch/src.part \
 && mkdir -p lm-launch/src.part \
 && tar -xzf lm-launch.tar.gz -C lm-launch/src.part \
 && python3 lm-launch/src.part/tools/launch/worker.py install tpu' {flags}
@@ -312,7 +320,9 @@ cat > /shared/x/a.sbatch <<'END'
 #SBATCH --requeue
 cd {repository} || exit 2
 export LM_DISTRIBUTED=auto
+export LM_LISTEN=private
 export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7
+export LM_SECRET="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
 export SRUN_CPUS_PER_TASK=96
 module load cuda
 rm -f /shared/x/a-"$SLURM_JOB_ID".code
@@ -357,7 +367,7 @@ kubectl get jobset a --output=json --namespace=me
   )
   assert gke.main([*argv, '--dry_run', 'delete']) == 0
   assert capsys.readouterr().out == (
-    'kubectl delete jobset a --ignore-not-found --wait --namespace=me\n'
+    'kubectl delete jobset,secret a --ignore-not-found --wait --namespace=me\n'
   )
   assert cloud.calls() == []
 
@@ -432,6 +442,11 @@ def test_a_run_from_nothing_to_its_exit_code(cloud, capfd):
       '--editable',
       f'{cloud.root}/w{i}/lm-launch/src[tpu]',
     ]
+  secrets_ = [(cloud.root / f'w{i}.secret').read_text() for i in range(2)]
+  assert secrets_[0] == secrets_[1] and len(secrets_[0].strip()) == 32
+  assert secrets_[0].strip() not in (cloud.root / 'calls').read_text()
+  kept = cloud.root / 'w0/lm-launch/secret'
+  assert kept.stat().st_mode & 0o77 == 0
   out, err = capfd.readouterr()
   assert out.splitlines()[1:] == ['training: 0']
   assert 'gcloud compute tpus queued-resources create a: UNAVAILABLE' in err
@@ -471,8 +486,10 @@ def test_the_exit_code_comes_back(cloud, code, capfd):
   assert 'delete' not in cloud.verbs()
 
 
-def test_the_variable_is_the_one_that_training_reads():
-  assert f'{processes.VARIABLE}=auto' == commands.DISTRIBUTED
+def test_the_variables_are_those_that_training_reads():
+  names = [x.partition('=')[0] for x in commands.DISTRIBUTED]
+  assert names == [processes.VARIABLE, processes.LISTEN]
+  assert processes.SECRET == commands.SECRET
 
 
 def test_the_code_of_the_process_that_knows_why_is_taken():
@@ -909,7 +926,8 @@ def test_a_job_runs_and_goes_back_into_the_queue_if_it_was_stopped(
   python = tmp_path / 'a python'
   python.write_text(
     f'#!/bin/bash\n{sys.executable} -IS -c {shlex.quote(record)} "$@"\n'
-    f'echo "$LM_DISTRIBUTED $JAX_LOCAL_DEVICE_IDS $X"; exit {code}\n'
+    'echo "$LM_DISTRIBUTED $LM_LISTEN ${#LM_SECRET} $JAX_LOCAL_DEVICE_IDS $X"\n'
+    f'exit {code}\n'
   )
   python.chmod(0o755)
   argv = job(tmp_path, '--nodes=2', f'--python={python}', '--restarts=3')
@@ -929,7 +947,7 @@ def test_a_job_runs_and_goes_back_into_the_queue_if_it_was_stopped(
     text=True,
   )
   assert (done.returncode, done.stderr) == (code, '')
-  assert done.stdout == 'auto 0,1 1 2\n'
+  assert done.stdout == 'auto private 32 0,1 1 2\n'
   got = json.loads((tmp_path / 'got').read_text())
   assert got[1:] == ['-u', '-m', 'lm.train', *WORDS, NASTY]
   assert (tmp_path / 'jobs/a-77.code').read_text() == f'{code}\n'
@@ -976,10 +994,17 @@ def test_a_job_without_an_exit_code_is_one_line(cloud, tmp_path):
 
 
 def made(*argv: str) -> dict:
+  """The JobSet of a run."""
+  return applied(*argv)[-1]
+
+
+def applied(*argv: str) -> list[dict]:
+  """Lists what is applied for a run."""
   flags, _ = gke._flags(['--name=a', '--image=r/lm:1', *argv, 'apply'])
   words = ('--config=configs/a.py', '--workdir=/b/a', '--config.text=$(X)$')
   training = commands.Training(words, words[0], '/b/a')
-  return gke.manifest(flags, slices.find(flags.type), training)
+  found = gke.manifest(flags, slices.find(flags.type), training, 'so secret')
+  return found.get('items', [found])
 
 
 @pytest.mark.parametrize(
@@ -1009,8 +1034,20 @@ def test_a_jobset_has_a_pod_a_host(
     'limits': {'google.com/tpu': chips},
   }
   assert spec['failurePolicy']['maxRestarts'] == 100
-  distributed = {'name': 'LM_DISTRIBUTED', 'value': 'auto'}
-  assert (distributed in container['env']) == (replicas * hosts > 1)
+  known = {'secretKeyRef': {'name': 'a', 'key': 'secret'}}
+  many = [
+    {'name': 'LM_DISTRIBUTED', 'value': 'auto'},
+    {'name': 'LM_LISTEN', 'value': 'private'},
+    {'name': 'LM_SECRET', 'valueFrom': known},
+  ]
+  assert container['env'] == (many if replicas * hosts > 1 else [])
+  secret = {
+    'apiVersion': 'v1',
+    'kind': 'Secret',
+    'metadata': {'name': 'a'},
+    'stringData': {'secret': 'so secret'},
+  }
+  assert applied(*argv)[:-1] == ([secret] if replicas * hosts > 1 else [])
 
 
 def test_kubernetes_replaces_nothing_in_the_arguments():

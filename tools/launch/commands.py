@@ -14,6 +14,7 @@ import math
 import os
 from pathlib import Path
 import re
+import secrets
 import select
 import shlex
 import signal
@@ -28,9 +29,11 @@ from lm import config, errors
 
 T = TypeVar('T')
 
-# lm.runtime.processes.VARIABLE, which would bring jax with it: the processes
-# meet where jax finds TPU VMs, SLURM or GKE.
-DISTRIBUTED = 'LM_DISTRIBUTED=auto'
+# The variables of lm.runtime.processes, which would bring jax with it: the
+# processes meet where jax finds TPU VMs, SLURM or GKE, and the first of them
+# listens on the address of its private network.
+DISTRIBUTED = ('LM_DISTRIBUTED=auto', 'LM_LISTEN=private')
+SECRET = 'LM_SECRET'
 # What services say when the same request may succeed in a moment.
 _TRANSIENT = re.compile(
   r'\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|429|50[0234])\b'
@@ -509,7 +512,15 @@ def environment(values: Sequence[str], hosts: int) -> list[str]:
     check_flag(
       'env', value, r'[A-Za-z_]\w*=[^\x00-\x1f\x7f]*', 'give NAME=VALUE'
     )
-  return [*([DISTRIBUTED] if hosts > 1 else []), *values]
+  return [*(DISTRIBUTED if hosts > 1 else ()), *values]
+
+
+def secret(shell: Shell) -> str:
+  """Draws what the processes of a run know each other by; a word in a dry run.
+
+  It never becomes a word of a command, which other users of a machine can list.
+  """
+  return 'SECRET' if shell.dry_run else secrets.token_hex(16)
 
 
 def setup_lines(values: Sequence[str]) -> list[str]:

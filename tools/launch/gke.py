@@ -40,8 +40,9 @@ def manifest(
   flags: argparse.Namespace,
   slice_: slices.Slice,
   training: commands.Training,
+  secret: str,
 ) -> dict[str, Any]:
-  """Describes the JobSet."""
+  """Describes the JobSet and, for several hosts, the secret that they share."""
   hosts = slice_.hosts * flags.slices
   env = commands.environment(flags.env, hosts)
   selector = {
@@ -52,6 +53,10 @@ def manifest(
     selector['cloud.google.com/gke-spot'] = 'true'
   chips = {'google.com/tpu': slice_.chips // slice_.hosts}
   words = ['python', '-u', '-m', 'lm.train', *training.words]
+  shared = {
+    'name': commands.SECRET,
+    'valueFrom': {'secretKeyRef': {'name': flags.name, 'key': 'secret'}},
+  }
   pod: dict[str, Any] = {
     'restartPolicy': 'Never',
     'terminationGracePeriodSeconds': 60,  # lm.train saves within 30
@@ -65,7 +70,8 @@ def manifest(
         'env': [
           {'name': k, 'value': v.replace('$', '$$')}
           for k, _, v in (pair.partition('=') for pair in env)
-        ],
+        ]
+        + ([shared] if hosts > 1 else []),
         # Of libtpu between hosts, of jax and of several slices.
         'ports': [{'containerPort': x} for x in (8471, 8482, 8080)],
         'resources': {'requests': chips, 'limits': chips},
@@ -112,7 +118,7 @@ def manifest(
       'spec': pod,
     },
   }
-  return {
+  jobset = {
     'apiVersion': 'jobset.x-k8s.io/v1alpha2',
     'kind': 'JobSet',
     'metadata': {
@@ -144,6 +150,15 @@ def manifest(
       ],
     },
   }
+  if hosts == 1:
+    return jobset
+  kept = {
+    'apiVersion': 'v1',
+    'kind': 'Secret',
+    'metadata': {'name': flags.name},
+    'stringData': {'secret': secret},
+  }
+  return {'apiVersion': 'v1', 'kind': 'List', 'items': [kept, jobset]}
 
 
 class Cluster:
@@ -239,7 +254,11 @@ class Cluster:
     """Ends the run; one that is gone is fine."""
     self.shell.run(
       self._kubectl(
-        'delete', 'jobset', self._flags.name, '--ignore-not-found', '--wait'
+        'delete',
+        'jobset,secret',
+        self._flags.name,
+        '--ignore-not-found',
+        '--wait',
       )
     )
 
@@ -325,7 +344,8 @@ def main(argv: Sequence[str]) -> int:
       raise config.ConfigError(
         '--image is missing: build one with tools/launch/Dockerfile'
       )
-    made = manifest(flags, slice_, training)
+    secret = commands.secret(cluster.shell)
+    made = manifest(flags, slice_, training, secret)
   elif words:
     raise config.ConfigError(f'{flags.command}: takes nothing after --')
   try:

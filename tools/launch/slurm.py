@@ -54,6 +54,9 @@ def script(
   env = commands.environment(flags.env, flags.nodes)
   env += [f'JAX_LOCAL_DEVICE_IDS={devices}'] if flags.nodes > 1 else []
   lines += [f'export {shlex.quote(pair)}' for pair in env]
+  if flags.nodes > 1:  # srun hands it on, as it does all variables
+    drawn = "$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
+    lines.append(f'export {commands.SECRET}="{drawn}"')
   if flags.cpus:
     lines.append(f'export SRUN_CPUS_PER_TASK={flags.cpus}')
   lines += flags.setup

@@ -24,6 +24,7 @@ Ends with the exit code of lm.train, where that ended.
 import argparse
 from collections.abc import Sequence
 import contextlib
+from pathlib import Path
 import secrets
 import shlex
 import subprocess
@@ -188,9 +189,12 @@ class Machine:
       if not self.shell.dry_run:
         folder = closing.enter_context(tempfile.TemporaryDirectory())
       tree = f'{folder}/lm-launch.tar.gz'
-      self.shell.run(
-        ['git', 'archive', '--format=tar.gz', f'--output={tree}', self._commit]
-      )
+      words = ['git', 'archive', '--format=tar.gz', f'--output={tree}']
+      if self._slice.hosts > 1:
+        path = Path(folder) / 'secret'
+        self.shell.write(path, commands.secret(self.shell))
+        words.append(f'--add-file={path}')
+      self.shell.run([*words, self._commit])
       self.shell.run(
         self._gcloud(
           'tpu-vm',
@@ -203,6 +207,7 @@ class Machine:
         seconds=900,
       )
     lines = (
+      'chmod 600 lm-launch.tar.gz',
       'rm -rf lm-launch/src.part',
       'mkdir -p lm-launch/src.part',
       'tar -xzf lm-launch.tar.gz -C lm-launch/src.part',

@@ -13,6 +13,7 @@ through ssh. Standard library only: it starts with the machine's own Python.
   ~/lm-launch/src   the tree        ~/lm-launch/run/lock   held by the run
   ~/lm-launch/venv  its Python      ~/lm-launch/run/pid    of lm.train
   ~/lm-launch/uv    makes venv      ~/lm-launch/run/log, code, token, stopped
+  ~/lm-launch/secret  by which the processes of a run know each other
 
 The lock is the kernel's, so it is free as soon as the run is dead, whatever
 files it leaves. Exit codes: 0 done; 2 nothing is installed; 3 refused.
@@ -35,6 +36,7 @@ HOME = Path(__file__).resolve().parents[3]
 SOURCE = HOME / 'src'
 PYTHON = HOME / 'venv' / 'bin' / 'python'
 RUN = HOME / 'run'
+SECRET = HOME / 'secret'
 # libtpu's own; a process that was killed leaves it.
 TPU_LOCK = Path('/tmp/libtpu_lockfile')
 
@@ -53,6 +55,10 @@ def install(extra: str) -> None:
     raise Refused('a run is alive here: stop it first')
   sent = Path(__file__).resolve().parents[2]
   if sent != SOURCE:
+    SECRET.unlink(missing_ok=True)
+    if (sent / SECRET.name).exists():
+      (sent / SECRET.name).chmod(0o600)
+      (sent / SECRET.name).rename(SECRET)
     shutil.rmtree(SOURCE, ignore_errors=True)
     sent.rename(SOURCE)
   uv = HOME / 'uv' / 'bin' / 'uv'
@@ -90,6 +96,7 @@ def start(arguments: 'list[str]', environment: 'list[str]', token: str) -> None:
   for name in ('pid', 'code', 'stopped'):
     (RUN / name).unlink(missing_ok=True)
   _write('token', token)
+  secret = {'LM_SECRET': SECRET.read_text()} if SECRET.exists() else {}
   with (RUN / 'log').open('ab') as log:
     now = time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())
     log.write(f'== {now} UTC, {socket.gethostname()}\n'.encode())
@@ -97,7 +104,11 @@ def start(arguments: 'list[str]', environment: 'list[str]', token: str) -> None:
     subprocess.Popen(
       [sys.executable, __file__, 'supervise', str(fd), '--', *arguments],
       cwd=SOURCE,
-      env={**os.environ, **dict(x.split('=', 1) for x in environment)},
+      env={
+        **os.environ,
+        **secret,
+        **dict(x.split('=', 1) for x in environment),
+      },
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
