@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     print(f'{server.address}{secret}', flush=True)
     while not stop.requested:
       time.sleep(0.1)
-  raise signals.Stopped(f'{flags.workdir}: no longer served: a signal came')
+  raise signals.Stopped(f'{flags.workdir}: no longer served, by a signal')
 
 
 if __name__ == '__main__':

@@ -120,8 +120,8 @@ def train(
     checkpointer.wait()
     if group.stop(stop.requested):
       raise signals.Stopped(
-        f'{folder}: stopped by a signal at step {int(state.step)}, which is '
-        'saved; the same command goes on from there'
+        f'{folder}: by a signal at step {int(state.step)}, which is saved; '
+        'the same command goes on from there'
       )
     state = back.checked(evals.end(state))
     if group.leads:

@@ -123,11 +123,12 @@ class Process:
     """Waits for the end with a code; returns the one line that says why."""
     assert self.wait() == code, self.text()
     lines = self.text().splitlines()
-    found = [line for line in lines if line.startswith('error: ')]
+    word = 'stopped: ' if code in (130, 143) else 'error: '
+    found = [line for line in lines if re.match('error: |stopped: ', line)]
     assert lines and found == lines[-1:], self.text()
     assert 'Traceback' not in self.text()
-    assert len(found[0]) <= len('error: ') + 200
-    return found[0].removeprefix('error: ')
+    assert found[0].startswith(word) and len(found[0]) <= len(word) + 200
+    return found[0].removeprefix(word)
 
 
 @pytest.fixture(scope='session')

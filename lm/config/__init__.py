@@ -21,7 +21,7 @@ not the files behind it.
 """
 
 from lm.config import data_folder
-from lm.config.exit_codes import EXIT_CODES, exit_code_help
+from lm.config.exit_codes import EXIT_CODES, exit_code_help, last_line
 from lm.config.files import find, load, store
 from lm.config.programs import error_line, main, parse, user_errors
 from lm.config.specs import build, fill, resolve
@@ -59,6 +59,7 @@ __all__ = [
   'from_json',
   'innermost',
   'is_tree',
+  'last_line',
   'load',
   'main',
   'override',

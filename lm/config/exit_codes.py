@@ -69,9 +69,10 @@ _TABLE = (
     'an export was refused: it is worse than its budget allows',
     ('tools.export',),
   ),
+  ExitCode(130, 'stopped by Ctrl-C, with nothing to save'),
   ExitCode(
     130,
-    'launchers: Ctrl-C, and the run goes on where it was launched',
+    'Ctrl-C, and the run goes on where it was launched',
     ('tools.launch',),
   ),
   ExitCode(
@@ -80,6 +81,20 @@ _TABLE = (
     ('lm.train', 'lm.serve', 'tools.launch'),
   ),
 )
+
+
+# Codes of a program that was asked to end, and did.
+_STOPPED = (130, 143)
+
+
+def last_line(text: str, code: int) -> str:
+  """Spells the line with which a program ends that did not reach its end.
+
+  Args:
+    text: what happened.
+    code: the exit code.
+  """
+  return f'{"stopped" if code in _STOPPED else "error"}: {text}'
 
 
 def of(program: str) -> list[ExitCode]:

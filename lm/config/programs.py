@@ -15,7 +15,7 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _stop(text: str, code: int) -> NoReturn:
-  print(f'error: {text}', file=sys.stderr, flush=True)
+  print(exit_codes.last_line(text, code), file=sys.stderr, flush=True)
   sys.exit(code)
 
 
@@ -105,11 +105,11 @@ def main(program: Callable[[list[str]], int | None]) -> NoReturn:
   """Runs `program(sys.argv[1:])` and exits with the code it returns.
 
   An error that has a line for the user, see `error_line`, is printed as that
-  line; any other exception is a bug and keeps its traceback.
+  line, and so is Ctrl-C; any other exception is a bug and keeps its traceback.
   """
   try:
     code = program(sys.argv[1:])
-  except Exception as error:
+  except (Exception, KeyboardInterrupt) as error:
     line = error_line(error)
     if line is None:
       raise
@@ -124,6 +124,8 @@ def error_line(error: BaseException) -> tuple[str, int] | None:
   OSError of a full or read-only disk (5). jax raises ValueErrors as well, so
   the type alone says nothing.
   """
+  if isinstance(error, KeyboardInterrupt):
+    return 'by Ctrl-C', 130
   code = getattr(error, 'exit_code', None)
   if isinstance(error, OSError) and error.errno in _STORAGE:
     code = 5

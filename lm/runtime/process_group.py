@@ -430,5 +430,5 @@ def describe(index: int) -> str:
 
 def exit_with(text: str, code: int) -> NoReturn:
   """Prints one line and ends, whatever other threads are waiting for."""
-  os.write(2, f'error: {text}\n'.encode())
+  os.write(2, f'{config.last_line(text, code)}\n'.encode())
   os._exit(code)

@@ -122,6 +122,6 @@ class Stop:
         break
     if not self._over.is_set():
       os.write(
-        2, b'error: stopped without a save: the deadline or a third signal\n'
+        2, b'stopped: without a save: the deadline or a third signal came\n'
       )
       os._exit(EXIT_CODE)

@@ -573,6 +573,7 @@ def test_main_tells_messages_from_bugs(capsys):
 
   assert ends_with(None) == (0, '')
   assert ends_with(143) == (143, '')
+  assert ends_with(KeyboardInterrupt()) == (130, 'stopped: by Ctrl-C\n')
   assert ends_with(Locked('by pid 7\non host a')) == (
     3,
     'error: by pid 7 on host a\n',

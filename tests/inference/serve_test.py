@@ -643,5 +643,5 @@ def test_the_program_ends_on_sigterm(trained, start):
     made.request('GET', '/v1/models', headers=given)
     assert made.getresponse().status == 200
   process.send(signal.SIGTERM)
-  assert process.error(143).endswith('no longer served: a signal came')
+  assert process.error(143).endswith('no longer served, by a signal')
   assert process.text().count(token) == 1

@@ -190,7 +190,7 @@ def test_sigterm_to_one_stops_both_at_the_same_saved_step(
   checkpoint.verify(workdir, step)
   assert 2 <= step < STEPS
   assert said == 2 * [
-    f'{workdir}: stopped by a signal at step {step}, which is saved; the same'
+    f'{workdir}: by a signal at step {step}, which is saved; the same'
     ' command goes on from there'
   ]
   close(programs.losses(workdir), programs.losses(uninterrupted)[:step])

@@ -150,7 +150,7 @@ def test_a_stop_does_not_wait_for_an_evaluation(data, start, tmp_path, resumed):
   time.sleep(1)
   process.send(signal.SIGTERM)
   before = time.monotonic()
-  assert 'stopped by a signal at step 3, which is saved' in process.error(143)
+  assert 'by a signal at step 3, which is saved' in process.error(143)
   assert time.monotonic() - before < 20  # and not by the deadline
   assert checkpoint.steps(workdir) == [3]
   assert start('train', programs.flags(data, workdir, **settings)).wait() == 0

@@ -353,7 +353,7 @@ def test_signals_while_saving(data, start, place):
     process.send(signal.SIGTERM)
     time.sleep(0.2)
   assert process.error(143) == (
-    'stopped without a save: the deadline or a third signal'
+    'without a save: the deadline or a third signal came'
   )
   assert manifest.leftovers(workdir)
   for step in checkpoint.steps(workdir):
@@ -410,5 +410,5 @@ def test_a_stuck_program_ends_at_the_deadline_or_the_third_signal(
     process.kill()
   assert process.returncode == signals.EXIT_CODE == 143
   assert error == (
-    'error: stopped without a save: the deadline or a third signal\n'
+    'stopped: without a save: the deadline or a third signal came\n'
   )

@@ -112,7 +112,7 @@ def test_sigterm_saves_and_the_stored_config_goes_on(
   step = checkpoint.steps(workdir)[-1]
   assert want <= step < STEPS
   assert error == (
-    f'{workdir}: stopped by a signal at step {step}, which is saved; the same'
+    f'{workdir}: by a signal at step {step}, which is saved; the same'
     ' command goes on from there'
   )
   assert [n for n, _ in programs.losses(workdir)] == list(range(1, step + 1))
