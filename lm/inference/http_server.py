@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from typing import Any, NamedTuple
+from urllib import parse
 
 from lm import errors
 
@@ -49,12 +50,19 @@ class Refused(errors.Failure):
   Attributes:
     status: the HTTP status.
     code: a word that programs can check.
+    headers: more headers of the answer.
   """
 
-  def __init__(self, text: str, status: int = 400, code: str = 'bad_request'):
+  def __init__(
+    self,
+    text: str,
+    status: int = 400,
+    code: str = 'bad_request',
+    *headers: tuple[str, str],
+  ):
     """Takes the line that the client gets."""
     super().__init__(text)
-    self.status, self.code = status, code
+    self.status, self.code, self.headers = status, code, headers
 
 
 class ClientLeft(Exception):
@@ -65,7 +73,7 @@ class Route(NamedTuple):
   """How a path is answered.
 
   Attributes:
-    method: 'GET' or 'POST'.
+    method: 'GET', which also answers HEAD, or 'POST'.
     answer: is called with the exchange; if it raises Refused, that is the
       answer.
     public: whether it is answered without a token.
@@ -74,6 +82,11 @@ class Route(NamedTuple):
   method: str
   answer: Callable[['Exchange'], None]
   public: bool = False
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """Lists all methods that are answered."""
+    return ('GET', 'HEAD') if self.method == 'GET' else (self.method,)
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -229,10 +242,17 @@ class Exchange(server.BaseHTTPRequestHandler):
     self, code: int, message: str | None = None, explain: str | None = None
   ) -> None:
     """Answers a request that the base class refuses."""
+    if code == http.HTTPStatus.NOT_IMPLEMENTED:  # a method that it cannot call
+      self._answer()
+      return
     phrase = http.HTTPStatus(code).phrase
     self._refuse(Refused(message or phrase, code))
 
   def do_GET(self) -> None:
+    """Answers a call of the base class."""
+    self._answer()
+
+  def do_HEAD(self) -> None:
     """Answers a call of the base class."""
     self._answer()
 
@@ -287,16 +307,18 @@ class Exchange(server.BaseHTTPRequestHandler):
     if poll.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
       raise ClientLeft
 
-  def json(self, value: Any, status: int = 200) -> None:
-    """Answers with a value as JSON."""
-    self.send(json.dumps(value).encode(), 'application/json', status=status)
+  def json(self, value: Any, *more: tuple[str, str], status: int = 200) -> None:
+    """Answers with a value as JSON, and with more headers."""
+    body = json.dumps(value).encode()
+    self.send(body, 'application/json', *more, status=status)
 
   def send(
     self, body: bytes, kind: str, *more: tuple[str, str], status: int = 200
   ) -> None:
     """Answers with bytes of a content type, and with more headers."""
     self._head(status, kind, ('Content-Length', str(len(body))), *more)
-    self.wfile.write(body)
+    if self.command != 'HEAD':
+      self.wfile.write(body)
 
   def event(self, value: Any) -> None:
     """Answers with one more event; None ends the stream of events."""
@@ -320,26 +342,34 @@ class Exchange(server.BaseHTTPRequestHandler):
       )
 
   def _log(self) -> None:
-    path = getattr(self, 'path', '').partition('?')[0]
-    # An unknown path is not logged: it may hold anything, even the token.
-    known = f'{self.command} {path}' if path in self.server.routes else '-'
+    path = self._path() if hasattr(self, 'path') else ''
+    route = self.server.routes.get(path)
+    # What is unknown is not logged: it may hold anything, even the token.
+    method = self.command if route and self.command in route.methods else '-'
+    known = f'{method} {path}' if route else '-'
     seconds = time.monotonic() - self._start
     sys.stderr.write(  # in one call: other threads write too
       f'{time.strftime("%F %T")} {known} {self._status} {seconds:.2f} s'
       f'{self.note}\n'
     )
 
+  def _path(self) -> str:
+    return parse.unquote(self.path.partition('?')[0])
+
   def _route(self) -> Route:
     hosts = self.headers.get_all('Host', [])
     if len(hosts) != 1 or not self.server.is_own_name(hosts[0].strip()):
       raise Refused('Host: must be a name of this server', 403, 'wrong_host')
-    path = self.path.partition('?')[0]
+    path = self._path()
     route = self.server.routes.get(path)
     if route is None:
       known = ', '.join(self.server.routes)
       raise Refused(f'no such path; there are {known}', 404, 'not_found')
-    if self.command != route.method:
-      raise Refused(f'{path}: use {route.method}', 405, 'wrong_method')
+    if self.command not in route.methods:
+      allowed = ', '.join(route.methods)
+      raise Refused(
+        f'{path}: use {allowed}', 405, 'wrong_method', ('Allow', allowed)
+      )
     header = self.headers.get('Authorization', '')
     if not route.public and not self.server.is_authorized(header):
       raise Refused(
@@ -357,7 +387,7 @@ class Exchange(server.BaseHTTPRequestHandler):
         self.note += f', {error.code}'
         self.event(value)
       else:
-        self.json(value, error.status)
+        self.json(value, *error.headers, status=error.status)
 
   def _head(self, status: int, kind: str, *more: tuple[str, str]) -> None:
     self._status = status

@@ -13,9 +13,20 @@ from lm.inference import detokenizer, engine, http_server
 
 MOST_STOPS = 4  # as many as OpenAI's service takes
 STOP_CHARACTERS = 256  # each token is searched for all of them
+# Fields that never change a text: who asks, what is billed, what is kept.
+_IDLE = frozenset(
+  (
+    'metadata',
+    'prompt_cache_key',
+    'prompt_cache_retention',
+    'safety_identifier',
+    'service_tier',
+    'store',
+    'user',
+  )
+)
 # Fields that some clients always send, with the values that change nothing.
 _NEUTRAL = {
-  'best_of': 1,
   'frequency_penalty': 0,
   'logit_bias': {},
   'presence_penalty': 0,
@@ -107,10 +118,14 @@ def parse(
       f'n: prompts times n must be at most {limits.rows}'
     )
   options = fields.get('stream_options', {})
-  if not isinstance(options, dict) or options.keys() - {'include_usage'}:
+  known = {'include_usage', 'include_obfuscation'}
+  if not isinstance(options, dict) or options.keys() - known:
     raise http_server.Refused(
-      'stream_options: must be an object with nothing but include_usage'
+      'stream_options: must be an object with include_usage alone'
     )
+  # The best n of n texts are all of them.
+  if fields.get('best_of', 1) not in (1, n):
+    raise http_server.Refused('best_of: must be 1 or n: texts are not ranked')
   real = (int, float)
   return Request(
     model=model,
@@ -176,9 +191,11 @@ def _read(body: bytes) -> dict[str, Any]:
   if not isinstance(fields, dict):
     raise http_server.Refused('body: not a JSON object; send {"prompt": ...}')
   for name, value in fields.items():
+    if name in _IDLE:
+      continue
     if name in _NEUTRAL and value in (None, _NEUTRAL[name]):
       continue
-    if name not in Request._fields:
+    if name not in (*Request._fields, 'best_of'):
       raise http_server.Refused(
         f'{name[:40]}: not known here; known: {", ".join(Request._fields)}'
       )

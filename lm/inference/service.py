@@ -13,6 +13,7 @@ import re
 import secrets
 import threading
 import time
+from typing import Any
 
 from lm import config
 from lm.inference import engine, http_server, openai_api
@@ -49,18 +50,24 @@ class Service:
         'GET', lambda exchange: exchange.json({'status': 'ok'}), public=True
       ),
       '/v1/models': http_server.Route('GET', self._models),
+      f'/v1/models/{self._name}': http_server.Route('GET', self._model),
       '/v1/completions': http_server.Route('POST', self._complete),
     }
 
   def _models(self, exchange: http_server.Exchange) -> None:
-    model = {
+    exchange.json({'object': 'list', 'data': [self._described()]})
+
+  def _model(self, exchange: http_server.Exchange) -> None:
+    exchange.json(self._described())
+
+  def _described(self) -> dict[str, Any]:
+    return {
       'id': self._name,
       'object': 'model',
       'created': self._created,
       'owned_by': 'lm',
       'max_model_len': self._capacity,
     }
-    exchange.json({'object': 'list', 'data': [model]})
 
   def _complete(self, exchange: http_server.Exchange) -> None:
     """Waits for the device, and answers a request for completions."""
@@ -231,7 +238,8 @@ def serving(
   limits.check()
   run = engine.restore(workdir, step)
   with config.user_errors():
-    service = Service(run, Path(workdir).name, limits)
+    name = Path(workdir).name or Path(workdir).resolve().name
+    service = Service(run, name, limits)
   try:
     server = http_server.Server(
       service.routes(),

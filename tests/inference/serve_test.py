@@ -226,9 +226,23 @@ def test_rows_count_until_they_end(service, monkeypatch):
 def test_the_openai_form_of_a_neutral_wish_is_taken(service):
   fields = {'best_of': 1, 'suffix': None, 'logit_bias': {}, 'user': None}
   fields |= {'frequency_penalty': 0, 'presence_penalty': 0.0}
-  del fields['user']
-  status, _ = ask(service, prompt='the ', max_tokens=1, **fields)
+  how = {'prompt': 'the ', 'max_tokens': 3, 'temperature': 0}
+  status, plain = ask(service, **how)
   assert status == 200
+  for more in (
+    fields,
+    {'user': 'a-user', 'metadata': {'run': '1'}, 'store': True},
+    {'service_tier': 'auto', 'safety_identifier': 'x', 'prompt_cache_key': 'y'},
+    {'n': 1, 'best_of': 1, 'stream_options': {'include_obfuscation': False}},
+  ):
+    status, answer = ask(service, **how, **more)
+    assert status == 200 and answer['choices'] == plain['choices']
+  assert ask(service, **how, n=2, best_of=2)[0] == 200
+  status, answer = ask(service, **how, best_of=3)
+  assert (status, answer['error']['message']) == (
+    400,
+    'best_of: must be 1 or n: texts are not ranked',
+  )
   status, answer = ask(service, prompt='the ', frequency_penalty=0.5)
   assert status == 400
   assert answer['error']['message'].startswith('frequency_penalty: not known')
@@ -319,12 +333,42 @@ def test_models_and_health(service):
   assert status == 200
   (model,) = json.loads(text)['data']
   assert (model['id'], model['max_model_len']) == ('run', 16)
+  assert call(service, 'GET', '/v1/models/run')[2] == json.dumps(model)
+  assert call(service, 'GET', '/v1/models/r%75n')[0] == 200
+  assert call(service, 'GET', '/v1/models/gpt')[0] == 404
+  assert call(service, 'GET', '/v1/models/run', Authorization=None)[0] == 401
   status, headers, _ = call(service, 'GET', '/healthz', Authorization=None)
   assert status == 200
   assert 'Access-Control-Allow-Origin' not in headers
   status, answer = ask(service, prompt='the ', model='gpt', max_tokens=1)
   assert (status, answer['error']['code']) == (404, 'model_not_found')
   assert ask(service, prompt='the ', model='run', max_tokens=1)[0] == 200
+
+
+def test_head_is_get_without_a_body(service):
+  for path in ('/', '/healthz', '/v1/models', '/v1/models/run', '/no'):
+    status, headers, text = call(service, 'GET', path)
+    found = call(service, 'HEAD', path)
+    assert (found[0], found[2]) == (status, '')
+    assert found[1]['Content-Length'] == str(len(text.encode()))
+    assert found[1]['Content-Type'] == headers['Content-Type']
+  assert call(service, 'HEAD', '/v1/models', Authorization=None)[0] == 401
+
+
+@pytest.mark.parametrize('method', ['OPTIONS', 'PUT', 'DELETE', 'TRACE', 'ODD'])
+def test_other_methods_are_told_which_ones_there_are(service, method):
+  for path, allowed in (
+    ('/v1/completions', 'POST'),
+    ('/v1/models', 'GET, HEAD'),
+    ('/', 'GET, HEAD'),
+  ):
+    status, headers, text = call(service, method, path)
+    assert (status, headers['Allow']) == (405, allowed)
+    assert json.loads(text)['error']['message'] == f'{path}: use {allowed}'
+    assert 'Access-Control-Allow-Origin' not in headers
+  assert call(service, method, '/no')[0] == 404
+  status, headers, _ = call(service, 'HEAD', '/v1/completions')
+  assert (status, headers['Allow']) == (405, 'POST')
 
 
 @pytest.mark.parametrize(
@@ -355,7 +399,7 @@ def test_strangers_are_refused(alive):
     ((BEARER,), {'method': 'GET http://127.0.0.1/healthz'}, (404,)),
     ((BEARER,), {'method': 'GET /v1/completions'}, (405, 'wrong_method')),
     ((BEARER,), {'method': 'POST /healthz'}, (405, 'wrong_method')),
-    ((BEARER,), {'method': 'OPTIONS /v1/models'}, (501, 'bad_request')),
+    ((BEARER,), {'method': 'OPTIONS /v1/models'}, (405, 'wrong_method')),
   ):
     found = raw(alive, head(*lines, **how))
     assert found[: len(want)] == want, (lines, how)
@@ -544,19 +588,21 @@ def test_a_line_a_request_without_text_or_token(service, capfd):
   ask(service, prompt='secret', max_tokens=2, temperature=0)
   call(service, 'GET', f'/secret?token={TOKEN}')
   call(service, 'GET', f'/?token={TOKEN}')
+  call(service, f'{TOKEN}', '/')
   text = ''
 
-  def three():
+  def four():
     nonlocal text
     text += capfd.readouterr().err
-    return text.count('\n') == 3
+    return text.count('\n') == 4
 
-  until(three)
+  until(four)
   found = sorted(line.split(' ', 2)[2] for line in text.splitlines())
-  assert found[0].startswith('- 404 ')
-  assert found[1].startswith('GET / 200 ')
-  assert found[2].startswith('POST /v1/completions 200 ')
-  assert found[2].endswith(' s, 6 + 2 tokens')
+  assert found[0].startswith('- / 405 ')
+  assert found[1].startswith('- 404 ')
+  assert found[2].startswith('GET / 200 ')
+  assert found[3].startswith('POST /v1/completions 200 ')
+  assert found[3].endswith(' s, 6 + 2 tokens')
   assert 'secret' not in text and TOKEN not in text
 
 
