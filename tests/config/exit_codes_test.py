@@ -36,7 +36,7 @@ def test_a_program_has_its_own_meanings_and_those_of_all():
 def test_every_program_shows_its_exit_codes():
   for name in {x for entry in exit_codes._TABLE for x in entry.programs}:
     if name == 'tools.launch':  # whose programs share a parser
-      name = 'tools.launch.commands'
+      name = 'tools.launch.arguments'
     text = (programs.ROOT / f'{name.replace(".", "/")}.py').read_text()
     own = f"config.exit_code_help('{name}')" in text
     assert own or 'config.parse(' in text or 'exit_code_help(program)' in text

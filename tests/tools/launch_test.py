@@ -21,7 +21,15 @@ import pytest
 
 from lm import config, errors
 from lm.runtime import processes
-from tools.launch import commands, gke, slices, slurm, tpu_vm
+from tools.launch import (
+  arguments,
+  commands,
+  gke,
+  slices,
+  slurm,
+  tpu_machine,
+  tpu_vm,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = """#!{python} -IS
@@ -299,6 +307,7 @@ def test_a_dry_run_of_slurm_prints_script_and_commands(
 ):
   argv = ['--name=a', '--nodes=4', '--gpus=8', '--cpus=96', '--time=24:00:00']
   argv += ['--partition=big', '--folder=/shared/x', '--python=/p/python']
+  argv += ['--sbatch=--qos=high', '--sbatch=--exclude=n1,n2']
   argv += ['--setup=module load cuda', '--follow', '--dry_run', '--', *WORDS]
   assert slurm.main([*argv, '--config.text=$HOME']) == 0
   assert capsys.readouterr().out == (
@@ -318,6 +327,8 @@ cat > /shared/x/a.sbatch <<'END'
 #SBATCH --signal=TERM@120
 #SBATCH --dependency=singleton
 #SBATCH --requeue
+#SBATCH --qos=high
+#SBATCH --exclude=n1,n2
 cd {repository} || exit 2
 export LM_DISTRIBUTED=auto
 export LM_LISTEN=private
@@ -487,9 +498,9 @@ def test_the_exit_code_comes_back(cloud, code, capfd):
 
 
 def test_the_variables_are_those_that_training_reads():
-  names = [x.partition('=')[0] for x in commands.DISTRIBUTED]
+  names = [x.partition('=')[0] for x in arguments.DISTRIBUTED]
   assert names == [processes.VARIABLE, processes.LISTEN]
-  assert processes.SECRET == commands.SECRET
+  assert processes.SECRET == arguments.SECRET
 
 
 def test_the_code_of_the_process_that_knows_why_is_taken():
@@ -545,7 +556,7 @@ def test_starting_again_has_a_limit(cloud):
 
 @pytest.mark.process
 def test_workers_that_go_on_without_the_first_are_stopped(cloud, monkeypatch):
-  monkeypatch.setattr(tpu_vm, '_LATE', 1)
+  monkeypatch.setattr(tpu_machine, '_LATE', 1)
   cloud.hosts(2, 1)
   cloud.plan(1, 'wait')
   argv = ['--name=a', '--type=v5p-16', '--zone=us-east5-a', QUICK]
@@ -786,7 +797,7 @@ def test_a_second_launcher_is_refused_and_a_dead_one_is_taken_over(
   cloud, tmp_path, capfd
 ):
   code = (
-    'import sys, time; from tools.launch import commands\n'
+    'import sys, time; from tools.launch import arguments, commands\n'
     'shell = commands.Shell(dry_run=False)\n'
     'with commands.alone("tpu_vm.default.us-east5-a.a", shell):\n'
     '  print("held", flush=True)\n'
@@ -848,6 +859,12 @@ def test_unsafe_names_are_refused(cloud, name):
     (gke, '--mount=data'),
     (gke, '--namespace=A'),
     (gke, '--image=a b'),
+    (gke, '--image=gcr.io/My/lm'),
+    (gke, '--image=a/lm:'),
+    (gke, '--cpus=-1'),
+    (slurm, '--sbatch=qos=high'),
+    (slurm, '--sbatch=--a=b\n#SBATCH --c=d'),
+    (slurm, '--sbatch=--output=x'),
     (gke, '--slices=0'),
   ],
 )
@@ -1002,22 +1019,33 @@ def applied(*argv: str) -> list[dict]:
   """Lists what is applied for a run."""
   flags, _ = gke._flags(['--name=a', '--image=r/lm:1', *argv, 'apply'])
   words = ('--config=configs/a.py', '--workdir=/b/a', '--config.text=$(X)$')
-  training = commands.Training(words, words[0], '/b/a')
+  training = arguments.Training(words, words[0], '/b/a')
   found = gke.manifest(flags, slices.find(flags.type), training, 'so secret')
   return found.get('items', [found])
 
 
 @pytest.mark.parametrize(
-  'argv, replicas, hosts, chips, accelerator, topology',
+  'argv, replicas, hosts, chips, selected, asked',
   [
-    (['--type=v5e-8'], 1, 1, 8, 'tpu-v5-lite-podslice', '2x4'),
-    (['--type=v5p-512'], 1, 64, 4, 'tpu-v5p-slice', '4x8x8'),
-    (['--type=v5p-512', '--slices=2'], 2, 64, 4, 'tpu-v5p-slice', '4x8x8'),
+    (['v5e-8'], 1, 1, 8, 'tpu-v5-lite-podslice 2x4', '96 192G'),
+    (['v5p-512'], 1, 64, 4, 'tpu-v5p-slice 4x8x8', '104 224G'),
+    (['v5p-512', '--slices=2'], 2, 64, 4, 'tpu-v5p-slice 4x8x8', '104 224G'),
+    (
+      ['v6e-1', '--cpus=7', '--memory_gb=9'],
+      1,
+      1,
+      1,
+      'tpu-v6e-slice 1x1',
+      '7 9G',
+    ),
   ],
 )
 def test_a_jobset_has_a_pod_a_host(
-  argv, replicas, hosts, chips, accelerator, topology
+  argv, replicas, hosts, chips, selected, asked
 ):
+  argv = [f'--type={argv[0]}', *argv[1:]]
+  accelerator, topology = selected.split()
+  cpu, memory = asked.split()
   spec = made(*argv)['spec']
   (replicated,) = spec['replicatedJobs']
   assert replicated['replicas'] == replicas
@@ -1030,7 +1058,7 @@ def test_a_jobset_has_a_pod_a_host(
   }
   (container,) = pod['containers']
   assert container['resources'] == {
-    'requests': {'google.com/tpu': chips},
+    'requests': {'google.com/tpu': chips, 'cpu': cpu, 'memory': memory},
     'limits': {'google.com/tpu': chips},
   }
   assert spec['failurePolicy']['maxRestarts'] == 100
@@ -1048,6 +1076,23 @@ def test_a_jobset_has_a_pod_a_host(
     'stringData': {'secret': 'so secret'},
   }
   assert applied(*argv)[:-1] == ([secret] if replicas * hosts > 1 else [])
+
+
+@pytest.mark.parametrize(
+  'image',
+  [
+    'REGISTRY/lm:1',  # as the Dockerfile and --help spell it
+    'gcr.io/my-project/lm:1',
+    'us-docker.pkg.dev/my-project/runs/lm:1.2-RC',
+    'localhost:5000/lm',
+    f'gcr.io/a/lm:1@sha256:{"0f" * 32}',
+  ],
+)
+def test_names_of_images_are_those_of_docker(image):
+  found = made('--type=v5e-8', f'--image={image}')
+  job = found['spec']['replicatedJobs'][0]['template']['spec']
+  (container,) = job['template']['spec']['containers']
+  assert container['image'] == image
 
 
 def test_kubernetes_replaces_nothing_in_the_arguments():

@@ -26,12 +26,19 @@ import time
 from typing import Any
 
 from lm import config
-from tools.launch import commands, slices
+from tools.launch import arguments, commands, slices
 
 COMMANDS = ('apply', 'wait', 'logs', 'delete', 'all')
 _SET = 'jobset.sigs.k8s.io/jobset-name'
 _JOB = 'jobset.sigs.k8s.io/job-index'
 _POD = 'batch.kubernetes.io/job-completion-index'
+# A registry, folders in small letters, a tag, a digest: the grammar of
+# https://github.com/distribution/reference.
+_IMAGE = (
+  r'([A-Za-z0-9][-A-Za-z0-9.]*(:\d+)?/)?'
+  r'[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*'
+  r'(:\w[-\w.]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,128})?'
+)
 # Pods are called NAME-slice-JOB-POD-xxxxx, in at most 63 characters.
 _LONGEST = 40
 
@@ -39,12 +46,12 @@ _LONGEST = 40
 def manifest(
   flags: argparse.Namespace,
   slice_: slices.Slice,
-  training: commands.Training,
+  training: arguments.Training,
   secret: str,
 ) -> dict[str, Any]:
   """Describes the JobSet and, for several hosts, the secret that they share."""
   hosts = slice_.hosts * flags.slices
-  env = commands.environment(flags.env, hosts)
+  env = arguments.environment(flags.env, hosts)
   selector = {
     'cloud.google.com/gke-tpu-accelerator': slice_.accelerator,
     'cloud.google.com/gke-tpu-topology': slice_.topology,
@@ -52,9 +59,13 @@ def manifest(
   if flags.spot:
     selector['cloud.google.com/gke-spot'] = 'true'
   chips = {'google.com/tpu': slice_.chips // slice_.hosts}
+  asked = {
+    'cpu': str(flags.cpus or slice_.cpus),
+    'memory': f'{flags.memory_gb or slice_.memory_gb}G',
+  }
   words = ['python', '-u', '-m', 'lm.train', *training.words]
   shared = {
-    'name': commands.SECRET,
+    'name': arguments.SECRET,
     'valueFrom': {'secretKeyRef': {'name': flags.name, 'key': 'secret'}},
   }
   pod: dict[str, Any] = {
@@ -74,7 +85,7 @@ def manifest(
         + ([shared] if hosts > 1 else []),
         # Of libtpu between hosts, of jax and of several slices.
         'ports': [{'containerPort': x} for x in (8471, 8482, 8080)],
-        'resources': {'requests': chips, 'limits': chips},
+        'resources': {'requests': {**chips, **asked}, 'limits': chips},
       }
     ],
   }
@@ -286,7 +297,7 @@ def _print(chunk: bytes) -> None:
 
 
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  parser = commands.make_parser('tools.launch.gke', __doc__, COMMANDS)
+  parser = arguments.make_parser('tools.launch.gke', __doc__, COMMANDS)
   parser.add_argument('--type', required=True, help='such as v5p-512')
   parser.add_argument('--slices', type=int, default=1)
   parser.add_argument('--image', default='', help='for apply and all')
@@ -297,6 +308,12 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     '--service_account', default='', help="the run's, to reach its bucket"
   )
   parser.add_argument(
+    '--cpus', type=int, default=0, help='that a pod asks for; half of its host'
+  )
+  parser.add_argument(
+    '--memory_gb', type=int, default=0, help='the same; half of its host'
+  )
+  parser.add_argument(
     '--mount',
     action='append',
     default=[],
@@ -305,28 +322,30 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument(
     '--queue_hours',
-    type=commands.positive,
+    type=arguments.positive,
     default=24.0,
     help='deadline of waiting for the pods: 24',
   )
   parser.add_argument(
     '--restarts', type=int, default=100, help='of all pods, at most: 100'
   )
-  flags, words = commands.parse(parser, argv)
-  commands.name(flags.name, _LONGEST)
-  commands.environment(flags.env, 1)
-  commands.check_flag('slices', str(flags.slices), r'[1-9]\d*', 'give 1 up')
-  commands.check_flag('restarts', str(flags.restarts), r'\d+', 'give 0 up')
+  flags, words = arguments.parse(parser, argv)
+  arguments.name(flags.name, _LONGEST)
+  arguments.environment(flags.env, 1)
+  arguments.check_flag('slices', str(flags.slices), r'[1-9]\d*', 'give 1 up')
+  arguments.check_flag('restarts', str(flags.restarts), r'\d+', 'give 0 up')
   rule = 'not as Kubernetes spells it'
   for name in ('namespace', 'service_account'):
-    commands.check_flag(
+    arguments.check_flag(
       name, getattr(flags, name), r'([a-z0-9][-a-z0-9]*)?', rule
     )
   for mount in flags.mount:
     pattern = r'[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9]:/[-\w./]+'
-    commands.check_flag('mount', mount, pattern, 'give BUCKET:/FOLDER')
-  commands.check_flag('context', flags.context, r'(\w[-\w.:@/]*)?', rule)
-  commands.check_flag('image', flags.image, r'([a-z0-9][-\w./:@]*)?', rule)
+    arguments.check_flag('mount', mount, pattern, 'give BUCKET:/FOLDER')
+  arguments.check_flag('context', flags.context, r'(\w[-\w.:@/]*)?', rule)
+  arguments.check_flag('image', flags.image, f'({_IMAGE})?', rule)
+  for name in ('cpus', 'memory_gb'):
+    arguments.check_flag(name, str(getattr(flags, name)), r'\d+', 'give 0 up')
   return flags, words
 
 
@@ -337,14 +356,14 @@ def main(argv: Sequence[str]) -> int:
   cluster = Cluster(flags)
   made = None
   if flags.command in ('apply', 'all'):
-    training = commands.training(words)
+    training = arguments.training(words)
     training.sent()
     training.shared('a pod leaves nothing behind', slice_.hosts * flags.slices)
     if not flags.image:
       raise config.ConfigError(
         '--image is missing: build one with tools/launch/Dockerfile'
       )
-    secret = commands.secret(cluster.shell)
+    secret = arguments.secret(cluster.shell)
     made = manifest(flags, slice_, training, secret)
   elif words:
     raise config.ConfigError(f'{flags.command}: takes nothing after --')

@@ -44,15 +44,20 @@ class _Kind(NamedTuple):
   runtime: str
   accelerator: str
   shapes: dict[int, str]
+  # What a pod asks for a chip: half of a chip's share of its host, as the
+  # machine types of GKE have it, since the system and a bucket's driver need
+  # some. A host of GKE has no other pods.
+  cpus: int
+  memory_gb: int
 
 
 _KINDS = {
-  'v4': _Kind('v4', 2, 'tpu-ubuntu2204-base', 'tpu-v4-podslice', _DEEP),
+  'v4': _Kind('v4', 2, 'tpu-ubuntu2204-base', 'tpu-v4-podslice', _DEEP, 30, 50),
   'v5e': _Kind(
-    'v5litepod', 1, 'v2-alpha-tpuv5-lite', 'tpu-v5-lite-podslice', _FLAT
+    'v5litepod', 1, 'v2-alpha-tpuv5-lite', 'tpu-v5-lite-podslice', _FLAT, 12, 24
   ),
-  'v5p': _Kind('v5p', 2, 'v2-alpha-tpuv5', 'tpu-v5p-slice', _DEEP),
-  'v6e': _Kind('v6e', 1, 'v2-alpha-tpuv6e', 'tpu-v6e-slice', _FLAT),
+  'v5p': _Kind('v5p', 2, 'v2-alpha-tpuv5', 'tpu-v5p-slice', _DEEP, 26, 56),
+  'v6e': _Kind('v6e', 1, 'v2-alpha-tpuv6e', 'tpu-v6e-slice', _FLAT, 11, 85),
 }
 
 
@@ -67,6 +72,8 @@ class Slice(NamedTuple):
     target: the same for lm.plan.
     runtime: the software that a TPU VM starts with.
     accelerator: GKE's name of the generation.
+    cpus: that a pod asks for, of each host.
+    memory_gb: the same of memory.
   """
 
   type: str
@@ -76,6 +83,8 @@ class Slice(NamedTuple):
   target: str
   runtime: str
   accelerator: str
+  cpus: int
+  memory_gb: int
 
 
 def find(name: str) -> Slice:
@@ -107,4 +116,6 @@ def find(name: str) -> Slice:
     f'{generation}:{kind.shapes[chips]}',
     kind.runtime,
     kind.accelerator,
+    kind.cpus * (chips // hosts),
+    kind.memory_gb * (chips // hosts),
   )

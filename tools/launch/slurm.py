@@ -21,17 +21,34 @@ import shlex
 import sys
 
 from lm import config
-from tools.launch import commands
+from tools.launch import arguments, commands
 
 # lm.train ends at the latest 30 s after SIGTERM, or after another process.
 _WARNING_SECONDS = 120
+# Options that make the job what it is: how it is stopped, found and followed.
+_OWN = (
+  'array',
+  'dependency',
+  'job-name',
+  'nodes',
+  'ntasks',
+  'ntasks-per-node',
+  'open-mode',
+  'output',
+  'parsable',
+  'requeue',
+  'no-requeue',
+  'signal',
+  'time',
+  'wrap',
+)
 
 
 def script(
-  flags: argparse.Namespace, training: commands.Training, folder: Path
+  flags: argparse.Namespace, training: arguments.Training, folder: Path
 ) -> str:
   """Writes the job."""
-  settings = {
+  settings: dict[str, object] = {
     'job-name': flags.name,
     'nodes': flags.nodes,
     'ntasks-per-node': 1,
@@ -48,15 +65,16 @@ def script(
   lines = ['#!/bin/bash']
   lines += [f'#SBATCH --{k}={v}' for k, v in settings.items() if v]
   lines += ['#SBATCH --requeue']
+  lines += [f'#SBATCH {option}' for option in flags.sbatch]
   lines += [f'cd {shlex.quote(str(Path.cwd()))} || exit 2']
   # jax would give each process of a SLURM job one GPU.
   devices = ','.join(map(str, range(flags.gpus)))
-  env = commands.environment(flags.env, flags.nodes)
+  env = arguments.environment(flags.env, flags.nodes)
   env += [f'JAX_LOCAL_DEVICE_IDS={devices}'] if flags.nodes > 1 else []
   lines += [f'export {shlex.quote(pair)}' for pair in env]
   if flags.nodes > 1:  # srun hands it on, as it does all variables
     drawn = "$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
-    lines.append(f'export {commands.SECRET}="{drawn}"')
+    lines.append(f'export {arguments.SECRET}="{drawn}"')
   if flags.cpus:
     lines.append(f'export SRUN_CPUS_PER_TASK={flags.cpus}')
   lines += flags.setup
@@ -124,13 +142,20 @@ def follow(
 
 
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  parser = commands.make_parser('tools.launch.slurm', __doc__, ())
+  parser = arguments.make_parser('tools.launch.slurm', __doc__, ())
   parser.add_argument('--nodes', type=int, default=1)
   parser.add_argument('--gpus', type=int, required=True, help='of each node')
   parser.add_argument('--cpus', type=int, default=0, help='of each node')
   parser.add_argument('--time', required=True, help='such as 24:00:00')
   parser.add_argument('--partition', default='')
   parser.add_argument('--account', default='')
+  parser.add_argument(
+    '--sbatch',
+    action='append',
+    default=[],
+    metavar='OPTION',
+    help='more for sbatch, as --sbatch=--qos=high; may be repeated',
+  )
   parser.add_argument(
     '--folder', default='runs/slurm', help='script, logs, exit codes'
   )
@@ -150,29 +175,50 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     '--follow', action='store_true', help='print the log until the job ends'
   )
-  flags, words = commands.parse(parser, argv)
-  commands.name(flags.name)
+  flags, words = arguments.parse(parser, argv)
+  arguments.name(flags.name)
   for name in ('nodes', 'gpus'):
-    commands.check_flag(
+    arguments.check_flag(
       name, str(getattr(flags, name)), r'[1-9]\d*', 'give 1 up'
     )
   for name in ('cpus', 'restarts'):
-    commands.check_flag(name, str(getattr(flags, name)), r'\d+', 'give 0 up')
+    arguments.check_flag(name, str(getattr(flags, name)), r'\d+', 'give 0 up')
   rule = 'not as sbatch takes it: minutes, H:MM:SS or D-H:MM:SS'
-  commands.check_flag('time', flags.time, r'(\d+-)?\d+(:\d\d){0,2}', rule)
+  arguments.check_flag('time', flags.time, r'(\d+-)?\d+(:\d\d){0,2}', rule)
   for name in ('partition', 'account'):
-    commands.check_flag(name, getattr(flags, name), r'[-\w.,]*', 'not a name')
-  commands.setup_lines(flags.setup)
+    arguments.check_flag(name, getattr(flags, name), r'[-\w.,]*', 'not a name')
+  arguments.setup_lines(flags.setup)
+  _check_options(flags.sbatch)
   return flags, words
+
+
+def _check_options(options: Sequence[str]) -> None:
+  """Refuses options of sbatch that are none, or that the script itself needs.
+
+  Raises:
+    config.ConfigError: one is.
+  """
+  for option in options:
+    arguments.check_flag(
+      'sbatch',
+      option,
+      r'--[a-z][-a-z]*(=[^\x00-\x1f\x7f]*)?',
+      'give a long option, as --sbatch=--qos=high',
+    )
+    name = option[2:].partition('=')[0]
+    if name in _OWN:
+      raise config.ConfigError(
+        f'--sbatch=--{name}: the job cannot do without its own: see --help'
+      )
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the program; `config.main` turns errors into exit codes."""
   flags, words = _flags(argv)
-  training = commands.training(words)
+  training = arguments.training(words)
   folder = Path(flags.folder).absolute()
   rule = 'SLURM reads % and blanks in a path: use letters, digits and -_.+/'
-  commands.check_flag('folder', str(folder), r'[-\w.+/]+', rule)
+  arguments.check_flag('folder', str(folder), r'[-\w.+/]+', rule)
   shell = commands.Shell(
     dry_run=flags.dry_run, pause_seconds=flags.poll_seconds
   )
