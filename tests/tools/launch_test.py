@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
+import re
 import secrets
 import shlex
 import shutil
@@ -21,6 +22,7 @@ import pytest
 
 from lm import config, errors
 from lm.runtime import processes
+from tests import programs
 from tools.launch import (
   arguments,
   commands,
@@ -68,7 +70,7 @@ elif ' ssh ' in line:
     code = code or subprocess.call(script, env=env, cwd=env['HOME'])
 elif ' scp ' in line:
   for home in homes:
-    shutil.copy(words[5], root + '/' + home)
+    shutil.copy(words[5], root + '/' + home + '/' + words[6].split(':')[1])
 elif ' queued-resources delete ' in line:
   for home in homes:  # what comes next is a new machine
     folder = root + '/' + home + '/lm-launch/'
@@ -86,7 +88,13 @@ sys.exit(code)
 UV = """#!/bin/bash
 if [ "$1" = venv ]; then
   mkdir -p "${{@: -1}}/bin"
-  printf '#!/bin/bash\\nexec {python} -S "$@"\\n' > "${{@: -1}}/bin/python"
+  cat > "${{@: -1}}/bin/python" <<'END'
+#!/bin/bash
+if [ "$2" = tools.launch.stage ]; then
+  PYTHONPATH={root} exec {python} -P "$@"
+fi
+exec {python} -S "$@"
+END
   chmod +x "${{@: -1}}/bin/python"
 else
   echo "$@" >> "$HOME/installed"
@@ -147,7 +155,7 @@ class Cloud:
     """Makes workers, and says how lm.train ends there, each time."""
     for i in range(count):
       uv = self.root / f'w{i}' / 'lm-launch' / 'uv' / 'bin' / 'uv'
-      self._program(uv, UV.format(python=sys.executable))
+      self._program(uv, UV.format(python=sys.executable, root=ROOT))
       self.plan(i, *plan)
 
   def plan(self, worker: int, *plan: object) -> None:
@@ -177,7 +185,8 @@ class Cloud:
       verb = words[4]
       if verb == 'ssh':
         script = next(x for x in words if x.startswith('--command='))
-        verb = script.partition('worker.py ')[2].split()[0]
+        after = re.search(r'(?:worker.py|launch.stage) (\S+)', script)
+        verb = after[1] if after else 'unpack'
       found.append(verb)
     return found
 
@@ -739,6 +748,155 @@ def test_ctrl_c_leaves_the_run_alone(cloud, monkeypatch, capfd):
   os.kill(int((cloud.run(0) / 'pid').read_text()), 0)
 
 
+@pytest.fixture
+def data(tmp_path):
+  """A folder of prepared data."""
+  folder = tmp_path / 'prepared data'
+  programs.write_data(folder)
+  (folder / 'tokenizer.model').write_text('pieces')
+  return folder
+
+
+def lies_at(folder: Path) -> dict[str, bytes]:
+  """The files below a folder, without the lock of who copies to there."""
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file() and path.name != '.lock'
+  }
+
+
+def shards(data: Path) -> list[Path]:
+  return sorted(x for x in data.rglob('*') if x.suffix in ('.bin', '.idx'))
+
+
+READS_DATA = ['--config=configs/reads.py', '--workdir=/data/a']
+
+
+@pytest.fixture
+def reads_data(repository):
+  """Commits, while a test runs, a config that reads prepared data."""
+  sources = 'data=dict(sources=dict(a=dict(path="none")))'
+  text = CONFIG.replace("text=''", f"text='', {sources}")
+  assert text != CONFIG
+  (repository / 'configs/reads.py').write_text(text)
+  author = ['-c', 'user.name=a', '-c', 'user.email=a']
+  commit = [*author, 'commit', '--quiet', '--message=a']
+  for words in (['add', '.'], commit):
+    subprocess.run(['git', *words], cwd=repository, check=True)
+  yield
+  reset = ['git', 'reset', '--quiet', '--hard', 'HEAD~1']
+  subprocess.run(reset, cwd=repository, check=True)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.usefixtures('reads_data')
+def test_a_run_has_its_data_on_every_host_before_it_starts(cloud, data, capfd):
+  cloud.hosts(2, 'killed', 0)
+  cloud.states('ACTIVE')
+  first, *others = shards(data)
+  assert first.parent == others[0].parent == data / 'train'
+  # Both hosts have one file and a shard of other data; one has another file,
+  # which is damaged on the other host.
+  for worker, damage in ((0, b''), (1, b'x')):
+    there = cloud.root / f'w{worker}/lm-launch/data/train'
+    there.mkdir(parents=True)
+    (there / first.name).write_bytes(first.read_bytes() + damage)
+    (there / 'other.bin').touch()
+    shutil.copy(others[0], there)
+  argv = ['--name=a', '--type=v5p-16', '--zone=us-east5-a', QUICK]
+  argv += [f'--data={data}', 'all', '--', *READS_DATA]
+  assert tpu_vm.main(argv) == 0
+  for worker in range(2):
+    there = cloud.root / f'w{worker}/lm-launch/data'
+    assert lies_at(there) == lies_at(data)
+    words = [*READS_DATA, f'--data={there}']
+    # started again in place, with the same data
+    assert cloud.seen(worker) == [[words, 'auto']] * 2
+  sent = [words[5] for words in cloud.calls() if words[4] == 'scp']
+  # what both had is not sent, and nothing is sent twice
+  assert sorted(x for x in sent if not x.endswith('.gz')) == sorted(
+    str(x) for x in (first, *others[1:])
+  )
+  verbs = [x for x in cloud.verbs() if x not in ('describe', 'status')]
+  before = verbs[: verbs.index('start')]
+  assert before[:5] == ['create', 'scp', 'install', 'idle', 'scp']
+  assert before[5:7] == ['unpack', '--check'] and before[-1] == '--check'
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures('reads_data')
+def test_a_live_run_keeps_its_data(cloud, data):
+  cloud.hosts(1, 'wait')
+  tpu_vm.main([*PLACE, 'install'])
+  tpu_vm.main([*PLACE, 'run', '--', *WORDS])
+  argv = [*PLACE, f'--data={data}', 'run', '--', *READS_DATA]
+  text = refusal(tpu_vm, argv, errors.Locked)
+  assert text.endswith('a run is alive here: stop it first')
+  assert cloud.verbs()[-1] == 'idle'
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures('reads_data')
+def test_a_dry_run_shows_how_the_data_comes(cloud, data, capsys):
+  place = '--zone=us-east5-a --quiet'
+  ssh = 'gcloud compute tpus tpu-vm ssh a --worker=all'
+  tail = '--ssh-flag=-oServerAliveInterval=30 '
+  tail += f'--ssh-flag=-oServerAliveCountMax=4 {place}'
+  stage = 'cd lm-launch/src && ../venv/bin/python -m tools.launch.stage'
+  worker = 'python3 lm-launch/src/tools/launch/worker.py'
+  start = f'{worker} start --token TOKEN --data -- {" ".join(READS_DATA)}'
+  argv = [*PLACE, '--dry_run', '--data=gs://bucket/a', 'run', '--', *READS_DATA]
+  assert tpu_vm.main(argv) == 0
+  assert capsys.readouterr().out == (
+    f"{ssh} '--command={worker} idle' {tail}\n"
+    f"{ssh} '--command={stage} gs://bucket/a ../data' {tail}\n"
+    f"{ssh} '--command={start}' {tail}\n"
+  )
+  argv = [*PLACE, '--dry_run', f'--data={data}', 'run', '--', *READS_DATA]
+  assert tpu_vm.main(argv) == 0
+  scp = 'gcloud compute tpus tpu-vm scp'
+  count = len(shards(data))
+  name = '00000.bin'
+  assert (data / 'train' / name).exists()
+  assert capsys.readouterr().out == (
+    f"{ssh} '--command={worker} idle' {tail}\n"
+    f"tar -czf /tmp/lm-data.tar.gz -C '{data}' tokenizer.model"
+    ' train/manifest.json valid/manifest.json\n'
+    f'{scp} /tmp/lm-data.tar.gz a: --worker=all {place}\n'
+    f"{ssh} '--command=mkdir -p lm-launch/data &&"
+    f" tar -xzf lm-data.tar.gz -C lm-launch/data' {tail}\n"
+    f"{ssh} '--command={stage} --check ../data' {tail}\n"
+    f'# each of {count} files that a worker lacks, such as\n'
+    f"{scp} '{data}/train/{name}' a:lm-launch/data/train/{name}"
+    f' --worker=all {place}\n'
+    f"{ssh} '--command={stage} --check ../data' {tail}\n"
+    f"{ssh} '--command={start}' {tail}\n"
+  )
+  assert cloud.calls() == []
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures('reads_data')
+def test_data_that_cannot_be_copied_is_refused(cloud, data, capsys):
+  run = ['run', '--', *READS_DATA]
+  text = refusal(tpu_vm, [*PLACE, '--data=gs://Bucket/a', *run])
+  assert text.endswith('data in a bucket is gs://BUCKET/FOLDER')
+  text = refusal(tpu_vm, [*PLACE, f'--data={cloud.root}', *run])
+  assert text.endswith('that lm.data.prepare.write_dataset wrote')
+  text = refusal(tpu_vm, [*PLACE, f'--data={data}', *run, f'--data={data}'])
+  assert text.startswith('--data is given twice')
+  with pytest.raises(SystemExit):  # a config that reads none
+    tpu_vm.main([*PLACE, f'--data={data}', 'run', '--', *WORDS])
+  assert 'this config reads no prepared texts' in capsys.readouterr().err
+  argv = ['--name=a', '--type=v5e-8', '--image=a', '--data=data', 'apply', '--']
+  assert refusal(gke, [*argv, *WORDS]) == (
+    "--data='data': give the absolute path in the pods"
+  )
+  assert cloud.calls() == []
+
+
 # What all launchers share.
 
 
@@ -972,6 +1130,49 @@ def test_a_job_runs_and_goes_back_into_the_queue_if_it_was_stopped(
 
 
 @pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.usefixtures('reads_data')
+def test_a_job_copies_its_data_first(cloud, tmp_path, data):
+  cloud.reply('^sbatch', {'out': '77\n'})
+  python = tmp_path / 'python'
+  python.write_text(
+    '#!/bin/bash\n'
+    f'if [ "$3" = tools.launch.stage ]; then PYTHONPATH={ROOT} exec'
+    f' {sys.executable} -P "$@"; fi\n'
+    'printf "%s\\n" "${@: -1}"\n'
+  )
+  python.chmod(0o755)
+  scratch = tmp_path / 'a disk'
+  argv = job(tmp_path, f'--python={python}', f'--scratch={scratch}')
+  assert slurm.main([*argv, f'--data={data}', '--', *READS_DATA]) == 0
+
+  def run() -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+      ['bash', str(tmp_path / 'jobs/a.sbatch')],
+      env={**os.environ, 'SLURM_JOB_ID': '77'},
+      capture_output=True,
+      text=True,
+    )
+
+  first, again = run(), run()
+  (there,) = scratch.iterdir()
+  assert lies_at(there) == lies_at(data)
+  files = shards(data)
+  size = sum(x.stat().st_size for x in files) / 1e9
+  assert first.stdout.splitlines() == [
+    f'{there}: {len(files)} files copied ({size:.3g} GB), 0 were there',
+    f'--data={there}',
+  ]
+  assert again.stdout.splitlines()[0].endswith(f' {len(files)} were there')
+  # What goes wrong is the job's exit code, and nothing is trained.
+  shutil.rmtree(scratch)
+  files[0].write_bytes(b'')
+  failed = run()
+  assert failed.returncode == 4 and '--data' not in failed.stdout
+  assert (tmp_path / 'jobs/a-77.code').read_text() == '4\n'
+
+
+@pytest.mark.process
 def test_a_job_is_followed_through_requeues(cloud, tmp_path, capfd):
   busy = 'sbatch: error: Batch job submission failed: Socket timed out\n'
   cloud.reply('^sbatch', {'code': 1, 'err': busy}, {'out': '77;cluster\n'})
@@ -1126,6 +1327,24 @@ def test_a_bucket_is_a_folder_of_the_pods():
     '/data': 'data',
     '/runs': 'runs',
   }
+
+
+def test_pods_copy_their_data_first():
+  found = made('--type=v5e-8', '--mount=web:/web', '--data=/web/a$')
+  job = found['spec']['replicatedJobs'][0]['template']['spec']
+  pod = job['template']['spec']
+  (first,), (train,) = pod['initContainers'], pod['containers']
+  stage = ['tools.launch.stage', '/web/a$$', '/scratch/data']
+  assert first['command'] == ['python', '-u', '-m', *stage]
+  assert first['image'] == train['image'] == 'r/lm:1'
+  assert train['command'][-1] == '--data=/scratch/data'
+  disks = [x['name'] for x in pod['volumes']]
+  assert disks == ['bucket-0', 'scratch']
+  assert [x['mountPath'] for x in first['volumeMounts']] == ['/web', '/scratch']
+  assert first['volumeMounts'] == train['volumeMounts']
+  rules = job['podFailurePolicy']['rules']
+  names = [x['onExitCodes']['containerName'] for x in rules]
+  assert names == ['train', 'stage']
 
 
 def jobset(**status) -> dict:

@@ -13,13 +13,14 @@ import secrets
 from typing import NamedTuple
 
 from lm import config
-from tools.launch import commands
+from tools.launch import commands, stage
 
 # The variables of lm.runtime.processes, which would bring jax with it: the
 # processes meet where jax finds TPU VMs, SLURM or GKE, and the first of them
 # listens on the address of its private network.
 DISTRIBUTED = ('LM_DISTRIBUTED=auto', 'LM_LISTEN=private')
 SECRET = 'LM_SECRET'
+_ADDRESS = r'gs://[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9]/[^/].*'
 _NAME = r'[a-z]([-a-z0-9]{0,61}[a-z0-9])?'
 
 
@@ -88,8 +89,37 @@ class Training(NamedTuple):
     return path
 
 
-def training(words: Sequence[str]) -> Training:
+def check_data(data: str, *, is_here: bool) -> None:
+  """Refuses prepared data that cannot be copied.
+
+  Args:
+    data: a folder or an address in a bucket; '' is none.
+    is_here: whether a folder is one of this machine, so that it can be read.
+
+  Raises:
+    config.ConfigError: it is neither, or has no training data.
+  """
+  if not data:
+    return
+  if data.startswith('gs:'):
+    check_flag('data', data, _ADDRESS, 'data in a bucket is gs://BUCKET/FOLDER')
+  elif is_here:
+    try:
+      stage.wanted(Path(data))
+    except ValueError as error:
+      raise config.ConfigError(f'--data={data}: {error}') from error
+  else:
+    check_flag(
+      'data', data, r'/[^\x00-\x1f\x7f]*', 'give the absolute path in the pods'
+    )
+
+
+def training(words: Sequence[str], data: str = '') -> Training:
   """Reads what follows `--`, as lm.train will; a wrong key ends it here.
+
+  Args:
+    words: arguments of lm.train.
+    data: that the launcher copies, and that lm.train is then given.
 
   Raises:
     config.ConfigError: they are missing or cannot be sent.
@@ -104,7 +134,12 @@ def training(words: Sequence[str]) -> Training:
         f'{word[:40]!r}: a control character, such as a line break, cannot be '
         'sent: put the value into the config file'
       )
-  config.parse(words, 'see python -m lm.train --help')
+  if data and any(re.match('--data(=|$)', word) for word in words):
+    raise config.ConfigError(
+      '--data is given twice: give it before --, or what the hosts have after'
+    )
+  local = [f'--data={data}'] if data and Path(data).is_dir() else []
+  config.parse([*words, *local], 'see python -m lm.train --help')
   found = {}
   for i, word in enumerate(words):
     flag, equals, value = word.partition('=')
@@ -114,7 +149,7 @@ def training(words: Sequence[str]) -> Training:
     check_flag(
       'workdir',
       found['workdir'],
-      r'gs://[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9]/[^/].*',
+      _ADDRESS,
       'a remote workdir is gs://BUCKET/FOLDER',
     )
   return Training(tuple(words), **found)
@@ -159,6 +194,12 @@ def make_parser(
     type=positive,
     default=5.0,
     help='first pause between looks and tries: 5; it grows to a minute',
+  )
+  made.add_argument(
+    '--data',
+    default='',
+    metavar='FOLDER|gs://BUCKET/FOLDER',
+    help='prepared data, copied to a disk of every host before the first step',
   )
   made.add_argument(
     '--env',

@@ -10,6 +10,9 @@
   delete   ends the run, or removes what is left of it
   all      apply, wait and logs
 
+`--data` copies prepared data to a disk of each pod first: from a bucket, or
+from a folder of the pods, such as one of `--mount`.
+
 kubectl's present cluster must have node pools of these slices and the JobSet
 controller. The image holds this repository, as tools/launch/Dockerfile makes
 it. When a pod ends badly or its node is taken away, all start again and
@@ -39,6 +42,9 @@ _IMAGE = (
   r'[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*'
   r'(:\w[-\w.]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,128})?'
 )
+# A disk of each pod's own.
+_SCRATCH = '/scratch'
+_DATA = f'{_SCRATCH}/data'
 # Pods are called NAME-slice-JOB-POD-xxxxx, in at most 63 characters.
 _LONGEST = 40
 
@@ -63,7 +69,10 @@ def manifest(
     'cpu': str(flags.cpus or slice_.cpus),
     'memory': f'{flags.memory_gb or slice_.memory_gb}G',
   }
-  words = ['python', '-u', '-m', 'lm.train', *training.words]
+  python = ['python', '-u', '-m']
+  words = [*python, 'lm.train', *training.words]
+  if flags.data:
+    words.append(f'--data={_DATA}')
   shared = {
     'name': arguments.SECRET,
     'valueFrom': {'secretKeyRef': {'name': flags.name, 'key': 'secret'}},
@@ -76,8 +85,7 @@ def manifest(
       {
         'name': 'train',
         'image': flags.image,
-        # Kubernetes would replace $(NAME); $$ stands for $.
-        'command': [x.replace('$', '$$') for x in words],
+        'command': _literal(words),
         'env': [
           {'name': k, 'value': v.replace('$', '$$')}
           for k, _, v in (pair.partition('=') for pair in env)
@@ -103,6 +111,20 @@ def manifest(
     pod['containers'][0].setdefault('volumeMounts', []).append(
       {'name': f'bucket-{i}', 'mountPath': path}
     )
+  if flags.data:
+    pod.setdefault('volumes', []).append({'name': 'scratch', 'emptyDir': {}})
+    train = pod['containers'][0]
+    train.setdefault('volumeMounts', []).append(
+      {'name': 'scratch', 'mountPath': _SCRATCH}
+    )
+    pod['initContainers'] = [
+      {
+        'name': 'stage',
+        'image': flags.image,
+        'command': _literal([*python, 'tools.launch.stage', flags.data, _DATA]),
+        'volumeMounts': train['volumeMounts'],
+      }
+    ]
   if flags.service_account:
     pod['serviceAccountName'] = flags.service_account
   job = {
@@ -115,11 +137,12 @@ def manifest(
         {
           'action': 'FailJob',
           'onExitCodes': {
-            'containerName': 'train',
+            'containerName': name,
             'operator': 'In',
             'values': list(commands.FINAL),
           },
         }
+        for name in ('train', *(['stage'] if flags.data else []))
       ]
     },
     'template': {
@@ -170,6 +193,11 @@ def manifest(
     'stringData': {'secret': secret},
   }
   return {'apiVersion': 'v1', 'kind': 'List', 'items': [kept, jobset]}
+
+
+def _literal(words: Sequence[str]) -> list[str]:
+  """Spells words of which Kubernetes replaces nothing: $$ stands for $."""
+  return [x.replace('$', '$$') for x in words]
 
 
 class Cluster:
@@ -256,7 +284,8 @@ class Cluster:
     codes = [
       status['state']['terminated']['exitCode']
       for pod in found.get('items', [])
-      for status in pod.get('status', {}).get('containerStatuses', [])
+      for kind in ('initContainerStatuses', 'containerStatuses')
+      for status in pod.get('status', {}).get(kind, [])
       if 'terminated' in status.get('state', {})
     ]
     return commands.outcome(codes) or 1
@@ -342,6 +371,7 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   for mount in flags.mount:
     pattern = r'[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9]:/[-\w./]+'
     arguments.check_flag('mount', mount, pattern, 'give BUCKET:/FOLDER')
+  arguments.check_data(flags.data, is_here=False)
   arguments.check_flag('context', flags.context, r'(\w[-\w.:@/]*)?', rule)
   arguments.check_flag('image', flags.image, f'({_IMAGE})?', rule)
   for name in ('cpus', 'memory_gb'):
@@ -356,7 +386,7 @@ def main(argv: Sequence[str]) -> int:
   cluster = Cluster(flags)
   made = None
   if flags.command in ('apply', 'all'):
-    training = arguments.training(words)
+    training = arguments.training(words, flags.data)
     training.sent()
     training.shared('a pod leaves nothing behind', slice_.hosts * flags.slices)
     if not flags.image:

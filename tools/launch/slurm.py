@@ -10,12 +10,15 @@ queue. Of one name a job runs at a time, so that submitting the next one early
 is safe. What runs is the checkout as it is when the job starts: leave it alone,
 or use one of its own for a long run.
 
+`--data` copies prepared data to a disk of each node first.
+
 `--follow` prints the log until the job has left the queue, and returns the exit
 code of lm.train. Log and exit code lie in FOLDER, which all nodes share.
 """
 
 import argparse
 from collections.abc import Sequence
+import hashlib
 from pathlib import Path
 import shlex
 import sys
@@ -78,10 +81,25 @@ def script(
   if flags.cpus:
     lines.append(f'export SRUN_CPUS_PER_TASK={flags.cpus}')
   lines += flags.setup
-  command = shlex.join([flags.python, '-u', '-m', 'lm.train', *training.words])
+  python = [flags.python, '-u', '-m']
+  command = shlex.join([*python, 'lm.train', *training.words])
   code = f'{folder}/{flags.name}-"$SLURM_JOB_ID".code'
+  lines.append(f'rm -f {code}')
+  if flags.data:
+    source = flags.data
+    if not source.startswith('gs:'):
+      source = str(Path(source).absolute())
+    # One folder for each source: what a job before has copied is still there.
+    place = hashlib.sha256(source.encode()).hexdigest()[:12]
+    scratch = shlex.quote(flags.scratch) if flags.scratch else '/tmp/lm-"$USER"'
+    copying = shlex.join([*python, 'tools.launch.stage', source])
+    command += ' --data="$data"'
+    lines += [
+      f'data={scratch}/data-{place}',
+      '# to a disk of each node',
+      f'srun --kill-on-bad-exit=1 --ntasks-per-node=1 {copying} "$data" &&',
+    ]
   lines += [
-    f'rm -f {code}',
     # Processes end by themselves when one fails; killing them would hide why.
     f'srun --kill-on-bad-exit=0 --wait={_WARNING_SECONDS} {command}',
     'code=$?',
@@ -150,6 +168,11 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--partition', default='')
   parser.add_argument('--account', default='')
   parser.add_argument(
+    '--scratch',
+    default='',
+    help='a folder on a disk of each node, for --data: /tmp/lm-$USER',
+  )
+  parser.add_argument(
     '--sbatch',
     action='append',
     default=[],
@@ -189,6 +212,10 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     arguments.check_flag(name, getattr(flags, name), r'[-\w.,]*', 'not a name')
   arguments.setup_lines(flags.setup)
   _check_options(flags.sbatch)
+  arguments.check_data(flags.data, is_here=True)
+  arguments.check_flag(
+    'scratch', flags.scratch, r'(/[^\x00-\x1f\x7f]*)?', 'give an absolute path'
+  )
   return flags, words
 
 
@@ -215,7 +242,7 @@ def _check_options(options: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> int:
   """Runs the program; `config.main` turns errors into exit codes."""
   flags, words = _flags(argv)
-  training = arguments.training(words)
+  training = arguments.training(words, flags.data)
   folder = Path(flags.folder).absolute()
   rule = 'SLURM reads % and blanks in a path: use letters, digits and -_.+/'
   arguments.check_flag('folder', str(folder), r'[-\w.+/]+', rule)

@@ -16,15 +16,9 @@ import tempfile
 import time
 from typing import Any
 
-from lm import config, errors
-from tools.launch import arguments, commands, slices
+from lm import config
+from tools.launch import arguments, commands, slices, tpu_data, tpu_workers
 
-# A dead connection is noticed within two minutes.
-_SSH = (
-  '--ssh-flag=-oServerAliveInterval=30',
-  '--ssh-flag=-oServerAliveCountMax=4',
-)
-_WORKER = 'python3 lm-launch/src/tools/launch/worker.py'
 _SHOWN_BYTES = 1 << 16  # of an older log, before what is new
 _MISSING = 'NOT_FOUND'
 # Minutes, about, that workers may go on when the first one has ended.
@@ -44,6 +38,7 @@ class Machine:
     self.shell = commands.Shell(
       dry_run=flags.dry_run, pause_seconds=flags.poll_seconds
     )
+    self._workers = tpu_workers.Workers(flags, self.shell)
     self._name = flags.name
     self._flags = flags
     self._slice = slice_
@@ -56,7 +51,7 @@ class Machine:
 
   def create(self) -> None:
     """Asks for the slice; one that is there already is taken."""
-    words = self._gcloud(
+    words = self._workers.gcloud(
       'queued-resources',
       'create',
       self._name,
@@ -105,7 +100,7 @@ class Machine:
 
   def state(self, comment: str = '') -> str:
     """Asks for the state: gcloud's word, and why of FAILED; or NOT_FOUND."""
-    words = self._gcloud(
+    words = self._workers.gcloud(
       'queued-resources', 'describe', self._name, '--format=json'
     )
     result = self.shell.ask(words, comment=comment)
@@ -122,7 +117,9 @@ class Machine:
 
   def delete(self) -> None:
     """Gives the slice back; one that is gone already is fine."""
-    words = self._gcloud('queued-resources', 'delete', self._name, '--force')
+    words = self._workers.gcloud(
+      'queued-resources', 'delete', self._name, '--force'
+    )
     result = self.shell.ask(words, seconds=1800)
     if result.code and _MISSING not in result.error:
       raise commands.failure(words, result)
@@ -167,17 +164,7 @@ class Machine:
         self.shell.write(path, arguments.secret(self.shell))
         words.append(f'--add-file={path}')
       self.shell.run([*words, self._commit])
-      self.shell.run(
-        self._gcloud(
-          'tpu-vm',
-          'scp',
-          tree,
-          f'{self._name}:',
-          '--worker=all',
-          *self._internal,
-        ),
-        seconds=900,
-      )
+      self._workers.send(tree)
     lines = (
       'chmod 600 lm-launch.tar.gz',
       'rm -rf lm-launch/src.part',
@@ -186,22 +173,25 @@ class Machine:
       'python3 lm-launch/src.part/tools/launch/worker.py install tpu',
       *self._flags.setup,
     )
-    self._remote(' && '.join(lines), seconds=1800)
+    self._workers.remote(' && '.join(lines), seconds=1800)
 
   def run(self) -> None:
-    """Starts lm.train on all workers.
+    """Starts lm.train on all workers, where its data is by then.
 
     Raises:
       errors.Locked: a run is alive there.
       commands.Unreachable: they do not answer.
     """
     assert self._training is not None
+    if self._flags.data:
+      tpu_data.send(self._workers, self._flags.data)
     env = arguments.environment(self._flags.env, self._slice.hosts)
     # One token a start, so that ssh may try again what it did not see succeed.
     token = 'TOKEN' if self.shell.dry_run else secrets.token_hex(4)
     words = ['--token', token, *(x for pair in env for x in ('--env', pair))]
+    words += ['--data'] if self._flags.data else []
     words += ['--', *self._training.words]
-    self._remote(f'{_WORKER} start {shlex.join(words)}')
+    self._workers.remote(f'{tpu_workers.SCRIPT} start {shlex.join(words)}')
 
   def stop(self, asked: bool = True) -> None:
     """Ends the run on all workers, which saves first.
@@ -209,13 +199,17 @@ class Machine:
     Args:
       asked: by the user, so that resume does not start it again.
     """
-    self._remote(f'{_WORKER} stop{" --asked" if asked else ""}')
+    self._workers.remote(
+      f'{tpu_workers.SCRIPT} stop{" --asked" if asked else ""}'
+    )
 
   def statuses(self) -> list[dict[str, Any]] | None:
     """Asks all workers about the run; None if not all of them answer."""
     hosts = self._slice.hosts
     try:
-      result = self.shell.ask(self._ssh(f'{_WORKER} status'), seconds=300)
+      result = self.shell.ask(
+        self._workers.ssh(f'{tpu_workers.SCRIPT} status'), seconds=300
+      )
     except commands.Unreachable:
       return None
     if self.shell.dry_run:
@@ -350,7 +344,9 @@ class Machine:
     if self._shown is None:  # any worker's size will do
       self._shown = max(0, min(x['bytes'] for x in found) - _SHOWN_BYTES)
     result = self.shell.stream(
-      self._ssh(f'{_WORKER} follow --start {self._shown}', worker='0'),
+      self._workers.ssh(
+        f'{tpu_workers.SCRIPT} follow --start {self._shown}', worker='0'
+      ),
       sink,
       seconds=max(1.0, self._deadline - time.monotonic()),
       comment='until the run ends',
@@ -366,46 +362,6 @@ class Machine:
     except commands.Unreachable as error:
       commands.say(f'{error}')
       return 'UNKNOWN'
-
-  def _remote(self, script: str, seconds: float = 600.0) -> None:
-    """Runs a script on all workers and says what they say."""
-    words = self._ssh(script)
-    result = self.shell.ask(words, seconds=seconds)
-    if result.output:
-      commands.say(result.output.rstrip())
-    if result.code == 3:
-      raise errors.Locked(f'{self._name}: {commands.reason(result)}')
-    if result.code:
-      raise commands.failure(words, result)
-
-  @property
-  def _internal(self) -> list[str]:
-    return ['--internal-ip'] if self._flags.internal_ip else []
-
-  def _gcloud(self, group: str, verb: str, *words: str) -> list[str]:
-    project = self._flags.project
-    return [
-      'gcloud',
-      'compute',
-      'tpus',
-      group,
-      verb,
-      *words,
-      f'--zone={self._flags.zone}',
-      *([f'--project={project}'] if project else []),
-      '--quiet',
-    ]
-
-  def _ssh(self, script: str, worker: str = 'all') -> list[str]:
-    return self._gcloud(
-      'tpu-vm',
-      'ssh',
-      self._name,
-      f'--worker={worker}',
-      f'--command={script}',
-      *_SSH,
-      *self._internal,
-    )
 
 
 def _git(*words: str) -> str:

@@ -14,6 +14,9 @@
   delete   gives it back
   all      create, wait, install, run and resume
 
+`--data` copies prepared data to all workers before `run` starts lm.train: from
+a bucket, or from a folder of this machine. What is there already is kept.
+
 lm.train goes on from its workdir by itself, so that resuming is starting the
 same command again. A slice that is active is never deleted by resume. Where
 there are several workers, gcloud needs `ssh-add ~/.ssh/google_compute_engine`.
@@ -109,7 +112,8 @@ def main(argv: Sequence[str]) -> int:
   slice_ = slices.find(flags.type)
   training = None
   if flags.command in ('run', 'resume', 'all'):
-    training = arguments.training(words)
+    arguments.check_data(flags.data, is_here=True)
+    training = arguments.training(words, flags.data)
     training.sent()
     if slice_.hosts > 1 or flags.spot:
       training.shared(

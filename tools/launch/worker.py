@@ -5,7 +5,9 @@ tools/launch/tpu_vm.py sends it there with the rest of the tree and calls it
 through ssh. Standard library only: it starts with the machine's own Python.
 
   worker.py install tpu     takes the tree it lies in; makes the environment
-  worker.py start [--token ID] [--env NAME=VALUE] -- ARGUMENTS    in the back
+  worker.py start [--token ID] [--env NAME=VALUE] [--data] -- ARGUMENTS
+                            in the background; --data: with what lies in data
+  worker.py idle            refuses when a run is alive
   worker.py status          one line of JSON
   worker.py follow --start BYTES     prints the log until the run ends
   worker.py stop [--asked]  SIGTERM, and SIGKILL when that does not help
@@ -13,6 +15,7 @@ through ssh. Standard library only: it starts with the machine's own Python.
   ~/lm-launch/src   the tree        ~/lm-launch/run/lock   held by the run
   ~/lm-launch/venv  its Python      ~/lm-launch/run/pid    of lm.train
   ~/lm-launch/uv    makes venv      ~/lm-launch/run/log, code, token, stopped
+  ~/lm-launch/data  from stage.py
   ~/lm-launch/secret  by which the processes of a run know each other
 
 The lock is the kernel's, so it is free as soon as the run is dead, whatever
@@ -51,8 +54,7 @@ class Refused(Exception):
 
 def install(extra: str) -> None:
   """Puts the tree that this file lies in at `src` and installs it."""
-  if _live():
-    raise Refused('a run is alive here: stop it first')
+  idle()
   sent = Path(__file__).resolve().parents[2]
   if sent != SOURCE:
     SECRET.unlink(missing_ok=True)
@@ -74,6 +76,12 @@ def install(extra: str) -> None:
     f'{SOURCE}[{extra}]',
   )  # fmt: skip
   _say('installed')
+
+
+def idle() -> None:
+  """Refuses to go on while a run is alive."""
+  if _live():
+    raise Refused('a run is alive here: stop it first')
 
 
 def start(arguments: 'list[str]', environment: 'list[str]', token: str) -> None:
@@ -274,6 +282,7 @@ def main(argv: 'list[str]') -> int:
   parser.add_argument('word', nargs='?', default='')
   parser.add_argument('--env', action='append', default=[])
   parser.add_argument('--token', default='')
+  parser.add_argument('--data', action='store_true')
   parser.add_argument('--start', type=int, default=0)
   parser.add_argument('--asked', action='store_true')
   parser.add_argument('--patience_seconds', type=float, default=60)
@@ -283,9 +292,12 @@ def main(argv: 'list[str]') -> int:
     if flags.command == 'install':
       install(flags.word)
     elif flags.command == 'start':
+      rest += [f'--data={HOME / "data"}'] if flags.data else []
       start(rest, flags.env, flags.token)
     elif flags.command == 'supervise':
       supervise(int(flags.word), rest)
+    elif flags.command == 'idle':
+      idle()
     elif flags.command == 'follow':
       follow(flags.start)
     elif flags.command == 'stop':
