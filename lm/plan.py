@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
   config.trust_flag(parser)
   add('--config', required=True)
   add('--data', help='a folder of prepared data, for its tokenizer')
-  add('--target', help='such as v5p:8x8x4; default: plan.target of the config')
+  add('--target', help='such as v5p:8x8x4, v5litepod-8 or h100:8')
   add('--vocab', type=int, help='size, where the tokenizer is not at hand')
   add('--tokens', type=float, help='of the whole run; default: the config')
   add('--prices', default='configs/prices.json', help='a file to edit')

@@ -18,7 +18,7 @@ class Chip(NamedTuple):
     kind: regex of the whole `jax.Device.device_kind`. Names carry form factors
       on purpose: an H100 PCIe or NVL, an H200 NVL and a MIG slice have other
       peaks than the SXM card, and match none.
-    flops: dense bf16 FLOP/s.
+    flops: dense bf16 FLOP/s, with sums in float32.
     memory_bytes: of HBM.
     memory_speed: bytes/s between HBM and the cores.
     link_speed: bytes/s that a device can send in a ring to both neighbours, on
@@ -72,6 +72,23 @@ CHIPS = (
     3352e9,
     450e9,
     50e9,
+    8,
+  ),
+  # Cards without links of their own meet over PCIe: 4.0 has 32e9 bytes/s each
+  # way, 3.0 half. Networks are those of Google Cloud's largest machines with
+  # them, 100 Gbit/s; of the RTX 4090, one of 10 Gbit/s.
+  Chip('l4', r'NVIDIA L4', 121e12, 24 * _GB, 300e9, 32e9, 1.56e9, 8),
+  # Its products are of float16: it has no units for bf16.
+  Chip('t4', r'(NVIDIA|Tesla) T4', 65e12, 16 * _GB, 320e9, 16e9, 3.1e9, 4),
+  # With sums in float32, as training has them.
+  Chip(
+    'rtx4090',
+    r'NVIDIA GeForce RTX 4090',
+    165.2e12,
+    24 * _GiB,
+    1008e9,
+    32e9,
+    0.16e9,
     8,
   ),
   Chip('h200', r'NVIDIA H200', 989e12, 141 * _GB, 4800e9, 450e9, 50e9, 8, 0.49),

@@ -193,6 +193,29 @@ def run(*words):
   )
 
 
+@pytest.mark.parametrize(
+  ('name', 'want'),
+  [
+    ('v5litepod-8', 'v5e:2x4'),
+    ('v5e-8', 'v5e:2x4'),
+    ('v5e:2x4', 'v5e:2x4'),
+    ('v5p-512', 'v5p:4x8x8'),
+    ('v5p:8x8x4', 'v5p:8x8x4'),  # any shape that the compiler knows
+  ],
+)
+def test_slices_have_the_names_that_launchers_take(name, want, monkeypatch):
+  made = []
+  monkeypatch.setattr(topology, '_tpu', lambda *what: made.append(what) or [])
+  target = topology.target(name)
+  assert target.name == made[0][0] == want
+  assert target.chip is made[0][1]
+
+
+def test_every_gpu_has_its_own_card():
+  gpus = {x.name for x in hardware.CHIPS if 'TPU' not in x.kind}
+  assert gpus == topology._CARDS.keys() >= {'a100-80gb', 'l4', 't4', 'rtx4090'}
+
+
 @pytest.mark.process
 def test_the_program_plans_its_stated_target():
   done = run('--json', '--vocab=512', '--config.model.depth=1')

@@ -415,6 +415,8 @@ def test_what_a_dry_run_prints_can_be_pasted(cloud, capsys, monkeypatch):
   [
     ('v5litepod-1', 'v5litepod-1', 1, 1, '1x1', 'v5e:1x1'),
     ('v5e-8', 'v5litepod-8', 8, 1, '2x4', 'v5e:2x4'),
+    ('v5e:2x4', 'v5litepod-8', 8, 1, '2x4', 'v5e:2x4'),
+    ('v5p:4x8x8', 'v5p-512', 256, 64, '4x8x8', 'v5p:4x8x8'),
     ('v5litepod-16', 'v5litepod-16', 16, 4, '4x4', 'v5e:4x4'),
     ('v6e-256', 'v6e-256', 256, 64, '16x16', 'v6e:16x16'),
     ('v4-8', 'v4-8', 4, 1, '2x2x1', 'v4:2x2x1'),
