@@ -1,4 +1,4 @@
-"""What Google Cloud needs to be told of a TPU slice.
+"""Names what Google Cloud needs to be told of a TPU slice.
 
 lm.planning.tpu_slices knows the slices themselves, in the spellings that the
 launchers and lm.plan take alike.
