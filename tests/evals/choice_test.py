@@ -312,13 +312,14 @@ def test_documents_are_read_as_data_is(tmp_path):
     ),
     (
       '{"id": 1, "question": "q", "choices": ["a"], "gold": 1}',
-      'line 1 is no question of piqa (IndexError: list index out of range); '
+      'line 1 is no question of piqa (ValueError: the right choice is 1 of 1, '
+      'from 0 on); '
       'give a file of that set',
     ),
     (
       '{"id": 1, "question": "q", "choices": ["a", "b"], "gold": -1}',
-      'line 1 is no question of piqa (ValueError: the right choice is -1, '
-      'below 0); give a file of that set',
+      'line 1 is no question of piqa (ValueError: the right choice is -1 of 2, '
+      'from 0 on); give a file of that set',
     ),
   ],
 )
