@@ -261,5 +261,5 @@ def test_an_answer_that_is_not_scored_costs_nothing(trained, tmp_path):
   first, *others = [item['answer_nats'] for item in found.items]
   assert first is None
   assert found.metrics['answer_nats'] == pytest.approx(sum(others) / 2)
-  with pytest.raises(ValueError, match='no token of its 3 records is scored'):
+  with pytest.raises(ValueError, match='nothing is learnt from its 3 records'):
     judged(run, params, records, {**form, 'records': 3})

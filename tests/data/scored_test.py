@@ -122,9 +122,9 @@ def test_an_answer_that_no_row_contains_is_not_called_unanswerable(
   assert [r.lost for r in found] == [r.record == 1 for r in found]
   # Position 0 then means that the answer is in another row.
   assert all(r.weights == [1.0, 1.0] for r in found)
-  line = 'task squad (x): not used: 1 records without a scored token\n'
+  line = 'task squad (x): not used: 1 records that nothing is learnt from\n'
   assert capsys.readouterr().err == line
-  assert made.card.counts == '1 records without a scored token'
+  assert made.card.counts == '1 records that nothing is learnt from'
   # Where questions may have no answer, it means that this one has none.
   none = {'text': [], 'answer_start': []}
   refusal = {'id': 'n', 'context': 'a', 'question': 'q', 'answers': none}
@@ -133,9 +133,9 @@ def test_an_answer_that_no_row_contains_is_not_called_unanswerable(
     records('readers:flat_squad', path), spec, BYTES, 32
   )
   assert [any(r.weights) for r in found] == [r.record != 1 for r in found]
-  assert made.card.counts == '1 records without a scored token'
+  assert made.card.counts == '1 records that nothing is learnt from'
   reader = records('readers:flat_squad', put(tmp_path / 'x.jsonl', rows[1:]))
-  with pytest.raises(ValueError, match='no token of its 1 records is scored'):
+  with pytest.raises(ValueError, match='nothing is learnt from its 1 records'):
     data(reader, spec, length=32)
 
 
@@ -171,6 +171,23 @@ def test_a_source_may_have_no_room_at_all(tmp_path):
     *BYTES.encode('c'),
   ]
   assert types.tolist()[:4] == [0, 1, 0, 1]
+
+
+def test_answers_that_do_not_differ_are_counted(tmp_path):
+  same = 'an answer that begins in the same way'
+  row = {'prompt': 'a', 'chosen': f'{same}: b', 'rejected': f'{same}: c'}
+  other = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
+  reader = records(
+    'chat_readers:comparisons', put(tmp_path / 'x.jsonl', [row, other])
+  )
+  spec = form('pair_forms:prefer')
+  made, _, rows = tasks.read(reader, spec, BYTES, 32)
+  assert [row.lost for row in rows] == [True, False]
+  assert '1 records that nothing is learnt from' in made.card.counts
+  assert 'nothing' not in tasks.read(reader, spec, BYTES, 128)[0].card.counts
+  put(tmp_path / 'x.jsonl', [row])
+  with pytest.raises(ValueError, match='nothing is learnt from its 1 records'):
+    data(reader, spec, length=32)
 
 
 def test_what_is_not_used_is_counted_printed_and_stored(tmp_path, capsys):

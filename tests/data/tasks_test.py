@@ -1,5 +1,6 @@
 """Fine-tuning: records become rows, rows are learnt, answers are judged."""
 
+import functools
 import json
 import random
 from typing import Any
@@ -54,16 +55,22 @@ def write_tags(path, count, seed):
   return str(path)
 
 
-def write_readings(path, count, seed):
-  """The answer is f, h or c, of which a passage has one."""
+def write_readings(path, count, seed, unanswered=0):
+  """The answer is f, h or c, of which a passage has one.
+
+  With `unanswered`, each passage of that number has none, and no answer.
+  """
   rng = random.Random(seed)
   paragraphs = []
   for n in range(count):
     words = [rng.choice('stub') for _ in range(8)]
-    words[rng.randrange(8)] = letter = rng.choice('fhc')
+    answers = []
+    if not unanswered or n % unanswered:
+      words[rng.randrange(8)] = letter = rng.choice('fhc')
+      start = ','.join(words).index(letter)
+      answers = [{'text': letter, 'answer_start': start}]
     passage = ','.join(words)
-    answer = {'text': letter, 'answer_start': passage.index(letter)}
-    qas = [{'id': str(n), 'question': 'who?', 'answers': [answer]}]
+    qas = [{'id': str(n), 'question': 'who?', 'answers': answers}]
     paragraphs.append({'context': passage, 'qas': qas})
   path.write_text(json.dumps({'data': [{'paragraphs': paragraphs}]}))
   return str(path)
@@ -137,6 +144,18 @@ def test_a_tuned_reader_answers(tmp_path, body):
   source = write_readings, 'lm.data.finetuning.readers:squad'
   found = tuned(tmp_path, body, head, source, form, 'spans', 100)
   assert found['test/exact'] > 0.95 and found['test/f1'] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('one_device')
+def test_a_tuned_reader_knows_when_there_is_no_answer(tmp_path):
+  head = {'fn': 'lm.models.heads:span'}
+  form = {'fn': 'lm.data.finetuning.forms:span', 'question': 8}
+  write = functools.partial(write_readings, unanswered=3)
+  source = write, 'lm.data.finetuning.readers:squad'
+  found = tuned(tmp_path, 'encoder', head, source, form, 'spans', 150)
+  assert found['test/exact/unanswerable'] > 0.95
+  assert found['test/exact/answerable'] > 0.95
 
 
 def source(tmp_path, count=20, **changes):

@@ -29,7 +29,8 @@ class Row(NamedTuple):
     documents: number of the document that each token belongs to, from 0 on; ():
       all belong to one.
     cut: number of tokens of the record that did not fit.
-    lost: whether the answer of the record is whole in none of its rows.
+    lost: whether nothing is learnt from the record, though it is scored: its
+      answer is whole in none of its rows, or both of its answers are equal.
   """
 
   record: int

@@ -224,7 +224,7 @@ def span(
             targets=targets,
             weights=[weight, weight],
             places=no_place * len(before) + owners[first:stop] + no_place,
-            # All of a record are told by its first row.
+            # The question is cut once, though each row has it.
             cut=max(0, len(ids) - question) if first == 0 else 0,
             lost=lost,
           )

@@ -262,10 +262,12 @@ def prefer(
       question = [tokenizer.bos, *_end(whole, half - half // 2 - 1)]
       ids, token_types, documents = [], [], []
       cut = 1 + len(whole) - len(question)
+      kept = []
       for number, text in enumerate((record.chosen, record.rejected)):
         answer = [*tokenizer.encode(text), tokenizer.eos]
         cut += max(0, len(answer) - (half - len(question)))
         answer = answer[: half - len(question)]
+        kept.append(answer)
         ids += question + answer
         token_types += [0] * len(question) + [1] * len(answer)
         documents += [number] * (len(question) + len(answer))
@@ -279,6 +281,7 @@ def prefer(
           places=[batching.NOT_SCORED] * len(ids),
           documents=documents,
           cut=cut,
+          lost=kept[0] == kept[1],
         )
       )
     return result

@@ -182,7 +182,7 @@ def _counts(
   return {
     f'tokens cut off from {len(cut)} records': sum(row.cut for row in rows),
     'records with a label that the model lacks': len(unseen),
-    'records without a scored token': len(
+    'records that nothing is learnt from': len(
       {*range(len(records))} - scored - unseen
     ),
   }
@@ -212,15 +212,15 @@ def _check_trainable(
 def check_scored(
   task: record_lib.Records, rows: Sequence[batching.Row]
 ) -> None:
-  """Checks that rows score a token of at least one record.
+  """Checks that rows score something of at least one record.
 
   Raises:
-    ValueError: they score none.
+    ValueError: they score nothing.
   """
   if not any(map(_is_scored, rows)):
     raise ValueError(
-      f'task {task.card.name}: no token of its {len(task.records)} records is '
-      'scored: set a larger length, or leave answers more room'
+      f'task {task.card.name}: nothing is learnt from its {len(task.records)} '
+      'records: set a larger length, or leave answers more room'
     )
 
 
