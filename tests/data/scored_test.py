@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from configs import base
 from lm import config
 from lm.data.finetuning import passages, tasks
 from lm.data.tokenizers import utf8_bytes
+from lm.training import setup
 
 BYTES = utf8_bytes.make()
 CASES = Path(os.environ.get('LM_DATA', '../shared/data')).parent / 'cases'
@@ -305,3 +307,89 @@ def test_conversations_are_trained_on(tmp_path, reader, row):
   scored = np.where(batch.weights[0] > 0, batch.targets[0], BYTES.pad)
   assert BYTES.decode(scored.tolist()) == 'ab'
   assert batch.weights[0].sum() == 3  # and eos
+
+
+ROW = {
+  'review': 'good',
+  'stars': 5,
+  'talk': [
+    {'speaker': 'A', 'text': 'hi'},
+    {'speaker': 'B', 'text': 'hello'},
+  ],
+  'better': 'yes',
+  'worse': 'no',
+  'id': 1,
+  'context': 'good',
+  'question': 'q',
+  'answers': {'text': ['good'], 'answer_start': [0]},
+}
+COLUMNS = {'fields': ('review',), 'label': 'stars'}
+# Readers of one's own files, with their settings, and the form of their kind.
+OWN = {
+  'texts': (
+    {'fn': 'readers:texts', **COLUMNS},
+    {'fn': 'forms:classify', 'classes': 1, 'labels': ('5',)},
+  ),
+  'pairs': (
+    {'fn': 'pair_readers:pairs', 'source': 'review', 'target': 'better'},
+    {'fn': 'pair_forms:reply'},
+  ),
+  'messages': (
+    {
+      'fn': 'chat_readers:messages',
+      'messages': 'talk',
+      'role': 'speaker',
+      'content': 'text',
+      'roles': {'A': 'user', 'B': 'assistant'},
+    },
+    {'fn': 'pair_forms:chat'},
+  ),
+  'comparisons': (
+    {
+      'fn': 'chat_readers:comparisons',
+      'prompt': 'review',
+      'chosen': 'better',
+      'rejected': 'worse',
+    },
+    {'fn': 'pair_forms:prefer'},
+  ),
+  'flat_squad': ({'fn': 'readers:flat_squad'}, {'fn': 'forms:span'}),
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'suffix'),
+  [
+    *((name, 'jsonl') for name in OWN),
+    # A table has no lists, as conversations and answers of SQuAD are.
+    *(
+      (x, y) for x in ('texts', 'pairs', 'comparisons') for y in ('csv', 'tsv')
+    ),
+  ],
+)
+def test_a_config_names_readers_and_columns_of_ones_own_files(
+  tmp_path, name, suffix
+):
+  reader, made = (
+    {**spec, 'fn': f'lm.data.finetuning.{spec["fn"]}'} for spec in OWN[name]
+  )
+  path = tmp_path / f'rows.{suffix}'
+  put(path, [ROW])
+  if suffix != 'jsonl':
+    between = {'csv': ',', 'tsv': '\t'}[suffix]
+    columns = {k: str(v) for k, v in ROW.items() if isinstance(v, str | int)}
+    path.write_text(
+      f'{between.join(columns)}\n{between.join(columns.values())}'
+    )
+  c = base.get_config().unlock()
+  c.data = {
+    'fn': 'lm.data.finetuning.tasks:make',
+    'records': {**reader, 'path': str(path)},
+    'form': made,
+    'length': 128,
+  }
+  file = tmp_path / 'config.json'
+  file.write_text(config.to_json(c))
+  c = config.load(file)
+  opened = setup.open_data(setup.fill(c), BYTES)
+  assert opened.batch(0).weights.any()
