@@ -34,7 +34,8 @@ def make(
       on GPU and TPU, and on a CPU in up to 8 chunks that fit its caches.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: a setting is out of range. Scoring raises it where targets and
+      outputs differ in shape.
   """
   if smoothing >= 1:
     raise ValueError(f'smoothing={smoothing} must be below 1')
@@ -43,6 +44,12 @@ def make(
   settings = {'z_weight': z_weight, 'smoothing': smoothing}
 
   def score(out, batch, head):
+    if out.logits.shape[:-1] != batch.targets.shape:
+      raise config.ConfigError(
+        f'this model has outputs of shape {list(out.logits.shape)} where its '
+        f'data have targets of shape {list(batch.targets.shape)}: set data to '
+        'what the model is made for'
+      )
     count = chunks
     if count is None:
       count = 1 if head is None else _chunks(*out.logits.shape)

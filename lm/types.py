@@ -184,9 +184,12 @@ class Tokenizer(NamedTuple):
       faster.
     decode: `list[int] -> str`, the inverse of `encode`; it skips bos, eos and
       pad.
+    decode_next: `list[int] -> str`, decodes ids that follow other text: a space
+      that `decode` takes from the beginning of a text stays.
     size: V, the size of the vocabulary; every id is below it.
     bos: id before the first token of a document.
     eos: id after the last token of a document.
+    ends: ids that end a text when a model draws them; the first is eos.
     pad: id of padding.
     sha256: fingerprint; shards written by a tokenizer with another one are
       refused.
@@ -202,9 +205,11 @@ class Tokenizer(NamedTuple):
   encode: Callable[[str], list[int]]
   encode_batch: Callable[[list[str]], list[list[int]]]
   decode: Callable[[list[int]], str]
+  decode_next: Callable[[list[int]], str]
   size: int
   bos: int
   eos: int
+  ends: tuple[int, ...]
   pad: int
   sha256: str
   reserved: int

@@ -15,7 +15,14 @@ training starts from it with
   python -m lm.train --config=runs/gpt2/config.json --workdir=runs/tuned \\
     --config.init_from=runs/gpt2 --config.data.sources.train.path=data/x
 
-where data/x was prepared with --tokenizer=runs/gpt2/tokenizer.json.
+where data/x was prepared with --tokenizer=runs/gpt2/tokenizer.json. A model
+that classifies, tags or answers is tuned on records instead: with
+--config.data.records.path=FILE.
+
+Settings that change what a model or its tokenizer computes are obeyed, or
+refused by their key: those in config.json, generation_config.json and the files
+beside a tokenizer, and the metadata of a GGUF file. Chat templates and
+generation_config.json are kept, and written again by tools.export.
 """
 
 import argparse

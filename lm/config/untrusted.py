@@ -30,7 +30,7 @@ _PATHS = ('path', 'target_path', 'init_from', 'pro', 'anti', 'statistics')
 
 # By module: each was read with a stranger's arguments in mind.
 _FACTORIES = {
-  'lm.data.corruption': ('one_span', 'span_corruption'),
+  'lm.data.corruption': ('continuation', 'one_span', 'span_corruption'),
   'lm.data.finetuning.chat_readers': ('comparisons', 'messages', 'sharegpt'),
   'lm.data.finetuning.forms': ('classify', 'span', 'tag'),
   'lm.data.finetuning.pair_forms': ('chat', 'prefer', 'reply', 'translate'),

@@ -1,5 +1,6 @@
-"""Span corruption, the objective of T5, and a text that is lost as one span."""
+"""Objectives of encoder-decoders: texts with lost spans, texts to continue."""
 
+from collections.abc import Callable
 import functools
 
 import numpy as np
@@ -95,15 +96,7 @@ def span_corruption(
       source=encoder_BS, source_segments=encoder_segments_BS
     )
 
-  def prompt(texts):
-    texts = [[*ids, tokenizer.eos] for ids in texts]
-    encoder = objectives.padded(texts, tokenizer.pad)
-    decoder = objectives.padded([[tokenizer.bos]] * len(texts), tokenizer.pad)
-    return decoder._replace(
-      source=encoder.tokens, source_segments=encoder.segments
-    )
-
-  return objectives.Objective(window, make, prompt=prompt)
+  return objectives.Objective(window, make, prompt=_prompt(tokenizer))
 
 
 def _counts(size: int, noise: float, mean_span: float) -> tuple[int, int]:
@@ -199,6 +192,72 @@ def one_span(
     return batch._replace(**source(len(rows)))
 
   return objectives.Objective(length - 1, make, likelihood=True, prompt=prompt)
+
+
+def continuation(
+  *, tokenizer: types.Tokenizer, length: int, source: int
+) -> objectives.Objective:
+  """Predicts the second part of a window from the first.
+
+  The source is the first part and eos. The decoder reads bos and the second
+  part, and its targets end with eos. The parts are to each other as the encoder
+  is to the decoder, and neither is empty: a window of 1 token gives padding.
+  The documents of a window are one example, in which eos is an ordinary token.
+  The tokenizer needs no sentinel.
+
+  Args:
+    tokenizer: for the ids of bos, eos and padding.
+    length: L, positions of the decoder.
+    source: S, positions of the encoder.
+
+  Raises:
+    ValueError: a setting is out of range.
+
+  Reference: Raffel et al. 2020, arXiv 1910.10683, section 3.3.1 (prefix
+  language modeling), where the place of the cut is random.
+  """
+  objectives.check_whole('length', length, 2)
+  objectives.check_whole('source', source, 2)
+  window = source + length - 2  # each side has an eos too
+
+  def make(rows, sizes, keys):
+    del keys  # nothing is random
+    batch = objectives.padding(len(rows), length, tokenizer)
+    encoder = objectives.padding(len(rows), source, tokenizer)
+    for b, size in enumerate(sizes.tolist()):
+      if size < 2:
+        continue
+      text = rows[b, 1 : size + 1]
+      # Rounded up where more must be in the encoder, so that the rest fits.
+      cut = min(max(-(-size * (source - 1) // window), 1), size - 1)
+      here = slice(cut + 1)
+      encoder.tokens[b, here] = np.append(text[:cut], tokenizer.eos)
+      encoder.segments[b, here] = 1
+      here = slice(size - cut + 1)
+      batch.tokens[b, here] = np.append(tokenizer.bos, text[cut:])
+      batch.targets[b, here] = np.append(text[cut:], tokenizer.eos)
+      batch.weights[b, here] = 1
+      batch.positions[b, here] = np.arange(size - cut + 1)
+      batch.segments[b, here] = 1
+    return batch._replace(
+      source=encoder.tokens, source_segments=encoder.segments
+    )
+
+  return objectives.Objective(window, make, prompt=_prompt(tokenizer))
+
+
+def _prompt(tokenizer: types.Tokenizer) -> Callable[..., types.Batch]:
+  """Makes batches whose texts the encoder reads, and whose decoder begins."""
+
+  def prompt(texts):
+    texts = [[*ids, tokenizer.eos] for ids in texts]
+    encoder = objectives.padded(texts, tokenizer.pad)
+    decoder = objectives.padded([[tokenizer.bos]] * len(texts), tokenizer.pad)
+    return decoder._replace(
+      source=encoder.tokens, source_segments=encoder.segments
+    )
+
+  return prompt
 
 
 def _composition(

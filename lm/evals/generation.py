@@ -23,7 +23,7 @@ from lm.data.finetuning import batching, tasks
 from lm.data.finetuning import records as record_lib
 from lm.evals import classification, results, scoring, text_metrics
 from lm.evals import context as context_lib
-from lm.inference import beam, generate
+from lm.inference import beam, detokenizer, generate
 
 
 def make(
@@ -188,12 +188,13 @@ def answers(
 
 
 def ended(tokens_BL: types.Array, tokenizer: types.Tokenizer) -> list[str]:
-  """Decodes the tokens before the eos of each row."""
-  texts = []
-  for ids in np.asarray(tokens_BL).tolist():
-    stop = ids.index(tokenizer.eos) if tokenizer.eos in ids else len(ids)
-    texts.append(tokenizer.decode(ids[:stop]).strip())
-  return texts
+  """Decodes the tokens before the end of each row."""
+  return [
+    detokenizer.decode(
+      detokenizer.until_end(ids, tokenizer), tokenizer, follows=False
+    ).strip()
+    for ids in np.asarray(tokens_BL).tolist()
+  ]
 
 
 def widened(batch: types.Batch, length: int) -> types.Batch:
@@ -256,7 +257,7 @@ def _generator(
 ) -> Callable[[types.Params, Sequence[Any]], list[str]]:
   """Makes `(params, records) -> answers` for at most `batch_size` records."""
   model, tokenizer, mesh = context
-  settings = {'model': model, 'length': new, 'stop': tokenizer.eos}
+  settings = {'model': model, 'length': new, 'stop': tokenizer.ends}
   greedy = partial(
     generate.generate,
     sampler=generate.Sampler(temperature=0),

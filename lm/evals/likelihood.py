@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lm import loss, metrics, sharding, types
+from lm import config, loss, metrics, sharding, types
 from lm.data import objectives, prefetch, stream
 from lm.evals import context as context_lib
 
@@ -58,6 +58,7 @@ def make(
     objective=objective,
   )
 
+  asked = config.build(objective, tokenizer=tokenizer, length=length)
   score_output = loss.make(chunks=chunks)
 
   @jax.jit
@@ -68,6 +69,7 @@ def make(
   def evaluate(params: types.Params) -> dict[str, float]:
     # Summed on the host in double precision: a float32 sum of 10^7 losses has
     # two digits.
+    context_lib.check_scores(context, params, asked)
     nats = tokens = 0.0
     assert data.steps is not None and data.text_bytes is not None
     pending = None  # the device works on a batch while the next one is read

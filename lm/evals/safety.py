@@ -200,7 +200,7 @@ def _sampler(
         model=model,
         sampler=sampler,
         length=new,
-        stop=tokenizer.eos,
+        stop=tokenizer.ends,
         rng=jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds_B),
       )
     return generation.ended(state.tokens, tokenizer)

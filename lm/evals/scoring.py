@@ -110,7 +110,8 @@ def make(
   if step > length:
     raise ValueError(f'stride={stride} must be at most length={length}')
   tokenizer, mesh = context.tokenizer, context.mesh
-  cut = _cutter(tokenizer, objective, length, step)
+  asked = config.build(objective, tokenizer=tokenizer, length=length)
+  cut = _cutter(tokenizer, objective, asked, length, step)
   widths = _widths(length, mesh)
   run = compiled(context.model.apply, mesh)
   # Every process is given all texts, and brings the rows that are its own.
@@ -120,6 +121,7 @@ def make(
   def score(
     params: types.Params, pairs: Sequence[tuple[str, str]]
   ) -> list[Score]:
+    context_lib.check_scores(context, params, asked)
     texts = _encode(tokenizer, pairs)
     rows = [
       row
@@ -175,6 +177,7 @@ class _Cutter(NamedTuple):
 def _cutter(
   tokenizer: types.Tokenizer,
   spec: Mapping[str, Any],
+  objective: objectives.Objective,
   length: int,
   stride: int,
 ) -> _Cutter:
@@ -183,7 +186,6 @@ def _cutter(
   Raises:
     ValueError: the objective scores no text.
   """
-  objective = config.build(spec, tokenizer=tokenizer, length=length)
   prompt = objective.prompt
   if prompt is None:
     ends = _has_ends(objective, spec, tokenizer)

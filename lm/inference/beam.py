@@ -32,7 +32,7 @@ def search(
   model: types.Model,
   beams: int,
   length: int,
-  stop: int,
+  stop: generate.Stop,
   penalty: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Searches for likely texts: the `beams` best texts of each row.
@@ -50,7 +50,8 @@ def search(
       1 nearly compares means.
 
   Returns:
-    tokens: int32 [B, W, length], the best text first; `stop` from its end on.
+    tokens: int32 [B, W, length], the best text first; after the token
+      that ends a text, the first id of `stop`.
     scores: float32 [B, W]; -inf where there are fewer texts than beams.
 
   Reference: Wu et al. 2016, arXiv 1609.08144, section 7, without its term for
@@ -90,13 +91,13 @@ def search(
     log_BWV = jax.nn.log_softmax(state.logits[:, :, 0], axis=-1)
     sum_BWV = total_BW[..., None] + log_BWV
     best_BW, parent_BW, token_BW = _best(sum_BWV)
-    ends_BW = (token_BW == stop) | (n + 1 == length)
+    ends_BW = generate.is_end(token_BW, stop) | (n + 1 == length)
     held = _hold(
       held,
       _extended(state, parent_BW, token_BW).tokens[:, :, 0],
       jnp.where(ends_BW, score(best_BW, n + 1), -jnp.inf),
     )
-    ended_V = jnp.arange(sum_BWV.shape[-1]) == stop
+    ended_V = generate.is_end(jnp.arange(sum_BWV.shape[-1]), stop)
     total_BW, parent_BW, token_BW = _best(
       jnp.where(ended_V[None, None], -jnp.inf, sum_BWV)
     )

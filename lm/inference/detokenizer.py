@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from lm import types
 
+_PART = '\ufffd'  # what a part of a character is decoded as
+
 
 class Token(NamedTuple):
   """A token whose text can no longer change.
@@ -21,6 +23,7 @@ class Token(NamedTuple):
     logprob: log p of the token under the model alone, without a sampler; None
       where it was not asked for, or where a model has none.
     top_logprobs: log p by name, of the likeliest tokens there and of this one.
+      Of tokens that spell alike, all but the first have their id in the name.
   """
 
   text: str
@@ -41,11 +44,39 @@ def stable_length(text: str, stop: Sequence[str]) -> int:
 
   Those after them may become a stop string, or are a part of a character.
   """
-  text = text.rstrip('\ufffd')
+  text = text.rstrip(_PART)
   held = (
     n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])
   )
   return len(text) - max(held, default=0)
+
+
+def until_end(ids: Sequence[int], tokenizer: types.Tokenizer) -> list[int]:
+  """Cuts ids before the first one that ends a text."""
+  ends = (n for n, i in enumerate(ids) if i in tokenizer.ends)
+  return list(ids[: next(ends, len(ids))])
+
+
+def decode(
+  ids: Sequence[int], tokenizer: types.Tokenizer, *, follows: bool
+) -> str:
+  """Decodes ids, without a part of a character at their end.
+
+  Args:
+    ids: of the text.
+    tokenizer: of the ids.
+    follows: whether the text follows other text, so that its first space stays.
+  """
+  decode = tokenizer.decode_next if follows else tokenizer.decode
+  ids = list(ids)
+  text = left = decode(ids)
+  spelled = tokenizer.encode(_PART) if text.endswith(_PART) else []
+  while left.endswith(_PART):
+    if ids[-len(spelled) :] == spelled:
+      return left  # it contains this character itself
+    ids.pop()
+    left = decode(ids)
+  return text.rstrip(_PART)
 
 
 class Detokenizer:
@@ -57,21 +88,27 @@ class Detokenizer:
   """
 
   def __init__(
-    self, tokenizer: types.Tokenizer, stop: Sequence[str], eos: int | None
+    self,
+    tokenizer: types.Tokenizer,
+    stop: Sequence[str],
+    ends: int | Sequence[int] | None,
+    *,
+    follows: bool = False,
   ):
     """Begins an empty text.
 
     Args:
       tokenizer: decodes the ids.
       stop: strings that end the text and are left out of it.
-      eos: the id that ends it; None if no id does.
+      ends: the id or ids that end it; None if no id does.
+      follows: whether the text follows other text, see `decode`.
     """
-    self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
+    self._tokenizer, self._stop, self._follows = tokenizer, stop, follows
+    self._ends = (ends,) if isinstance(ends, int) else ends or ()
     self._ids: list[int] = []
     # Tokens that are not returned yet, each with the end of its text.
     self._waiting: list[tuple[int, Token]] = []
-    self._decoded = 0  # characters that are whole
-    self._returned = 0  # those of them that tokens already returned have
+    self._returned = 0  # characters that tokens already returned have
     self.finish_reason: str | None = None
 
   def add(
@@ -90,24 +127,23 @@ class Detokenizer:
       top: ids of the likeliest tokens in its place, with their log p.
       last: whether the text ends here for its length.
     """
-    if token != self._eos:
+    if token not in self._ends:
       self._ids.append(token)
-    # All ids are decoded anew: what a token says depends on those before it.
-    whole = self._tokenizer.decode(self._ids)
+    # All ids are decoded anew: what a token says depends on those before it. A
+    # part of a character is no text yet, and never becomes one at the end.
+    whole = decode(self._ids, self._tokenizer, follows=self._follows)
     text = cut(whole, self._stop)
-    if token == self._eos or len(text) < len(whole):
+    if token in self._ends or len(text) < len(whole):
       self.finish_reason = 'stop'
     elif last:
       self.finish_reason = 'length'
     ended = self.finish_reason is not None
-    # A part of a character decodes as U+FFFD, and is no text yet.
-    self._decoded = len(text if ended else text.rstrip('\ufffd'))
-    name = self._name(token)
-    names: dict[str, float] = {}
+    names = self._names([token, *(i for i, _ in top)])
+    scores: dict[str, float] = {}
     if logprob is not None:
-      for i, score in (*top, (token, logprob)):
-        names.setdefault(self._name(i), score)  # of one name, the likelier
-    self._waiting.append((self._decoded, Token('', 0, name, logprob, names)))
+      scores = {names[i]: score for i, score in (*top, (token, logprob))}
+    new = Token('', 0, names[token], logprob, scores)
+    self._waiting.append((len(text), new))
     certain = len(text) if ended else stable_length(text, self._stop)
     ready = []
     while self._waiting and (ended or self._waiting[0][0] <= certain):
@@ -120,7 +156,11 @@ class Detokenizer:
         ready.append(waiting._replace(text=new, offset=start))
     return ready
 
-  def _name(self, token: int) -> str:
-    if token == self._tokenizer.eos:
-      return '<eos>'
-    return self._tokenizer.decode([token]) or f'<{token}>'
+  def _names(self, tokens: Sequence[int]) -> dict[int, str]:
+    """Names tokens, those that spell alike by their ids too."""
+    names: dict[int, str] = {}
+    for i in dict.fromkeys(tokens):
+      name = '<eos>' if i == self._tokenizer.eos else ''
+      name = name or self._tokenizer.decode_next([i]) or f'<{i}>'
+      names[i] = f'{name}<{i}>' if name in names.values() else name
+    return names

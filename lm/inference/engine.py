@@ -159,14 +159,18 @@ def stream(
     capacity: positions of the model; prompt and new tokens must fit.
     check: is called before each token, and ends the work by an exception.
   """
-  eos, length = run.tokenizer.eos, settings.length
+  ends, length = run.tokenizer.ends, settings.length
+  batch = run.prompt(prompts)
   texts = [
-    detokenizer.Detokenizer(run.tokenizer, settings.stop, eos) for _ in prompts
+    detokenizer.Detokenizer(
+      run.tokenizer, settings.stop, ends, follows=goes_on(batch, ids)
+    )
+    for ids in prompts
   ]
   check()
-  batch, new = _bucketed(run.prompt(prompts), length, capacity)
+  batch, new = _bucketed(batch, length, capacity)
   state = generate.prefill(
-    run.params, batch, model=run.model, length=new, stop=eos
+    run.params, batch, model=run.model, length=new, stop=ends
   )
   key = jax.random.key(settings.seed)
   for count in range(1, length + 1):
@@ -186,7 +190,7 @@ def stream(
       scores = _scores(state.logits, token_B)
     # The device begins with the next token while the host makes texts.
     if count < length:
-      state = _advance(run.params, state, token_B, model=run.model, stop=eos)
+      state = _advance(run.params, state, token_B, model=run.model, stop=ends)
     tokens = np.asarray(token_B).tolist()
     listed = _listed(scores, settings.logprobs, len(tokens))
     deltas = []
@@ -197,6 +201,19 @@ def stream(
     yield [x for x in deltas if x.tokens or x.finish_reason]
     if all(text.finish_reason for text in texts):
       return
+
+
+def goes_on(batch: types.Batch, ids: Sequence[int]) -> bool:
+  """Tells whether what is drawn follows the text of a prompt.
+
+  It does not after an empty prompt, nor where the encoder reads the prompt, and
+  the decoder begins a text of its own.
+
+  Args:
+    batch: of the prompts.
+    ids: of the prompt.
+  """
+  return bool(ids) and batch.tokens.shape[1] > 1
 
 
 def prompt_logprobs(

@@ -153,16 +153,15 @@ def hugging_face(dtype: str | None = None) -> Form:
     settings, arrays = transfer.save(
       c.model.to_dict(), tokenizer.size, source.params
     )
-    words = tokenizer_export.to_tokenizer_json(
-      c.tokenizer.get('path', 'bytes'), c.tokenizer.reserved
-    )
-    files = tokenizer_export.special_files(tokenizer, words)
+    path, ends = c.tokenizer.get('path', 'bytes'), list(tokenizer.ends)
+    words = tokenizer_export.to_tokenizer_json(path, c.tokenizer.reserved)
+    files = tokenizer_export.special_files(tokenizer, words, path)
     files['tokenizer.json'] = words
     files['config.json'] = {
       **settings,
       'dtype': kind,
       'bos_token_id': tokenizer.bos,
-      'eos_token_id': tokenizer.eos,
+      'eos_token_id': ends if len(ends) > 1 else tokenizer.eos,
       'pad_token_id': tokenizer.pad,
     }
     if 'id2label' in settings and 'form' in c.data:

@@ -5,15 +5,19 @@ one compiled loop. Both need nothing of a model but `Model.start` and
 `Model.apply`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import functools
 from functools import partial
 import math
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm import types
+
+Stop = int | Sequence[int]  # hashable, since it is compiled in
 
 
 class Sampler(NamedTuple):
@@ -71,7 +75,8 @@ class State(NamedTuple):
     count: int32 [], how many tokens have been drawn for each row.
     cache: the model's cache.
     logits: float32 [B, V], logits of the next token.
-    tokens: int32 [B, L], the tokens drawn; `stop` from the end of a row on.
+    tokens: int32 [B, L], the tokens drawn; after the token that ends a row, the
+      first id of `stop`.
     nats: float32 [B, L], -log p of each token under the model alone, without
       the sampler; 0 after the end of a row.
     done: bool [B], the rows that have ended.
@@ -150,7 +155,7 @@ def prefill(
   *,
   model: types.Model,
   length: int,
-  stop: int,
+  stop: Stop,
   penalty: bool = False,
 ) -> State:
   """Reads prompts into the model's cache, and draws no token yet.
@@ -160,7 +165,7 @@ def prefill(
     batch: prompts, padded on the right, as an objective's `prompt` makes them.
     model: the model, which is compiled in.
     length: L, how many tokens can be drawn for each row.
-    stop: the id after which a row ends.
+    stop: the id after which a row ends, or a tuple of such ids.
     penalty: whether to record the tokens of prompt and text, which
       `repetition_penalty` needs.
 
@@ -184,7 +189,7 @@ def prefill(
     count=jnp.zeros((), jnp.int32),
     cache=out.cache,
     logits=logits_BV,
-    tokens=jnp.full((B, length), stop, jnp.int32),
+    tokens=jnp.full((B, length), filler(stop), jnp.int32),
     nats=jnp.zeros((B, length)),
     done=jnp.zeros(B, bool),
     seen=seen_BV,
@@ -203,7 +208,7 @@ def decode(
   *,
   model: types.Model,
   sampler: Sampler,
-  stop: int,
+  stop: Stop,
 ) -> State:
   """Draws tokens until each row has `until` of them, or all rows have ended.
 
@@ -238,14 +243,14 @@ def advance(
   token_B: jax.Array,
   *,
   model: types.Model,
-  stop: int,
+  stop: Stop,
 ) -> State:
   """Adds a token to each row, and computes the logits of the next one.
 
-  Rows that have ended get `stop` again, at no cost in nats.
+  Rows that have ended get the first id of `stop`, at no cost in nats.
   """
   n = state.count
-  token_B = jnp.where(state.done, stop, token_B)
+  token_B = jnp.where(state.done, filler(stop), token_B)
   nats_B = jnp.where(state.done, 0, _nats(state.logits, token_B))
   seen_BV = state.seen
   if seen_BV is not None:
@@ -257,9 +262,20 @@ def advance(
     logits=out.logits[:, 0],
     tokens=state.tokens.at[:, n].set(token_B),
     nats=state.nats.at[:, n].set(nats_B),
-    done=state.done | (token_B == stop),
+    done=state.done | is_end(token_B, stop),
     seen=seen_BV,
   )
+
+
+def filler(stop: Stop) -> int:
+  """Returns the id that stands after the end of a row."""
+  return stop if isinstance(stop, int) else stop[0]
+
+
+def is_end(tokens: jax.Array, stop: Stop) -> jax.Array:
+  """Tells which tokens end a row."""
+  ends = (stop,) if isinstance(stop, int) else stop
+  return functools.reduce(operator.or_, [tokens == i for i in ends])
 
 
 def next_batch(token_B: jax.Array, state: State) -> types.Batch:
@@ -284,7 +300,7 @@ def generate(
   model: types.Model,
   sampler: Sampler,
   length: int,
-  stop: int,
+  stop: Stop,
   rng: jax.Array,
 ) -> State:
   """Continues each prompt of a batch.
@@ -293,7 +309,7 @@ def generate(
     params, batch, model: see `prefill`.
     sampler: how to draw.
     length: how many tokens to generate at most.
-    stop: the id after which a row ends.
+    stop: the id after which a row ends, or a tuple of such ids.
     rng: a key for all rows: the same key gives the same texts. Or a key for
       each row [B]: then the text of a row depends on no other row.
 
@@ -320,7 +336,7 @@ def stream(
   model: types.Model,
   sampler: Sampler,
   length: int,
-  stop: int,
+  stop: Stop,
   rng: jax.Array,
   every: int = 8,
 ) -> Iterator[State]:

@@ -133,19 +133,24 @@ def texts(
 
 
 def _search(run: engine.Run, prompt: str, settings: Settings) -> list[Text]:
+  ids = run.tokenizer.encode(prompt)
+  batch = run.prompt([ids])
   tokens, _ = beam.search(
     run.params,
-    run.prompt([run.tokenizer.encode(prompt)]),
+    batch,
     model=run.model,
     beams=settings.beams,
     length=settings.length,
-    stop=run.tokenizer.eos,
+    stop=run.tokenizer.ends,
     penalty=settings.length_penalty,
   )
   rows = tokens[0, : settings.count].tolist()
+  texts = _decoded(
+    rows, run.tokenizer, settings.stop, engine.goes_on(batch, ids)
+  )
   return [
-    Text(prompt + text, [run.tokenizer.decode([i]) for i in ids], [])
-    for text, ids in _decoded(rows, run.tokenizer, settings.stop)
+    Text(prompt + text, _pieces(ids, run.tokenizer), [])
+    for text, ids, _ in texts
   ]
 
 
@@ -157,42 +162,53 @@ def _draw(
   show: Callable[[list[str]], None] | None,
 ) -> list[Text]:
   tokenizer, stop = run.tokenizer, settings.stop
-  rows, nats = [], []
+  ids = tokenizer.encode(prompt)
+  batch = run.prompt([ids] * settings.count)
+  parts, nats = [], []
   for state in generate.stream(
     run.params,
-    run.prompt([tokenizer.encode(prompt)] * settings.count),
+    batch,
     model=run.model,
     sampler=sampler,
     length=settings.length,
-    stop=tokenizer.eos,
+    stop=tokenizer.ends,
     rng=jax.random.key(settings.seed),
   ):
     drawn = int(state.count)
     rows = state.tokens[:, :drawn].tolist()
     nats = state.nats[:, :drawn].tolist()
-    parts = _decoded(rows, tokenizer, stop)
+    parts = _decoded(rows, tokenizer, stop, engine.goes_on(batch, ids))
     if show is not None:
-      show([prompt + text for text, _ in parts])
-    # The loop on the device knows eos but no stop strings.
-    if stop and all(
-      tokenizer.eos in row or len(text) < len(tokenizer.decode(ids))
-      for row, (text, ids) in zip(rows, parts, strict=True)
-    ):
+      show([prompt + text for text, _, _ in parts])
+    # The loop on the device knows ids that end texts, but no stop strings.
+    if stop and all(is_cut or len(ids) < drawn for _, ids, is_cut in parts):
       break
   return [
-    Text(prompt + text, [tokenizer.decode([i]) for i in ids], cost[: len(ids)])
-    for (text, ids), cost in zip(
-      _decoded(rows, tokenizer, stop), nats, strict=True
-    )
+    Text(prompt + text, _pieces(ids, tokenizer), cost[: len(ids)])
+    for (text, ids, _), cost in zip(parts, nats, strict=True)
   ]
 
 
+def _pieces(ids: Sequence[int], tokenizer: types.Tokenizer) -> list[str]:
+  """Decodes each token alone, as one that follows others."""
+  return [tokenizer.decode_next([i]) for i in ids]
+
+
 def _decoded(
-  rows: Iterable[list[int]], tokenizer: types.Tokenizer, stop: Sequence[str]
-) -> list[tuple[str, list[int]]]:
-  """Decodes each row up to eos: its text before a stop string, and its ids."""
+  rows: Iterable[list[int]],
+  tokenizer: types.Tokenizer,
+  stop: Sequence[str],
+  follows: bool,
+) -> list[tuple[str, list[int], bool]]:
+  """Decodes each row up to its end.
+
+  Returns:
+    The text before a stop string, the ids, and whether there was such a string.
+  """
   decoded = []
-  for ids in rows:
-    ids = ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids
-    decoded.append((detokenizer.cut(tokenizer.decode(ids), stop), ids))
+  for row in rows:
+    ids = detokenizer.until_end(row, tokenizer)
+    whole = detokenizer.decode(ids, tokenizer, follows=follows)
+    text = detokenizer.cut(whole, stop)
+    decoded.append((text, ids, len(text) < len(whole)))
   return decoded

@@ -1,6 +1,6 @@
 """Reads values of a config.json, and trusts none: the file came from others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ class Architecture(NamedTuple):
     ignored: regular expression of tensors that are no parameters of ours.
       Buffers of positions and frequencies are ignored anyway.
     body: the name of our model inside the head; '' if there is no head.
+    rotary: keys of config.json that describe rotary positions and are read.
   """
 
   fn: str
@@ -34,18 +35,28 @@ class Architecture(NamedTuple):
   duplicates: Mapping[str, str]
   ignored: str = '(?!)'  # none
   body: str = ''
+  rotary: tuple[str, ...] = ()
 
 
 def labels(config: Config) -> tuple[str, ...]:
-  """Reads the names of the classes; without names there are two classes.
+  """Reads the names of the classes.
+
+  Without names there are as many as `num_labels` says, and else two.
 
   Raises:
     ValueError: there is not one name for each number from 0 on.
   """
-  names = config.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
+  stated = config.get('num_labels')
+  number = count(config, 'num_labels', 2)
+  usual = {str(n): f'LABEL_{n}' for n in range(number)}
+  names = config.get('id2label') or usual
   if not isinstance(names, dict) or {*names} != {*map(str, range(len(names)))}:
     raise ValueError(
       f'config.json: id2label={names!r:.60}: must name classes 0, 1, ...'
+    )
+  if stated is not None and number != len(names):
+    raise ValueError(
+      f'config.json: num_labels={number}, and id2label names {len(names)}'
     )
   return tuple(str(names[str(n)]) for n in range(len(names)))
 
@@ -109,6 +120,20 @@ def flag(config: Config, key: str, default: bool) -> bool:
   return value
 
 
+def ids(config: Config, key: str) -> list[int]:
+  """Reads an id or a list of ids; [] where it is missing, null or below 0.
+
+  Raises:
+    ValueError: the value is neither.
+  """
+  value = config.get(key)
+  value = [] if value is None else value
+  listed = value if isinstance(value, list) else [value]
+  if not all(type(i) is int for i in listed):
+    raise ValueError(f'{key}={value!r:.40}: must be an id or a list of ids')
+  return [i for i in dict.fromkeys(listed) if i >= 0]
+
+
 def choice(config: Config, key: str, known: Mapping[str, str], default: str):
   """Reads one of the known words, and returns what it stands for.
 
@@ -135,6 +160,28 @@ def require(config: Config, **wanted: Any) -> None:
       raise ValueError(
         f'config.json: {key}={config[key]!r:.40} is not supported; only '
         f'{value!r} is'
+      )
+
+
+def refuse_unknown(
+  config: Config, words: Sequence[str], known: Collection[str]
+) -> None:
+  """Refuses settings of a kind that are not read; null ones say nothing.
+
+  Args:
+    config: the content of config.json, or a part of it.
+    words: that tell the kind: a key belongs to it if it contains one of them.
+    known: keys that are read.
+
+  Raises:
+    ValueError: a key of the kind is not known.
+  """
+  for key, value in config.items():
+    is_of_kind = any(word in key for word in words)
+    if is_of_kind and key not in known and value is not None:
+      raise ValueError(
+        f'config.json: {key}={value!r:.40} is not supported: leave it out only '
+        'if the model does without'
       )
 
 

@@ -44,6 +44,12 @@ def with_head(
       if config.get('problem_type') is not None:
         fields.require(config, problem_type=known)
       head_settings['classes'] = len(fields.labels(config))
+      # Its loss is a squared error, unless a problem_type says otherwise.
+      if head == 'classify' and head_settings['classes'] == 1:
+        raise ValueError(
+          'config.json: a model of one label is a regression, which is not '
+          'supported; only classes are'
+        )
     body = {'fn': bare.fn, **bare.settings(config, names)}
     if 'tied' in body:
       body['tied'] = True  # it has no outputs that could differ
@@ -65,4 +71,5 @@ def with_head(
     duplicates={},
     ignored=f'{bare.ignored}|{ignored}',
     body=bare.fn,
+    rotary=bare.rotary,
   )

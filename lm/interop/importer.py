@@ -6,14 +6,12 @@ importer.import_model('SmolLM2', 'runs/smollm2')
 
 import json
 from pathlib import Path
-import tempfile
-from typing import Any
 
 import jax.numpy as jnp
 
 from lm import checkpoint, config, types
-from lm.data.tokenizers import tokenizer_json_reader
-from lm.interop import gguf, tensors, transfer, vocabulary
+from lm.data.tokenizers import huggingface, tokenizer_json_reader
+from lm.interop import gguf, run_config, tensors, transfer, vocabulary
 
 
 def import_model(
@@ -26,8 +24,8 @@ def import_model(
       file.
     workdir: of the run to make.
     base: the config of the run; None is configs/base.py. The model, the
-      tokenizer and the number of steps are replaced, and lengths are cut to the
-      model's.
+      tokenizer, the data and the evaluators are replaced by those that fit the
+      model, see `run_config.make`.
 
   Returns:
     The model that was imported.
@@ -43,25 +41,23 @@ def import_model(
   if source.suffix == '.gguf':
     file = gguf.open_file(source)
     opened, words = gguf.model(file), gguf.tokenizer(file)
+    words[tokenizer_json_reader.IDS] = vocabulary.special_ids(opened.config)
+    if (template := gguf.chat_template(file)) is not None:
+      words[tokenizer_json_reader.TEMPLATE] = template
   else:
-    opened, words = tensors.open_folder(source), vocabulary.read(source)
+    opened = tensors.open_folder(source)
+    words = vocabulary.read(source, opened.config)
   imported = transfer.load(opened)
-  # In the file, so that data is prepared with the same ids.
-  words[tokenizer_json_reader.IDS] = vocabulary.special_ids(opened.config)
   text = json.dumps(words, ensure_ascii=False)
+  # Built before anything is written: it may be broken.
+  tokenizer = _tokenizer(source, text.encode(), imported.vocab)
   spec = {
     'fn': 'lm.data.tokenizers.huggingface:make',
     'path': str(workdir / 'tokenizer.json'),
     'size': imported.vocab,
     'reserved': 0,
   }
-  with tempfile.TemporaryDirectory() as folder:
-    # The tokenizer is built before anything is kept: it may be broken.
-    trial = Path(folder) / 'tokenizer.json'
-    trial.write_text(text, encoding='utf-8')
-    tokenizer = config.build({**spec, 'path': str(trial)})
-  base = config.load('configs/base.py') if base is None else base
-  c = _config(base, imported, spec)
+  c = run_config.make(base, imported, spec, tokenizer)
   workdir.mkdir(parents=True, exist_ok=True)
   with checkpoint.Checkpointer(workdir) as checkpointer:
     (workdir / 'tokenizer.json').write_text(text, encoding='utf-8')
@@ -83,18 +79,17 @@ def import_model(
   return imported
 
 
-def _config(
-  base: config.Config, imported: transfer.Imported, tokenizer: dict[str, Any]
-) -> config.Config:
-  """Makes the config of the run."""
-  c = base.copy_and_resolve_references().unlock()
-  c.steps = c.save_every = 1
-  c.model = imported.model
-  c.tokenizer = tokenizer
-  _, body = config.innermost(imported.model)
-  c.data.length = min(c.data.length, body.get('length') or c.data.length)
-  if 'body' in imported.model:
-    c.evals = {}  # a head predicts no next tokens, so texts have no loss
-  for spec in c.evals.values():
-    spec.length = c.data.length
-  return c
+def _tokenizer(source: Path, content: bytes, vocab: int) -> types.Tokenizer:
+  """Builds the tokenizer of a model.
+
+  Raises:
+    ValueError: it is broken, or has more ids than the model; one line that
+      names the source.
+  """
+  _, pieces = tokenizer_json_reader.parse(str(source), content)
+  if max(pieces) >= vocab:
+    raise ValueError(
+      f'{source}: its tokenizer has {max(pieces) + 1} ids, and its model has '
+      f'{vocab} (vocab_size): take both from the same model'
+    )
+  return huggingface.from_bytes(str(source), content, size=vocab)

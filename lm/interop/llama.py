@@ -6,23 +6,9 @@ Reference: Touvron et al. 2023, arXiv 2302.13971; Yang et al. 2025, arXiv
 
 from collections.abc import Mapping
 
-from lm.interop import fields, headed, layout
+from lm.interop import fields, headed, layout, rope
 
-_FULL, _SLIDING = 'full_attention', 'sliding_attention'
-# The settings of rotary scaling, with their names in config.json.
-_SCALINGS = {
-  'linear': {},
-  'llama3': {
-    'length': 'original_max_position_embeddings',
-    'low': 'low_freq_factor',
-    'high': 'high_freq_factor',
-  },
-  'yarn': {
-    'length': 'original_max_position_embeddings',
-    'low': 'beta_slow',
-    'high': 'beta_fast',
-  },
-}
+_FULL, _SLIDING = rope.FULL, rope.SLIDING
 
 
 def _table(norms: Mapping[str, str]) -> layout.Table:
@@ -56,7 +42,6 @@ def _shared(config, tied):
     config,
     attention_bias=False,
     mlp_bias=False,
-    partial_rotary_factor=1.0,
     pretraining_tp=1,
   )
   return {
@@ -76,61 +61,6 @@ def _shared(config, tied):
   }
 
 
-def _rope(config, kind=None):
-  """Reads base and scaling of rotary positions, in either form of the file.
-
-  transformers 5 puts them into `rope_parameters`, and 4 beside each other.
-  """
-  rope = config.get('rope_parameters') or {}
-  rope = rope.get(kind, rope) if isinstance(rope, dict) else rope
-  scaling = config.get('rope_scaling') or rope
-  for tree in (rope, scaling):
-    if not isinstance(tree, dict):
-      raise ValueError('config.json: rope_parameters must be an object')
-  fields.require(rope, partial_rotary_factor=1.0)
-  local = kind == _SLIDING
-  old = 'rope_local_base_freq' if local else 'rope_theta'
-  usual = 1e4 if local or kind is None else 1e6
-  base = fields.number(rope, 'rope_theta', fields.number(config, old, usual))
-  name = scaling.get('rope_type', scaling.get('type', 'default'))
-  if local or name == 'default':
-    return base, None
-  if name not in tuple(_SCALINGS):
-    raise ValueError(
-      f'config.json: rope of type {name!r:.40} is not supported; only default, '
-      f'{", ".join(_SCALINGS)} are'
-    )
-  usual = {}
-  if name == 'yarn':
-    usual = {'low': 1.0, 'high': 32.0}
-    plain = ('attention_factor', 'mscale', 'mscale_all_dim')
-    fields.require(scaling, truncate=True, **dict.fromkeys(plain))
-  ours = {'factor': fields.number(scaling, 'factor'), 'kind': name}
-  for key, there in _SCALINGS[name].items():
-    ours[key] = fields.number(scaling, there, usual.get(key))
-  return base, ours
-
-
-def _rope_written(spec):
-  """Writes base and scaling as transformers 4, which version 5 reads too."""
-  ours = spec['rope_scaling']
-  content = {'rope_theta': spec['rope_base']}
-  # A scaling without a name there is left out. `transfer.save` finds that out
-  # when it reads the config again.
-  if ours is None or ours['kind'] not in _SCALINGS:
-    return content
-  names = _SCALINGS[ours['kind']]
-  theirs = {
-    'rope_type': ours['kind'],
-    'factor': ours['factor'],
-    **{there: ours[key] for key, there in names.items()},
-  }
-  if 'length' in names:
-    # transformers wants a whole number.
-    theirs[names['length']] = round(ours['length'])
-  return {**content, 'rope_scaling': theirs}
-
-
 def _written(spec):
   """Writes the settings that all three classes have."""
   return {
@@ -142,7 +72,7 @@ def _written(spec):
     'head_dim': spec['head_width'],
     'intermediate_size': spec['mlp'],
     'rms_norm_eps': spec['norm_epsilon'],
-    **_rope_written(spec),
+    **rope.written(spec),
     'tie_word_embeddings': spec['tied'],
     'attention_bias': False,
   }
@@ -152,7 +82,7 @@ def _llama(config, names):
   fields.require(config, hidden_act='silu')
   width, heads = config.get('hidden_size'), config.get('num_attention_heads')
   spec = _shared(config, tied=False)
-  base, scaling = _rope(config)
+  base, scaling = rope.read(config)
   usual = max(1, width // heads) if width and heads else None
   return spec | {
     'head_width': fields.count(config, 'head_dim', usual),
@@ -168,8 +98,13 @@ def _llama_config(spec):
 
 
 def _qwen3(config, names):
-  fields.require(config, hidden_act='silu', use_sliding_window=False)
-  base, scaling = _rope(config)
+  fields.require(
+    config,
+    hidden_act='silu',
+    use_sliding_window=False,
+    layer_types=[_FULL] * fields.count(config, 'num_hidden_layers'),
+  )
+  base, scaling = rope.read(config)
   return _shared(config, tied=False) | {
     'head_width': fields.count(config, 'head_dim', 128),
     'rope_base': base,
@@ -191,7 +126,7 @@ def _gemma3(config, names):
   )
   spec = _shared(config, tied=True)
   window, every = _windows(config, spec['depth'])
-  base, scaling = _rope(config, _FULL)
+  base, scaling = rope.read(config, _FULL)
   return spec | {
     'head_width': fields.count(config, 'head_dim', 256),
     'norm_offset': 1.0,
@@ -199,7 +134,7 @@ def _gemma3(config, names):
     'rope_base': base,
     'rope_scaling': scaling,
     'window': window,
-    'window_rope_base': _rope(config, _SLIDING)[0],
+    'window_rope_base': rope.read(config, _SLIDING)[0],
     'global_every': every,
     'embed_scale': spec['width'] ** 0.5,
     'activation': 'geglu',
@@ -268,6 +203,7 @@ _MODELS = {
     config=config,
     prefix='model.',
     duplicates={'lm_head.weight': 'model.embed_tokens.weight'},
+    rotary=rope.KEYS if name == 'Gemma3ForCausalLM' else rope.KEYS[:-1],
   )
   for name, norms, settings, config in (
     ('LlamaForCausalLM', _PRE, _llama, _llama_config),

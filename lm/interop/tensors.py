@@ -50,6 +50,11 @@ def open_folder(folder: Path) -> Source:
     ValueError: a file is missing, broken or in another format; one line.
   """
   config = read_json(folder / 'config.json')
+  if (folder / 'adapter_config.json').exists():
+    raise ValueError(
+      f'{folder}: adapter_config.json: an adapter beside a model is not read: '
+      'merge it first, and save the result'
+    )
   files = _files(folder)
   shapes: dict[str, tuple[int, ...]] = {}
   kinds: dict[str, str] = {}

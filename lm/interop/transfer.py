@@ -17,7 +17,7 @@ ARCHITECTURES: Mapping[str, fields.Architecture] = (
   | bert.ARCHITECTURES
   | t5.ARCHITECTURES
 )
-# The class of a config.json that names none, by its model_type.
+# By model_type, the class of a config.json that names none.
 _USUAL = {
   'gpt2': 'GPT2LMHeadModel',
   'llama': 'LlamaForCausalLM',
@@ -126,6 +126,7 @@ def save(
 def _load(source: tensors.Source) -> Imported:
   name = _architecture(source.config)
   architecture = ARCHITECTURES[name]
+  fields.refuse_unknown(source.config, ('rope', 'rotary'), architecture.rotary)
   theirs = {_modern(n, architecture, source.shapes): n for n in source.shapes}
   if len(theirs) < len(source.shapes):
     raise ValueError('tensors are there twice, by an old and by a new name')
@@ -175,7 +176,19 @@ def _architecture(theirs: Mapping[str, Any]) -> str:
       f'architecture {name or kind!r:.60} is unknown; '
       f'known are {", ".join(ARCHITECTURES)}'
     )
+  # transformers goes by the model_type, and computes another model.
+  own = next(k for k, usual in _USUAL.items() if _kin(usual) == _kin(name))
+  if kind is not None and kind != own:
+    raise ValueError(
+      f'config.json: model_type={kind!r:.40} and architectures={name!r} '
+      f'disagree: the class belongs to {own!r}'
+    )
   return name
+
+
+def _kin(architecture: str) -> str:
+  """Returns the part of a class's name that all classes of a model share."""
+  return re.split('For|Model|LMHead', architecture)[0]
 
 
 def _modern(

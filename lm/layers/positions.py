@@ -3,7 +3,7 @@
 h numbers pairs of features: half of the features that are rotated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 import math
 from typing import Any, NamedTuple
@@ -45,8 +45,10 @@ class Scaling(NamedTuple):
       'yarn' interpolates by the index of the frequency, as its authors' code
         does. It also makes cosines and sines larger, which sharpens attention
         (section 3.3).
+      'factors' divides each frequency by a number of its own too.
     length: tokens of the texts trained on before, for 'llama3' and 'yarn'.
     low, high: numbers of turns in `length`.
+    factors: of 'factors', the highest frequency first.
   """
 
   factor: float
@@ -54,6 +56,7 @@ class Scaling(NamedTuple):
   length: float | None = None
   low: float = 1.0
   high: float = 4.0
+  factors: tuple[float, ...] | None = None
 
 
 def make_scaling(
@@ -62,21 +65,30 @@ def make_scaling(
   length: float | None = None,
   low: float = 1.0,
   high: float | None = None,
+  factors: Sequence[float] | None = None,
 ) -> Scaling:
   """Makes a checked `Scaling` from what a config says.
 
   Args:
-    factor, kind, length, low: see `Scaling`.
+    factor, kind, length, low, factors: see `Scaling`.
     high: None is 32 for 'yarn', as in its paper, and 4 otherwise.
 
   Raises:
     ValueError: the values do not fit together.
   """
   high = (32.0 if kind == 'yarn' else 4.0) if high is None else high
-  result = Scaling(factor, kind, length, low, high)
-  if kind not in ('linear', 'ntk', 'llama3', 'yarn'):
+  own = None if factors is None else tuple(factors)
+  result = Scaling(factor, kind, length, low, high, own)
+  if kind not in ('linear', 'ntk', 'llama3', 'yarn', 'factors'):
     raise ValueError(
-      f'scaling: kind={kind!r:.40} is not one of linear, ntk, llama3, yarn'
+      f'scaling: kind={kind!r:.40} is not one of linear, ntk, llama3, yarn, '
+      'factors'
+    )
+  if (kind == 'factors') != (own is not None) or not all(
+    isinstance(x, int | float) and 0 < x < math.inf for x in own or ()
+  ):
+    raise ValueError(
+      "scaling: kind='factors', and no other, has factors, all above 0"
     )
   if (kind in ('llama3', 'yarn')) != (length is not None):
     raise ValueError(
@@ -142,7 +154,7 @@ def rotary(
   if unknown or 'factor' not in scaling:
     raise ValueError(
       f'scaling={dict(scaling)} must have a factor, and else only kind, '
-      'length, low and high'
+      'length, low, high and factors'
     )
   return Rotary(base, fraction, make_scaling(**scaling))
 
@@ -210,6 +222,13 @@ def rotation(
   gain = 1.0
   if scaling is not None and scaling.kind != 'ntk':
     kept = _kept(frequencies, base, scaling)
+    if scaling.factors is not None:
+      if len(scaling.factors) != half:
+        raise ValueError(
+          f'scaling: {len(scaling.factors)} factors, and there are {half} '
+          'frequencies'
+        )
+      frequencies /= jnp.array(scaling.factors, jnp.float32)
     # Interpolates between 1 (kept) and 1 / factor.
     frequencies *= 1 + (1 - kept) * (1 / scaling.factor - 1)
     if scaling.kind == 'yarn':

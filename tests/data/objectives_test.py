@@ -34,6 +34,7 @@ KINDS = {
   'next_sentence': (masking.next_sentence, {}),
   'span_corruption': (corruption.span_corruption, {'source': 40}),
   'one_span': (corruption.one_span, {}),
+  'continuation': (corruption.continuation, {'source': 40}),
   'bidirectional': (objectives.bidirectional, {}),
   'skip_gram': (objectives.skip_gram, {'negatives': 2}),
 }
@@ -106,7 +107,8 @@ def test_another_key_makes_another_example(kind):
     changed = keys ^ np.uint64(1 << bit)
     two = objective.make(rows.copy(), sizes, changed)
     same = [np.array_equal(x, y) for x, y in zip(one, two, strict=True)]
-    assert all(same) == (kind in ('causal', 'one_span', 'bidirectional'))
+    fixed = ('causal', 'one_span', 'bidirectional', 'continuation')
+    assert all(same) == (kind in fixed)
 
 
 @EVERY
@@ -443,6 +445,25 @@ def test_a_window_may_be_lost_as_one_span():
   assert objective.prompt is not None
   asked: Any = objective.prompt([[IDS['a'], IDS['b']]])
   assert show(asked.tokens[0]) == '^0ab' and show(asked.source[0]) == '0|'
+
+
+def test_a_text_is_continued_by_the_decoder():
+  objective = corruption.continuation(tokenizer=WORDS, length=3, source=5)
+  assert objective.window == 6
+  got = make(objective, 'xabcd|e')
+  assert plain(got) == ('^|e', '|e|', '111', '012', '111')
+  assert show(got.source[0]) == 'abcd|'
+  got = make(objective, 'xab')
+  assert plain(got) == ('^b_', 'b|_', '110', '010', '110')
+  assert show(got.source[0]) == 'a|___'
+  assert digits(got.source_segments[0]) == '11000'
+  assert not make(objective, 'xa').segments.any()
+  for size in range(2, 7):  # every part fits
+    got = make(objective, 'xabcdef'[: size + 1])
+    assert got.weights.sum() + got.source_segments.sum() == size + 2
+  assert objective.prompt is not None
+  asked: Any = objective.prompt([[IDS['a']]])
+  assert show(asked.tokens[0]) == '^' and show(asked.source[0]) == 'a|'
 
 
 def test_the_window_is_that_of_t5():

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,7 +101,7 @@ def test_tokens_are_those_of_generate(family, how):
     assert end == ('stop' if stops else 'length')
     ids = ids[: ids.index(eos) + 1] if stops else ids
     assert len(tokens) == len(ids)
-    text = family.tokenizer.decode(ids)
+    text = detokenizer.decode(ids, family.tokenizer, follows=True)
     assert ''.join(token.text for token in tokens) == text
     for token, cost, i in zip(tokens, nats, ids, strict=False):
       name = '<eos>' if i == eos else family.tokenizer.decode([i])
@@ -193,12 +194,27 @@ def test_characters_that_stay_are_counted():
   assert detokenizer.cut('abcbc', ['x', 'c', 'bc']) == 'a'
 
 
-def test_half_a_character_at_the_end_is_shown():
+def test_a_text_does_not_end_in_half_a_character():
   bytes_ = utf8_bytes.make()
-  text = detokenizer.Detokenizer(bytes_, [], bytes_.eos)
   first, second = bytes_.encode('\u00e9')
-  (told,) = text.add(first, -1.0, [], last=True)
-  assert (told.text, told.offset, text.finish_reason) == ('\ufffd', 0, 'length')
+  for ids, whole in (
+    ([first], ''),
+    ([*bytes_.encode('a'), first], 'a'),
+    (bytes_.encode('\ufffd'), '\ufffd'),  # a character like any other
+    ([*bytes_.encode('\ufffd'), first], '\ufffd'),
+  ):
+    assert detokenizer.decode(ids, bytes_, follows=True) == whole
+    for end in ([], [bytes_.eos]):
+      text = detokenizer.Detokenizer(bytes_, [], bytes_.eos)
+      row = [*ids, *end]
+      told = [
+        token
+        for n, i in enumerate(row)
+        for token in text.add(i, -1.0, [], last=n + 1 == len(row))
+      ]
+      assert ''.join(token.text for token in told) == whole
+      assert len(told) == len(row)
+      assert text.finish_reason == ('stop' if end else 'length')
   # eos brings what was left, and has no text
   text = detokenizer.Detokenizer(bytes_, ['bc'], bytes_.eos)
   assert text.add(bytes_.encode('b')[0], -1.0, [], last=False) == []
@@ -206,6 +222,33 @@ def test_half_a_character_at_the_end_is_shown():
   assert [token.text for token in told] == ['b', '']
   assert told[1].name == '<eos>' and text.finish_reason == 'stop'
   assert told[1].top_logprobs == {'\ufffd': -0.5, '<eos>': -2.0}
+
+
+def test_tokens_that_spell_alike_keep_their_scores():
+  bytes_ = utf8_bytes.make()
+  halves = [i for c in '\u00e9\u4f60' for i in bytes_.encode(c)]
+  text = detokenizer.Detokenizer(bytes_, [], bytes_.ends)
+  top = [(i, -float(n)) for n, i in enumerate(halves)]
+  (told,) = text.add(halves[2], -2.0, top, last=True)
+  assert sorted(told.top_logprobs.values()) == [-4.0, -3.0, -2.0, -1.0, 0.0]
+  assert told.top_logprobs[told.name] == -2.0
+
+
+def test_every_id_of_a_list_ends_a_text():
+  bytes_ = utf8_bytes.make()
+  (dot,) = bytes_.encode('.')
+  several = bytes_._replace(ends=(bytes_.eos, dot))
+  for end in several.ends:
+    text = detokenizer.Detokenizer(several, [], several.ends)
+    assert text.add(bytes_.encode('a')[0], None, [], last=False)
+    text.add(end, None, [], last=False)
+    assert text.finish_reason == 'stop'
+  assert detokenizer.until_end(bytes_.encode('ab.c'), several) == (
+    bytes_.encode('ab')
+  )
+  tokens = jnp.array(bytes_.encode('a.'))
+  assert generate.is_end(tokens, several.ends).tolist() == [False, True]
+  assert generate.filler(several.ends) == bytes_.eos
 
 
 def test_infinite_scores_are_numbers_in_json():

@@ -99,8 +99,7 @@ def test_export_of_an_import_is_what_came_in(
   with pytest.raises(config.ConfigError) as caught:
     export.main(command)  # an imported run has no data of its own
   assert str(caught.value) == (
-    f'{workdir}: its validation data (data/embedded/valid) are not here: give '
-    '--text=FILE'
+    f'{workdir}: its validation data (none) are not here: give --text=FILE'
   )
   export.main([*command, f'--text={text}'])
   report = json.loads((out / 'report.json').read_text())
@@ -117,12 +116,16 @@ def test_export_of_an_import_is_what_came_in(
   known = json.loads((source / 'config.json').read_text())
   rope = known['rope_parameters']['rope_theta']
   assert written['rope_theta'] == rope and written['dtype'] == 'float32'
-  known['eos_token_id'] = 1
   same = written.keys() & known.keys()
   assert {k: written[k] for k in same} == {k: known[k] for k in same}
   words = json.loads((out / 'tokenizer.json').read_text())
   known = json.loads((workdir / 'tokenizer.json').read_text())
-  assert known.pop('lm_ids') == {'bos': 2, 'eos': 1, 'pad': 0}
+  assert known.pop('lm_ids') == {
+    'bos': 2,
+    'eos': 1,
+    'pad': 0,
+    'ends': [1, 3],
+  }
   assert words == known
   with pytest.raises(config.ConfigError) as caught:
     export.main([*command, f'--text={text}'])

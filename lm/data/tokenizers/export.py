@@ -36,7 +36,7 @@ def to_tokenizer_json(path: str, reserved: int = 0) -> Tree:
   """
   if files.is_tokenizer_json(path):
     tree, _ = reader.parse(path, files.read(path))
-    reader.take_ids(path, tree)
+    reader.take_own(path, tree)
     return tree
   own = auto.load(path, reserved)
   if path == 'bytes':
@@ -62,21 +62,26 @@ def to_tokenizer_json(path: str, reserved: int = 0) -> Tree:
   return tree
 
 
-def special_files(own: types.Tokenizer, tree: Tree) -> dict[str, Tree]:
+def special_files(
+  own: types.Tokenizer, tree: Tree, path: str = ''
+) -> dict[str, Tree]:
   """Returns the files that a folder needs beside `tokenizer.json`.
 
   Args:
     own: the tokenizer that a model was trained with.
     tree: its `tokenizer.json`, from `to_tokenizer_json`.
+    path: of its file, which may contain files of the model that was imported;
+      '' if it has none.
 
   Returns:
     The JSON of each file by its name: `tokenizer_config.json`, by which
     `transformers.AutoTokenizer` opens the folder. It names bos, eos, pad and
-    the mask, where they have pieces.
+    the mask, where they have pieces, and has the chat templates that were
+    imported. And `generation_config.json`, if it was imported.
   """
   pieces = reader.pieces_of(tree)
   roles = {'bos': own.bos, 'eos': own.eos, 'pad': own.pad, 'mask': own.mask}
-  settings = {
+  settings: Tree = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
   }
@@ -89,4 +94,12 @@ def special_files(own: types.Tokenizer, tree: Tree) -> dict[str, Tree]:
   for role, i in roles.items():
     if i in pieces:
       settings[f'{role}_token'] = pieces[i]
-  return {'tokenizer_config.json': settings}
+  result = {'tokenizer_config.json': settings}
+  if files.is_tokenizer_json(path):
+    content, _ = reader.parse(path, files.read(path))
+    imported = reader.take_own(path, content)
+    if imported.chat_template is not None:
+      settings['chat_template'] = imported.chat_template
+    if imported.generation_config is not None:
+      result['generation_config.json'] = imported.generation_config
+  return result

@@ -4,11 +4,12 @@ The file holds a tree of JSON, called `tree` here, which the package
 `tokenizers` reads.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import functools
 import hashlib
 import json
 import re
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -43,6 +44,7 @@ def make(
   bos: int | None = None,
   eos: int | None = None,
   pad: int | None = None,
+  ends: Sequence[int] | None = None,
 ) -> types.Tokenizer:
   """Makes a tokenizer from a `tokenizer.json`.
 
@@ -71,6 +73,7 @@ def make(
       file.
     pad: id of padding. None: the one under `lm_ids`; or else [PAD] or <pad>,
       from the same family as eos; or else eos.
+    ends: ids that end a text beside eos. None: those under `lm_ids`, if any.
 
   Returns:
     The tokenizer. Its mask is [MASK] or <mask>, or else the first reserved id.
@@ -81,7 +84,36 @@ def make(
     ValueError: the file is missing or broken, its eos is unknown, or an id or
       the size does not fit it.
   """
-  raw = files.read(path)
+  return from_bytes(
+    path,
+    files.read(path),
+    size=size,
+    reserved=reserved,
+    bos=bos,
+    eos=eos,
+    pad=pad,
+    ends=ends,
+  )
+
+
+def from_bytes(
+  path: str,
+  raw: bytes,
+  *,
+  size: int | None = None,
+  reserved: int = 0,
+  **ids: Any,
+) -> types.Tokenizer:
+  """Makes a tokenizer from the content of a `tokenizer.json`; see `make`.
+
+  Args:
+    path: where the content comes from, for errors.
+    raw: the content.
+    size, reserved, **ids: see `make`; the last are bos, eos, pad and ends.
+
+  Raises:
+    ValueError: see `make`.
+  """
   tree, pieces = reader.parse(path, raw)
   count = max(pieces) + 1
   rows = count if size is None else size
@@ -90,16 +122,12 @@ def make(
       path, f'has {count} ids, size={size}; give {count} or more'
     )
   total = rows + reserved
-  chosen = reader.take_ids(path, tree)
-  for key, i in (('bos', bos), ('eos', eos), ('pad', pad)):
-    chosen[key] = chosen.get(key) if i is None else i
-  _check_ids(path, tree, chosen, count)
-  bos, eos, pad = _ends(path, pieces, **chosen)
+  bos, eos, pad, ends = _chosen_ids(path, tree, count, ids)
   mask, sentinels = _mask_and_sentinels(
     pieces, *vocabulary.reserved_ids(total, reserved)
   )
   special = reader.special_ids(tree) | (
-    {bos, eos, pad, mask, *sentinels} & set(pieces)
+    {bos, eos, pad, mask, *sentinels, *ends} & set(pieces)
   )
   engine = open_tree(path, _seal(tree, special))
   encode, encode_batch = _encoders(
@@ -125,9 +153,13 @@ def make(
     encode=encode,
     encode_batch=encode_batch,
     decode=decode,
+    decode_next=decode
+    if is_byte_level
+    else vocabulary.decoder_of_rest(encode, decode),
     size=total,
     bos=bos,
     eos=eos,
+    ends=ends,
     pad=pad,
     sha256=hashlib.sha256(raw).hexdigest(),
     reserved=total - count,
@@ -137,6 +169,30 @@ def make(
     # What normalizers, patterns and added tokens do to every text is not known.
     lossless=False,
   )
+
+
+def _chosen_ids(
+  path: str, tree: Tree, count: int, given: Mapping[str, Any]
+) -> tuple[int, int, int, tuple[int, ...]]:
+  """Finds bos, eos, pad and all ids that end a text, and checks them.
+
+  Args:
+    path: of the file, for errors.
+    tree: of the file; what imported runs have written is taken out.
+    count: number of ids of the file.
+    given: what a user has chosen, by name; None leaves it to the file.
+
+  Raises:
+    ValueError: see `_check_ids` and `_ends`.
+  """
+  chosen = reader.take_own(path, tree).ids
+  chosen |= {name: i for name, i in given.items() if i is not None}
+  ends = list(chosen.pop('ends', ()))
+  named = {name: chosen.get(name) for name in ('bos', 'eos', 'pad')}
+  last = {f'ends[{n}]': i for n, i in enumerate(ends)}
+  _check_ids(path, tree, {**named, **last}, count)
+  bos, eos, pad = _ends(path, reader.pieces_of(tree), **named)
+  return bos, eos, pad, tuple(dict.fromkeys([eos, *ends]))
 
 
 def _check_ids(

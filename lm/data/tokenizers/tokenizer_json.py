@@ -8,8 +8,10 @@ section 2.2 (of bytes); Kudo 2018, arXiv 1804.10959 (unigram); Devlin et al.
 2019, arXiv 1810.04805 (WordPiece).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+import copy
 import re
+from types import MappingProxyType
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
@@ -30,6 +32,7 @@ _GPT2 = {
   'trim_offsets': True,
   'use_regex': True,
 }
+_BERT_ROLES = ('pad', 'unk', 'cls', 'sep', 'mask')
 _DIGITS = {'type': 'Digits', 'individual_digits': True}
 # Words as Llama 3 and Qwen 2 cut them; the two differ in how long a number is.
 _WORDS = (
@@ -45,6 +48,7 @@ def byte_level(
   pre: str,
   *,
   added: Collection[int] = (),
+  prefix: bool = False,
 ) -> Tree:
   """Builds the `tokenizer.json` of a byte-level BPE.
 
@@ -57,6 +61,7 @@ def byte_level(
       'default'; 'smollm', which separates all digits; 'llama-bpe' (Llama 3);
       'qwen2'.
     added: ids of further tokens that are matched in text verbatim.
+    prefix: puts a space before each text that has none.
 
   Raises:
     ValueError: `pre` is unknown, or the merges do not fit the tokens.
@@ -89,7 +94,9 @@ def byte_level(
   tree = _tree(_bpe(vocab, pairs, ignore_merges=pre == 'llama-bpe'))
   tree['added_tokens'] = _all_added(tokens, special, added)
   tree['normalizer'] = {'type': 'NFC'} if pre == 'qwen2' else None
-  tree['pre_tokenizer'] = cuts[pre]
+  tree['pre_tokenizer'] = copy.deepcopy(cuts[pre])  # it may be changed
+  if prefix:
+    set_prefix(tree)
   tree['post_processor'] = whole | {'trim_offsets': False}
   tree['decoder'] = whole
   return tree
@@ -154,15 +161,43 @@ def metaspace(
   return tree
 
 
-def wordpiece(lines: Iterable[str], lowercase: bool) -> Tree:
+def set_prefix(tree: Tree, prefix: bool = True) -> None:
+  """Sets whether a byte-level tokenizer puts a space before each text.
+
+  Raises:
+    ValueError: the tokenizer cuts no text into bytes.
+  """
+  parts = [tree.get('pre_tokenizer') or {}]
+  parts += parts[0].get('pretokenizers') or []
+  # The first part sees the text as it is.
+  found = [part for part in parts if part.get('type') == 'ByteLevel']
+  if not found:
+    raise ValueError(
+      'add_prefix_space: only byte-level tokenizers can be told this'
+    )
+  found[0]['add_prefix_space'] = prefix
+
+
+def wordpiece(
+  lines: Iterable[str],
+  lowercase: bool,
+  *,
+  strip_accents: bool | None = None,
+  chinese: bool = True,
+  roles: Mapping[str, str] = MappingProxyType({}),
+) -> Tree:
   """Builds the `tokenizer.json` of BERT.
 
   Args:
     lines: of its `vocab.txt`, one piece each.
-    lowercase: removes case and accents, as the uncased models do.
+    lowercase: removes case, as the uncased models do.
+    strip_accents: removes accents; None does where case is removed.
+    chinese: makes each Chinese character a word of its own.
+    roles: pieces that are the tokens 'unk', 'sep', 'pad', 'cls' and 'mask'. The
+      others have their usual names.
 
   Raises:
-    ValueError: a piece occurs twice, or [UNK] is missing.
+    ValueError: a piece occurs twice, or the one for unknown words is missing.
 
   Reference: Devlin et al. 2019, arXiv 1810.04805, section 3.
   """
@@ -170,37 +205,35 @@ def wordpiece(lines: Iterable[str], lowercase: bool) -> Tree:
   if pieces and not pieces[-1]:
     pieces.pop()  # the file's last line end, not a piece
   vocab = _distinct(pieces)
-  if '[UNK]' not in vocab:
+  names = {role: f'[{role.upper()}]' for role in _BERT_ROLES} | dict(roles)
+  if names['unk'] not in vocab:
     raise ValueError(
-      'vocab.txt: lacks the piece [UNK]; give that of a BERT model'
+      f'vocab.txt: lacks the piece {names["unk"]}; give that of a BERT model'
     )
   tree = _tree(
     {
       'type': 'WordPiece',
-      'unk_token': '[UNK]',
+      'unk_token': names['unk'],
       'continuing_subword_prefix': '##',
       'max_input_chars_per_word': 100,
       'vocab': vocab,
     }
   )
-  special = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-  tree['added_tokens'] = _all_added(
-    pieces, [vocab[piece] for piece in special if piece in vocab], ()
-  )
+  special = [names[role] for role in _BERT_ROLES if names[role] in vocab]
+  tree['added_tokens'] = _all_added(pieces, [vocab[x] for x in special], ())
   tree['normalizer'] = {
     'type': 'BertNormalizer',
     'clean_text': True,
-    'handle_chinese_chars': True,
-    'strip_accents': None,
+    'handle_chinese_chars': chinese,
+    'strip_accents': strip_accents,
     'lowercase': lowercase,
   }
   tree['pre_tokenizer'] = {'type': 'BertPreTokenizer'}
   tree['decoder'] = {'type': 'WordPiece', 'prefix': '##', 'cleanup': True}
-  if '[CLS]' in vocab and '[SEP]' in vocab:
+  if {names['cls'], names['sep']} <= vocab.keys():
     tree['post_processor'] = {
       'type': 'BertProcessing',
-      'sep': ['[SEP]', vocab['[SEP]']],
-      'cls': ['[CLS]', vocab['[CLS]']],
+      **{role: [names[role], vocab[names[role]]] for role in ('sep', 'cls')},
     }
   return tree
 

@@ -2,15 +2,19 @@
 
 import itertools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm.data.tokenizers import files, tokenizer_json
 
 Tree = tokenizer_json.Tree
 
-# The key under which imported runs say which ids are bos, eos and pad of their
-# model. No other program writes it.
+# The keys under which imported runs say which ids are bos, eos and pad of their
+# model, and keep the files beside it that lm does not use. No other program
+# writes them.
 IDS = 'lm_ids'
+GENERATION = 'lm_generation_config'
+TEMPLATE = 'lm_chat_template'
+_KEYS = ('bos', 'eos', 'pad')
 _HIGHEST_ID = 1 << 22  # a broken file must not cause a table of 4 billion rows
 
 
@@ -48,18 +52,40 @@ def parse(path: str, raw: bytes) -> tuple[Tree, dict[int, str]]:
   return tree, pieces
 
 
-def take_ids(path: str, tree: Tree) -> dict[str, Any]:
-  """Removes the ids of bos, eos and pad from a tree, and returns them.
+class Own(NamedTuple):
+  """Entries that imported runs write into a file beside the tokenizer.
+
+  Attributes:
+    ids: of bos, eos and pad of the model, and a list `ends` of all ids that end
+      a text; those that are known.
+    generation_config: the content of the model's generation_config.json.
+    chat_template: templates of chats, as tokenizer_config.json has them.
+  """
+
+  ids: dict[str, Any]
+  generation_config: dict[str, Any] | None
+  chat_template: Any
+
+
+def take_own(path: str, tree: Tree) -> Own:
+  """Removes from a tree what imported runs have written, and returns it.
 
   Raises:
-    ValueError: the entry of the tree is broken.
+    ValueError: an entry of the tree is broken.
   """
   ids = tree.pop(IDS, {})
-  if not isinstance(ids, dict) or not ids.keys() <= {'bos', 'eos', 'pad'}:
+  if not isinstance(ids, dict) or not ids.keys() <= {*_KEYS, 'ends'}:
     raise files.error(
-      path, f'{IDS} holds other keys than bos, eos and pad; remove them'
+      path, f'{IDS} holds other keys than bos, eos, pad and ends; remove them'
     )
-  return ids
+  generation = tree.pop(GENERATION, None)
+  if not isinstance(ids.get('ends', []), list) or not isinstance(
+    generation, dict | None
+  ):
+    raise files.error(
+      path, f'{IDS}.ends must be a list, and {GENERATION} an object'
+    )
+  return Own(ids, generation, tree.pop(TEMPLATE, None))
 
 
 def pieces_of(tree: Tree) -> dict[int, str]:

@@ -8,7 +8,7 @@ not `lossless`, and what a text lost is measured by `lost_bytes`.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -96,6 +96,25 @@ def gives_back(tokenizer: types.Tokenizer, text: str) -> bool:
   of all texts with these ids together, and bits per byte would be too low.
   """
   return tokenizer.lossless or tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def decoder_of_rest(
+  encode: Callable[[str], list[int]], decode: Callable[[list[int]], str]
+) -> Callable[[list[int]], str]:
+  """Makes a decoder of ids that follow other text.
+
+  Many tokenizers put a space before each text, and take it from the beginning
+  when they decode; WordPiece puts spaces only between words. So the ids are
+  decoded behind a letter, which is then taken away.
+  """
+  letter = encode('a')
+  before = decode(letter)
+
+  def decode_next(ids: list[int]) -> str:
+    whole = decode([*letter, *ids])
+    return whole[len(before) :] if whole.startswith(before) else decode(ids)
+
+  return decode_next
 
 
 def lost_bytes(text: str, decoded: str) -> int:
