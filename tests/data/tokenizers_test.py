@@ -377,6 +377,25 @@ def test_a_tokenizer_that_rewrites_one_letter_is_refused(tmp_path, side):
     auto.load(str(tmp_path / 'lossy.model'))
 
 
+def test_a_tokenizer_that_puts_a_space_before_texts_is_refused(tmp_path):
+  train_lossy(
+    tmp_path / 'lossy.model',
+    normalization_rule_name='identity',
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=True,
+  )
+  with pytest.raises(ValueError, match=r'lossy\.model: changes text'):
+    auto.load(str(tmp_path / 'lossy.model'))
+
+
+def test_a_continuation_keeps_its_space(made):
+  for words in made.values():
+    ids, n = words.encode('the fox jumps'), len(words.encode('the fox'))
+    assert words.decode(ids[:n]) == 'the fox'
+    assert words.decode_next(ids[n:]) == ' jumps'
+    assert words.ends == (words.eos,)
+
+
 def test_our_own_kinds_lose_no_text_by_their_rules(made):
   assert all(words.lossless for words in made.values())
 

@@ -105,13 +105,15 @@ def decoder_of_rest(
 
   Many tokenizers put a space before each text, and take it from the beginning
   when they decode; WordPiece puts spaces only between words. So the ids are
-  decoded behind a letter, which is then taken away.
+  decoded behind a word, which is then taken away.
   """
-  letter = encode('a')
-  before = decode(letter)
+  # A vocabulary may lack a letter, whose id is then skipped.
+  known = (ids for c in 'ae1.\u7684' if decode(ids := encode(c)).strip())
+  word = next(known, [])
+  before = decode(word)
 
   def decode_next(ids: list[int]) -> str:
-    whole = decode([*letter, *ids])
+    whole = decode([*word, *ids])
     return whole[len(before) :] if whole.startswith(before) else decode(ids)
 
   return decode_next
