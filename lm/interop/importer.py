@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lm import checkpoint, config, types
 from lm.data.tokenizers import huggingface, tokenizer_json_reader
-from lm.interop import gguf, run_config, tensors, transfer, vocabulary
+from lm.interop import gguf, pooling, run_config, tensors, transfer, vocabulary
 
 
 def import_model(
@@ -48,6 +48,9 @@ def import_model(
     opened = tensors.open_folder(source)
     words = vocabulary.read(source, opened.config)
   imported = transfer.load(opened)
+  if imported.model['fn'] == 'lm.models.heads:embed':
+    pool = pooling.read(source) or imported.model['pool']
+    imported = imported._replace(model={**imported.model, 'pool': pool})
   text = json.dumps(words, ensure_ascii=False)
   # Built before anything is written: it may be broken.
   tokenizer = _tokenizer(source, text.encode(), imported.vocab)

@@ -106,22 +106,23 @@ def save(tensors: Mapping[str, np.ndarray], folder: Path, dtype: str) -> None:
     part.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a JSON object of limited size.
+def read_json(path: Path, kind: type = dict) -> Any:
+  """Reads a JSON object, or a list, of limited size.
 
   Raises:
-    ValueError: the file is missing, too large or no object.
+    ValueError: the file is missing, too large or of another kind.
   """
   try:
     if path.stat().st_size > _LARGEST_JSON:
       raise ValueError('larger than 100 MiB')
     content = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(content, dict):
-      raise ValueError('no object')
+    if not isinstance(content, kind):
+      raise ValueError('no object' if kind is dict else 'no list')
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path}: not a JSON object ({error})') from error
+    what = 'object' if kind is dict else 'list'
+    raise ValueError(f'{path}: not a JSON {what} ({error})') from error
   return content
 
 

@@ -12,6 +12,7 @@ from lm.interop import fields, tensors, tokenizer_settings
 # The classes of transformers whose files these are. All of a line read alike.
 _BERT = ('BertTokenizer', 'DistilBertTokenizer', 'ElectraTokenizer')
 _GPT2 = {'GPT2Tokenizer': 'gpt-2', 'Qwen2Tokenizer': 'qwen2'}
+_PLAIN = (None, 'PreTrainedTokenizerFast', 'TokenizersBackend')
 _END = '<|endoftext|>'
 _CASES = ('do_lower_case', 'strip_accents', 'tokenize_chinese_chars')
 _TEMPLATE = 'chat_template'
@@ -34,6 +35,8 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
       not supported; one line.
   """
   settings = tokenizer_settings.read(folder)
+  if config.get('tokenizer_class') is not None:
+    settings.config.setdefault('tokenizer_class', config['tokenizer_class'])
   if (folder / 'tokenizer.json').is_file():
     tree = _from_tree(folder, settings)
   elif (folder / 'vocab.txt').is_file():
@@ -108,18 +111,42 @@ def _from_tree(
   """Reads tokenizer.json, and what the files beside it say otherwise."""
   tree = tensors.read_json(folder / 'tokenizer.json')
   reader.parse(str(folder / 'tokenizer.json'), json.dumps(tree).encode())
-  name = str(settings.config.get('tokenizer_class')).removesuffix('Fast')
-  normalizer = tree.get('normalizer')
-  if name in _BERT and isinstance(normalizer, dict):
+  normalizer = tree.get('normalizer') or {}
+  # The classes without a model of their own take the file as it is.
+  is_plain = settings.config.get('tokenizer_class') in _PLAIN
+  if normalizer.get('type') == 'BertNormalizer' and not is_plain:
     names = ('lowercase', 'strip_accents', 'handle_chinese_chars')
     for key, ours in zip(_CASES, names, strict=True):
       if key in settings.config and ours in normalizer:
         normalizer[ours] = tokenizer_settings.flag(settings, key, None)
   prefix = tokenizer_settings.flag(settings, 'add_prefix_space', None)
-  if name in _GPT2 and prefix is not None:
-    tokenizer_json.set_prefix(tree, prefix)
+  if prefix is not None:
+    _set_prefix(folder, tree, prefix)
   tokenizer_settings.add_tokens(settings, tree, strict=False)
   return tree
+
+
+def _set_prefix(folder: Path, tree: dict[str, Any], prefix: bool) -> None:
+  """Sets whether a space is put before each text, where a file can be told.
+
+  Raises:
+    ValueError: the file puts one, or none, in another way.
+  """
+  if reader.has_type(tree, 'ByteLevel', 'pre_tokenizer'):
+    tokenizer_json.set_prefix(tree, prefix)
+    return
+  metaspace = tree.get('pre_tokenizer') or {}
+  always = metaspace.get('prepend_scheme', 'always') != 'never'
+  puts = reader.has_type(tree, 'Prepend', 'normalizer') or (
+    metaspace.get('type') == 'Metaspace'
+    and always
+    and metaspace.get('add_prefix_space', True)
+  )
+  if puts != prefix:
+    raise ValueError(
+      f'{folder / tokenizer_settings.CONFIG}: add_prefix_space={prefix}, and '
+      'tokenizer.json says otherwise: save both again'
+    )
 
 
 def _from_pieces(

@@ -123,6 +123,11 @@ def test_other_settings_are_refused_by_their_key(name, tmp_path):
 
 
 def test_a_class_of_other_files_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='BertJapaneseTokenizer'):
+    vocabulary.read(
+      folder_of(tmp_path / 'model'),
+      {'tokenizer_class': 'BertJapaneseTokenizer'},
+    )
   with pytest.raises(config.ConfigError) as caught:
     imported(case('wp_unk_other'), tmp_path)
   assert "tokenizer_class='BertJapaneseTokenizer' is not" in str(caught.value)
@@ -166,6 +171,43 @@ def test_settings_beside_a_tokenizer_json_are_obeyed(tmp_path):
   settings = {'tokenizer_class': 'GPT2Tokenizer', 'add_prefix_space': False}
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   assert read(folder).encode('Hello') != read(folder).encode(' Hello')
+  # Others cannot be told, and may not say otherwise.
+  folder = tmp_path / 'c'
+  shutil.copytree(case('llama2'), folder)
+  for prefix in (True, False):
+    settings = {'add_prefix_space': prefix}
+    (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+    if prefix:
+      assert read(folder).encode('Hello')
+    else:
+      with pytest.raises(ValueError, match='add_prefix_space=False, and'):
+        read(folder)
+
+
+def test_vectors_are_pooled_as_their_modules_say(tmp_path):
+  def pool(**mode):
+    folder = folder_of(tmp_path / 'in', model='bert bare')
+    modules = [
+      {'path': '', 'type': 'sentence_transformers.models.Transformer'},
+      {'path': '1_Pooling', 'type': 'sentence_transformers.models.Pooling'},
+    ]
+    (folder / '1_Pooling').mkdir(exist_ok=True)
+    (folder / '1_Pooling/config.json').write_text(json.dumps(mode))
+    (folder / 'modules.json').write_text(json.dumps(modules))
+    run = tmp_path / str(len([*tmp_path.iterdir()]))
+    return importer.import_model(folder, run).model['pool']
+
+  no = {'pooling_mode_max_tokens': False}
+  assert pool(pooling_mode_cls_token=True, **no) == 'first'
+  assert pool(pooling_mode_mean_tokens=True) == 'mean'
+  assert pool(pooling_mode='cls') == 'first'
+  for mode in ({'pooling_mode_max_tokens': True}, no):
+    with pytest.raises(ValueError, match=r'pooling .* is not supported'):
+      pool(**mode)
+  dense = [{'path': '', 'type': 'x.Transformer'}, {'type': 'x.Dense'}]
+  (tmp_path / 'in/modules.json').write_text(json.dumps(dense))
+  with pytest.raises(ValueError, match="module 'Dense' is not supported"):
+    importer.import_model(tmp_path / 'in', tmp_path / 'run')
 
 
 def test_a_continuation_keeps_its_space(tmp_path):
