@@ -24,7 +24,7 @@ def get_config() -> Any:
       'logical_shards': 8,  # that a deterministic batch is cut into
       'save_every': 250,  # steps; the last step is always saved
       'grace_seconds': 25.0,  # from SIGTERM to the end, with a save in between
-      'keep': 3,  # newest checkpoints that stay
+      'keep': 3,  # newest checkpoints that stay, at least two
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
       'log_every': 10,  # steps that one line of metrics.jsonl sums up
       'eval_every': 0,  # steps; 0 leaves evaluation to lm.evaluate
@@ -52,7 +52,9 @@ def get_config() -> Any:
         'sources': {'train': {'path': 'data/embedded/train', 'weight': 1.0}},
         'length': 256,
         'objective': {'fn': 'lm.data.objectives:causal'},
+        # other weights from a step on: ((5000, {'train': 2.0}),)
         'changes': (),
+        # other lengths of rows from a step on: ((0, 64), (500, 256))
         'lengths': (),
       },
       'model': decoder(),
@@ -575,7 +577,7 @@ def adamw() -> dict[str, Any]:
     },
     'peak': 1e-3,  # highest learning rate
     'schedule': 'cosine',  # or constant, linear, rsqrt, wsd
-    'warmup': 100,  # steps before the peak
+    'warmup': 100.0,  # steps before the peak; below 1: their share of all
     'final': 0.1,  # learning rate of the last step, as a part of the peak
     'clip': 1.0,  # largest norm of all gradients together
     'spike_factor': 0.0,  # times the median norm: more is dropped; 0: nothing
@@ -598,7 +600,7 @@ def muon() -> dict[str, Any]:
     'peak': 0.01,  # highest learning rate of matrices
     'schedule': 'wsd',  # warmup, stable, decay
     'decay_fraction': 0.7,  # of the steps, at their end
-    'warmup': 20,  # steps before the peak
+    'warmup': 20.0,  # steps before the peak; below 1: their share of all
     'final': 0.0,  # learning rate of the last step, as a part of the peak
     'clip': 1.0,  # largest norm of all gradients together
     'spike_factor': 0.0,  # times the median norm: more is dropped; 0: nothing

@@ -179,29 +179,10 @@ def main(argv: list[str]) -> None:
 
 def _settings(c: config.Config) -> tuple[tuple[str, ...], runs.Steps]:
   """Reads `c.evaluate`: workdirs and steps."""
-  settings = config.plain(c.evaluate)
-  workdirs, steps = settings.pop('workdirs'), settings.pop('steps')
-  for key in settings:
-    known = config.did_you_mean(key, ('workdirs', 'steps'))
-    raise config.ConfigError(f'unknown key evaluate.{key}{known}')
-  if not isinstance(workdirs, tuple | list) or not all(
-    isinstance(x, str) and x for x in workdirs
-  ):
-    raise config.ConfigError(
-      f'evaluate.workdirs: {workdirs!r} must be folders, such as '
-      'runs/a,runs/b-*'
-    )
-  steps = (steps,) if type(steps) is int else steps
-  if steps in (None, 'last'):
-    return tuple(workdirs), steps
-  if not isinstance(steps, tuple | list) or not all(
-    type(x) is int for x in steps
-  ):
-    raise config.ConfigError(
-      f"evaluate.steps: {steps!r} must be None, 'last' or steps, such as "
-      '500,1000'
-    )
-  return tuple(workdirs), tuple(steps)
+  workdirs, steps = c.evaluate.workdirs, c.evaluate.steps
+  if isinstance(steps, tuple | list):
+    return tuple(workdirs), tuple(steps)
+  return tuple(workdirs), (steps,) if isinstance(steps, int) else steps
 
 
 def _report(

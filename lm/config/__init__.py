@@ -2,41 +2,43 @@
 
 A config is a locked `ConfigDict` of plain values: None, bool, int, float, str,
 tuples and lists of these, and dicts with string keys. A dict with a key `fn`
-is a spec: `fn='package.module:function'` and the arguments of the function.
+is a spec: `fn='package.module:function'` and the arguments of the function. A
+tuple may hold dicts of numbers by name too, and no others.
 
 Laws of every config, whether it comes from a file, a flag or JSON:
   - no number is negative, nan or inf; None says "no value", never -1;
   - a value keeps the type it was declared with; True is not a number;
-  - None may be given only to a key that was declared None, and such a key takes
-    any value. There is no other schema than the declared defaults.
+  - None may be given only to a key that was declared None. What else such a key
+    takes, and one that was declared (), says the table in keys.py or the
+    function of its spec, by its annotations. There is no other schema.
 
 This package imports neither jax nor the modules that specs name, until `build`,
 `resolve` or `fill` is called: a wrong value, key or function name ends a
 program in one line, in well under three seconds.
 
-Read values.py (the laws), specs.py (functions by name), untrusted.py (configs
-of strangers), files.py (config files) and programs.py (flags and errors), in
-this order. The names below are the whole door: other floors import `config`,
-not the files behind it.
+Read values.py (the laws), keys.py (the types), specs.py (functions by name),
+overrides.py, untrusted.py (configs of strangers), files.py (config files) and
+programs.py (flags and errors), in this order. The names below are the whole
+door: other floors import `config`, not the files behind it.
 """
 
 from lm.config import data_folder
 from lm.config.exit_codes import EXIT_CODES, exit_code_help, last_line
 from lm.config.files import find, load, store
+from lm.config.hints import is_tree
+from lm.config.keys import check_complete
+from lm.config.messages import ConfigError, did_you_mean
+from lm.config.overrides import override
 from lm.config.programs import error_line, main, parse, user_errors
 from lm.config.specs import build, fill, resolve
 from lm.config.untrusted import check_files, read_untrusted, trust, trust_flag
 from lm.config.values import (
   Config,
-  ConfigError,
   check,
-  did_you_mean,
   diff,
   flatten,
   from_json,
   innermost,
-  is_tree,
-  override,
   plain,
   to_json,
 )
@@ -47,6 +49,7 @@ __all__ = [
   'ConfigError',
   'build',
   'check',
+  'check_complete',
   'check_files',
   'data_folder',
   'did_you_mean',

@@ -7,8 +7,9 @@ The folder is as preparation writes it: a tokenizer, and a dataset each in
 from pathlib import Path
 from typing import Any
 
-from lm.config import values
-from lm.config.values import Config, ConfigError
+from lm.config import hints, values
+from lm.config.messages import ConfigError
+from lm.config.values import Config
 
 _SPLITS = ('train', 'valid', 'test')
 
@@ -61,7 +62,7 @@ def replaced(c: Config, new: dict[str, str]) -> dict[str, Any]:
 
   def copy(tree, key):
     return {
-      k: copy(v, f'{key}{k}.') if values.is_tree(v) else new.get(f'{key}{k}', v)
+      k: copy(v, f'{key}{k}.') if hints.is_tree(v) else new.get(f'{key}{k}', v)
       for k, v in tree.items()
     }
 

@@ -19,8 +19,10 @@ from typing import Any
 from ml_collections import config_dict
 
 from lm import errors
-from lm.config import data_folder, specs, untrusted, values
-from lm.config.values import Config, ConfigError, did_you_mean
+from lm.config import data_folder, hints, keys, specs, untrusted, values
+from lm.config import overrides as overrides_lib
+from lm.config.messages import ConfigError, did_you_mean
+from lm.config.values import Config
 
 REQUIRED = ('seed', 'steps', 'batch_size', 'save_every')
 
@@ -106,7 +108,7 @@ def _read(path: Path) -> Config:
 
 def load(
   path: str | Path,
-  overrides: Iterable[tuple[str, str]] = (),
+  overrides: Iterable[tuple[str, Any]] = (),
   data: str | Path | None = None,
 ) -> Config:
   """Loads a config file and applies overrides, checked and locked.
@@ -115,7 +117,8 @@ def load(
     path: a Python file that defines `get_config()`, 'file.py:argument' for
       `get_config('argument')`, or JSON as `values.to_json` writes it. Our own,
       such as 'configs/gpt/tiny.py', are found from any folder.
-    overrides: `('optim.peak', '3e-4')` pairs; of two for one key the last wins.
+    overrides: `('optim.peak', '3e-4')` pairs, of text as flags give it or of a
+      config's values; of two for one key the last wins.
     data: a folder of prepared data that the config shall read, see
       `data_folder.paths`; None leaves its paths as they are.
 
@@ -135,7 +138,7 @@ def load(
     near = [f'{file.parent}/{x.name}' for x in folder.glob(f'*{file.suffix}')]
     raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
   c = _run(file, argument) if file.suffix == '.py' else _read(file)
-  if not values.is_tree(c):
+  if not hints.is_tree(c):
     raise ConfigError(f'{name}: get_config() must return a ConfigDict')
   try:
     if not isinstance(c, config_dict.ConfigDict):
@@ -145,8 +148,8 @@ def load(
     c.lock()
     given = {} if data is None else data_folder.paths(c, data)
     given |= dict(overrides)
-    for key, text in given.items():
-      values.override(c, key, text)
+    for key, value in given.items():
+      overrides_lib.override(c, key, value)
     if file.suffix == '.json':
       untrusted.check_files(c, file.parent, tuple(given))
     # references have done their work: overriding one changed what follows it
@@ -159,6 +162,7 @@ def load(
     if key not in c:
       raise ConfigError(f'{name}: lacks the required key {key}')
   values.check(c)
+  keys.check_known(c)
   for key, spec in specs.walk(c):
     try:
       specs.check_source(spec)

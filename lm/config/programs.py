@@ -8,8 +8,9 @@ import re
 import sys
 from typing import NoReturn
 
-from lm.config import exit_codes, files, untrusted, values
-from lm.config.values import Config, ConfigError, did_you_mean
+from lm.config import exit_codes, files, messages, untrusted
+from lm.config.messages import ConfigError, did_you_mean
+from lm.config.values import Config
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -30,7 +31,7 @@ def _flags(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     if not re.fullmatch(r'--workdir|--data|--trust|--config(\..+)?', name):
       known = ['--config', '--workdir', '--data', '--trust', '--help']
       raise ConfigError(
-        f'unknown argument {values.show(word)}{did_you_mean(name, known)}'
+        f'unknown argument {messages.show(word)}{did_you_mean(name, known)}'
       )
     if not equals:
       if not words or words[0].startswith('--'):
@@ -84,7 +85,7 @@ def parse(
     c = files.load(flags['config'], overrides.items(), flags.get('data'))
     return c, Path(flags['workdir'])
   except ConfigError as error:
-    _stop(values.one_line(str(error)), error.exit_code)
+    _stop(messages.one_line(str(error)), error.exit_code)
 
 
 @contextlib.contextmanager
@@ -131,4 +132,4 @@ def error_line(error: BaseException) -> tuple[str, int] | None:
     code = 5
   if not isinstance(code, int):
     return None
-  return values.one_line(str(error)) or type(error).__name__, code
+  return messages.one_line(str(error)) or type(error).__name__, code

@@ -15,8 +15,10 @@ from typing import Any
 from ml_collections import config_dict
 
 from lm.config import arguments as arguments_lib
+from lm.config import hints as hints_lib
 from lm.config import values
-from lm.config.values import Config, ConfigError, did_you_mean, show
+from lm.config.messages import ConfigError, did_you_mean, show
+from lm.config.values import Config
 
 
 def walk(tree: Config, key: str = '') -> Iterator[tuple[str, Config]]:
@@ -24,7 +26,7 @@ def walk(tree: Config, key: str = '') -> Iterator[tuple[str, Config]]:
   if 'fn' in tree:
     yield key, tree
   for k, v in tree.items():
-    if values.is_tree(v):
+    if hints_lib.is_tree(v):
       yield from walk(v, f'{key}.{k}' if key else k)
 
 
@@ -52,7 +54,7 @@ def _find(module: str) -> Path | None:
   Returns None where a module has no source; raises where there is no module.
   """
   top, *rest = module.split('.')
-  name, known = top, [m.name for m in pkgutil.iter_modules()]
+  name, where = top, None
   try:
     spec = importlib.util.find_spec(top)
   except ValueError:  # a module made by hand, in a notebook or a test
@@ -61,12 +63,11 @@ def _find(module: str) -> Path | None:
     if spec is None:
       break
     where = spec.submodule_search_locations or []
-    name, known = (
-      f'{name}.{part}',
-      [m.name for m in pkgutil.iter_modules(where)],
-    )
+    name = f'{name}.{part}'
     spec = importlib.machinery.PathFinder.find_spec(name, where)
   if spec is None:
+    # Only now: listing what is installed costs more than all of loading.
+    known = [m.name for m in pkgutil.iter_modules(where)]
     last = name.rpartition('.')[2]
     raise ConfigError(
       f'fn {module}: no module {name}{did_you_mean(last, known)}'
@@ -81,27 +82,80 @@ def check_source(spec: Config) -> None:
   Errs on the side of silence: what source cannot tell, `build` checks later.
 
   Raises:
-    ConfigError: for a module, function or parameter that is not there.
+    ConfigError: for a module, function or parameter that is not there, or an
+      argument of a wrong type.
   """
-  module, function = split(spec['fn'])
-  if module in sys.modules or (path := _find(module)) is None:
-    return
+  name = spec['fn']
+  module, function = split(name)
+  nodes = [] if module in sys.modules else _source(module)
+  if nodes:
+    functions = {n.name: n for n in nodes if isinstance(n, ast.FunctionDef)}
+    names = set(functions)
+    for node in nodes:  # what other statements mention may define the name too
+      if not isinstance(node, ast.FunctionDef):
+        for x in ast.walk(node):
+          names |= {str(getattr(x, k, '')) for k in ('id', 'name', 'asname')}
+    if function not in names and not names & {'*', '__getattr__'}:
+      _no_function(name, functions)
+    node = functions.get(function)
+    if node and not node.decorator_list and not node.args.kwarg:
+      known = [x.arg for x in node.args.args + node.args.kwonlyargs]
+      _check_names(name, set(spec) - {'fn'}, known)
+  arguments_lib.check(name, _hints(module, function, nodes), _arguments(spec))
+
+
+def hints(tree: Config) -> dict[str, Any]:
+  """Finds the types of a spec's arguments, by name, without importing it.
+
+  Args:
+    tree: any dict of a config; what is no spec, or of no function, has none.
+  """
   try:
-    nodes = ast.parse(path.read_bytes()).body
+    module, function = split(tree.get('fn'))
+    nodes = [] if module in sys.modules else _source(module)
+  except ConfigError:
+    return {}
+  return _hints(module, function, nodes)
+
+
+def _hints(
+  module: str, function: str, nodes: Iterable[ast.stmt]
+) -> dict[str, Any]:
+  """Finds the types of a function's parameters.
+
+  Args:
+    module: of the function.
+    function: its name.
+    nodes: the module's source, where it is not imported: only the words of
+      plain types are understood there.
+  """
+  if module in sys.modules:
+    fn = getattr(sys.modules[module], function, None)
+    return arguments_lib.hints(fn) if callable(fn) else {}
+  for node in nodes:
+    if isinstance(node, ast.FunctionDef) and node.name == function:
+      parameters = node.args.args + node.args.kwonlyargs
+      return {x.arg: hints_lib.of_source(x.annotation) for x in parameters}
+  return {}
+
+
+def _source(module: str) -> list[ast.stmt]:
+  """Parses a module's source; [] where there is none that can be read.
+
+  Raises:
+    ConfigError: there is no such module.
+  """
+  path = _find(module)
+  if path is None:
+    return []
+  try:
+    return ast.parse(path.read_bytes()).body
   except (SyntaxError, ValueError):
-    return
-  functions = {n.name: n for n in nodes if isinstance(n, ast.FunctionDef)}
-  names = set(functions)
-  for node in nodes:  # what other statements mention may define the name too
-    if not isinstance(node, ast.FunctionDef):
-      for x in ast.walk(node):
-        names |= {str(getattr(x, k, '')) for k in ('id', 'name', 'asname')}
-  if function not in names and not names & {'*', '__getattr__'}:
-    _no_function(spec['fn'], functions)
-  node = functions.get(function)
-  if node and not node.decorator_list and not node.args.kwarg:
-    known = [x.arg for x in node.args.args + node.args.kwonlyargs]
-    _check_names(spec['fn'], set(spec) - {'fn'}, known)
+    return []
+
+
+def _arguments(spec: Config) -> dict[str, Any]:
+  return {k: v for k, v in spec.items() if k != 'fn'}
 
 
 def _no_function(name: str, known: Iterable[str]) -> None:
@@ -171,7 +225,7 @@ def build(spec: Config, **kw: Any) -> Any:
   for p in named:
     if p.default is p.empty and p.name not in arguments:
       raise ConfigError(f'{name} needs {p.name}; add it to the spec')
-  arguments_lib.check(name, fn, given)
+  arguments_lib.check(name, arguments_lib.hints(fn), given)
   try:
     return fn(**arguments)
   except (ValueError, FileNotFoundError) as error:
@@ -194,17 +248,24 @@ def fill(c: Config, given: Mapping[str, Iterable[str]] | None = None) -> Config:
     A locked copy; filling it again changes nothing.
 
   Raises:
-    ConfigError: where a default is no config value (a function, an array).
+    ConfigError: where a default is no config value (a function, an array), or
+      an argument has a wrong type.
   """
 
   def filled(tree: dict[str, Any], key: str) -> dict[str, Any]:
     if 'fn' in tree:
       skip = set((given or {}).get(key, ()))
-      for p in inspect.signature(resolve(tree['fn'])).parameters.values():
+      fn = resolve(tree['fn'])
+      for p in inspect.signature(fn).parameters.values():
         if p.default is not p.empty and p.name not in skip:
           tree = {p.name: p.default} | tree
+      try:
+        types = arguments_lib.hints(fn)
+        arguments_lib.check(tree['fn'], types, _arguments(tree))
+      except ConfigError as error:
+        raise ConfigError(f'{key}: {error}' if key else str(error)) from error
     return {
-      k: filled(v, f'{key}.{k}' if key else k) if values.is_tree(v) else v
+      k: filled(v, f'{key}.{k}' if key else k) if hints_lib.is_tree(v) else v
       for k, v in tree.items()
     }
 

@@ -18,7 +18,8 @@ import os
 from pathlib import Path
 
 from lm.config import specs, values
-from lm.config.values import Config, ConfigError, show
+from lm.config.messages import ConfigError, show
+from lm.config.values import Config
 
 VARIABLE = 'LM_TRUST'
 FLAG = (

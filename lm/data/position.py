@@ -24,8 +24,16 @@ def weights(
   """
   first = {name: sources[name]['weight'] for name in order}
   listed: list[tuple[int, dict[str, float]]] = []
-  for step, share in [(0, first), *changes]:
+  for change in [(0, first), *changes]:
     where = 'data.changes' if listed else 'data.sources'
+    if not (
+      isinstance(change, Sequence) and len(change) == 2
+    ) or not isinstance(change[1], Mapping):
+      raise ValueError(
+        f'{where}: {str(change)[:60]} is no change of weights; give (first '
+        'step, {name: weight})'
+      )
+    step, share = change
     if type(step) is not int or (listed and step <= listed[-1][0]):
       raise ValueError(f'{where}: step {step} is not after the one before it')
     if sorted(share) != list(order):

@@ -395,7 +395,9 @@ def _row_parts(
     ValueError: steps do not ascend, or a length does not divide L.
   """
   parts = [(0, 1)]
-  for step, short in lengths:
+  for change in lengths:
+    is_pair = isinstance(change, Sequence) and len(change) == 2
+    step, short = change if is_pair else (change, None)
     # The first change may be at step 0 itself.
     if type(step) is not int or step < parts[-1][0] + (len(parts) > 1):
       raise ValueError(

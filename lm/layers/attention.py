@@ -57,9 +57,10 @@ def scores(
       are always read by 'einsum', whatever is chosen.
 
   Raises:
-    ValueError: for an unknown kernel.
+    ValueError: for an unknown kernel, or a scale or softcap of 0.
   """
   checks.check_choices(kernel=(kernel, kernels.NAMES))
+  checks.check_above_zero(scale=scale, softcap=softcap)
   return Scores(scale, softcap, kernel)
 
 

@@ -27,6 +27,20 @@ def check_counts(**counts: int) -> None:
       raise ValueError(f'{name}={value} must be at least 1')
 
 
+def check_above_zero(**numbers: float | None) -> None:
+  """Checks factors, bounds and divisors, of which 0 leaves nothing.
+
+  Args:
+    **numbers: by the setting's name; None says that there is none.
+
+  Raises:
+    ValueError: for one that is not above 0.
+  """
+  for name, value in numbers.items():
+    if value is not None and not value > 0:
+      raise ValueError(f'{name}={value} must be above 0')
+
+
 def check_rates(**rates: float) -> None:
   """Checks that rates lie in [0, 1).
 

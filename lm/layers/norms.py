@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers import initializers
+from lm.layers import checks, initializers
 
 
 class RMSNorm(nn.Module):
@@ -119,6 +119,7 @@ def rmsnorm(
   *, epsilon: float = 1e-6, offset: float = 0.0
 ) -> Callable[..., nn.Module]:
   """Makes a builder of `RMSNorm`, given `name`."""
+  checks.check_above_zero(epsilon=epsilon)
   return partial(RMSNorm, epsilon=epsilon, offset=offset)
 
 
@@ -126,4 +127,5 @@ def layernorm(
   *, epsilon: float = 1e-5, bias: bool = True
 ) -> Callable[..., nn.Module]:
   """Makes a builder of `LayerNorm`, given `name`."""
+  checks.check_above_zero(epsilon=epsilon)
   return partial(LayerNorm, epsilon=epsilon, bias=bias)

@@ -49,9 +49,10 @@ def embedding(
     std: deviation of the initial tables. 0.02 is GPT-2's and BERT's.
 
   Raises:
-    ValueError: for an unknown word.
+    ValueError: for an unknown word, or a scale of 0.
   """
   checks.check_choices(positions=(positions, POSITIONS))
+  checks.check_above_zero(scale=scale)
   return Embedding(positions, token_types, scale, std)
 
 
@@ -85,7 +86,11 @@ def output(
     bias: adds a bias for each entry of the vocabulary.
     std: deviation of the initial kernel, where it is not tied; None is that of
       the model's other kernels.
+
+  Raises:
+    ValueError: for a scale or softcap of 0.
   """
+  checks.check_above_zero(scale=scale, softcap=softcap)
   return Output(tied, scale, softcap, bias, std)
 
 

@@ -26,7 +26,7 @@ def make(
   peak: float,
   rule: Mapping[str, Any] | rules.Rule = ADAMW,
   schedule: str = 'cosine',
-  warmup: int = 0,
+  warmup: float = 0,
   final: float = 0.0,
   decay_fraction: float = 0.4,
   cooldown: str = 'linear',

@@ -32,7 +32,7 @@ def make(
   steps: int,
   peak: float,
   schedule: str,
-  warmup: int = 0,
+  warmup: float = 0,
   final: float = 0.0,
   decay_fraction: float = 0.4,
   cooldown: str = 'linear',
@@ -54,7 +54,8 @@ def make(
     steps: updates of the whole run, warmup included.
     peak: the highest learning rate.
     schedule: `constant`, `cosine`, `linear`, `rsqrt` or `wsd`.
-    warmup: updates below `peak` at the start.
+    warmup: updates below `peak` at the start; below 1 it is their share of
+      `steps`, rounded to whole updates.
     final: the rate at `steps` as a fraction of `peak`.
     decay_fraction: the cooldown's part of all steps; `wsd` only.
     cooldown: `linear` or `sqrt` (1 - sqrt(progress)); `wsd` only.
@@ -72,9 +73,8 @@ def make(
   check('peak', peak, low=1e-12)
   check('final', final, 0, 1)
   check('decay_fraction', decay_fraction, 0, 1)
-  if warmup != int(warmup):
-    raise ValueError(f'optim.warmup={warmup}: is in steps, give an integer')
   check('warmup', warmup, 0, steps)
+  warmup = _updates(warmup, steps)
   after = max(steps - warmup, 1)
   floor = final * peak
   match schedule:
@@ -108,6 +108,22 @@ def make(
     return body
   ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
   return optax.join_schedules([ramp, body], [warmup])
+
+
+def _updates(warmup: float, steps: int) -> int:
+  """Counts the updates of a warmup: a number of them, or a share below 1.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  if warmup < 1:
+    return round(warmup * steps)
+  if warmup != int(warmup):
+    raise ValueError(
+      f'optim.warmup={warmup}: give a whole number of steps, or below 1 their '
+      'share of all'
+    )
+  return int(warmup)
 
 
 def at_step(opt_state: Any, step: jax.typing.ArrayLike) -> Any:

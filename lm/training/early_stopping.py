@@ -104,8 +104,6 @@ def check(c: config.Config) -> None:
       f'early.metric: {name} is of no evaluator: begin with one of '
       f'{", ".join(c.evals) or "none"}, and a slash'
     )
-  if c.early.patience < 1:
-    raise config.ConfigError(f'early.patience: {c.early.patience} is below 1')
 
 
 def read(c: config.Config, folder: Path) -> History:

@@ -223,7 +223,12 @@ def prepare(
 
 
 def fill(c: config.Config) -> config.Config:
-  """Adds the defaults of all functions that a config names."""
+  """Adds the defaults of all functions that a config names.
+
+  Raises:
+    config.ConfigError: a key that every run has is missing or of a wrong type.
+  """
+  config.check_complete(c)
   return config.fill(c, given={'data': ('position',)})
 
 

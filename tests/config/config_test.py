@@ -194,13 +194,17 @@ def test_override_refuses(key, text, say):
     ('steps', True, 'steps: True must be an int'),
     ('batch_size', 2.0, 'batch_size: 2.0 must be an int'),
     ('seed', None, 'seed: None must be an int'),
-    ('steps', {'x': 1}, 'is no config value'),
+    ('steps', {'x': 1}, "steps: {'x': 1} must be an int from 1 to"),
     ('log_every', 0, 'log_every: 0 must be an int from 1'),
     ('microbatches', 3, 'microbatches: 3 does not divide batch_size 4'),
     ('x', float('nan'), 'x: nan is refused'),
     ('x', -1, 'x: -1 is negative'),
     ('x', [(1, -0.5)], 'x: -0.5 is negative'),
-    ('x', [{'a': 1}], 'x: a dict is no config value'),
+    ('x', [{'a': 'b'}], "x: a='b' is refused: a dict in a tuple may hold num"),
+    ('x', [{'a': {'fn': 'x:y'}}], 'a dict in a tuple may hold numbers alone'),
+    ('x', ({'fn': 'x:y'},), 'a dict in a tuple may hold numbers alone'),
+    ('x', ({'a': -1},), 'x: -1 is negative'),
+    ('x', ({1: 1},), '1: a key is a string'),
     ('x', len, 'x: a builtin_function_or_method is no config value'),
     ('x', {'a b': 1}, "'a b': a key is a string without"),
     ('x', {'__tuple__': 1}, 'leading "__"'),
@@ -464,8 +468,10 @@ def run(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     'c, workdir = config.parse(sys.argv[1:], "Tries flags.")\n'
     'print(config.flatten(c)["optim.peak"], workdir)'
   )
+  own = any(flag.startswith('--config=') for flag in flags)
+  named = [] if own else [f'--config={path}']
   return subprocess.run(
-    [sys.executable, '-c', code, f'--config={path}', *flags],
+    [sys.executable, '-c', code, *named, *flags],
     cwd=ROOT,
     env=os.environ | {'PYTHONPATH': f'{ROOT}:{path.parent}'},
     capture_output=True,
@@ -493,8 +499,12 @@ def config_file(tmp_path_factory):
       'toy_module has no function ty; known: tx',
     ),
     (['--config.optim.fn=toy_modul:tx'], 'did you mean toy_module?'),
+    (['--config=configs/base.py', '--config.data.lengths=3'],
+     "data.lengths: '3' is wrong; must be a tuple, each (an int, an int)"),
+    (['--config=configs/base.py', '--config.init_paths=((1,),)'],
+     'init_paths: ((1,),) must be a tuple, each a str'),
   ],
-)
+)  # fmt: skip
 def test_a_wrong_value_ends_in_one_line_before_jax(config_file, flags, say):
   done = run(config_file, '--workdir=w', *flags)
   assert done.returncode == 2

@@ -173,7 +173,7 @@ def test_what_is_on_the_list_has_typed_parameters(name):
   """A type that is missing would let any value through."""
   module, function = name.split(':')
   fn = getattr(importlib.import_module(module), function)
-  hints = arguments._hints(fn)
+  hints = arguments.hints(fn)
   assert set(inspect.signature(fn).parameters) <= set(hints)
 
 
@@ -206,7 +206,7 @@ def fn(
 )
 def test_arguments_have_the_types_of_their_parameters(given, wrong):
   if wrong is None:
-    arguments.check('x:fn', fn, given)
+    arguments.check('x:fn', arguments.hints(fn), given)
   else:
     with pytest.raises(config.ConfigError, match=wrong):
-      arguments.check('x:fn', fn, given)
+      arguments.check('x:fn', arguments.hints(fn), given)

@@ -93,6 +93,21 @@ def _close(a, b, tolerance=1e-6):
 
 
 @pytest.mark.parametrize(
+  'schedule', ['constant', 'cosine', 'linear', 'rsqrt', 'wsd']
+)
+@pytest.mark.parametrize(('share', 'updates'), [(0.2, 20), (0.004, 0)])
+def test_a_warmup_below_1_is_a_share_of_the_steps(schedule, share, updates):
+  settings = {'steps': 100, 'peak': 2.0, 'schedule': schedule}
+  by_share = schedules.make(warmup=share, **settings)
+  by_count = schedules.make(warmup=updates, **settings)
+  numbers = np.arange(100)
+  np.testing.assert_array_equal(
+    jax.vmap(by_share)(numbers) * np.ones(100),
+    jax.vmap(by_count)(numbers) * np.ones(100),
+  )
+
+
+@pytest.mark.parametrize(
   ('settings', 'want'),
   [
     ({'schedule': 'constant', 'warmup': 4}, {0: 0.2, 3: 0.8, 4: 1, 99: 1}),
@@ -120,6 +135,7 @@ def _close(a, b, tolerance=1e-6):
     ),
     ({'schedule': 'wsd', 'decay_fraction': 0.0}, {0: 1, 99: 1}),
     ({'schedule': 'linear', 'warmup': 100}, {99: 100 / 101, 100: 1}),
+    ({'schedule': 'linear', 'warmup': 1.0}, {0: 0.5, 1: 1}),
   ],
 )
 def test_schedule_at_key_points(settings, want):
@@ -134,7 +150,7 @@ def test_schedule_at_key_points(settings, want):
   ('settings', 'message'),
   [
     ({'warmup': 11}, 'optim.warmup=11: give a number from 0 to 10'),
-    ({'warmup': 0.1}, 'optim.warmup=0.1: is in steps, give an integer'),
+    ({'warmup': 1.5}, 'optim.warmup=1.5: give a whole number of steps, or bel'),
     ({'warmup': -1}, 'optim.warmup=-1: give'),
     ({'steps': 0}, 'optim.steps=0: give'),
     ({'peak': 0.0}, 'optim.peak=0.0: give'),

@@ -187,13 +187,12 @@ def test_what_was_found_is_judged():
       'dev/f1 is of no evaluator: begin with one of',
     ),
     ({'early.metric': 'valid/f1'}, 'valid finds no f1, but loss_nats'),
-    ({'early.patience': 0}, 'early.patience: 0 is below 1'),
+    ({'early.patience': 0}, 'early.patience: 0 must be an int'),
   ],
 )
 def test_what_cannot_be_judged_is_refused(data, tmp_path, changes, message):
-  c = programs.on_eight(data, **SETTINGS | changes)
   with pytest.raises(config.ConfigError) as caught:
-    train.train(c, tmp_path)
+    train.train(programs.on_eight(data, **SETTINGS | changes), tmp_path)
   assert message in str(caught.value) and len(str(caught.value)) <= 200
 
 
