@@ -53,15 +53,8 @@ def wikitext2(output: Path, vocab: int = 8192) -> None:
 
   def articles(split: str) -> Iterator[str]:
     path = ROOT / f'lm_en/wikitext2/wiki.{split}.tokens.gz'
-    lines: list[str] = []
     with gzip.open(path, 'rt', encoding='utf-8') as file:
-      for line in file:
-        # ' = Title = ' begins an article, ' = = Section = = ' does not.
-        if re.fullmatch(r' = [^=].*[^=] = \n', line) and ''.join(lines).strip():
-          yield ''.join(lines)
-          lines = []
-        lines.append(line)
-    yield ''.join(lines)
+      yield from split_articles(list(file))
 
   path = output / 'tokenizer.model'
   if not path.exists():
@@ -69,6 +62,24 @@ def wikitext2(output: Path, vocab: int = 8192) -> None:
   ids = sentencepiece.make(str(path))
   for split in ('train', 'valid', 'test'):
     writer.write(output / split, articles(split), ids)
+
+
+def split_articles(lines: Sequence[str]) -> Iterator[str]:
+  """Splits WikiText at the titles of its articles.
+
+  ' = Title = ' with an empty line before and after it begins an article.
+  ' = = Section = = ' does not, nor does a line of a text or of a table's legend
+  that begins and ends with a sign of equality.
+  """
+  start = 0
+  for n, line in enumerate(lines):
+    around = [*lines[max(n - 1, 0) : n], *lines[n + 1 : n + 2]]
+    is_title = re.fullmatch(r' = [^=].*[^=] = \n', line)
+    is_title = is_title and not any(x.strip() for x in around)
+    if is_title and any(x.strip() for x in lines[start:n]):
+      yield ''.join(lines[start:n])
+      start = n
+  yield ''.join(lines[start:])
 
 
 def chinese(output: Path, vocab: int = 8192) -> None:

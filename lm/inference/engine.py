@@ -21,9 +21,6 @@ from lm.inference import detokenizer, generate
 
 MOST_LOGPROBS = 5  # likeliest tokens that are reported with each token
 SMALLEST = 16  # positions: the smallest size that functions are compiled for
-# At a lower temperature logits leave the range of float32: the likeliest token
-# is taken instead.
-_COLDEST = 1e-3
 # Stands for log 0, which JSON cannot say: the number of OpenAI's service.
 _NEVER = -9999.0
 
@@ -159,6 +156,11 @@ def stream(
     capacity: positions of the model; prompt and new tokens must fit.
     check: is called before each token, and ends the work by an exception.
   """
+  generate.check(
+    temperature=settings.temperature,
+    top_p=settings.top_p,
+    seed=settings.seed,
+  )
   ends, length = run.tokenizer.ends, settings.length
   batch = run.prompt(prompts)
   texts = [
@@ -179,10 +181,9 @@ def stream(
       key,
       state.count,
       state.logits,
-      max(float(settings.temperature), _COLDEST),
-      # A smaller top_p would be 0 in float32, and keep no token at all.
-      max(float(settings.top_p), 1e-30),
-      greedy=settings.temperature < _COLDEST,
+      max(float(settings.temperature), generate.COLDEST),
+      float(settings.top_p),
+      greedy=settings.temperature < generate.COLDEST,
       nucleus=settings.top_p < 1,
     )
     scores = None

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import functools
 from functools import partial
 import math
+import numbers
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,39 @@ import jax.numpy as jnp
 from lm import types
 
 Stop = int | Sequence[int]  # hashable, since it is compiled in
+
+# Least and most of each setting, for all programs that draw. A seed is uint32
+# on the device, where a larger one would be another; float32 holds the rest.
+RANGES = {
+  'temperature': (0, 100),
+  'top_k': (0, 2**31 - 1),
+  'top_p': (0, 1),
+  'min_p': (0, 1),
+  'repetition_penalty': (0.01, 100),
+  'seed': (0, 2**32 - 1),
+}
+WHOLE = ('top_k', 'seed')
+# At a lower temperature logits leave the range of float32: the likeliest token
+# is taken instead.
+COLDEST = 1e-3
+# A smaller top_p would be 0 in float32, and keep no token at all.
+_SMALLEST = 1e-30
+
+
+def check(**settings: Any) -> None:
+  """Checks settings of drawing, by their names in `RANGES`.
+
+  Raises:
+    ValueError: naming the first that is no such number.
+  """
+  for name, value in settings.items():
+    low, high = RANGES[name]
+    kind = numbers.Integral if name in WHOLE else numbers.Real
+    # A bool is an int; nan compares as false.
+    good = isinstance(value, kind) and not isinstance(value, bool)
+    if not good or not low <= value <= high:
+      number = 'a whole number' if name in WHOLE else 'a number'
+      raise ValueError(f'{name}={value} must be {number} from {low} to {high}')
 
 
 class Sampler(NamedTuple):
@@ -27,12 +61,13 @@ class Sampler(NamedTuple):
   The tuple is hashable, so that it can be compiled in.
 
   Attributes:
-    temperature: divides the logits; 0 takes the likeliest token.
+    temperature: divides the logits; 0, and what is below `COLDEST`, takes the
+      likeliest token.
     top_k: keeps the k likeliest tokens; 0 keeps all. Reference: Fan et al.
       2018, arXiv 1805.04833, section 5.1.
     top_p: keeps the smallest set of likeliest tokens whose total probability
-      reaches this. Reference: Holtzman et al. 2019, arXiv 1904.09751, section
-      3.1.
+      reaches this; 0 takes the likeliest token. Reference: Holtzman et al.
+      2019, arXiv 1904.09751, section 3.1.
     min_p: keeps tokens whose probability is at least this fraction of the
       likeliest token's; 0 keeps all. Reference: Nguyen et al. 2024, arXiv
       2407.01082, section 3.
@@ -53,18 +88,7 @@ class Sampler(NamedTuple):
     Raises:
       ValueError: a setting is out of range.
     """
-    if not 0 <= self.temperature < float('inf'):
-      raise ValueError(f'temperature={self.temperature} must be 0 or more')
-    if self.top_k < 0:
-      raise ValueError(f'top_k={self.top_k} must be 0 (off) or more')
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'top_p={self.top_p} must be above 0 and at most 1')
-    if not 0 <= self.min_p <= 1:
-      raise ValueError(f'min_p={self.min_p} must be from 0 to 1')
-    if not 0 < self.repetition_penalty < float('inf'):
-      raise ValueError(
-        f'repetition_penalty={self.repetition_penalty} must be above 0'
-      )
+    check(**self._asdict())
     return self
 
 
@@ -118,7 +142,7 @@ def draw(
       logits_BV > 0, logits_BV / penalty, logits_BV * penalty
     )
     logits_BV = jnp.where(seen_BV, worse_BV, logits_BV)
-  if not sampler.temperature:
+  if sampler.temperature < COLDEST:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = logits_BV.astype(jnp.float32) / sampler.temperature
   V = logits_BV.shape[-1]
@@ -132,7 +156,8 @@ def draw(
     # A token is kept by the mass before it, so that the token which crosses
     # top_p is kept too, and at least one always is.
     before_BV = jnp.cumsum(mass_BV, axis=-1) - mass_BV
-    kept_BV = jnp.where(before_BV < sampler.top_p, sorted_BV, jnp.inf)
+    share = jnp.maximum(sampler.top_p, _SMALLEST)
+    kept_BV = jnp.where(before_BV < share, sorted_BV, jnp.inf)
     least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   if sampler.min_p:

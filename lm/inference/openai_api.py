@@ -9,7 +9,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from lm import config
-from lm.inference import detokenizer, engine, http_server
+from lm.inference import detokenizer, engine, generate, http_server
 
 MOST_STOPS = 4  # as many as OpenAI's service takes
 STOP_CHARACTERS = 256  # each token is searched for all of them
@@ -126,16 +126,15 @@ def parse(
   # The best n of n texts are all of them.
   if fields.get('best_of', 1) not in (1, n):
     raise http_server.Refused('best_of: must be 1 or n: texts are not ranked')
-  real = (int, float)
   return Request(
     model=model,
     prompt=prompt,
     max_tokens=_number(fields, 'max_tokens', 0, limits.max_tokens, 16),
-    temperature=_number(fields, 'temperature', 0, 100, 1.0, real),
-    top_p=_number(fields, 'top_p', 0, 1, 1.0, real),
+    temperature=_drawing(fields, 'temperature', 1.0),
+    top_p=_drawing(fields, 'top_p', 1.0),
     n=n,
     stop=_stops(fields),
-    seed=_number(fields, 'seed', 0, 2**32 - 1, secrets.randbits(32)),
+    seed=_drawing(fields, 'seed', secrets.randbits(32)),
     stream=_flag(fields, 'stream'),
     stream_options=_flag(options, 'include_usage'),
     logprobs=_number(fields, 'logprobs', 0, engine.MOST_LOGPROBS, None),
@@ -219,6 +218,13 @@ def _number(
     number = 'a number' if float in types else 'a whole number'
     raise http_server.Refused(f'{name}: must be {number} from {low} to {high}')
   return value
+
+
+def _drawing(fields: Mapping[str, Any], name: str, default: float) -> Any:
+  """Reads a setting of drawing, see `generate.RANGES`."""
+  types = (int,) if name in generate.WHOLE else (int, float)
+  low, high = generate.RANGES[name]
+  return _number(fields, name, low, high, default, types)
 
 
 def _flag(fields: Mapping[str, Any], name: str) -> bool:

@@ -58,6 +58,7 @@ class Settings(NamedTuple):
     if not all(self.stop):
       raise config.ConfigError("stop='': ends every text at once; leave it out")
     with config.user_errors():
+      generate.check(seed=self.seed)
       return generate.Sampler(
         self.temperature,
         self.top_k,

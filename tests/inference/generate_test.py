@@ -56,15 +56,26 @@ def test_frequencies_follow_temperature():
   [
     (
       generate.Sampler(temperature=-1.0),
-      r'temperature=-1\.0 must be 0 or more',
+      r'temperature=-1\.0 must be a number from 0 to 100',
     ),
     (generate.Sampler(temperature=float('nan')), r'temperature=nan must be'),
-    (generate.Sampler(top_k=-1), r'top_k=-1 must be 0 \(off\) or more'),
-    (generate.Sampler(top_p=0.0), r'top_p=0\.0 must be above 0 and at most 1'),
-    (generate.Sampler(min_p=1.5), r'min_p=1\.5 must be from 0 to 1'),
+    (generate.Sampler(temperature=1e300), r'temperature=1e\+300 must be'),
+    (generate.Sampler(temperature=True), r'temperature=True must be a number'),
+    (generate.Sampler(top_k=-1), r'top_k=-1 must be a whole number from 0 to'),
+    (generate.Sampler(top_k=2**40), r'top_k=1099511627776 must be a whole nu'),
+    (
+      generate.Sampler()._replace(top_k=2.5),
+      r'top_k=2\.5 must be a whole number',
+    ),
+    (generate.Sampler(top_p=1.5), r'top_p=1\.5 must be a number from 0 to 1'),
+    (generate.Sampler(min_p=1.5), r'min_p=1\.5 must be a number from 0 to 1'),
     (
       generate.Sampler(repetition_penalty=0.0),
-      r'repetition_penalty=0\.0 must be above 0',
+      r'repetition_penalty=0\.0 must be a number from 0\.01 to 100',
+    ),
+    (
+      generate.Sampler(repetition_penalty=1e-300),
+      r'repetition_penalty=1e-300 must be a number from 0\.01 to 100',
     ),
   ],
 )

@@ -87,13 +87,22 @@ def test_a_damaged_newest_step_is_not_used(trained, tmp_path, capfd):
   [
     ({'count': 0}, 'count=0, length=8: at least 1 each'),
     ({'length': 0}, 'count=1, length=0: at least 1 each'),
-    ({'temperature': -1.0}, 'temperature=-1.0 must be 0 or more'),
-    ({'temperature': float('nan')}, 'temperature=nan must be 0 or more'),
-    ({'top_k': -1}, 'top_k=-1 must be 0 (off) or more'),
+    ({'temperature': -1.0}, 'temperature=-1.0 must be a number from 0 to 100'),
+    (
+      {'temperature': float('nan')},
+      'temperature=nan must be a number from 0 to 100',
+    ),
+    ({'top_k': -1}, 'top_k=-1 must be a whole number from 0 to 2147483647'),
+    ({'seed': -1}, 'seed=-1 must be a whole number from 0 to 4294967295'),
+    (
+      {'seed': 2**32},
+      'seed=4294967296 must be a whole number from 0 to 4294967295',
+    ),
+    ({'seed': 1.5}, 'seed=1.5 must be a whole number from 0 to 4294967295'),
     ({'beams': 2, 'count': 3}, 'beams=2: at least as many as count=3'),
     ({'length_penalty': float('nan')}, 'length_penalty=nan: 0 or more'),
     ({'stop': ['']}, "stop='': ends every text at once; leave it out"),
-    ({'top_p': 0.0}, 'top_p=0.0 must be above 0 and at most 1'),
+    ({'top_p': 1.1}, 'top_p=1.1 must be a number from 0 to 1'),
     (
       {'prompt': 'the quick'},
       '18 positions, prompt and new ones, are more than model.length=16: ask '
@@ -103,6 +112,30 @@ def test_a_damaged_newest_step_is_not_used(trained, tmp_path, capfd):
 )
 def test_a_setting_out_of_range_is_one_line(trained, settings, say):
   assert refused(trained, **{'length': 8, **settings}) == say
+
+
+@pytest.mark.slow
+def test_the_ends_of_ranges_are_drawn(trained):
+  """A setting that leaves the likeliest token alone draws it, and not noise."""
+  (greedy,) = sample.sample(trained, 'the ', length=8, temperature=0)
+  for how in (
+    {'temperature': 1e-300},
+    {'temperature': 1e-9},
+    {'top_p': 0},
+    {'top_p': 1e-300},
+    {'min_p': 1},
+    {'top_k': 1},
+  ):
+    assert sample.sample(trained, 'the ', length=8, **how) == [greedy], how
+  for how in (
+    {'seed': 2**32 - 1},
+    {'temperature': 100},
+    {'min_p': 1e-300},
+    {'top_k': 2**31 - 1},
+    {'repetition_penalty': 0.01},
+    {'repetition_penalty': 100},
+  ):
+    assert len(sample.sample(trained, 'the ', length=8, **how)) == 1
 
 
 def test_a_missing_step_is_one_line(trained):
