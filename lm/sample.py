@@ -3,7 +3,9 @@
   python -m lm.sample --workdir=runs/a --prompt='Once' --temperature=0.8 \\
     --top_p=0.95 --count=5
 
-A single text is shown on a terminal as it is drawn. In Python:
+A run that was tuned by a form, such as `reply` or `chat`, gets the prompt in
+that form, and its answer is shown alone. A single text is shown on a terminal
+as it is drawn. In Python:
 
   from lm import sample
   texts = sample.sample('runs/a', 'Once', temperature=0.8, count=5)

@@ -18,6 +18,7 @@ import numpy as np
 from lm import checkpoint, config, errors, types
 from lm.checkpoint import bucket_reader
 from lm.inference import detokenizer, generate
+from lm.inference import prompts as prompts_lib
 
 MOST_LOGPROBS = 5  # likeliest tokens that are reported with each token
 SMALLEST = 16  # positions: the smallest size that functions are compiled for
@@ -35,12 +36,24 @@ class Run(NamedTuple):
     tokenizer, model: of the run.
     prompt: makes the batch that the model continues, from the ids of texts.
     params: the model's parameters, on the device.
+    form: see `prompts.Prompts`.
   """
 
   tokenizer: types.Tokenizer
   model: types.Model
   prompt: Callable[[Sequence[Sequence[int]]], types.Batch]
   params: types.Params
+  form: Callable[[prompts_lib.Turns], list[int]] | None = None
+
+  def read(self, text: str) -> list[int]:
+    """Encodes a prompt, which a form makes a question of.
+
+    Raises:
+      ValueError: the text cannot be encoded.
+    """
+    if self.form is None:
+      return self.tokenizer.encode(text)
+    return self.form([('user', text)])
 
 
 class Settings(NamedTuple):
@@ -95,18 +108,14 @@ def restore(workdir: str | Path, step: int | None = None) -> Run:
     c, tokenizer, model = checkpoint.restore_run(workdir, step)
   except (ValueError, errors.Gone) as e:
     raise config.ConfigError(str(e)) from e
-  # The data of a model that was tuned on records has no objective.
-  data = c.data.objective if 'objective' in c.data else c.data
-  prompt = None
-  if data is not c.data:
-    objective = config.build(data, tokenizer=tokenizer, length=c.data.length)
-    prompt = objective.prompt
-  if prompt is None:
+  how = prompts_lib.of_run(c, tokenizer)
+  if how is None:
+    data = c.data.get('objective') or c.data.get('form') or c.data
     raise config.ConfigError(
       f'{workdir}: it was trained by {data.fn}, which cannot continue a text'
     )
   params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
-  return Run(tokenizer, model, prompt, params)
+  return Run(tokenizer, model, how.batch, params, how.form)
 
 
 def capacity(run: Run, most: int) -> int:

@@ -3,9 +3,10 @@
 A prompt is a string, a list of ids, or a list of either.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import secrets
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lm import config
@@ -106,13 +107,42 @@ def parse(
     http_server.Refused: the body is not an object of known fields that are in
       range.
   """
-  fields = _read(body)
+  fields = read_fields(body, (*Request._fields, 'best_of'))
+  prompt = _prompts(fields.get('prompt'), run, limits)
+  logprobs = number(fields, 'logprobs', 0, engine.MOST_LOGPROBS, None)
+  # The best n of n texts are all of them.
+  if fields.get('best_of', 1) not in (1, fields.get('n', 1)):
+    raise http_server.Refused('best_of: must be 1 or n: texts are not ranked')
+  return request(fields, prompt, logprobs, model=model, limits=limits)
+
+
+def request(
+  fields: Mapping[str, Any],
+  prompt: list[tuple[str, list[int]]],
+  logprobs: int | None,
+  *,
+  model: str,
+  limits: Limits,
+  max_tokens: int = 16,
+) -> Request:
+  """Checks the fields that requests for texts and for chats share.
+
+  Args:
+    fields: of the request.
+    prompt: each prompt as its text and its ids.
+    logprobs: see `engine.Settings`.
+    model: the name of the model that is served.
+    limits: see `Limits`.
+    max_tokens: where the request does not say.
+
+  Raises:
+    http_server.Refused: one is out of range.
+  """
   if fields.get('model', model) != model:
     raise http_server.Refused(
       f'model: only {model} is served', 404, 'model_not_found'
     )
-  prompt = _prompts(fields.get('prompt'), run, limits)
-  n = _number(fields, 'n', 1, limits.rows, 1)
+  n = number(fields, 'n', 1, limits.rows, 1)
   if len(prompt) * n > limits.rows:
     raise http_server.Refused(
       f'n: prompts times n must be at most {limits.rows}'
@@ -123,22 +153,19 @@ def parse(
     raise http_server.Refused(
       'stream_options: must be an object with include_usage alone'
     )
-  # The best n of n texts are all of them.
-  if fields.get('best_of', 1) not in (1, n):
-    raise http_server.Refused('best_of: must be 1 or n: texts are not ranked')
   return Request(
     model=model,
     prompt=prompt,
-    max_tokens=_number(fields, 'max_tokens', 0, limits.max_tokens, 16),
+    max_tokens=number(fields, 'max_tokens', 0, limits.max_tokens, max_tokens),
     temperature=_drawing(fields, 'temperature', 1.0),
     top_p=_drawing(fields, 'top_p', 1.0),
     n=n,
     stop=_stops(fields),
     seed=_drawing(fields, 'seed', secrets.randbits(32)),
-    stream=_flag(fields, 'stream'),
-    stream_options=_flag(options, 'include_usage'),
-    logprobs=_number(fields, 'logprobs', 0, engine.MOST_LOGPROBS, None),
-    echo=_flag(fields, 'echo'),
+    stream=flag(fields, 'stream'),
+    stream_options=flag(options, 'include_usage'),
+    logprobs=logprobs,
+    echo=flag(fields, 'echo'),
   )
 
 
@@ -160,8 +187,27 @@ class Piece(NamedTuple):
   finish_reason: str | None
 
 
-def choice(request: Request, pieces: Sequence[Piece]) -> dict[str, Any]:
-  """Spells a choice of an answer from its pieces in order, one at least."""
+class Spelling(NamedTuple):
+  """How answers of one kind are spelled.
+
+  Attributes:
+    prefix: of their names.
+    whole, part: what the interface calls an answer, and an event of a stream.
+    choice: spells a choice from its pieces in order, one at least; None for the
+      second argument spells the whole, a number the event of this number.
+  """
+
+  prefix: str
+  whole: str
+  part: str
+  choice: Callable[[Request, int | None, Sequence[Piece]], dict[str, Any]]
+
+
+def choice(
+  request: Request, event: int | None, pieces: Sequence[Piece]
+) -> dict[str, Any]:
+  """Spells a choice, as a whole or a part of it alike; see `Spelling`."""
+  del event
   tokens = [(p.offset, token) for p in pieces for token in p.tokens]
   logprobs = {
     'tokens': [token.name for _, token in tokens],
@@ -177,8 +223,24 @@ def choice(request: Request, pieces: Sequence[Piece]) -> dict[str, Any]:
   }
 
 
-def _read(body: bytes) -> dict[str, Any]:
-  """Reads the fields of a request that are known and not null."""
+SPELLING = Spelling('cmpl', 'text_completion', 'text_completion', choice)
+
+
+def read_fields(
+  body: bytes,
+  known: Sequence[str],
+  neutral: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+  """Reads the fields of a request that are known and not null.
+
+  Args:
+    body: JSON.
+    known: names of fields.
+    neutral: more values, by field, that change nothing.
+
+  Raises:
+    http_server.Refused: the body is not an object of known fields.
+  """
 
   def constant(text: str):
     raise ValueError(text)  # NaN and Infinity, which are no JSON
@@ -192,16 +254,17 @@ def _read(body: bytes) -> dict[str, Any]:
   for name, value in fields.items():
     if name in _IDLE:
       continue
-    if name in _NEUTRAL and value in (None, _NEUTRAL[name]):
+    usual = {**_NEUTRAL, **neutral}
+    if name in usual and value in (None, usual[name]):
       continue
-    if name not in (*Request._fields, 'best_of'):
+    if name not in known:
       raise http_server.Refused(
-        f'{name[:40]}: not known here; known: {", ".join(Request._fields)}'
+        f'{name[:40]}: not known here; known: {", ".join(known)}'
       )
   return {name: x for name, x in fields.items() if x is not None}
 
 
-def _number(
+def number(
   fields: Mapping[str, Any],
   name: str,
   low: float,
@@ -209,7 +272,11 @@ def _number(
   default: float | None,
   types: tuple[type, ...] = (int,),
 ) -> Any:
-  """Reads a number from `low` to `high`."""
+  """Reads a number from `low` to `high`.
+
+  Raises:
+    http_server.Refused: it is none.
+  """
   if name not in fields:
     return default
   value = fields[name]
@@ -224,10 +291,10 @@ def _drawing(fields: Mapping[str, Any], name: str, default: float) -> Any:
   """Reads a setting of drawing, see `generate.RANGES`."""
   types = (int,) if name in generate.WHOLE else (int, float)
   low, high = generate.RANGES[name]
-  return _number(fields, name, low, high, default, types)
+  return number(fields, name, low, high, default, types)
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
+def flag(fields: Mapping[str, Any], name: str) -> bool:
   value = fields.get(name, False)
   if type(value) is not bool:
     raise http_server.Refused(f'{name}: must be true or false')
@@ -268,16 +335,26 @@ def _prompts(
   prompts = []
   for one in many:
     try:
-      ids = run.tokenizer.encode(one) if isinstance(one, str) else one
+      ids = run.read(one) if isinstance(one, str) else one
     except ValueError as e:  # half of a surrogate pair
       raise http_server.Refused(f'prompt: {e}') from e
     if not all(type(i) is int and 0 <= i < size for i in ids):
       raise http_server.Refused(f'prompt: ids must be from 0 to {size - 1}')
-    if len(ids) > limits.prompt_tokens:
-      raise http_server.Refused(
-        f'prompt: more than {limits.prompt_tokens} tokens; shorten it',
-        code='context_length_exceeded',
-      )
-    text = one if isinstance(one, str) else run.tokenizer.decode(ids)
-    prompts.append((text, ids))
+    check_size(ids, limits)
+    # Echoed is what the model reads, which a form may have put around a text.
+    plain = isinstance(one, str) and run.form is None
+    prompts.append((one if plain else run.tokenizer.decode(ids), ids))
   return prompts
+
+
+def check_size(ids: Sequence[int], limits: Limits) -> None:
+  """Refuses a prompt that is too long.
+
+  Raises:
+    http_server.Refused: it is.
+  """
+  if len(ids) > limits.prompt_tokens:
+    raise http_server.Refused(
+      f'prompt: more than {limits.prompt_tokens} tokens; shorten it',
+      code='context_length_exceeded',
+    )

@@ -72,7 +72,8 @@ class Text(NamedTuple):
   """A text that continues a prompt.
 
   Attributes:
-    text: the prompt and its continuation, cut before a stop string.
+    text: the prompt and its continuation, cut before a stop string; the answer
+      alone, where the run was tuned by a form.
     pieces: the tokens of the continuation, each decoded alone. Those of a stop
       string, and those drawn after it, are among them.
     nats: -log p of each piece under the model alone, without a sampler; empty
@@ -113,7 +114,8 @@ def texts(
   Args:
     workdir: of the run.
     prompt: the text to continue; '' begins a document. A model with an encoder
-      reads the prompt there.
+      reads the prompt there. A run that was tuned by a form gets it in that
+      form, as a user's turn.
     settings: how to continue it; None takes the defaults.
     step: of the checkpoint; None is the newest sound one.
     show: is called with all texts so far, every few tokens.
@@ -134,7 +136,7 @@ def texts(
 
 
 def _search(run: engine.Run, prompt: str, settings: Settings) -> list[Text]:
-  ids = run.tokenizer.encode(prompt)
+  ids = run.read(prompt)
   batch = run.prompt([ids])
   tokens, _ = beam.search(
     run.params,
@@ -146,11 +148,12 @@ def _search(run: engine.Run, prompt: str, settings: Settings) -> list[Text]:
     penalty=settings.length_penalty,
   )
   rows = tokens[0, : settings.count].tolist()
+  before = _before(run, prompt)
   texts = _decoded(
     rows, run.tokenizer, settings.stop, engine.goes_on(batch, ids)
   )
   return [
-    Text(prompt + text, _pieces(ids, run.tokenizer), [])
+    Text(before + text, _pieces(ids, run.tokenizer), [])
     for text, ids, _ in texts
   ]
 
@@ -162,8 +165,8 @@ def _draw(
   sampler: generate.Sampler,
   show: Callable[[list[str]], None] | None,
 ) -> list[Text]:
-  tokenizer, stop = run.tokenizer, settings.stop
-  ids = tokenizer.encode(prompt)
+  tokenizer, stop, before = run.tokenizer, settings.stop, _before(run, prompt)
+  ids = run.read(prompt)
   batch = run.prompt([ids] * settings.count)
   parts, nats = [], []
   for state in generate.stream(
@@ -180,14 +183,19 @@ def _draw(
     nats = state.nats[:, :drawn].tolist()
     parts = _decoded(rows, tokenizer, stop, engine.goes_on(batch, ids))
     if show is not None:
-      show([prompt + text for text, _, _ in parts])
+      show([before + text for text, _, _ in parts])
     # The loop on the device knows ids that end texts, but no stop strings.
     if stop and all(is_cut or len(ids) < drawn for _, ids, is_cut in parts):
       break
   return [
-    Text(prompt + text, _pieces(ids, tokenizer), cost[: len(ids)])
+    Text(before + text, _pieces(ids, tokenizer), cost[: len(ids)])
     for (text, ids, _), cost in zip(parts, nats, strict=True)
   ]
+
+
+def _before(run: engine.Run, prompt: str) -> str:
+  """Returns what stands before the new text: an answer stands alone."""
+  return prompt if run.form is None else ''
 
 
 def _pieces(ids: Sequence[int], tokenizer: types.Tokenizer) -> list[str]:

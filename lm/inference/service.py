@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from lm import config
-from lm.inference import engine, http_server, openai_api
+from lm.inference import chat_api, engine, http_server, openai_api
 
 HOST = '127.0.0.1'
 _LIMITS = openai_api.Limits()
@@ -43,6 +43,9 @@ class Service:
 
   def routes(self) -> dict[str, http_server.Route]:
     """Lists the paths that are served, and what answers them."""
+    chat = {}
+    if self._run.form is not None:
+      chat['/v1/chat/completions'] = http_server.Route('POST', self._chat)
     return {
       # The page is public: it says nothing of the run.
       '/': http_server.Route('GET', _page(), public=True),
@@ -51,7 +54,8 @@ class Service:
       ),
       '/v1/models': http_server.Route('GET', self._models),
       f'/v1/models/{self._name}': http_server.Route('GET', self._model),
-      '/v1/completions': http_server.Route('POST', self._complete),
+      '/v1/completions': http_server.Route('POST', self._continue),
+      **chat,
     }
 
   def _models(self, exchange: http_server.Exchange) -> None:
@@ -69,11 +73,29 @@ class Service:
       'max_model_len': self._capacity,
     }
 
-  def _complete(self, exchange: http_server.Exchange) -> None:
-    """Waits for the device, and answers a request for completions."""
+  def _continue(self, exchange: http_server.Exchange) -> None:
     request = openai_api.parse(
       exchange.body(), model=self._name, run=self._run, limits=self._limits
     )
+    self._complete(exchange, request, openai_api.SPELLING)
+
+  def _chat(self, exchange: http_server.Exchange) -> None:
+    request = chat_api.parse(
+      exchange.body(),
+      model=self._name,
+      run=self._run,
+      limits=self._limits,
+      capacity=self._capacity,
+    )
+    self._complete(exchange, request, chat_api.SPELLING)
+
+  def _complete(
+    self,
+    exchange: http_server.Exchange,
+    request: openai_api.Request,
+    spelling: openai_api.Spelling,
+  ) -> None:
+    """Waits for the device, and answers a request."""
     batch = self._run.prompt([ids for _, ids in request.prompt])
     positions = batch.tokens.shape[1]
     if positions + request.max_tokens > self._capacity:
@@ -93,7 +115,7 @@ class Service:
       while not self._device.acquire(timeout=0.1):
         exchange.check()  # the client may have left the queue
       try:
-        self._answer(exchange, request)
+        self._answer(exchange, request, spelling)
       finally:
         self._device.release()
     except ValueError as e:  # a model may refuse so large a batch
@@ -102,12 +124,15 @@ class Service:
       self._places.release()
 
   def _answer(
-    self, exchange: http_server.Exchange, request: openai_api.Request
+    self,
+    exchange: http_server.Exchange,
+    request: openai_api.Request,
+    spelling: openai_api.Spelling,
   ) -> None:
     """Sends the choices at once, or piece by piece as events."""
     answer = {
-      'id': f'cmpl-{secrets.token_hex(12)}',
-      'object': 'text_completion',
+      'id': f'{spelling.prefix}-{secrets.token_hex(12)}',
+      'object': spelling.part if request.stream else spelling.whole,
       'created': int(time.time()),
       'model': request.model,
     }
@@ -119,13 +144,14 @@ class Service:
       [] for _ in request.prompt * request.n
     ]
     for piece in self._pieces(exchange, request, usage):
-      rows[piece.row].append(piece)
+      row = rows[piece.row]
+      row.append(piece)
       if request.stream:
-        choice = openai_api.choice(request, [piece])
+        choice = spelling.choice(request, len(row) - 1, [piece])
         exchange.event(answer | {'choices': [choice]})
     usage['total_tokens'] = sum(usage.values())
     if not request.stream:
-      choices = [openai_api.choice(request, row) for row in rows]
+      choices = [spelling.choice(request, None, row) for row in rows]
       exchange.json(answer | {'choices': choices, 'usage': usage})
       return
     if request.stream_options:

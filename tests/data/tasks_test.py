@@ -120,7 +120,7 @@ def test_a_tuned_classifier_classifies(tmp_path, body, pool):
   with pytest.raises(config.ConfigError) as caught:
     sample.sample(tmp_path / 'run', 'r')
   assert str(caught.value).endswith(
-    'trained by lm.data.finetuning.tasks:make, which cannot continue a text'
+    'trained by lm.data.finetuning.forms:classify, which cannot continue a text'
   )
 
 

@@ -1,0 +1,94 @@
+"""Prompts of a run: a text to continue, or what its form makes of a request.
+
+A run that was tuned on records by a form (`lm.data.finetuning.pair_forms`) has
+only seen texts in that form, so that it is asked in no other way. The form is a
+part of the run's config.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lm import config, types
+from lm.data import objectives
+from lm.data.finetuning import batching, records
+
+Turns = Sequence[tuple[str, str]]  # role and text of each turn
+
+
+class Prompts(NamedTuple):
+  """How prompts are made.
+
+  Attributes:
+    batch: makes the batch that a model continues, from the ids of texts.
+    form: returns the ids of a conversation that waits for an answer; None where
+      a run continues texts.
+  """
+
+  batch: Callable[[Sequence[Sequence[int]]], types.Batch]
+  form: Callable[[Turns], list[int]] | None = None
+
+
+def of_run(c: config.Config, tokenizer: types.Tokenizer) -> Prompts | None:
+  """Finds out how a run is asked; None if it does not write.
+
+  Args:
+    c: the run's config.
+    tokenizer: of the run.
+
+  Raises:
+    config.ConfigError: its form or objective cannot be built.
+  """
+  settings = {'tokenizer': tokenizer, 'length': c.data.length}
+  if 'objective' in c.data:
+    batch = config.build(c.data.objective, **settings).prompt
+    return None if batch is None else Prompts(batch)
+  # A form with labels scores classes, and may read files to know these.
+  if 'form' not in c.data or 'labels' in c.data.form:
+    return None
+  form = config.build(c.data.form, **settings)
+  return None if form.prompt is None else _of_form(form, tokenizer)
+
+
+def _of_form(form: batching.Form, tokenizer: types.Tokenizer) -> Prompts:
+  """Splits what a form makes of a request: into ids, and ids into a batch."""
+  build = form.prompt
+  assert build is not None
+
+  def request(turns: Turns) -> types.Batch:
+    # The form leaves out the last turn, which is what the model writes.
+    waiting = (*turns, ('assistant', ''))
+    return build([records.Chat('prompt', waiting)])
+
+  def ids(turns: Turns) -> list[int]:
+    batch = request(turns)
+    if batch.source is None or batch.source_segments is None:
+      return batch.tokens[0][batch.segments[0] > 0].tolist()[1:]  # after bos
+    return batch.source[0][batch.source_segments[0] > 0].tolist()[:-1]
+
+  if form.source is None:
+    return Prompts(
+      lambda texts: objectives.padded(
+        [[tokenizer.bos, *text] for text in texts], tokenizer.pad
+      ),
+      ids,
+    )
+  beginning, width = request([('user', '')]), form.source
+
+  def batch(texts: Sequence[Sequence[int]]) -> types.Batch:
+    source_BS = np.full((len(texts), width), tokenizer.pad, np.int32)
+    segments_BS = np.zeros_like(source_BS)
+    for row, segments, text in zip(source_BS, segments_BS, texts, strict=True):
+      read = [*text[: width - 1], tokenizer.eos]
+      row[: len(read)], segments[: len(read)] = read, 1
+    whole = {
+      name: np.repeat(x, len(texts), axis=0)
+      for name, x in beginning._asdict().items()
+      if x is not None
+    }
+    return types.Batch(
+      **{**whole, 'source': source_BS, 'source_segments': segments_BS}
+    )
+
+  return Prompts(batch, ids)
