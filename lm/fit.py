@@ -61,7 +61,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
         meta, c, workdir, allow=('evals', 'evaluate')
       )
     else:
-      config.store(c, workdir / 'config.json')
+      checkpointer.store('config.json', config.to_json(c).encode() + b'\n')
       sources = [
         shards.load(c.data.sources[name].path, tokenizer)
         for name in sorted(c.data.sources)

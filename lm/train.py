@@ -89,9 +89,7 @@ def train(
     state = setup.restore_or_start(run, checkpointer, source)
     start = int(state.step)
     last = stopping.resume_at(start)
-    logger = enter(
-      metrics_logger.MetricsLogger(run, folder, meta, last, leads=group.leads)
-    )
+    logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
     saver = saving.Saver(run, checkpointer, logger, start)
     evals = evaluations.Evaluations(

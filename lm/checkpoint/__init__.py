@@ -45,14 +45,21 @@ keeps under `flock`, which the kernel frees when the holder dies, and touches
 every few seconds, as a heartbeat. A second trainer is refused while the holder
 lives. The holder counts as dead when the kernel has freed its lock, which only
 the same host can see, or when its heartbeat is a minute old and stays the same
-for two and a half beats more: then it is on another host or stands still.
+for two and a half beats more: then it is on another host or stands still. A
+lease that cannot be read has a living owner if it is locked, and is watched for
+two and a half beats if it is not. What a lease says never lengthens a wait.
 
 Whoever takes over puts a new file in place of the old, with a token that is one
 higher. A process that was stopped, replaced and continued finds at its next
 check that the file at the path is no longer its own. This is the fence: it
-writes nothing more. The lease is checked before every step, before every rename
-and before every deletion. The token is part of every temporary name, so that
-the old writer and the new one never touch the same directory.
+writes nothing more: no step, no line of metrics, no config. The lease is checked
+before every step, before every line, before every rename and before every
+deletion. The token is part of every temporary name, so that the old writer and
+the new one never touch the same directory. It never comes again, even if the
+lease is deleted: the length of `lease.lock` and the names in `checkpoints`
+count it too. A process that stops between a check and the write that follows
+writes into a file that its successor has replaced or deleted; only the rename
+that begins a deletion has no such second line.
 
 **Who may read: everybody.** Readers take no lease. They verify every file
 against the manifest before any of it is parsed. Without a lock, a step may

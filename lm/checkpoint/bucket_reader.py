@@ -13,8 +13,6 @@ import threading
 from lm import errors
 from lm.checkpoint import bucket, bucket_lease, manifest, read_locks
 
-_BEAT_SECONDS = 10.0
-
 
 class Reader:
   """Reads a run in a bucket, and writes evals.jsonl beside it.
@@ -32,6 +30,9 @@ class Reader:
     self.steps = self._bucket.steps
     self.read_manifest = self._bucket.read_manifest
     self._last_lease: bytes | None = None
+    self._evals_lease = bucket_lease.BucketLease(
+      self._bucket, 'evals.lease.json'
+    )
 
   def download(self, step: int | None = None) -> Path:
     """Brings a step down, by default the newest, and returns the folder.
@@ -68,16 +69,17 @@ class Reader:
     Raises:
       errors.Locked: another process writes it.
     """
-    lease = bucket_lease.BucketLease(
-      self._bucket, 'evals.lease.json', _BEAT_SECONDS
-    )
+    lease = self._evals_lease
     lease.take()
     ending = threading.Event()
 
     def beat():
-      while not ending.wait(_BEAT_SECONDS):
-        with contextlib.suppress(errors.Storage):
-          lease.write()
+      while not ending.wait(bucket_lease.BEAT_SECONDS):
+        try:
+          with contextlib.suppress(errors.Storage):
+            lease.beat()
+        except errors.Locked:
+          return  # `publish` says so
 
     thread = threading.Thread(target=beat, name='lease', daemon=True)
     thread.start()
@@ -89,7 +91,7 @@ class Reader:
     finally:
       ending.set()
       thread.join()
-      lease.write(held=False)
+      lease.release()
 
   @contextlib.contextmanager
   def claim(self, key: object) -> Iterator[bool]:
@@ -112,8 +114,13 @@ class Reader:
       self._delete(step)
 
   def publish(self, *files: Path) -> None:
-    """Uploads files that were written below the folder, then evals.jsonl."""
+    """Uploads files that were written below the folder, then evals.jsonl.
+
+    Raises:
+      errors.Locked: another process evaluates the run now.
+    """
     for file in (*files, self.folder / 'evals.jsonl'):
+      self._evals_lease.check()
       self._bucket.upload(file.relative_to(self.folder).as_posix(), file)
 
   def is_training(self) -> bool:

@@ -46,6 +46,7 @@ class Checkpointer:
 
   Attributes:
     workdir: of the run.
+    leads: whether this process is the one that writes the folder's files.
     best: a step that is kept beside the newest; None for none.
     healthy: the step that a run would go back to, which is kept too.
   """
@@ -82,6 +83,7 @@ class Checkpointer:
     self.workdir = Path(workdir)
     self._root = manifest.root(workdir)
     self._group = group or process_group.alone()
+    self.leads = self._group.leads
     self._deadline_seconds = deadline_seconds
     self._grace_seconds = grace_seconds
     self._lease = lease.Lease(
@@ -163,6 +165,35 @@ class Checkpointer:
     finally:
       if self._group.leads:
         self._lease.__exit__()
+
+  def check(self) -> None:
+    """Makes sure that this process may still write into the run's folder.
+
+    Raises:
+      errors.Locked: another process has taken over.
+    """
+    if self._group.leads:
+      self._lease.check()
+
+  def store(self, name: str, content: bytes) -> None:
+    """Writes a file of the run's folder, as a whole or not at all.
+
+    Raises:
+      errors.Locked: another process has taken over.
+    """
+    self._lease.check()
+    part = self._root / f'tmp.{name}.{self._lease.token}'
+    try:
+      part.write_bytes(content)
+      self._lease.check()
+      # If this process is replaced right here, its successor has deleted `part`
+      # and nothing is renamed; see `StepWriter`.
+      os.rename(part, self.workdir / name)
+    except OSError:
+      self._lease.check()
+      raise
+    finally:
+      part.unlink(missing_ok=True)
 
   def preflight(self, like: Any) -> None:
     """Checks, before any work, that a checkpoint of `like` has room.
@@ -353,7 +384,12 @@ class Checkpointer:
         # The step is safe; if room runs out, the next save says so.
         manifest.warn(f'{self._root}: old steps cannot be deleted: {error}')
     except Exception as error:
-      self._error = self._explain(error, step)
+      try:
+        self._error = self._explain(error, step)
+      except Exception as late:
+        # Storage that has failed may fail again when it is asked why.
+        error.add_note(f'and its cause was not found: {late}')
+        self._error = error
 
   def _warn_if_slow(self, step: int, seconds: float) -> None:
     """Warns once, while there is time, that SIGTERM may lose steps."""

@@ -87,7 +87,7 @@ class Mirror:
       self._clear_unfinished()
       self._download()
     except BaseException:
-      self._lease.write(held=False)
+      self._lease.release()
       raise
     self._beating.start()
     self._copying.start()
@@ -136,9 +136,7 @@ class Mirror:
     else:
       # Given back only if it is still ours, and at once: the next trainer need
       # not wait for the heartbeat to grow old.
-      with contextlib.suppress(errors.Failure):
-        self._lease.check()
-        self._lease.write(held=False)
+      self._lease.release()
 
   def check(self) -> None:
     """Raises the error that has ended the copying, if there is one.
@@ -155,8 +153,7 @@ class Mirror:
       # The copying thread decides when storage has failed for too long.
       with contextlib.suppress(errors.Storage):
         try:
-          self._lease.check()
-          self._lease.write()
+          self._lease.beat()
         except errors.Locked as error:
           self._error = error
           return
@@ -197,6 +194,7 @@ class Mirror:
         stat = os.stat(self.folder / name)
         version = stat.st_mtime_ns, stat.st_size, stat.st_ino
         if self._uploaded.get(name) != version:
+          self._lease.check()
           self._bucket.upload(name, self.folder / name)
           self._uploaded[name] = version
     uploaded = (int(name) for name in self._uploaded if name.isdigit())
@@ -207,6 +205,7 @@ class Mirror:
         # Not older ones: the bucket has deleted them, or never needed them.
         if step < newest or self._uploaded.get(f'{step}') == digest:
           continue
+        self._lease.check()
         self._bucket.upload_step(self.folder, step, self._lease.check)
       except (errors.Gone, errors.Damaged) as error:
         manifest.warn(f'{error}; it is not copied')
@@ -217,4 +216,5 @@ class Mirror:
   def _delete_old(self) -> None:
     for step in self._bucket.steps()[: -self._keep]:
       if not (self._keep_every and step % self._keep_every == 0):
+        self._lease.check()
         self._bucket.remove_step(step)

@@ -6,7 +6,7 @@ which is held for an instant. So a step is either locked or already gone; it is
 never locked and gone afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import os
@@ -23,6 +23,7 @@ _FOLDER = 'read_locks'
 _OLDEST_SECONDS = 3600.0  # a forgotten lock must not fill the disk for ever
 _WAIT_SECONDS = 10.0
 _NAME_BYTES = 1024  # more than the name of a host has
+_BEGAN = time.time(), time.monotonic()  # of this process
 
 
 @contextlib.contextmanager
@@ -75,7 +76,12 @@ def locked_steps(workdir: str | os.PathLike[str]) -> set[int]:
   return steps
 
 
-def remove(workdir: str | os.PathLike[str], step: int, target: Path) -> bool:
+def remove(
+  workdir: str | os.PathLike[str],
+  step: int,
+  target: Path,
+  check: Callable[[], None] = lambda: None,
+) -> bool:
   """Moves a step out of the readers' sight, unless one has locked it.
 
   The step loses its name by one rename, before any of its files is deleted: no
@@ -85,6 +91,8 @@ def remove(workdir: str | os.PathLike[str], step: int, target: Path) -> bool:
     workdir: of a run.
     step: the one to move.
     target: where to, in the same file system; must not exist.
+    check: raises when this process may not write any more; called last, since
+      the step's readers may have been waited for.
 
   Returns:
     False if the step is locked, and still there.
@@ -97,6 +105,7 @@ def remove(workdir: str | os.PathLike[str], step: int, target: Path) -> bool:
   with _excluding(folder):
     if step in locked_steps(workdir):
       return False
+    check()
     os.rename(manifest.directory(workdir, step), target)
   return True
 
@@ -127,7 +136,11 @@ def delete(path: Path, step: int | None = None) -> None:
 
 
 def _is_held(path: Path) -> bool:
-  if time.time() - path.stat().st_mtime > _OLDEST_SECONDS:
+  # By the clock as it is, and as it was when this process began: a jump of one
+  # of them must not take the lock of a reader at work for a forgotten one.
+  began, ticks = _BEGAN
+  now = min(time.time(), began + time.monotonic() - ticks)
+  if now - path.stat().st_mtime > _OLDEST_SECONDS:
     return False
   with regular_files.open_read(path) as file:
     if file.read(_NAME_BYTES) != socket.gethostname().encode():

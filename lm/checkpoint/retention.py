@@ -85,9 +85,9 @@ class Retention:
     It is damaged, or the run would have resumed from it. Its number is free to
     be saved again, and its bytes stay for whoever wants to look at them.
     """
-    self._lease.check()
     for bad in manifest.candidates(self._workdir):
       if bad > step:
+        self._lease.check()
         target = self._root / f'damaged.{bad:08d}.{self._lease.token}'
         os.rename(manifest.directory(self._workdir, bad), target)
         manifest.warn(f'{target}: set aside; remove it when you have seen it')
@@ -95,9 +95,8 @@ class Retention:
 
   def _delete(self, step: int) -> bool:
     """Deletes a step; returns False if a reader has locked it."""
-    self._lease.check()
     trash = self._root / f'tmp.delete.{step:08d}.{self._lease.token}'
-    removed = read_locks.remove(self._workdir, step, trash)
+    removed = read_locks.remove(self._workdir, step, trash, self._lease.check)
     if removed:
       read_locks.delete(trash, step)
     return removed

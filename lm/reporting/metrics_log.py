@@ -64,14 +64,24 @@ def to_json(record: Mapping[str, Any]) -> str:
   return json.dumps(_writable(record), allow_nan=False)
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
+def append(
+  path: Path,
+  record: Mapping[str, Any],
+  check: Callable[[], None] = lambda: None,
+) -> None:
   """Appends one JSON object as a line, which survives a kill of the program.
 
   Its last field, `crc32`, is that of the line without this field.
 
+  Args:
+    path: of the file.
+    record: what to write.
+    check: raises when this process may not write any more.
+
   Raises:
     errors.Storage: the file is a link or a pipe, or cannot be written.
   """
+  check()
   text = to_json(record)
   checksum = zlib.crc32(text.encode())
   line = f'{text[:-1]}, "crc32": "{checksum:08x}"}}\n'.encode()
@@ -84,6 +94,10 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
       if f.read(1) != b'\n':
         # The program was killed within the last line: keep this one apart.
         line = b'\n' + line
+    # Again, now that the file is open: whoever takes over puts another file in
+    # its place (`trim`), so that a line that is written late gets lost with the
+    # old one.
+    check()
     f.write(line)
 
 
@@ -112,17 +126,24 @@ def read(path: Path) -> list[dict[str, Any]]:
   return records
 
 
-def trim(path: Path, step: int) -> None:
+def trim(
+  path: Path, step: int, check: Callable[[], None] = lambda: None
+) -> None:
   """Drops the lines of later steps and the end that a kill has cut.
 
-  Lines that cannot be read stay. The file is replaced by one rename: a kill
-  meanwhile leaves all of it.
+  Lines that cannot be read stay. The file is replaced by one rename, even if
+  nothing is dropped: a kill meanwhile leaves all of it, and a process that was
+  replaced as a writer, and has the file open, writes to nobody.
+
+  Args:
+    path: of the file, which may not be there.
+    step: the last one whose lines stay.
+    check: raises when this process may not write any more.
 
   Raises:
     errors.Storage: the file is a link or a pipe, or cannot be read.
   """
   part = path.with_name(f'{path.name}.part')
-  dropped = False
   try:
     old = _open(path, regular_files.open_read)
   except FileNotFoundError:
@@ -130,16 +151,16 @@ def trim(path: Path, step: int) -> None:
   with old, errors.writing(part), part.open('wb') as new:
     for line in old:
       record = _parse(line)
-      if not line.endswith(b'\n') or (record and record['step'] > step):
-        dropped = True
-      else:
+      if line.endswith(b'\n') and not (record and record['step'] > step):
         new.write(line)
     new.flush()
     os.fsync(new.fileno())
-  if dropped:
+  check()
+  try:
     part.replace(path)
-  else:
-    part.unlink()
+  except FileNotFoundError:
+    check()  # a successor has just done the same
+    raise
 
 
 def _open(path: Path, how: Callable[[Path], T]) -> T:
@@ -203,16 +224,29 @@ class Log:
   Only one process may write it.
   """
 
-  def __init__(self, workdir: Path | str, start: int = 0):
+  def __init__(
+    self,
+    workdir: Path | str,
+    start: int = 0,
+    check: Callable[[], None] = lambda: None,
+  ):
     """Opens the log of a run that starts, or resumes, after `start` updates.
 
     Lines that an earlier attempt wrote after that step are dropped, so that the
     file reads as one run. TensorBoard's files go to workdir/tensorboard.
+
+    Args:
+      workdir: of the run; made if it is not there.
+      start: the last step whose lines stay.
+      check: raises when this process may not write any more; called before
+        anything is written.
     """
+    check()
+    self._check = check
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     self._path = workdir / 'metrics.jsonl'
-    trim(self._path, start)
+    trim(self._path, start, check)
     self._pending: tuple[int, dict[str, Any]] | None = None
     self._board = None
     if importlib.util.find_spec('tensorboardX') is not None:
@@ -249,10 +283,12 @@ class Log:
   def _write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
     fetched = jax.device_get(dict(values))  # one transfer for all of them
     numbers = {name: number(value) for name, value in fetched.items()}
-    append(self._path, {'step': int(step), **numbers})
+    append(self._path, {'step': int(step), **numbers}, self._check)
     if self._board is not None:
       for name, value in numbers.items():
         self._board.add_scalar(name, value, step)
+      # At once: a process that is replaced must have nothing left to write.
+      self._board.flush()
     return numbers
 
   def close(self) -> None:

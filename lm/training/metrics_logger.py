@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 import io
 import math
-from pathlib import Path
 import time
 from types import TracebackType
 from typing import Any
 
 import jax
 
+from lm import checkpoint, types
 from lm import metrics as metrics_lib
-from lm import types
 from lm.reporting import metrics_log, progress
 from lm.training import dropped, setup
 
@@ -29,24 +28,24 @@ class MetricsLogger:
   def __init__(
     self,
     run: setup.Run,
-    folder: Path,
+    checkpointer: checkpoint.Checkpointer,
     meta: Mapping[str, Any],
     start: int,
-    *,
-    leads: bool,
   ):
     """Opens the log.
 
     Args:
       run: as assembled.
-      folder: of the run.
+      checkpointer: of the run's folder; of the process that leads, it says
+        whether this one may write any more.
       meta: of the checkpoint that the run goes on from; {} without one.
       start: the last step whose lines stay; later ones are dropped.
-      leads: whether this process leads.
     """
-    self._run, self._folder = run, folder
+    self._run, self._folder = run, checkpointer.workdir
     self.dropped = dropped.Dropped(run.config.max_skipped, meta)
-    self._log = metrics_log.Log(folder, start) if leads else None
+    leads, self._log = checkpointer.leads, None
+    if leads:
+      self._log = metrics_log.Log(self._folder, start, checkpointer.check)
     self._tokens = run.data.step_tokens
     self._bar = progress.Progress(
       run.config.steps, self._tokens, None if leads else _Unseen()

@@ -323,7 +323,7 @@ def claim(
     run_checks.same_run(found, c, folder)
   run_checks.same_everywhere(c, group)
   if group.leads:
-    config.store(c, folder / 'config.json')
+    checkpointer.store('config.json', config.to_json(c).encode() + b'\n')
   return found or {}
 
 

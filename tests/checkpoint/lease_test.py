@@ -1,5 +1,6 @@
 """One writer per work directory, whoever dies, stops or sets the clock."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -84,8 +85,8 @@ def test_a_killed_holder_frees_it_at_once(tmp_path, start):
   first.kill()
   first.wait()
   assert lease.holder(tmp_path) is None
-  # These limits would make it wait for minutes if the kernel had not told.
-  with lease.Lease(tmp_path, beat_seconds=300, stale_seconds=900) as held:
+  # These limits would make it wait for a minute if the kernel had not told.
+  with lease.Lease(tmp_path, beat_seconds=10, stale_seconds=60) as held:
     assert held.token == 2
 
 
@@ -158,9 +159,77 @@ def test_a_removed_lease_stops_its_holder(tmp_path):
 def test_a_broken_lease_file_is_replaced(tmp_path, text):
   (tmp_path / 'lease').write_text(text)
   assert lease.holder(tmp_path) is None
-  with lease.Lease(tmp_path):
+  with quick(tmp_path):
     content = json.loads((tmp_path / 'lease').read_text())
     assert content['pid'] == os.getpid()
+
+
+def test_an_unreadable_lease_that_is_locked_has_a_living_owner(tmp_path):
+  with lease.Lease(tmp_path) as held:
+    path = tmp_path / 'lease'
+    path.write_bytes(b'?' + path.read_bytes()[1:])
+    with pytest.raises(
+      errors.Locked, match=r'locked by a process whose lease cannot be read, h'
+    ):
+      quick(tmp_path).__enter__()
+    assert lease.holder(tmp_path) is not None
+    held.check()
+  with quick(tmp_path) as after:
+    assert after.token == 2
+
+
+@pytest.mark.parametrize('loss', ['lease', 'lease.lock', 'words', 'rewound'])
+def test_a_token_never_comes_again(tmp_path, loss):
+  path = tmp_path / 'lease'
+  with lease.Lease(tmp_path):
+    first = path.read_bytes()
+  with lease.Lease(tmp_path) as held:
+    assert held.token == 2
+  if loss == 'words':
+    path.write_bytes(b'?' * 512)
+  elif loss == 'rewound':
+    path.write_bytes(first)
+  else:
+    (tmp_path / loss).unlink()
+  with quick(tmp_path) as held:
+    assert held.token == 3
+
+
+def test_tokens_in_names_that_writers_have_left_count(tmp_path):
+  for name in ('tmp.save.00000130.7', 'damaged.00000110.5', 'tmp.probe.900'):
+    (tmp_path / 'checkpoints' / name).mkdir(parents=True)
+  with lease.Lease(tmp_path) as held:
+    assert held.token == 8
+
+
+@pytest.mark.parametrize('word', ['1e300', '1e18', 'Infinity', 'NaN'])
+def test_words_of_a_lease_lengthen_no_wait(tmp_path, monkeypatch, word):
+  content = {'token': 7, 'pid': 1, 'host': 'elsewhere', 'started': float(word)}
+  content |= {'beat_seconds': float(word), 'stale_seconds': float(word)}
+  path = tmp_path / 'lease'
+  path.write_bytes(lease._encode(content))
+  os.utime(path, (1e9, 1e9))
+  waited, real = [0.0], time.monotonic()
+  monkeypatch.setattr(time, 'monotonic', lambda: real + waited[0])
+  monkeypatch.setattr(
+    time, 'sleep', lambda seconds: waited.append(waited.pop() + seconds)
+  )
+  with lease.Lease(tmp_path) as held:
+    assert held.token in (1, 8)
+  assert waited[0] < 26
+
+
+@pytest.mark.parametrize('name', ['lease', 'lease.lock'])
+def test_pipes_and_links_are_not_waited_for(tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with contextlib.suppress(OSError), quick(tmp_path) as held:
+    held.check()
+  (tmp_path / name).unlink()
+  (tmp_path / 'mine').write_text('mine')
+  (tmp_path / name).symlink_to(tmp_path / 'mine')
+  with contextlib.suppress(OSError), quick(tmp_path) as held:
+    held.check()
+  assert (tmp_path / 'mine').read_text() == 'mine'
 
 
 @pytest.mark.process

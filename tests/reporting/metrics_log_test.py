@@ -224,6 +224,9 @@ def test_tensorboard_is_written_when_it_is_installed(tmp_path, monkeypatch):
     def add_scalar(self, *args):
       calls.append(args)
 
+    def flush(self):
+      calls.append('flushed')
+
     def close(self):
       calls.append('closed')
 
@@ -234,7 +237,33 @@ def test_tensorboard_is_written_when_it_is_installed(tmp_path, monkeypatch):
   log = metrics_log.Log(tmp_path, start=4)
   log.now(5, {'x': 1.0})
   log.close()
-  assert calls == [('tensorboard', 5), ('x', 1.0, 5), 'closed']
+  assert calls == [('tensorboard', 5), ('x', 1.0, 5), 'flushed', 'closed']
+
+
+def test_a_writer_that_was_replaced_writes_nothing(tmp_path):
+  replaced = []
+
+  def check():
+    if replaced:
+      raise errors.Locked('taken over')
+
+  replaced.append(True)
+  with pytest.raises(errors.Locked):
+    metrics_log.Log(tmp_path / 'run', 0, check)
+  assert not (tmp_path / 'run').exists()
+  replaced.clear()
+  log = metrics_log.Log(tmp_path, 0, check)
+  replaced.append(True)
+  with pytest.raises(errors.Locked):
+    log.now(1, {'x': 1.0})
+  assert list(tmp_path.iterdir()) == []
+  replaced.clear()
+  log.now(1, {'x': 1.0})
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  replaced.append(True)
+  with pytest.raises(errors.Locked):
+    metrics_log.trim(tmp_path / 'metrics.jsonl', 0, check)
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
 
 
 # --- tables
