@@ -1,10 +1,7 @@
 """Errors that end a run with a documented exit code, in one line each."""
 
-from collections.abc import Iterator
-import contextlib
 import os
 import re
-import shutil
 
 _LONGEST = 200
 _FRONT = 125
@@ -89,25 +86,6 @@ class NotFinite(Failure):
   """Numbers are nan or infinite, and nothing can be gained by going on."""
 
   exit_code = 6
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns what the system refuses while a file is written into one line.
-
-  Raises:
-    Storage: with the path, the cause and the room that is left.
-  """
-  try:
-    yield
-  except FileNotFoundError:
-    raise  # of another place, or a bug
-  except OSError as error:
-    free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
-    raise Storage(
-      f'{os.fspath(path)}: cannot be written: {error.strerror or error} ({free}'
-      ' bytes free): make room, or make it writable'
-    ) from error
 
 
 def install(extra: str) -> str:

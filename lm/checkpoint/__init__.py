@@ -52,14 +52,14 @@ two and a half beats if it is not. What a lease says never lengthens a wait.
 Whoever takes over puts a new file in place of the old, with a token that is one
 higher. A process that was stopped, replaced and continued finds at its next
 check that the file at the path is no longer its own. This is the fence: it
-writes nothing more: no step, no line of metrics, no config. The lease is checked
-before every step, before every line, before every rename and before every
-deletion. The token is part of every temporary name, so that the old writer and
-the new one never touch the same directory. It never comes again, even if the
-lease is deleted: the length of `lease.lock` and the names in `checkpoints`
-count it too. A process that stops between a check and the write that follows
-writes into a file that its successor has replaced or deleted; only the rename
-that begins a deletion has no such second line.
+writes nothing more: no step, no line of metrics, no config. The lease is
+checked before every step, before every line, before every rename and before
+every deletion. The token is part of every temporary name, so that the old
+writer and the new one never touch the same directory. It never comes again,
+even if the lease is deleted: the length of `lease.lock` and the names in
+`checkpoints` count it too. A process that stops between a check and the write
+that follows writes into a file that its successor has replaced or deleted; only
+the rename that begins a deletion has no such second line.
 
 **Who may read: everybody.** Readers take no lease. They verify every file
 against the manifest before any of it is parsed. Without a lock, a step may

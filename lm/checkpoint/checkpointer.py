@@ -17,7 +17,6 @@ import json
 import math
 import os
 from pathlib import Path
-import shutil
 import threading
 import time
 from typing import Any
@@ -30,11 +29,12 @@ from lm.checkpoint import (
   polling,
   read_locks,
   retention,
+  room,
   run_folder,
   step_reader,
   step_writer,
 )
-from lm.runtime import process_group
+from lm.runtime import process_group, regular_files
 
 # How long a process that fails waits for a save: all processes of a run are to
 # end within half a minute.
@@ -180,16 +180,18 @@ class Checkpointer:
 
     Raises:
       errors.Locked: another process has taken over.
+      errors.Storage: the disk is full or read only.
     """
     self._lease.check()
     part = self._root / f'tmp.{name}.{self._lease.token}'
     try:
-      part.write_bytes(content)
-      self._lease.check()
-      # If this process is replaced right here, its successor has deleted `part`
-      # and nothing is renamed; see `StepWriter`.
-      os.rename(part, self.workdir / name)
-    except OSError:
+      with regular_files.writing(self.workdir / name):
+        part.write_bytes(content)
+        self._lease.check()
+        # If this process is replaced right here, its successor has deleted
+        # `part` and nothing is renamed; see `StepWriter`.
+        os.rename(part, self.workdir / name)
+    except (OSError, errors.Storage):
       self._lease.check()
       raise
     finally:
@@ -202,7 +204,7 @@ class Checkpointer:
       errors.Storage: it has not.
     """
     if self._group.leads:
-      self._check_room(host_arrays.nbytes(like), 'a checkpoint')
+      room.check(self._root, host_arrays.nbytes(like), 'a checkpoint')
 
   def meta(self) -> Any | None:
     """Reads what was saved beside the newest sound step; None without steps.
@@ -250,7 +252,7 @@ class Checkpointer:
           ' never overwritten: restore that one or use another workdir'
         )
       self._lease.check()
-      self._check_room(self._bytes, f'step {step}')
+      room.check(self._root, self._bytes, f'step {step}')
     self._writer.copy(state)
     self._saving = step
     # A daemon, so that storage that hangs cannot keep the process alive.
@@ -409,26 +411,7 @@ class Checkpointer:
         self._lease.check()
     except errors.Locked as fenced:
       return fenced
-    cause = errors.refusal(error)
-    if cause is None:
-      return error
-    free = shutil.disk_usage(self._root).free
-    explained = errors.Storage(
-      f'{self._root}: step {step} not saved: {cause} (needs {self._bytes}'
-      f' bytes, {free} free); older steps are intact: make room'
-    )
-    explained.__cause__ = error
-    return explained
-
-  def _check_room(self, need: int, what: str) -> None:
-    # Manifest, metadata and the last block of each file come on top.
-    need += need // 50 + (1 << 20)
-    free = shutil.disk_usage(self._root).free
-    if free < need:
-      raise errors.Storage(
-        f'{self._root}: {what} needs {need} bytes and {free} are free: make'
-        ' room, or lower keep, or use another workdir'
-      )
+    return room.explain(error, self._root, step, self._bytes)
 
 
 def save(

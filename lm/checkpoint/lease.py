@@ -32,7 +32,7 @@ import time
 from typing import Any
 
 from lm import errors
-from lm.checkpoint import manifest_format
+from lm.runtime import regular_files
 
 NAME = 'lease'
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0  # what a lease may say at most
@@ -46,7 +46,7 @@ _WITH_TOKEN = re.compile(r'(?:tmp\.(?:save|delete)|damaged)\.\d+\.(\d{1,9})')
 
 
 class _State(enum.Enum):
-  """What a lease file says about its holder."""
+  """States of a lease file, by what it says about its holder."""
 
   FREE = 'there is no holder, or it is dead'
   HELD = 'the holder lives'
@@ -268,7 +268,7 @@ def _look(path: Path) -> tuple[_State, dict[str, Any] | None]:
 def _is_locked(path: Path) -> bool | None:
   """Tells whether a process holds the lock; None if that cannot be known."""
   try:
-    with manifest_format.open_regular(path) as file:
+    with regular_files.open_read(path) as file:
       # A shared lock: two processes that only look do not take each other for
       # a holder.
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -282,7 +282,7 @@ def _is_locked(path: Path) -> bool | None:
 def _read(path: Path) -> dict[str, Any] | None:
   """Reads a lease; None if there is none or it is not readable."""
   try:
-    with manifest_format.open_regular(path) as file:
+    with regular_files.open_read(path) as file:
       content = json.loads(file.read(_BYTES))
     # One of an older version has none. A bit that flips in the name of this
     # field has left the others as they were.

@@ -18,11 +18,19 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from lm import errors
-from lm.config import data_folder, hints, keys, specs, untrusted, values
+from lm.config import (
+  data_folder,
+  hints,
+  keys,
+  sources,
+  specs,
+  untrusted,
+  values,
+)
 from lm.config import overrides as overrides_lib
 from lm.config.messages import ConfigError, did_you_mean
 from lm.config.values import Config
+from lm.runtime import regular_files
 
 REQUIRED = ('seed', 'steps', 'batch_size', 'save_every')
 
@@ -165,7 +173,7 @@ def load(
   keys.check_known(c)
   for key, spec in specs.walk(c):
     try:
-      specs.check_source(spec)
+      sources.check(spec)
     except ConfigError as error:
       raise ConfigError(f'{key}: {error}') from error
   return c
@@ -195,6 +203,6 @@ def _check_aliases(c: Config) -> None:
 def store(c: Config, path: Path) -> None:
   """Writes a config so that a kill leaves the old one or the new one."""
   part = path.with_name(f'{path.name}.part')
-  with errors.writing(path):
+  with regular_files.writing(path):
     part.write_text(values.to_json(c) + '\n')
     part.replace(path)

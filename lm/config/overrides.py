@@ -6,7 +6,7 @@ import re
 from typing import Any
 import warnings
 
-from lm.config import hints, keys, specs, values
+from lm.config import hints, keys, sources, values
 from lm.config.messages import ConfigError, did_you_mean, show
 from lm.config.values import Config
 
@@ -79,7 +79,7 @@ def _is_open(like: Any) -> bool:
 def _hint(tree: Config, name: str) -> Any:
   """Finds the type of a spec's argument, where its declared value is not it."""
   if _is_open(tree[name]) or type(tree[name]) is int:
-    return specs.hints(tree).get(name, Any)
+    return sources.hints(tree).get(name, Any)
   return Any
 
 

@@ -17,7 +17,7 @@ import glob
 import os
 from pathlib import Path
 
-from lm.config import specs, values
+from lm.config import sources, specs, values
 from lm.config.messages import ConfigError, show
 from lm.config.values import Config
 
@@ -165,7 +165,7 @@ def check_functions(c: Config) -> None:
   packages = {word for word in _words() if '/' not in word}
   for key, spec in specs.walk(c):
     name, place = spec['fn'], f'{key}.fn' if key else 'fn'
-    package = specs.split(name)[0].partition('.')[0]
+    package = sources.split(name)[0].partition('.')[0]
     if name in FACTORIES or package in packages:
       continue
     if package == 'lm':

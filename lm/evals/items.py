@@ -65,7 +65,7 @@ def write(
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
-    with errors.writing(path), part.open('wb') as file:
+    with regular_files.writing(path), part.open('wb') as file:
       # Without a time and a name, which would differ between equal files.
       with gzip.GzipFile('', 'wb', 6, file, mtime=0) as packed:
         packed.write(text)

@@ -86,7 +86,7 @@ def append(
   checksum = zlib.crc32(text.encode())
   line = f'{text[:-1]}, "crc32": "{checksum:08x}"}}\n'.encode()
   with (
-    errors.writing(path),
+    regular_files.writing(path),
     _open(path, regular_files.open_append) as f,
   ):
     if f.seek(0, os.SEEK_END):
@@ -148,7 +148,7 @@ def trim(
     old = _open(path, regular_files.open_read)
   except FileNotFoundError:
     return
-  with old, errors.writing(part), part.open('wb') as new:
+  with old, regular_files.writing(part), part.open('wb') as new:
     for line in old:
       record = _parse(line)
       if line.endswith(b'\n') and not (record and record['step'] > step):

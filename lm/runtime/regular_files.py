@@ -4,11 +4,16 @@ Whoever gives a run away may have put a link there, which leads out of the
 folder, or a pipe or device, at which a program would wait for ever.
 """
 
+from collections.abc import Iterator
+import contextlib
 import errno
 import io
 import os
 from pathlib import Path
+import shutil
 import stat
+
+from lm import errors
 
 # A pipe without a partner then gives an error or the end, and does not block.
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -43,6 +48,25 @@ def open_append(path: Path) -> io.BufferedRandom:
   """
   fd = _opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
   return os.fdopen(fd, 'rb+')
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns what the system refuses while a file is written into one line.
+
+  Raises:
+    errors.Storage: with the path, the cause and the room that is left.
+  """
+  try:
+    yield
+  except FileNotFoundError:
+    raise  # of another place, or a bug
+  except OSError as error:
+    free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+    raise errors.Storage(
+      f'{os.fspath(path)}: cannot be written: {error.strerror or error} ({free}'
+      ' bytes free): make room, or make it writable'
+    ) from error
 
 
 def kind(path: Path) -> str | None:

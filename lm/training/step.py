@@ -17,8 +17,7 @@ import optax
 from lm import loss, tree, types
 from lm import metrics as metrics_lib
 from lm.optim import schedules
-from lm.runtime import faults
-from lm.training import deterministic, privacy
+from lm.training import deterministic, injected, privacy
 
 Loss = Callable[..., types.Metric]
 DEFAULT = loss.make()
@@ -260,7 +259,7 @@ def _updated(
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  grads = _inject(grads, state.step)
+  grads = injected.gradients(grads, state.step)
   norm = metrics_lib.tree_norm(grads)
   state = state._replace(
     opt_state=schedules.at_step(state.opt_state, state.step)
@@ -287,7 +286,7 @@ def _updated(
   )
   skipped = 1 - finite.astype(jnp.int32)
   extra = {**state.extra, 'skipped': state.extra['skipped'] + skipped}
-  params = _flipped(params, state.step)
+  params = injected.parameters(params, state.step)
   kept = finite.astype(jnp.float32)
   metrics = {
     **metrics,
@@ -296,28 +295,3 @@ def _updated(
     'skipped': types.Metric(skipped, jnp.ones(())),
   }
   return types.TrainState(state.step + 1, params, opt_state, extra), metrics
-
-
-def _inject(grads, step):
-  """Spoils gradients at the steps that the fault hook names (tests only)."""
-  for name, factor in (('nan_grad', jnp.nan), ('spike_grad', 1e8)):
-    if bad := faults.at(name):
-      hit = jnp.isin(step, jnp.asarray(bad))
-      grads = jax.tree.map(partial(_scaled, hit, factor), grads)
-  return grads
-
-
-def _scaled(hit, factor, x):
-  return jnp.where(hit, x * factor, x).astype(x.dtype)
-
-
-def _flipped(params, step):
-  """Flips the lowest bit of one number, as `_inject` does (tests only)."""
-  bad = faults.at('flip_bit')
-  if not bad:
-    return params
-  leaves, structure = jax.tree.flatten(params)
-  first = leaves[0].at[(0,) * leaves[0].ndim]
-  wrong = first.set(jnp.nextafter(first.get(), jnp.inf))
-  leaves[0] = jnp.where(jnp.isin(step, jnp.asarray(bad)), wrong, leaves[0])
-  return jax.tree.unflatten(structure, leaves)

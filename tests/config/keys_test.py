@@ -11,7 +11,7 @@ import pytest
 
 from configs import base
 from lm import config
-from lm.config import hints, keys, specs, untrusted
+from lm.config import hints, keys, sources, untrusted
 
 WRONG = (0, 1.5, 'word', True, (1, 'a'), ('a', 2), ((1,),), ({'a': 1},))
 
@@ -46,7 +46,7 @@ def hint(key: str) -> Any:
   tree = whole()
   for part in parents:
     tree = tree[part]
-  return specs.hints(tree).get(name, Any)
+  return sources.hints(tree).get(name, Any)
 
 
 def refused(call) -> str:
@@ -124,9 +124,9 @@ def test_a_wrong_flag_is_one_line(key, text):
 def test_a_source_names_the_types_that_an_import_finds(name):
   """Before a module is imported, what its source says is all that is known."""
   module, function = name.split(':')
-  found = specs.hints({'fn': name})
+  found = sources.hints({'fn': name})
   assert module in sys.modules
-  source = specs._hints('not imported', function, specs._source(module))
+  source = sources._hints('not imported', function, sources._source(module))
   assert source.keys() == found.keys() - {'return'}
   for key, kind in source.items():
     assert kind in (Any, found[key]) or Any in typing.get_args(kind)

@@ -12,6 +12,7 @@ import pytest
 from configs import base
 from lm import config
 from lm.data.finetuning import passages, tasks
+from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
 from lm.training import setup
 
@@ -24,7 +25,7 @@ needs_cases = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _says_each_line_again():
-  tasks._say.cache_clear()
+  record_lib.print_counts.cache_clear()
 
 
 def records(reader, path, **settings):

@@ -1,6 +1,7 @@
 """Sampling from a run: the same seed, the same texts."""
 
 import shutil
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,7 @@ def test_a_setting_out_of_range_is_one_line(trained, settings, say):
 def test_the_ends_of_ranges_are_drawn(trained):
   """A setting that leaves the likeliest token alone draws it, and not noise."""
   (greedy,) = sample.sample(trained, 'the ', length=8, temperature=0)
+  how: dict[str, Any]
   for how in (
     {'temperature': 1e-300},
     {'temperature': 1e-9},
