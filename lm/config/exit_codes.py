@@ -23,6 +23,7 @@ class ExitCode(NamedTuple):
 _TRAINERS = ('lm.train', 'lm.fit')
 _READERS = (
   'lm.evaluate',
+  'lm.predict',
   'lm.sample',
   'lm.serve',
   'tools.compare',

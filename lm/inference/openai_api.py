@@ -6,6 +6,7 @@ A prompt is a string, a list of ids, or a list of either.
 from collections.abc import Callable, Mapping, Sequence
 import json
 import secrets
+import time
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -138,10 +139,7 @@ def request(
   Raises:
     http_server.Refused: one is out of range.
   """
-  if fields.get('model', model) != model:
-    raise http_server.Refused(
-      f'model: only {model} is served', 404, 'model_not_found'
-    )
+  check_model(fields, model)
   n = number(fields, 'n', 1, limits.rows, 1)
   if len(prompt) * n > limits.rows:
     raise http_server.Refused(
@@ -167,6 +165,45 @@ def request(
     logprobs=logprobs,
     echo=flag(fields, 'echo'),
   )
+
+
+def check_model(fields: Mapping[str, Any], model: str) -> None:
+  """Refuses a request for another model than the one that is served.
+
+  Raises:
+    http_server.Refused: it is for another one.
+  """
+  if fields.get('model', model) != model:
+    raise http_server.Refused(
+      f'model: only {model} is served', 404, 'model_not_found'
+    )
+
+
+def model_routes(name: str, **more: Any) -> dict[str, http_server.Route]:
+  """Lists the paths that tell which model is served, and that it is.
+
+  Args:
+    name: of the model.
+    **more: fields of its description.
+  """
+  model = {
+    'id': name,
+    'object': 'model',
+    'created': int(time.time()),
+    'owned_by': 'lm',
+    **more,
+  }
+
+  def route(value: Any, *, public: bool = False) -> http_server.Route:
+    return http_server.Route(
+      'GET', lambda exchange: exchange.json(value), public
+    )
+
+  return {
+    '/healthz': route({'status': 'ok'}, public=True),
+    '/v1/models': route({'object': 'list', 'data': [model]}),
+    f'/v1/models/{name}': route(model),
+  }
 
 
 class Piece(NamedTuple):

@@ -13,10 +13,17 @@ import re
 import secrets
 import threading
 import time
-from typing import Any
 
 from lm import config
-from lm.inference import chat_api, engine, http_server, openai_api
+from lm.inference import (
+  chat_api,
+  classifier,
+  classify_service,
+  device_queue,
+  engine,
+  http_server,
+  openai_api,
+)
 
 HOST = '127.0.0.1'
 _LIMITS = openai_api.Limits()
@@ -32,11 +39,9 @@ class Service:
       ValueError: the model cannot continue texts.
     """
     self._run, self._name, self._limits = run, name, limits
-    self._created = int(time.time())
     most = limits.prompt_tokens + limits.max_tokens + engine.SMALLEST
     self._capacity = engine.capacity(run, most)
-    self._device = threading.Lock()  # held by the request that is worked on
-    self._places = threading.BoundedSemaphore(1 + limits.waiting)
+    self._queue = device_queue.DeviceQueue(limits.waiting)
     # Compiles now, and finds out now whether the model can draw at all.
     first = engine.Settings(length=1)
     list(engine.stream(run, [[]], first, capacity=self._capacity))
@@ -49,28 +54,9 @@ class Service:
     return {
       # The page is public: it says nothing of the run.
       '/': http_server.Route('GET', _page(), public=True),
-      '/healthz': http_server.Route(
-        'GET', lambda exchange: exchange.json({'status': 'ok'}), public=True
-      ),
-      '/v1/models': http_server.Route('GET', self._models),
-      f'/v1/models/{self._name}': http_server.Route('GET', self._model),
+      **openai_api.model_routes(self._name, max_model_len=self._capacity),
       '/v1/completions': http_server.Route('POST', self._continue),
       **chat,
-    }
-
-  def _models(self, exchange: http_server.Exchange) -> None:
-    exchange.json({'object': 'list', 'data': [self._described()]})
-
-  def _model(self, exchange: http_server.Exchange) -> None:
-    exchange.json(self._described())
-
-  def _described(self) -> dict[str, Any]:
-    return {
-      'id': self._name,
-      'object': 'model',
-      'created': self._created,
-      'owned_by': 'lm',
-      'max_model_len': self._capacity,
     }
 
   def _continue(self, exchange: http_server.Exchange) -> None:
@@ -105,23 +91,11 @@ class Service:
         'the model: ask for fewer',
         code='context_length_exceeded',
       )
-    if not self._places.acquire(blocking=False):
-      raise http_server.Refused(
-        f'{self._limits.waiting} requests wait already: try again later',
-        429,
-        'busy',
-      )
     try:
-      while not self._device.acquire(timeout=0.1):
-        exchange.check()  # the client may have left the queue
-      try:
+      with self._queue.turn(exchange):
         self._answer(exchange, request, spelling)
-      finally:
-        self._device.release()
     except ValueError as e:  # a model may refuse so large a batch
       raise http_server.Refused(f'prompt: {e}') from e
-    finally:
-      self._places.release()
 
   def _answer(
     self,
@@ -251,8 +225,9 @@ def serving(
     limits: see `openai_api.Limits`.
 
   Raises:
-    config.ConfigError: the run cannot continue texts, as `engine.restore` says;
-      the token is short; or the address is taken.
+    config.ConfigError: the run neither continues nor classifies texts, see
+      `engine.restore` and `classifier.restore`; the token is short; or the
+      address is taken.
     errors.Failure: there is no sound checkpoint.
   """
   token = secrets.token_urlsafe(24) if token is None else token
@@ -262,10 +237,14 @@ def serving(
       'left unset'
     )
   limits.check()
-  run = engine.restore(workdir, step)
-  with config.user_errors():
-    name = Path(workdir).name or Path(workdir).resolve().name
-    service = Service(run, name, limits)
+  name = Path(workdir).name or Path(workdir).resolve().name
+  if classifier.is_one(workdir, step):
+    known = classifier.restore(workdir, step)
+    service = classify_service.ClassifyService(known, name, limits)
+  else:
+    run = engine.restore(workdir, step)
+    with config.user_errors():
+      service = Service(run, name, limits)
   try:
     server = http_server.Server(
       service.routes(),

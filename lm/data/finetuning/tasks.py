@@ -105,7 +105,9 @@ def make(
 
   def state(step: int) -> dict[str, Any]:
     tokens = step * batch_size * length
-    place = {**identity, 'step': step, 'tokens': tokens}
+    # Whoever uses the run must know its classes where the records are not.
+    labels = {'labels': list(built.labels)} if built.labels else {}
+    place = {**identity, **labels, 'step': step, 'tokens': tokens}
     # How many records are cut says something about those of a private run.
     return place if expected else {**place, 'counts': task.card.counts}
 
