@@ -61,6 +61,11 @@ def _flags(argv: list[str]) -> argparse.Namespace:
     else:
       kind = type(default)
       add(f'--{name}', type=kind, default=default, help=helps.get(name))
+  add(
+    '--special',
+    action='store_true',
+    help='take the prompt as written: special tokens by name, and no form',
+  )
   add('--nats', action='store_true', help='a line a token: -log p, the token')
   return parser.parse_args(argv)
 
@@ -83,6 +88,7 @@ def main(argv: list[str]) -> None:
     settings,
     flags.step,
     show=None if terminal is None else terminal.show,
+    special=flags.special,
   )
   for n, text in enumerate(texts):
     if n:

@@ -48,6 +48,11 @@ def _flags(argv: list[str]) -> argparse.Namespace:
     action='store_true',
     help='allow a --host that other machines reach; nothing is encrypted',
   )
+  add(
+    '--special',
+    action='store_true',
+    help='take prompts as written: special tokens by name, and no form',
+  )
   for name, value in _LIMITS._asdict().items():
     text = f'{_HELP[name]}; {value}'
     add(f'--{name}', type=type(value), default=value, help=text)
@@ -82,6 +87,7 @@ def main(argv: list[str]) -> None:
       port=flags.port,
       token=token,
       step=flags.step,
+      special=flags.special,
       limits=limits,
     ) as server,
   ):

@@ -19,7 +19,8 @@ This file must not import jax at run time: `lm.data` imports it on hosts and in
 worker processes, where no device may be touched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lm import initial
@@ -200,6 +201,8 @@ class Tokenizer(NamedTuple):
     lossless: whether `decode(encode(x)) == x` holds for every Unicode string,
       by the tokenizer's own rules. False promises nothing: then each dataset
       says what its text lost (`lm.data.manifest.Manifest`).
+    special: ids that no text is encoded to, by how the tokenizer's file spells
+      them.
   """
 
   encode: Callable[[str], list[int]]
@@ -217,3 +220,4 @@ class Tokenizer(NamedTuple):
   sentinels: Sequence[int]
   word_starts: Array
   lossless: bool
+  special: Mapping[str, int] = MappingProxyType({})

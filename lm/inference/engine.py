@@ -91,12 +91,16 @@ class Delta(NamedTuple):
   finish_reason: str | None
 
 
-def restore(workdir: str | Path, step: int | None = None) -> Run:
+def restore(
+  workdir: str | Path, step: int | None = None, *, special: bool = False
+) -> Run:
   """Restores a run that can continue texts.
 
   Args:
     workdir: of the run; a bucket's address is copied here first.
     step: of the checkpoint; None is the newest sound one.
+    special: takes prompts as they are written: with special tokens, see
+      `prompts.reading_special`, and without a form.
 
   Raises:
     config.ConfigError: the model does not continue texts, there is no such
@@ -115,6 +119,9 @@ def restore(workdir: str | Path, step: int | None = None) -> Run:
       f'{workdir}: it was trained by {data.fn}, which cannot continue a text'
     )
   params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
+  if special:
+    read = prompts_lib.reading_special(tokenizer)
+    return Run(read, model, how.batch, params)
   return Run(tokenizer, model, how.batch, params, how.form)
 
 

@@ -6,6 +6,7 @@ part of the run's config.
 """
 
 from collections.abc import Callable, Sequence
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,35 @@ def of_run(c: config.Config, tokenizer: types.Tokenizer) -> Prompts | None:
     return None
   form = config.build(c.data.form, **settings)
   return None if form.prompt is None else _of_form(form, tokenizer)
+
+
+def reading_special(tokenizer: types.Tokenizer) -> types.Tokenizer:
+  """Makes a tokenizer that reads special tokens in a text, by their names.
+
+  These are the names of its file, such as <|im_start|>, and <bos>, <eos>, <pad>
+  and <mask>, which every tokenizer has. A prompt is trusted then: by default no
+  text can spell a special token.
+  """
+  ids = {'<bos>': tokenizer.bos, '<eos>': tokenizer.eos, '<pad>': tokenizer.pad}
+  if tokenizer.mask is not None:
+    ids['<mask>'] = tokenizer.mask
+  ids |= tokenizer.special
+  # The longest first: one name may begin with another.
+  names = sorted(ids, key=len, reverse=True)
+  pattern = re.compile('|'.join(map(re.escape, names)))
+
+  def encode(text: str) -> list[int]:
+    found, start = [], 0
+    for match in pattern.finditer(text):
+      if start < match.start():
+        found += tokenizer.encode(text[start : match.start()])
+      found.append(ids[match[0]])
+      start = match.end()
+    return found + (tokenizer.encode(text[start:]) if text[start:] else [])
+
+  return tokenizer._replace(
+    encode=encode, encode_batch=lambda texts: [encode(x) for x in texts]
+  )
 
 
 def _of_form(form: batching.Form, tokenizer: types.Tokenizer) -> Prompts:

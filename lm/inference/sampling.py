@@ -86,7 +86,12 @@ class Text(NamedTuple):
 
 
 def sample(
-  workdir: str | Path, prompt: str = '', *, step: int | None = None, **settings
+  workdir: str | Path,
+  prompt: str = '',
+  *,
+  step: int | None = None,
+  special: bool = False,
+  **settings,
 ) -> list[str]:
   """Continues a prompt, and returns the texts.
 
@@ -94,12 +99,15 @@ def sample(
     workdir: of the run.
     prompt: see `texts`.
     step: of the checkpoint; None is the newest sound one.
+    special: see `engine.restore`.
     **settings: fields of `Settings`.
 
   Raises:
     config.ConfigError, errors.Failure: see `texts`.
   """
-  return [x.text for x in texts(workdir, prompt, Settings(**settings), step)]
+  how = Settings(**settings)
+  found = texts(workdir, prompt, how, step, special=special)
+  return [x.text for x in found]
 
 
 def texts(
@@ -108,6 +116,8 @@ def texts(
   settings: Settings | None = None,
   step: int | None = None,
   show: Callable[[list[str]], None] | None = None,
+  *,
+  special: bool = False,
 ) -> list[Text]:
   """Continues a prompt with a sound checkpoint of a run.
 
@@ -119,6 +129,7 @@ def texts(
     settings: how to continue it; None takes the defaults.
     step: of the checkpoint; None is the newest sound one.
     show: is called with all texts so far, every few tokens.
+    special: see `engine.restore`.
 
   Raises:
     config.ConfigError: a setting is out of range, the text would be longer than
@@ -128,7 +139,7 @@ def texts(
   """
   settings = Settings() if settings is None else settings
   sampler = settings.sampler()
-  run = engine.restore(workdir, step)
+  run = engine.restore(workdir, step, special=special)
   with config.user_errors():  # prompt and text may be too long for the model
     if settings.beams:
       return _search(run, prompt, settings)

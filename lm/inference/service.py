@@ -212,6 +212,7 @@ def serving(
   port: int = 0,
   token: str | None = None,
   step: int | None = None,
+  special: bool = False,
   limits: openai_api.Limits = _LIMITS,
 ) -> Iterator[http_server.Server]:
   """Serves a run while inside `with`.
@@ -222,6 +223,7 @@ def serving(
     port: 0 takes a free one.
     token: what clients must send; None draws one.
     step: of the checkpoint; None is the newest.
+    special: see `engine.restore`.
     limits: see `openai_api.Limits`.
 
   Raises:
@@ -242,7 +244,7 @@ def serving(
     known = classifier.restore(workdir, step)
     service = classify_service.ClassifyService(known, name, limits)
   else:
-    run = engine.restore(workdir, step)
+    run = engine.restore(workdir, step, special=special)
     with config.user_errors():
       service = Service(run, name, limits)
   try:

@@ -282,6 +282,17 @@ def test_a_special_that_merges_make_is_not_spelled(tmp_path, prefix):
     huggingface.make(path, eos=6)
 
 
+def test_special_ids_are_known_by_their_names(foreign, own):
+  for name in foreign:
+    made = auto.load(foreign[name])
+    names = {x['content']: x['id'] for x in read(foreign[name])['added_tokens']}
+    special = {x for x in names if x[0] in '<['} & made.special.keys()
+    assert special and made.bos in made.special.values()
+    assert all(made.special[x] == names[x] for x in special)
+    assert all(made.decode([i]) == '' for i in made.special.values())
+  assert auto.load(own['bpe']).special == {'<pad>': 0, '</s>': 1, '<s>': 2}
+
+
 def test_specials_decode_to_nothing(foreign):
   for kind, text in (
     ('bytes', ' the  \nfox'),

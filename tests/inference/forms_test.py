@@ -231,6 +231,40 @@ def test_a_chat_that_cannot_be_answered_is_one_line(service, fields, say):
   assert message.startswith(say) and len(message) <= 200
 
 
+def test_special_tokens_are_written_by_name_where_that_is_asked_for(
+  chat, trained, monkeypatch
+):
+  plain, special = (engine.restore(chat, special=x) for x in (False, True))
+  eos, bos = BYTES.eos, BYTES.bos
+  written = 'User: a<eos>\n<bos>b'
+  want = [*BYTES.encode('User: a'), eos, *BYTES.encode('\n'), bos, *b'b']
+  want[-1] = BYTES.encode('b')[0]
+  assert special.read(written) == want and special.form is None
+  # By default no text can spell one.
+  assert eos not in plain.read(written) and bos not in plain.read(written)[1:]
+  assert engine.restore(trained).read('<eos>') == BYTES.encode('<eos>')
+  assert special.read('') == [] and special.read('<eos>') == [eos]
+  # What a program is given is what the engine reads.
+  how = ['--length=4', '--temperature=0', f'--workdir={chat}']
+  asked = []
+  read = engine.Run.read
+  monkeypatch.setattr(
+    engine.Run, 'read', lambda *x: asked.append(read(*x)) or asked[-1]
+  )
+  sample.main([*how, '--special', f'--prompt={written}'])
+  assert asked[-1] == want
+  (text,) = sample.sample(
+    chat, written, special=True, length=4, temperature=0.0
+  )
+  assert text.startswith(written)
+  with service_lib.serving(chat, token=TOKEN, special=True) as made:
+    fields = {'temperature': 0, 'max_tokens': 4}
+    _, one = post(made, '/v1/completions', prompt=written, **fields)
+    _, two = post(made, '/v1/completions', prompt=want, **fields)
+    assert json.loads(one)['choices'] == json.loads(two)['choices']
+    assert ask(made, messages=MESSAGES)[0] == 404
+
+
 def test_a_run_without_a_form_has_no_chats(trained):
   with service_lib.serving(trained, token=TOKEN) as made:
     status, answer = ask(made, messages=MESSAGES)

@@ -168,6 +168,7 @@ def from_bytes(
     word_starts=_word_starts(tree, texts, utf8, total - count),
     # What normalizers, patterns and added tokens do to every text is not known.
     lossless=False,
+    special={pieces[i]: i for i in sorted(special) if i in pieces},
   )
 
 

@@ -108,6 +108,7 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
     sentinels=sentinels,
     word_starts=_word_starts(model, reserved),
     lossless=True,
+    special={model.IdToPiece(i): i for i in (pad, eos, bos) if i < size},
   )
 
 
