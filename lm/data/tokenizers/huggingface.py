@@ -118,9 +118,8 @@ def from_bytes(
   count = max(pieces) + 1
   rows = count if size is None else size
   if type(rows) is not int or rows < count:
-    raise files.error(
-      path, f'has {count} ids, size={size}; give {count} or more'
-    )
+    fix = f'give {count} or more'
+    raise files.error(path, f'has {count} ids, size={size}; {fix}')
   total = rows + reserved
   bos, eos, pad, ends = _chosen_ids(path, tree, count, ids)
   mask, sentinels = _mask_and_sentinels(
