@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import errors, tree
+from lm.checkpoint import polling
 
 EMPTY_SHA256 = hashlib.sha256().hexdigest()  # of an array without elements
 _PART = 1 << 22  # numbers that are looked at together
@@ -195,8 +196,13 @@ def file_error(path: Path, name: str) -> str:
     return f'unknown dtype {name[:40]!r}'
   if path.stat().st_size % kind.itemsize:
     return f'is no array of {name}'
-  if path.stat().st_size and not is_finite(np.memmap(path, kind, 'r')):
-    return 'holds nan or an infinite number'
+  if not path.stat().st_size:
+    return ''
+  array = np.memmap(path, kind, 'r')
+  for first in range(0, array.size, _PART):
+    polling.reached(f'{path} from byte {first} again')
+    if not is_finite(array[first : first + _PART]):
+      return 'holds nan or an infinite number'
   return ''
 
 

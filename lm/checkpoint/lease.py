@@ -46,7 +46,7 @@ _WITH_TOKEN = re.compile(r'(?:tmp\.(?:save|delete)|damaged)\.\d+\.(\d{1,9})')
 
 
 class _State(enum.Enum):
-  """States of a lease file, by what it says about its holder."""
+  """Names the states of a holder, as a lease file shows them."""
 
   FREE = 'there is no holder, or it is dead'
   HELD = 'the holder lives'
@@ -198,13 +198,16 @@ class Lease:
 
   def _refusal(self, old: dict[str, Any] | None) -> str:
     beat = max(0.0, _age(self._path))
-    who = 'a process whose lease cannot be read'
-    if old:
-      since = max(0.0, time.time() - old['started'])
-      who = f'pid {old["pid"]} on {old["host"]} since {since:.0f} s'
+    if old is None:
+      return (
+        f'{self._path.parent}: locked by a process whose lease cannot be read,'
+        f' heartbeat {beat:.0f} s ago: stop it or use another workdir'
+      )
+    since = max(0.0, time.time() - old['started'])
     return (
-      f'{self._path.parent}: locked by {who}, heartbeat {beat:.0f} s ago: stop'
-      ' it or use another workdir'
+      f'{self._path.parent}: locked by pid {old["pid"]} on {old["host"]} since'
+      f' {since:.0f} s, heartbeat {beat:.0f} s ago: stop it or use another'
+      ' workdir'
     )
 
   def _beat(self) -> None:

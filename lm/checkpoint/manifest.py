@@ -24,12 +24,13 @@ import os
 from pathlib import Path
 import re
 import sys
+import time
 import types
 from typing import Any, TypeVar
 
 from lm import errors
-from lm.checkpoint import host_arrays, manifest_format
-from lm.runtime import regular_files
+from lm.checkpoint import host_arrays, manifest_format, polling
+from lm.runtime import faults, regular_files
 
 NAME = 'MANIFEST.json'
 
@@ -201,7 +202,14 @@ def verify(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
     errors.Gone: there is no such step (any more).
     errors.Damaged: a file is missing, extra, truncated or changed, or holds nan
       or an infinite number.
+    errors.Storage: storage does not answer.
   """
+  return polling.watched(
+    lambda: _verify(workdir, step), directory(workdir, step)
+  )
+
+
+def _verify(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
   content = read(workdir, step)
   listed = content['files']
   place = directory(workdir, step)
@@ -210,6 +218,8 @@ def verify(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
     files.pop(NAME, None)
     # Both ways: a file that is not listed is refused like one that is missing.
     for name in sorted(listed.keys() | files.keys()):
+      polling.reached(place / name)
+      time.sleep(faults.seconds('slow_read'))
       cause = manifest_format.file_error(files.get(name), listed.get(name))
       if cause:
         raise errors.Damaged(f'{place / name}: {cause}; use another step')

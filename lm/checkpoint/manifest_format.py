@@ -12,10 +12,12 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lm.checkpoint import polling
 from lm.runtime import regular_files
 
 LARGEST_BYTES = 1 << 26  # a manifest of 100,000 leaves has 25 MB
 VERSION = 1
+_PART_BYTES = 1 << 22
 _FIELDS = {'format', 'step', 'meta', 'leaves', 'files', 'checkpoint', 'sha256'}
 
 
@@ -43,7 +45,11 @@ def file_hash(path: Path, *, sync: bool = False) -> str:
   with regular_files.open_read(path) as file:
     if sync:
       os.fsync(file.fileno())
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256()
+    while part := file.read(_PART_BYTES):
+      digest.update(part)
+      polling.reached(f'{path} from byte {file.tell()}')
+    return digest.hexdigest()
 
 
 def manifest_error(text: bytes, step: int) -> str:

@@ -2,13 +2,17 @@
 
 from collections.abc import Generator
 from concurrent import futures
+import errno
 import functools
 import operator
+import os
+import threading
 
 import grain
 
 from lm import errors, types
 from lm.data import stream
+from lm.runtime import faults
 
 
 class Stalled(errors.Storage):
@@ -28,7 +32,7 @@ def batches(
   prefetch: int = 4,
   host: int = 0,
   hosts: int = 1,
-  deadline_seconds: float = 60.0,
+  deadline_seconds: float = 25.0,
 ) -> Generator[tuple[int, types.Batch], None, None]:
   """Reads steps [start, stop) ahead of their use.
 
@@ -40,7 +44,8 @@ def batches(
     prefetch: number of batches held ready in memory.
     host: number of this host, whose rows are read.
     hosts: number of all hosts.
-    deadline_seconds: longest wait for one batch.
+    deadline_seconds: longest wait for one batch. With a minute, a run would
+      not end within half a minute of the fault.
 
   Yields:
     (step, Batch), in order.
@@ -48,6 +53,7 @@ def batches(
   Raises:
     ValueError: a shard is damaged.
     Stalled: a batch did not come within the deadline.
+    errors.Storage: a reader has failed.
   """
   threads = min(threads, prefetch)
   dataset = grain.MapDataset.source(_Steps(data, start, stop, host, hosts))
@@ -92,4 +98,14 @@ class _Steps:
     return len(self._steps)
 
   def __getitem__(self, index: int) -> types.Batch:
-    return self._batch(self._steps[operator.index(index)])
+    step = self._steps[operator.index(index)]
+    try:
+      if step in faults.at('fail_read'):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+      return self._batch(step)
+    except OSError as error:
+      name = threading.current_thread().name
+      raise errors.Storage(
+        f'data: reader {name} failed at step {step}: {errors.refusal(error)};'
+        ' check that storage'
+      ) from error

@@ -36,15 +36,15 @@ class Shards:
     directory: of the dataset.
     manifest: of the dataset.
     fingerprint: sha256 of the manifest.
-    reading: path of the shard that each thread is reading now, by which the
-      error of a reader that hangs names it.
+    reading: path of the shard that each thread, by its name, is reading now; so
+      the error of a reader that hangs names both.
   """
 
   def __init__(self, directory: Path, manifest: manifests.Manifest):
     self.directory = directory
     self.manifest = manifest
     self.fingerprint = manifest.fingerprint
-    self.reading: dict[int, str] = {}
+    self.reading: dict[str, str] = {}
     self._first_token = _starts(s.tokens for s in manifest.shards)
     self._first_document = _starts(s.documents for s in manifest.shards)
     self._tokens = [
@@ -71,7 +71,7 @@ class Shards:
     out = np.empty((len(starts), length), np.int32)
     total = self.manifest.tokens
     firsts, maps = self._first_token, self._tokens
-    thread = threading.get_ident()
+    thread = threading.current_thread().name
     try:
       for row, start in zip(out, (starts % total).tolist(), strict=True):
         done = 0

@@ -209,9 +209,10 @@ def once(
 
 
 def _reading(opened: Sequence[shards.Shards]) -> list[str]:
-  """Lists the shards that are being read now."""
-  # A copy of the values, because readers change the dict in their threads.
-  return sorted({p for source in opened for p in [*source.reading.values()]})
+  """Lists the shards that are being read now, each with its reader."""
+  # A copy of the items, because readers change the dict in their threads.
+  reading = [x for source in opened for x in [*source.reading.items()]]
+  return sorted(f'{path} ({reader})' for reader, path in reading)
 
 
 def _give_back(

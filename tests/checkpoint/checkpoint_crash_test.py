@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 import pytest
 
 from lm import checkpoint, errors
-from lm.checkpoint import manifest, read_locks
+from lm.checkpoint import manifest, polling, read_locks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -456,6 +456,22 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     ):
       saver.wait()
     wait_for(lambda: checkpoint.steps(tmp_path) == [1])  # late, but whole
+
+
+def test_storage_that_stalls_in_a_read_is_named(tmp_path, monkeypatch):
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    saver.save(1, state(1), {})
+  monkeypatch.setattr(polling, 'STALLED_SECONDS', 0.5)
+  monkeypatch.setenv('FAULT', 'slow_read@0.2')  # slow, and yet it goes on
+  assert checkpoint.restore_params(tmp_path)['w'][0] == 1
+  monkeypatch.setenv('FAULT', 'slow_read@2')
+  with pytest.raises(
+    errors.Storage,
+    match=r'/00000001/state/\S+: nothing was read for 0.5 s: storage does not'
+    ' answer; check it',
+  ) as caught:
+    checkpoint.restore_params(tmp_path)
+  assert caught.value.exit_code == 5
 
 
 def test_a_read_only_workdir_is_refused_before(tmp_path, monkeypatch):

@@ -401,7 +401,10 @@ def test_a_reader_that_hangs_is_named(make, monkeypatch, threads):
   try:
     next(batches)
     stalled = 'code/00000.bin'
-    with pytest.raises(prefetch.Stalled, match=r'code/00000\.bin') as e:
+    reader = 'grain-prefetch_' if threads else 'lm-data_0'
+    with pytest.raises(
+      prefetch.Stalled, match=rf'code/00000\.bin \({reader}'
+    ) as e:
       for _ in batches:
         pass
     assert 'no batch for step' in str(e.value) and '\n' not in str(e.value)

@@ -213,6 +213,25 @@ def test_storage_that_hangs_ends_the_program(data, start, place):
   assert [step for step, _ in programs.losses(place / 'run')] == [1, 2]
 
 
+def test_a_reader_that_dies_ends_the_program(data, start, place):
+  arguments = programs.flags(data, place / 'run')
+  error = start('train', arguments, fault='fail_read@3').error(5)
+  assert re.fullmatch(
+    r'data: reader grain-prefetch_\d failed at step 3: .*Input/output'
+    r' error; check that storage',
+    error,
+  )
+
+
+def test_readers_are_threads(data, start, place):
+  """None of them can be killed or stopped from outside, as a process can."""
+  arguments = programs.flags(data, place / 'run', data__seconds=0.05, threads=2)
+  process = start('train', arguments)
+  process.wait_for(lambda: 6 in checkpoint.steps(place / 'run'))
+  children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+  assert children.read_text() == '', 'readers would be processes'
+
+
 # --- checkpoints
 
 
@@ -310,6 +329,16 @@ def test_the_last_step_is_on_disk_when_training_returns(
   assert checkpoint.steps(place / 'run') == [STEPS]
   checkpoint.verify(place / 'run', STEPS)
   assert manifest.leftovers(place / 'run') == []
+
+
+def test_training_goes_on_while_storage_stalls_in_a_save(data, start, place):
+  workdir = place / 'run'
+  process = start('train', programs.flags(data, workdir), fault='slow_save@5')
+  process.wait_for(lambda: len(programs.losses(workdir)) >= 11)
+  # Step 12 is saved next, which waits for the save of step 6.
+  assert checkpoint.steps(workdir) == []
+  assert any('tmp.save.00000006' in x for x in manifest.leftovers(workdir))
+  process.send(signal.SIGKILL)
 
 
 # --- numbers
