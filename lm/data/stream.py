@@ -396,14 +396,12 @@ def _row_parts(
     ValueError: steps do not ascend, or a length does not divide L.
   """
   parts = [(0, 1)]
-  for change in lengths:
-    is_pair = isinstance(change, Sequence) and len(change) == 2
-    step, short = change if is_pair else (change, None)
+  for x in lengths:
+    is_pair = isinstance(x, Sequence) and len(x) == 2
+    step, short = x if is_pair else (x, None)
     # The first change may be at step 0 itself.
     if type(step) is not int or step < parts[-1][0] + (len(parts) > 1):
-      raise ValueError(
-        f'data.lengths: step {step} is not after the one before it'
-      )
+      raise ValueError(f'data.lengths: step {step} is not after the last one')
     if type(short) is not int or short < 1 or length % short:
       raise ValueError(
         f'data.lengths: {short} at step {step} does not divide '

@@ -104,10 +104,9 @@ def make(
     return batching.assemble(chosen, built, length, tokenizer)
 
   def state(step: int) -> dict[str, Any]:
-    tokens = step * batch_size * length
+    place = {**identity, 'step': step, 'tokens': step * batch_size * length}
     # Whoever uses the run must know its classes where the records are not.
-    labels = {'labels': list(built.labels)} if built.labels else {}
-    place = {**identity, **labels, 'step': step, 'tokens': tokens}
+    place |= {'labels': list(built.labels)} if built.labels else {}
     # How many records are cut says something about those of a private run.
     return place if expected else {**place, 'counts': task.card.counts}
 

@@ -48,10 +48,8 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
   pad, eos, bos = model.pad_id(), model.eos_id(), model.bos_id()
   if min(pad, eos, bos) < 0 or len({pad, eos, bos}) < 3:
     raise files.error(path, f'lacks one of the pieces pad, eos and bos; {fix}')
-  mark = [
-    model.PieceToId(f'<0x{byte:02X}>')
-    for byte in vocabulary.SPACE_MARK.encode()
-  ]
+  spelled = [f'<0x{byte:02X}>' for byte in vocabulary.SPACE_MARK.encode()]
+  mark = [model.PieceToId(byte) for byte in spelled]
 
   def encode(text: str) -> list[int]:
     # A space mark in the text would be decoded as a space. Byte pieces are
