@@ -50,19 +50,60 @@ def make(
         f'data have targets of shape {list(batch.targets.shape)}: set data to '
         'what the model is made for'
       )
-    count = chunks
-    if count is None:
-      count = 1 if head is None else _chunks(*out.logits.shape)
+    count = _count(out, head, chunks)
     if count == 1:
       return token_loss(out.logits, batch, **settings)
-    if head is None:
-      raise config.ConfigError(
-        f'chunks={chunks}: this model has no output layer that could be '
-        'applied to a part of a row: use chunks=1'
-      )
+    assert head is not None
     return chunked_loss(head, out.hidden, batch, chunks=count, **settings)
 
   return score
+
+
+def token_nats(
+  out: types.Output,
+  batch: types.Batch,
+  head: Head | None,
+  chunks: int | None = None,
+) -> jax.Array:
+  """Computes -log p of each target, whatever its weight: float32 [B, L].
+
+  Args:
+    out: of the model, for the batch.
+    batch: its targets are scored.
+    head: `hidden -> logits`; None if the model has no such layer.
+    chunks: the same as in `make`.
+  """
+  count = _count(out, head, chunks)
+  if count == 1:
+    return cross_entropy(out.logits, batch.targets)
+  assert head is not None
+  params, rest = _parameters(head, out.hidden)
+
+  def run(params, *arrays):
+    def part(arrays):
+      x_BlD, targets_Bl = arrays
+      return cross_entropy(rest(params)(x_BlD), targets_Bl)
+
+    nats_MBl = jax.lax.map(part, _split(count, arrays))
+    return (), jnp.moveaxis(nats_MBl, 0, 2).reshape(arrays[1].shape)
+
+  return _on_each_device(run, params, out.hidden, batch.targets)[1]
+
+
+def _count(out: types.Output, head: Head | None, chunks: int | None) -> int:
+  """Finds the number of chunks, see `make`.
+
+  Raises:
+    config.ConfigError: the model cannot be scored in parts.
+  """
+  if chunks is None:
+    return 1 if head is None else _chunks(*out.logits.shape)
+  if chunks > 1 and head is None:
+    raise config.ConfigError(
+      f'chunks={chunks}: this model has no output layer that could be '
+      'applied to a part of a row: use chunks=1'
+    )
+  return chunks
 
 
 def _chunks(B: int, L: int, V: int) -> int:

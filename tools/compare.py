@@ -129,7 +129,7 @@ def compare(
       f'{",".join(a)} and {",".join(b)}: no evaluator in common: evaluate both'
       ' with the same evals'
     )
-  rows, notes = [], []
+  rows, notes, too_few = [], [], []
   if alone := sorted(left.keys() ^ right.keys()):
     notes.append(f'left out, as only one side has them: {", ".join(alone)}')
   known = set()
@@ -143,7 +143,7 @@ def compare(
       if metric in metrics or not (metrics or _DESCRIBES.fullmatch(metric)):
         row = _row(name, metric, *sides, level)
         if row is None:
-          notes.append(
+          too_few.append(
             f'{name}/{metric}: left out: fewer than two items or groups'
           )
         else:
@@ -153,6 +153,8 @@ def compare(
       f'--metric: no outcome {unknown[0]} in common'
       f'{config.did_you_mean(unknown[0], sorted(known))}'
     )
+  if not rows and too_few:
+    raise config.ConfigError(f'nothing to compare: {too_few[0]}')
   if not rows:
     raise config.ConfigError(
       f'nothing to compare: name outcomes with --metric'
@@ -164,7 +166,7 @@ def compare(
     'a': _about(left),
     'b': _about(right),
     'rows': [{k: v for k, v in row.items() if k != 'estimate'} for row in rows],
-    'notes': notes,
+    'notes': notes + too_few,
   }
 
 

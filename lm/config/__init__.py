@@ -16,10 +16,11 @@ This package imports neither jax nor the modules that specs name, until `build`,
 `resolve` or `fill` is called: a wrong value, key or function name ends a
 program in one line, in well under three seconds.
 
-Read values.py (the laws), keys.py (the types), specs.py (functions by name),
-overrides.py, untrusted.py (configs of strangers), files.py (config files) and
-programs.py (flags and errors), in this order. The names below are the whole
-door: other floors import `config`, not the files behind it.
+Read values.py (the laws), keys.py (the types), specs.py and sources.py
+(functions by name, with and without an import), overrides.py, untrusted.py
+(configs of strangers), files.py (config files) and programs.py (flags and
+errors), in this order. The names below are the whole door: other floors import
+`config`, not the files behind it.
 """
 
 from lm.config import data_folder

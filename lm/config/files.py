@@ -173,7 +173,7 @@ def load(
   keys.check_known(c)
   for key, spec in specs.walk(c):
     try:
-      sources.check(spec)
+      sources.check_source(spec)
     except ConfigError as error:
       raise ConfigError(f'{key}: {error}') from error
   return c

@@ -1,7 +1,4 @@
-"""The source of the functions that specs name, read without importing it.
-
-So a typo is answered before the libraries that a function needs are imported.
-"""
+"""Functions by name, as their sources describe them, without an import."""
 
 import ast
 from collections.abc import Iterable
@@ -65,7 +62,7 @@ def find(module: str) -> Path | None:
   return Path(str(spec.origin)) if found else None
 
 
-def check(spec: Config) -> None:
+def check_source(spec: Config) -> None:
   """Checks a spec against its function's source, without importing it.
 
   Errs on the side of silence: what source cannot tell, `build` checks later.
@@ -144,12 +141,20 @@ def _source(module: str) -> list[ast.stmt]:
 
 
 def arguments(spec: Config) -> dict[str, Any]:
-  """Returns what a spec has beside the name of its function."""
+  """Copies the arguments that a spec gives to its function."""
   return {k: v for k, v in spec.items() if k != 'fn'}
 
 
 def no_function(name: str, known: Iterable[str]) -> None:
-  """Raises ConfigError: a module has no such function, of those it has."""
+  """Refuses the name of a function that its module does not have.
+
+  Args:
+    name: of the function.
+    known: what the module has.
+
+  Raises:
+    ConfigError: always, with the nearest name.
+  """
   module, function = split(name)
   public = [k for k in known if not k.startswith('_')]
   raise ConfigError(
@@ -159,7 +164,11 @@ def no_function(name: str, known: Iterable[str]) -> None:
 
 
 def check_names(name: str, given: Iterable[str], known: list[str]) -> None:
-  """Raises ConfigError if a function has no parameter of a given name."""
+  """Checks that a function has the parameters that a spec gives.
+
+  Raises:
+    ConfigError: naming the first that it has not.
+  """
   for k in sorted(given):
     if k not in known:
       raise ConfigError(f'{name} has no parameter {k}{did_you_mean(k, known)}')

@@ -8,6 +8,7 @@ evals.jsonl; a checkpoint is evaluated again when one of them has changed.
 import ast
 from collections.abc import Iterator, Mapping
 import functools
+import glob
 import hashlib
 from importlib import machinery, metadata, util
 import json
@@ -16,6 +17,7 @@ import sys
 from typing import Any, NamedTuple
 
 from lm import config
+from lm.data import manifest
 
 _INSTALLED = ('site-packages', 'dist-packages')  # Debian has a word of its own
 
@@ -36,23 +38,45 @@ def task(spec: Mapping[str, Any]) -> str:
   """Hashes what an evaluator does: its settings, and the bytes of their files.
 
   The place of a file does not count, nor does `batch_size`, which changes
-  nothing but speed. In a folder all `*.json` count: the manifest of token
-  shards contains the shards' hashes.
+  nothing but speed. At a key that ends in `path` stands a file, a pattern or a
+  folder, all of whose files count; elsewhere a text with a slash may be a file.
+  Of a folder with a manifest, as token shards have, the `*.json` count, which
+  contain the shards' hashes.
   """
 
-  def content(value: Any) -> Any:
+  def content(value: Any, key: str = '') -> Any:
     if isinstance(value, Mapping):
-      return {k: content(v) for k, v in value.items() if k != 'batch_size'}
+      return {k: content(v, k) for k, v in value.items() if k != 'batch_size'}
     if isinstance(value, list | tuple):
-      return [content(x) for x in value]
-    if isinstance(value, str) and '/' in value and Path(value).exists():
-      path = Path(value)
-      files = sorted(path.glob('*.json')) if path.is_dir() else [path]
-      return [hashlib.sha256(x.read_bytes()).hexdigest() for x in files]
+      return [content(x, key) for x in value]
+    if isinstance(value, str) and (key.endswith('path') or '/' in value):
+      return _hashes(value, key.endswith('path')) or value
     return value
 
   text = json.dumps(content(spec), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashes(name: str, is_path: bool) -> list[str]:
+  """Hashes the files that a text names, in the order of their paths.
+
+  Args:
+    name: the text.
+    is_path: whether it is known to name files. Other texts are no patterns, and
+      '/' is no reason to read a whole disk.
+  """
+  path = Path(name)
+  found = [path]
+  if path.is_dir():
+    is_whole = is_path and not (path / manifest.NAME).is_file()
+    found = list(path.rglob('*') if is_whole else path.glob('*.json'))
+  elif is_path and not path.exists():
+    found = [Path(x) for x in glob.glob(name, recursive=True)]
+  return [
+    hashlib.sha256(x.read_bytes()).hexdigest()
+    for x in sorted(found)
+    if x.is_file()
+  ]
 
 
 def code(spec: Mapping[str, Any]) -> str:
@@ -61,8 +85,9 @@ def code(spec: Mapping[str, Any]) -> str:
   The hash covers every module that the functions named in the spec import,
   directly or through others, wherever the module lies. Only the syntax tree
   counts: comments, docstrings and layout do not. A package that is installed in
-  site-packages counts by its name and version; the standard library does not
-  count.
+  site-packages counts by its name and version, unless it is that of a function
+  of the spec: one's own may change without a new version. The standard library
+  does not count.
 
   Args:
     spec: of the evaluator; specs inside it count too.
@@ -81,14 +106,14 @@ def modules(spec: Mapping[str, Any]) -> dict[str, str]:
     config.ConfigError: a function's module has no source.
   """
   result: dict[str, str] = {}
-  pending = []
+  pending = [name.partition(':')[0] for name in _functions(spec)]
+  own = {module.partition('.')[0] for module in pending}
   for name in _functions(spec):
     module = name.partition(':')[0]
     if not _is_installed(module) and _read(module) is None:
       raise config.ConfigError(
         f'fn {name}: there is no source to hash: put the function in a file'
       )
-    pending.append(module)
   seen = set()
   while pending:
     module = pending.pop()
@@ -97,7 +122,8 @@ def modules(spec: Mapping[str, Any]) -> dict[str, str]:
     if module in seen or top in sys.stdlib_module_names:
       continue
     seen.add(module)
-    if _is_installed(module):
+    is_own = top in own and _read(module) is not None
+    if not is_own and _is_installed(module):
       result[top] = _version(top)
     elif (source := _read(module)) is not None:
       result[module] = source.digest

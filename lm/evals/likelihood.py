@@ -1,16 +1,17 @@
 """Evaluates the likelihood of a dataset: nats, bits per byte, perplexity."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from lm import config, loss, metrics, sharding, types
 from lm.data import objectives, prefetch, stream
 from lm.evals import context as context_lib
-
-Evaluator = Callable[[types.Params], dict[str, float]]
+from lm.evals import results
 
 
 def make(
@@ -22,7 +23,7 @@ def make(
   objective: Mapping[str, Any] = objectives.CAUSAL,
   words: int | None = None,
   chunks: int | None = None,
-) -> Evaluator:
+) -> results.Evaluator:
   """Makes an evaluator that reads every token of a dataset exactly once.
 
   Documents are cut into windows of `length`. A token sees the tokens before it
@@ -41,10 +42,13 @@ def make(
     chunks: number of parts in which the loss is computed, see `loss.make`.
 
   Returns:
-    `params -> {loss_nats, perplexity, bits_per_byte, tokens}`: nats per token,
-    ends of documents included; bits per byte of the UTF-8 text. bits_per_byte
-    and word_perplexity are left out where the ids do not give back the text,
-    because their likelihood is then not that of the text.
+    `params -> Result`, whose metrics are loss_nats, perplexity, bits_per_byte
+    and tokens: nats per token, ends of documents included; bits per byte of the
+    UTF-8 text. bits_per_byte and word_perplexity are left out where the ids do
+    not give back the text, because their likelihood is then not that of the
+    text. An item is a document, with its nats and tokens. There are none with
+    an objective that does not score each token once, or where several processes
+    share the rows.
 
   Raises:
     ValueError: the dataset cannot be used.
@@ -59,39 +63,86 @@ def make(
   )
 
   asked = config.build(objective, tokenizer=tokenizer, length=length)
-  score_output = loss.make(chunks=chunks)
+  if chunks is not None and chunks < 1:
+    raise ValueError(f'chunks={chunks} must be at least 1')
 
   @jax.jit
   def score(params, batch):
     head = model.head and jax.tree_util.Partial(model.head, params)
-    return score_output(model.apply(params, batch), batch, head)
+    nats_BL = loss.token_nats(model.apply(params, batch), batch, head, chunks)
+    total = jnp.sum(nats_BL * batch.weights)
+    return types.Metric(total, jnp.sum(batch.weights)), nats_BL
 
-  def evaluate(params: types.Params) -> dict[str, float]:
-    # Summed on the host in double precision: a float32 sum of 10^7 losses has
-    # two digits.
-    context_lib.check_scores(context, params, asked)
-    nats = tokens = 0.0
-    assert data.steps is not None and data.text_bytes is not None
+  def scored(params, host, hosts):
+    """Yields each batch of the host with what the device has made of it."""
+    assert data.steps is not None
     pending = None  # the device works on a batch while the next one is read
-    host, hosts = sharding.host(mesh, batch_size)
     for _, batch in prefetch.batches(
       data, 0, data.steps, threads=1, host=host, hosts=hosts
     ):
       with jax.set_mesh(mesh):
-        metric = score(params, sharding.put(batch, mesh, host, hosts))
+        found = score(params, sharding.put(batch, mesh, host, hosts))
       if pending is not None:
-        nats += float(pending.total)
-        tokens += float(pending.weight)
-      pending = metric
+        yield pending
+      pending = batch, *found
     assert pending is not None
-    nats, tokens = nats + float(pending.total), tokens + float(pending.weight)
+    yield pending
+
+  def evaluate(params: types.Params) -> results.Result:
+    # Summed on the host in double precision: a float32 sum of 10^7 losses has
+    # two digits.
+    context_lib.check_scores(context, params, asked)
+    nats = tokens = 0.0
+    host, hosts = sharding.host(mesh, batch_size)
+    documents = _Documents(tokenizer.eos)
+    for batch, metric, nats_BL in scored(params, host, hosts):
+      nats += float(metric.total)
+      tokens += float(metric.weight)
+      if data.likelihood and hosts == 1:
+        documents.add(batch, np.asarray(nats_BL))
     result = {'loss_nats': nats / tokens}
     if data.likelihood:
       result['perplexity'] = math.exp(min(nats / tokens, 700))
     if data.bytes_per_token is not None:
+      assert data.text_bytes is not None
       result['bits_per_byte'] = metrics.bits_per_byte(nats, data.text_bytes)
       if words is not None:
         result['word_perplexity'] = math.exp(min(nats / words, 700))
-    return {**result, 'tokens': int(tokens)}
+    return results.Result({**result, 'tokens': int(tokens)}, documents.items())
 
   return evaluate
+
+
+class _Documents:
+  """Sums the nats of documents, whose tokens come in order."""
+
+  def __init__(self, eos: int):
+    self._eos = eos  # ends each document
+    self._nats, self._tokens = [0.0], [0]
+
+  def add(self, batch: types.Batch, nats_BL: np.ndarray) -> None:
+    """Adds the scored tokens of a batch, which come next, and their nats."""
+    is_scored_BL = np.asarray(batch.weights) > 0
+    targets = np.asarray(batch.targets)[is_scored_BL]
+    nats = nats_BL[is_scored_BL]
+    if not len(targets):
+      return
+    ends = targets == self._eos
+    number = np.cumsum(ends) - ends  # of each token's document, in these
+    sums, counts = np.bincount(number, nats), np.bincount(number)
+    self._nats[-1] += float(sums[0])
+    self._tokens[-1] += int(counts[0])
+    self._nats += sums[1:].tolist()
+    self._tokens += counts[1:].tolist()
+    if ends[-1]:
+      self._nats.append(0.0)
+      self._tokens.append(0)
+
+  def items(self) -> list[results.Item]:
+    """Lists the documents that have tokens."""
+    pairs = zip(self._nats, self._tokens, strict=True)
+    return [
+      {'id': f'documents/{n}', 'nats': nats, 'tokens': tokens}
+      for n, (nats, tokens) in enumerate(pairs)
+      if tokens
+    ]

@@ -101,6 +101,7 @@ def bold(
   settings = {'batch_size': batch_size, 'length': length, 'new': new}
   for key, value in settings.items():
     objectives.check_whole(key, value, 1)
+  generate.check(seed=seed)
   sampler = generate.Sampler(temperature, top_k, top_p).check()
   built = config.build(objective, tokenizer=context.tokenizer, length=length)
   if built.prompt is None:

@@ -6,7 +6,8 @@ import textwrap
 
 import pytest
 
-from lm import config, evaluate
+from lm import config, evaluate, train
+from lm.config import untrusted
 from lm.evals import fingerprint
 from lm.reporting import metrics_log
 from tests import programs
@@ -81,6 +82,115 @@ def test_a_changed_evaluator_evaluates_again_and_a_docstring_does_not(
   # The evaluator itself.
   (folder / 'mine.py').write_text(MINE.replace("'n'", "'m'"))
   assert lines() == [*first, {'mine/n': -count}, {'mine/m': -count}]
+
+
+@pytest.fixture
+def run(data, folder, tmp_path, monkeypatch, one_device):
+  """A run whose own config names an evaluator of a user's module."""
+  del one_device
+  monkeypatch.setenv(untrusted.VARIABLE, 'tests')
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'asked').mkdir()
+  (tmp_path / 'asked' / 'one.txt').write_text('one')
+  (folder / 'mine.py').write_text(TRUSTED)
+  c = programs.make(data, steps=6, save_every=6).unlock()
+  c.evals = {'mine': {'fn': 'mine:make', 'path': 'asked', 'power': 1}}
+  train.train(c.lock(), tmp_path / 'run')
+  return tmp_path
+
+
+TRUSTED = '''
+from pathlib import Path
+
+import helpers
+
+
+def make(*, context, path: str, power: int = 1):
+  """Makes an evaluator that counts arrays and texts."""
+  texts = len(''.join(x.read_text() for x in sorted(Path(path).glob('*'))))
+  return lambda params: {'n': (helpers.count(params) + texts) ** power}
+'''
+
+
+@pytest.mark.slow
+def test_a_trusted_evaluator_that_changed_evaluates_old_checkpoints_again(
+  run, folder, capsys
+):
+  """By the program: its code, its arguments and its files are in the key."""
+  with pytest.raises(config.ConfigError, match='add --trust=mine'):
+    evaluate.main(['--workdir=run'])
+  (run / 'c.py').write_text(
+    "def get_config(power='1'):\n"
+    "  spec = {'fn': 'mine:make', 'path': 'asked', 'power': int(power)}\n"
+    "  return {'seed': 0, 'steps': 1, 'batch_size': 1, 'save_every': 1,\n"
+    "          'evaluate': {'workdirs': (), 'steps': None},\n"
+    "          'evals': {'mine': spec}}\n"
+  )
+
+  def values(*flags):
+    forget()
+    evaluate.main(['--workdir=run', '--trust=mine', '--trust=./asked/', *flags])
+    stored = metrics_log.read(run / 'run' / 'evals.jsonl')
+    return [x['metrics']['mine/n'] for x in stored]
+
+  (first,) = values()
+  assert values() == [first]
+  (folder / 'helpers.py').write_text(HELPERS.replace('len(', '10 + len('))
+  assert values() == [first, first + 10]
+  (folder / 'mine.py').write_text(TRUSTED.replace('texts) **', '2 * texts) **'))
+  assert values()[2:] == [first + 13]
+  (run / 'asked' / 'two.txt').write_text('four')
+  assert values()[3:] == [first + 21]
+  assert values('--config=c.py:2')[4:] == [(first + 21) ** 2]
+  assert len(values()) == 5  # the first are still the right ones
+  capsys.readouterr()
+
+
+def test_files_count_wherever_a_path_leads(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'folder').mkdir()
+  for name in ('items.jsonl', 'folder/a.txt', 'folder/b.jsonl'):
+    (tmp_path / name).write_text('old')
+  for path, file in (
+    ('items.jsonl', 'items.jsonl'),
+    ('folder', 'folder/a.txt'),
+    ('folder/', 'folder/b.jsonl'),
+    ('folder/*.jsonl', 'folder/b.jsonl'),
+    ('*.jsonl', 'items.jsonl'),
+  ):
+    spec = {'fn': 'mine:make', 'path': path}
+    before = fingerprint.task(spec)
+    assert fingerprint.task(spec) == before
+    (tmp_path / file).write_text(f'new {path}')
+    assert fingerprint.task(spec) != before, path
+  # Elsewhere a word is a word, and a slash no reason to read the disk.
+  word = {'fn': 'mine:make', 'unit': 'folder', 'join': '/'}
+  before = fingerprint.task(word)
+  (tmp_path / 'folder' / 'a.txt').write_text('newer')
+  assert fingerprint.task(word) == before
+
+
+def test_an_installed_package_counts_by_its_source_if_it_is_ones_own(
+  folder, tmp_path, monkeypatch
+):
+  """Others count by their version: who works on his own changes none."""
+  site = tmp_path / 'site-packages'
+  for name in ('mine_too', 'theirs'):
+    (site / name).mkdir(parents=True)
+    (site / name / '__init__.py').write_text('')
+    (site / name / 'inner.py').write_text('import theirs.inner\nX = 1\n')
+  monkeypatch.syspath_prepend(site)
+  spec = {'fn': 'mine_too.inner:make'}
+  forget()
+  before = fingerprint.modules(spec)
+  assert before.keys() == {'mine_too', 'mine_too.inner', 'theirs'}
+  (site / 'mine_too' / 'inner.py').write_text('import theirs.inner\nX = 2\n')
+  forget()
+  after = fingerprint.modules(spec)
+  assert {k for k in after if after[k] != before[k]} == {'mine_too.inner'}
+  (site / 'theirs' / 'inner.py').write_text('X = 2\n')
+  forget()
+  assert fingerprint.modules(spec) == after
 
 
 def test_all_modules_behind_an_evaluator_count(folder):

@@ -12,7 +12,7 @@ from lm import config, evaluate, sharding, train, types
 from lm.data import manifest as manifests
 from lm.data import writer
 from lm.data.tokenizers import auto, tokenizer_json, utf8_bytes
-from lm.evals import context, likelihood
+from lm.evals import context, likelihood, results
 from lm.reporting import metrics_log
 from tests import programs
 from tools import prepare_data
@@ -49,9 +49,44 @@ def uniform(vocab):
 
 
 def evaluator(model, ids, path, **kw):
+  """Makes an evaluator that returns the metrics alone."""
+  evaluate = result_of(model, ids, path, **kw)
+  return lambda params: results.metrics(evaluate(params))
+
+
+def result_of(model, ids, path, **kw):
   return likelihood.make(
     context=context.Context(model, ids, sharding.make_mesh()), path=path, **kw
   )
+
+
+@pytest.mark.parametrize('length', [16, 128])
+def test_an_item_is_a_document(words, path, length):
+  found = result_of(
+    uniform(words.size), words, path, batch_size=8, length=length
+  )({})
+  assert isinstance(found, results.Result)
+  sizes = [len(text.encode()) + 1 for text in TEXTS]  # an eos each
+  assert found.items == [
+    {
+      'id': f'documents/{n}',
+      'nats': pytest.approx(size * math.log(words.size), rel=1e-5),
+      'tokens': size,
+    }
+    for n, size in enumerate(sizes)
+  ]
+
+
+def test_an_objective_that_is_not_causal_has_no_items(words, path):
+  found = result_of(
+    uniform(words.size),
+    words,
+    path,
+    batch_size=8,
+    length=16,
+    objective={'fn': 'lm.data.objectives:prefix_lm'},
+  )({})
+  assert isinstance(found, results.Result) and found.items == []
 
 
 def test_a_uniform_model_scores_every_token_and_byte_once(words, path):

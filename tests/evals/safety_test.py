@@ -146,7 +146,8 @@ def test_evaluators_of_configs_can_be_built(trained, shared_data, name):
   [
     (PROMPTS, {'length': 7}, 'length=7 is less than the 8 tokens of a prompt'),
     (PROMPTS, {'new': 0}, 'new=0 must be a whole number from 1 on'),
-    (PROMPTS, {'top_p': 0.0}, 'top_p=0.0 must be above 0'),
+    (PROMPTS, {'top_p': 1.5}, 'top_p=1.5 must be a number from 0 to 1'),
+    (PROMPTS, {'seed': 2**32}, 'seed=4294967296 must be a whole number from'),
     (
       PROMPTS,
       {'objective': {'fn': 'lm.data.masking:masked'}},

@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from lm import config, errors
+from lm import config, errors, train
+from lm import evaluate as evaluate_lib
 from lm.evals import items
 from tests import programs
 from tools import compare
@@ -323,6 +324,14 @@ def test_items_without_a_value_are_left_out_of_their_outcome(tmp_path):
   ]
 
 
+def test_a_single_document_is_nothing_to_compare(tmp_path):
+  for name in ('a', 'b'):
+    write_items(tmp_path / name, {'nats': [1.0], 'tokens': [5]})
+  assert refused(2, tmp_path / 'a', tmp_path / 'b') == (
+    'nothing to compare: blimp/nats: left out: fewer than two items or groups'
+  )
+
+
 def test_other_versions_of_tasks_and_code_are_noted(tmp_path):
   for name, code in (('a', CODE), ('b', OTHER)):
     write_items(tmp_path / name, {'x': [1, 2, 4]}, code=code)
@@ -513,3 +522,36 @@ def test_damage_ends_the_program_with_its_code(pair, tmp_path):
   assert done.returncode == 4 and not done.stdout
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
   assert 'no sound file of items' in done.stderr
+
+
+@pytest.mark.slow
+def test_seeds_of_two_recipes_get_a_verdict_by_likelihood(
+  data, tmp_path, one_device, capsys
+):
+  """Documents are the items, so the usual evaluator is enough."""
+  del one_device
+  sides = {'low': 1e-5, 'high': 1e-2}
+  names = {side: [] for side in sides}
+  for side, peak in sides.items():
+    for seed in range(3):
+      workdir = tmp_path / f'{side}{seed}'
+      settings = {'seed': seed, 'optim__peak': peak, 'optim__warmup': 0}
+      train.train(
+        programs.make(data, steps=12, save_every=12, **settings), workdir
+      )
+      evaluate_lib.evaluate(workdir)
+      names[side].append(str(workdir))
+  capsys.readouterr()
+  compare.main([','.join(names['low']), ','.join(names['high']), '--json'])
+  report = json.loads(capsys.readouterr().out)
+  row = rows(report)['valid/nats']
+  assert row['n'] == 6 and row['runs'] == 3  # documents, seeds
+  assert row['decision'] == 'B is better' and row['difference'] < 0
+  # The mean document is that of the run's own metric.
+  (one,) = evaluate_lib.evaluate(names['high'][0])
+  found = items.find(tmp_path / 'high0')
+  _, documents = items.read(found['valid'])
+  nats = sum(x['nats'] for x in documents)
+  tokens = sum(x['tokens'] for x in documents)
+  assert tokens == one['metrics']['valid/tokens']
+  assert nats / tokens == pytest.approx(one['metrics']['valid/loss_nats'])
