@@ -18,6 +18,7 @@ from lm.layers import (
   norms,
   positions,
   recurrent,
+  relative,
   stack,
 )
 from lm.models import linen
@@ -193,7 +194,7 @@ def test_a_window_is_counted_in_positions():
 
 def test_buckets_are_those_of_t5():
   # What transformers 5.23 gives for 32 buckets within 128.
-  near = positions.buckets(
+  near = relative.buckets(
     jnp.array([[200]]),
     jnp.array([[200, 199, 185, 184, 183, 170, 101, 73, 72, 0, 201]]),
     count=32,
@@ -203,7 +204,7 @@ def test_buckets_are_those_of_t5():
   np.testing.assert_array_equal(
     near[0, 0], [0, 1, 15, 16, 16, 20, 30, 31, 31, 31, 0]
   )
-  both = positions.buckets(
+  both = relative.buckets(
     jnp.array([[100]]),
     jnp.array([[100, 99, 92, 80, 0, 101, 107, 108, 130, 250]]),
     count=32,
