@@ -21,6 +21,7 @@ from typing import Any
 import zlib
 
 import jax
+import zstandard
 
 MOST_BYTES = 4 * 1024**3
 _SUFFIX = '-cache'  # of jax's entries
@@ -116,11 +117,12 @@ def tidy(place: Path, most_bytes: int) -> None:
 def _whole(path: Path) -> bool:
   """Tells whether an entry ends where its compression says."""
   data = path.read_bytes()
-  if data[:1] != b'\x78':  # zstandard, which jax prefers where it is installed
-    return bool(data)
-  unpack = zlib.decompressobj()
+  # jax packs by zstandard where that is installed, and by zlib elsewhere.
+  is_zlib = data[:1] == b'\x78'
+  unpack: Any = zlib if is_zlib else zstandard.ZstdDecompressor()
+  member = unpack.decompressobj()
   try:
-    unpack.decompress(data)
-  except zlib.error:
+    member.decompress(data)
+  except (zlib.error, zstandard.ZstdError):
     return False
-  return unpack.eof
+  return member.eof

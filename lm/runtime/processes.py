@@ -80,6 +80,8 @@ def start(
     # jax would handle SIGTERM itself, which is the task of lm.runtime.signals.
     jax.config.update('jax_enable_preemption_service', False)
     try:
+      if index == 0:
+        _check_free(_bind_address(own, address))
       jax.distributed.initialize(
         address or None,
         count,
@@ -90,7 +92,7 @@ def start(
         heartbeat_timeout_seconds=100,
         shutdown_timeout_seconds=15,
       )
-    except (ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
       raise config.ConfigError(
         f'{VARIABLE}={spec}: {error}: give HOST:PORT,PROCESS,COUNT with a free'
         f' port of process 0, which may need {LISTEN} behind another address'
@@ -208,6 +210,18 @@ def _resolve(host: str) -> list[str]:
   except OSError:
     return []
   return [str(where[0]).partition('%')[0] for *_, where in found]
+
+
+def _check_free(address: str) -> None:
+  """Checks that process 0 can listen: where it cannot, jax may crash.
+
+  Raises:
+    OSError: it cannot, because the address is not this machine's, or the port
+      is taken.
+  """
+  host, _, port = address.rpartition(':')
+  family = socket.AF_INET6 if host.startswith('[') else socket.AF_INET
+  socket.create_server((host.strip('[]'), int(port)), family=family).close()
 
 
 def _bind_address(own: str, address: str) -> str:

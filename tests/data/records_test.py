@@ -434,7 +434,11 @@ def test_configs_of_runs_may_name_every_reader(reader):
   }
   for name in own:
     spec = {'fn': f'lm.data.finetuning.{reader}:{name}', 'path': 'x'}
-    config.read_untrusted(json.dumps({'data': {'records': spec}}))
+    config.read_untrusted(
+      json.dumps(
+        {'data': {'fn': 'lm.data.finetuning.tasks:make', 'records': spec}}
+      )
+    )
 
 
 def test_conversations_in_messages(put):

@@ -422,7 +422,7 @@ def test_a_tuned_writer_does_every_task(tmp_path, body):
       '--budget=0.05',
     ]
   )
-  (report,) = metrics_log.read(tmp_path / 'out' / 'report.json')
+  report = json.loads((tmp_path / 'out' / 'report.json').read_text())
   assert report['probe']['rows'] == 64 < report['probe']['tokens']
 
 

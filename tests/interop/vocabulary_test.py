@@ -94,7 +94,7 @@ def test_added_tokens_keep_their_flags(tmp_path):
 WRONG = {
   'class': (
     {'tokenizer_class': 'BertJapaneseTokenizer'},
-    "tokenizer_class='BertJapaneseTokenizer' is not read from these files",
+    "class='BertJapaneseTokenizer' is not read from these files",
   ),
   'own code': ({'auto_map': {'x': 'y'}}, "auto_map={'x': 'y'} is not read"),
   'unknown': ({'word_tokenizer': 1}, 'word_tokenizer=1 is not supported'),

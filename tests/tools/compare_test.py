@@ -90,7 +90,10 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
   def full(file):
     raise OSError(28, 'No space left on device')
 
-  with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+  with (
+    monkeypatch.context() as patch,
+    pytest.raises(errors.Storage, match='No space'),
+  ):
     patch.setattr(os, 'fsync', full)
     write_items(tmp_path, {'accuracy': [1, 1]})
   with pytest.raises(ValueError, match='not JSON compliant'):
@@ -165,7 +168,7 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path):
   says('its header is not that of this name')
   with pytest.raises(errors.Missing, match='no such file: evaluate the step'):
     items.read(tmp_path / 'none')
-  with pytest.raises(errors.Storage, match='Is a directory: make it readable'):
+  with pytest.raises(errors.Storage, match='is no plain file but a folder'):
     items.read(tmp_path)
 
 

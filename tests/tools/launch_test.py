@@ -778,7 +778,9 @@ READS_DATA = ['--config=configs/reads.py', '--workdir=/data/a']
 @pytest.fixture
 def reads_data(repository):
   """Commits, while a test runs, a config that reads prepared data."""
-  sources = 'data=dict(sources=dict(a=dict(path="none")))'
+  sources = (
+    'data=dict(fn="lm.data.stream:make", sources=dict(a=dict(path="none")))'
+  )
   text = CONFIG.replace("text=''", f"text='', {sources}")
   assert text != CONFIG
   (repository / 'configs/reads.py').write_text(text)

@@ -1,6 +1,7 @@
 """A replay tells a wrong bit of the machine from wrong data."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import pytest
@@ -71,12 +72,13 @@ def test_a_step_without_one_before_is_refused(tiny, tmp_path):
 
 
 def test_another_machine_is_refused(tiny, tmp_path, monkeypatch):
-  train.train(tiny(), tmp_path / 'run')
+  monkeypatch.chdir(tmp_path)  # a long path would cut the message
+  train.train(tiny(), 'run')
   monkeypatch.setattr(devices, 'machine', lambda: '4 x TPU v5p, jax 0.9')
   with pytest.raises(config.ConfigError) as error:
-    replay.replay(tmp_path / 'run', 6)
+    replay.replay(Path('run'), 6)
   assert str(error.value) == (
-    f'{tmp_path}/run: trained with 8 x cpu, jax {jax.__version__}, and here is '
+    f'run: trained with 8 x cpu, jax {jax.__version__}, and here is '
     '4 x TPU v5p, jax 0.9: bits would differ for that alone; replay it on such '
     'a machine'
   )
