@@ -18,19 +18,19 @@ class Evaluators:
 
   Attributes:
     specs: of each evaluator, by name.
+    refused: why an evaluator cannot be used with these runs, by its name.
   """
 
   def __init__(self, specs: Mapping[str, Any]):
-    """Hashes the tasks and the code; builds nothing yet.
-
-    Raises:
-      config.ConfigError: the code of an evaluator is not there.
-    """
+    """Hashes the tasks and the code; builds nothing yet."""
     self.specs = specs
-    self._hashes = {
-      name: (fingerprint.task(spec), fingerprint.code(spec))
-      for name, spec in specs.items()
-    }
+    self.refused: dict[str, config.ConfigError] = {}
+    self._hashes: dict[str, tuple[str, str]] = {}
+    for name, spec in specs.items():
+      try:
+        self._hashes[name] = fingerprint.task(spec), fingerprint.code(spec)
+      except config.ConfigError as error:
+        self.refused[name] = error
     self._run: checkpoint.RestoredRun | None = None
     self._built: dict[str, results.Evaluator] = {}
 
@@ -39,6 +39,7 @@ class Evaluators:
     return [
       records.EvaluationKey(digest, name, *hashes)
       for name, hashes in self._hashes.items()
+      if name not in self.refused
     ]
 
   def load(self, folder: Path, step: int) -> types.Params:
@@ -56,17 +57,25 @@ class Evaluators:
 
   def evaluate(
     self, name: str, params: types.Params
-  ) -> results.Result | Mapping[str, float]:
-    """Evaluates parameters that `load` has read by one evaluator."""
+  ) -> results.Result | Mapping[str, float] | None:
+    """Evaluates parameters that `load` has read by one evaluator.
+
+    Returns:
+      None if the evaluator cannot be used; it is `refused` from now on.
+    """
     assert self._run is not None, 'nothing is loaded'
-    if name not in self._built:
-      self._built[name] = config.build(
-        self.specs[name],
-        context=context_lib.Context(
-          self._run.model, self._run.tokenizer, sharding.make_mesh()
-        ),
-      )
-    return self._built[name](params)
+    try:
+      if name not in self._built:
+        self._built[name] = config.build(
+          self.specs[name],
+          context=context_lib.Context(
+            self._run.model, self._run.tokenizer, sharding.make_mesh()
+          ),
+        )
+      return self._built[name](params)
+    except config.ConfigError as error:
+      self.refused[name] = error
+      return None
 
 
 class EvaluatorCache:

@@ -11,7 +11,7 @@ import time
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from lm import config, errors
-from lm.checkpoint import bucket, bucket_reader
+from lm.checkpoint import bucket, bucket_reader, manifest
 from lm.evals import evaluators, folders, items, records, results
 from lm.evals.reports import recipes, table
 from lm.reporting import metrics_log
@@ -177,7 +177,13 @@ class RunEvaluation:
           if params is None:
             stack.enter_context(self.place.read_lock(step))
             params = chosen.load(self.place.folder, step)
-          self._write(step, key, chosen.evaluate(key.evaluator, params))
+          result = chosen.evaluate(key.evaluator, params)
+          if result is not None:
+            self._write(step, key, result)
+    for name, error in chosen.refused.items():
+      if len(chosen.refused) == len(chosen.specs):
+        raise error
+      manifest.warn(f'{self.name}: evaluator {name} is left out: {error}')
     return busy
 
   def _leave_out(self, step: int, digest: str, why: str) -> None:

@@ -278,6 +278,38 @@ def test_a_run_without_evaluators_is_an_error(data, trained, tmp_path):
     evaluate.evaluate(workdir)
 
 
+def test_an_evaluator_that_cannot_be_used_costs_a_line_and_not_the_rest(
+  data, trained, tmp_path, capsys
+):
+  workdir = programs.rewind(trained, tmp_path / 'run', 12)
+  bad = {
+    'missing': {
+      'fn': 'lm.evals.choice:choice',
+      'batch_size': 8,
+      'length': 16,
+      'task': {'fn': 'lm.evals.probes:piqa', 'path': str(tmp_path / 'none')},
+    },
+    'wrong': {
+      'fn': 'lm.evals.likelihood:make',
+      'path': str(data / 'valid'),
+      'batch_size': 8,
+      'length': 16,
+      'chunks': 0,
+    },
+  }
+  for _ in range(2):
+    evaluate.evaluate(workdir, evals=bad)
+    lines = metrics_log.read(workdir / 'evals.jsonl')
+    assert [x['evaluator'] for x in lines] == [*EVALUATORS] * 2
+  said = [x for x in capsys.readouterr().err.splitlines() if 'left out' in x]
+  assert [x.partition(' is left out: ')[0] for x in said] == [
+    f'lm: {workdir}: evaluator missing',
+    f'lm: {workdir}: evaluator wrong',
+  ]
+  with pytest.raises(config.ConfigError, match='no such file'):
+    evaluate.evaluate(workdir, evals=dict.fromkeys(EVALUATORS, bad['missing']))
+
+
 @pytest.mark.slow
 def test_items_lie_beside_the_line_and_two_runs_can_be_compared(
   data, tmp_path, capsys
