@@ -177,6 +177,24 @@ def test_a_run_moves_from_one_process_to_two_and_back_after_a_kill(
 
 
 @pytest.mark.slow
+def test_two_processes_that_are_stuck_go_back_together(
+  start, data, tmp_path, monkeypatch
+):
+  fault = {'FAULT': 'nan_grad@8-11'}
+  changes = {**CHANGES, 'max_skipped': 2}
+  flags = programs.flags(data, tmp_path / 'two', **changes)
+  two = pair(start, 'train', flags, settings=fault)
+  assert [process.wait() for process in two] == [0, 0], two[0].text()
+  monkeypatch.setenv('FAULT', fault['FAULT'])
+  train.train(programs.make(data, **changes), tmp_path / 'one')
+  close(programs.losses(tmp_path / 'two'), programs.losses(tmp_path / 'one'))
+  dropped = [
+    checkpoint.read_meta(tmp_path / name)['dropped'] for name in ('one', 'two')
+  ]
+  assert dropped[0] == dropped[1] == {'in_a_row': 0, 'left_out': [[6, 11]]}
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_the_same_saved_step(
   start, data, uninterrupted, tmp_path
 ):
