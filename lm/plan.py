@@ -8,7 +8,8 @@ the compiled program what it keeps, moves and sends. Nothing is allocated and
 no data is read. Targets:
 
   v4 v5e v5p v6e tpu7x, as in v5p:8x8x4   a topology in chips; needs libtpu
-  h100:N h200:N                           N GPUs; needs jax's CUDA plugin
+  h100:N h200:N a100-40gb:N a100-80gb:N   N GPUs; needs jax's CUDA plugin
+  l4:N t4:N rtx4090:N
   cpu:N                                   N simulated devices: fits or not
 
 `--config.mesh.slices=2` plans for two such slices.

@@ -183,9 +183,9 @@ class Row(NamedTuple):
 def rows(path: str, name: str, columns: Sequence[str] = ()) -> Iterator[Row]:
   """Reads the rows of files, by the end of their names.
 
-  '.csv' is a table with commas, '.tsv' and '.tab' one with tabs, whose first
-  row names the columns. All else is JSON: an object a line, or one array of
-  objects. Each may be packed.
+  '.csv' is a table with commas and '.tsv' one with tabs, whose first row names
+  the columns. All else is JSON: an object a line, or one array of objects. Each
+  may be packed.
 
   Args:
     path: of a file, or a pattern.
