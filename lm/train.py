@@ -108,7 +108,8 @@ def train(
       logger.later(step, metrics, now=is_saved or evals.due(step))
       if logger.dropped.too_many_at:
         state = back.go_back(state)
-        continue
+        if int(state.step) < step:
+          continue
       if is_saved:
         saver.save(step, state)
       if stopped:

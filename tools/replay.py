@@ -21,6 +21,7 @@ import argparse
 from collections.abc import Sequence
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from lm import checkpoint, config
 from lm.checkpoint import host_arrays, manifest
@@ -62,7 +63,7 @@ def replay(
   content = manifest.verify(workdir, step)
   _check(workdir, content['meta'], start, step)
   want = {path: leaf['sha256'] for path, leaf in content['leaves'].items()}
-  run = _assemble(workdir, start, data)
+  run = _assemble(workdir, content['meta'], start, data)
   first, second = (_hashes(run, workdir, start, step) for _ in range(2))
   if lines := _different(first, second):
     return 'nondeterministic', lines
@@ -91,10 +92,19 @@ def _check(workdir: Path, meta: dict, start: int, step: int) -> None:
       )
 
 
-def _assemble(workdir: Path, start: int, data: str | Path | None) -> setup.Run:
-  """Builds the run as it stands in a checkpoint, without its evaluators."""
+def _assemble(
+  workdir: Path, last: dict[str, Any], start: int, data: str | Path | None
+) -> setup.Run:
+  """Builds the run that went on from a checkpoint, without its evaluators.
+
+  Args:
+    workdir: of the run.
+    last: meta of the checkpoint to arrive at: some keys may change on the way.
+    start: the step to go on from.
+    data: see `replay`.
+  """
   meta = manifest.verify(workdir, start)['meta']
-  c, named = config.read_untrusted(meta['config']), {}
+  c, named = config.read_untrusted(last['config']), {}
   if data is not None:
     named = config.data_folder.paths(c, data)
   with c.unlocked():

@@ -89,6 +89,7 @@ from lm.checkpoint.checkpointer import Checkpointer, save
 from lm.checkpoint.lease import holder
 from lm.checkpoint.manifest import digest, read_meta, steps, verify
 from lm.checkpoint.read_locks import read_lock
+from lm.checkpoint.retention import is_healthy
 from lm.checkpoint.run import (
   CHANGEABLE_KEYS,
   RestoredRun,
@@ -112,6 +113,7 @@ __all__ = [
   'enclosed',
   'holder',
   'initial_params',
+  'is_healthy',
   'read_lock',
   'read_meta',
   'restore',

@@ -13,6 +13,7 @@ steps, `step_reader` reads them.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import json
 import math
 import os
@@ -256,9 +257,9 @@ class Checkpointer:
     self._writer.copy(state)
     self._saving = step
     # A daemon, so that storage that hangs cannot keep the process alive.
-    self._thread = threading.Thread(
-      target=self._run, args=(step, meta, began), name='save', daemon=True
-    )
+    kept = {self.best, self.healthy}
+    work = functools.partial(self._run, step, meta, began, kept)
+    self._thread = threading.Thread(target=work, name='save', daemon=True)
     self._thread.start()
 
   def wait(self) -> None:
@@ -330,7 +331,8 @@ class Checkpointer:
     if self._group.leads:
       for n in reversed(manifest.steps(self.workdir)):
         try:
-          if suits(manifest.verify(self.workdir, n)['meta']):
+          if suits(manifest.read(self.workdir, n)['meta']):
+            manifest.verify(self.workdir, n)
             step = n
             break
         except (errors.Damaged, errors.Gone) as error:
@@ -373,7 +375,9 @@ class Checkpointer:
       self._retention.delete_newer(step)
     self._group.share('ended', step, self._deadline_seconds)
 
-  def _run(self, step: int, meta: dict[str, Any], began: float) -> None:
+  def _run(
+    self, step: int, meta: dict[str, Any], began: float, kept: set[int | None]
+  ) -> None:
     """Saves in the background; what fails is raised by `wait`."""
     try:
       self._writer.write(step, meta, self._token)
@@ -381,7 +385,7 @@ class Checkpointer:
       self._warn_if_slow(step, time.monotonic() - began)
       try:
         if self._group.leads:
-          self._retention.delete_old({self.best, self.healthy})
+          self._retention.delete_old(kept)
       except (errors.Storage, OSError) as error:
         # The step is safe; if room runs out, the next save says so.
         manifest.warn(f'{self._root}: old steps cannot be deleted: {error}')

@@ -42,7 +42,7 @@ _BYTES = 512
 # A run is never taken over this often. The bound keeps a number in a file of
 # somebody else from making a name or a file that is too long.
 _MOST_TOKENS = 10**9
-_WITH_TOKEN = re.compile(r'(?:tmp\.(?:save|delete)|damaged)\.\d+\.(\d{1,9})')
+_WITH_TOKEN = re.compile(r'(?:tmp\.(?:save|delete)|damaged)\.\d+\.(\d{1,8})')
 
 
 class _State(enum.Enum):

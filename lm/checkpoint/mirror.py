@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from lm import errors
-from lm.checkpoint import bucket, bucket_lease, manifest, read_locks
+from lm.checkpoint import bucket, bucket_lease, manifest, read_locks, retention
 
 _LINES = ('config.json', 'metrics.jsonl')  # files that training writes
 _LOOK_SECONDS = 1.0
@@ -105,6 +105,11 @@ class Mirror:
     step = self._bucket.download_newest(self.folder)
     if step is None:
       return
+    # A run that drops updates just now may have to go back.
+    healthy = self._healthy(step)
+    if healthy is not None and healthy not in manifest.steps(self.folder):
+      with contextlib.suppress(errors.Gone, errors.Damaged):
+        self._bucket.download_step(healthy, self.folder)
     self._uploaded[f'{step}'] = manifest.digest(self.folder, step)
     if step < newest_here:
       return  # this machine is ahead, and so are its metrics
@@ -213,8 +218,22 @@ class Mirror:
       self._uploaded[f'{step}'] = digest
       self._delete_old()
 
+  def _healthy(self, newest: int) -> int | None:
+    """Finds the step in the bucket that a run at `newest` would go back to."""
+    for step in reversed(self._bucket.steps()):
+      if step > newest:
+        continue
+      with contextlib.suppress(errors.Gone, errors.Damaged):
+        if retention.is_healthy(self._bucket.read_manifest(step)['meta']):
+          return step
+    return None
+
   def _delete_old(self) -> None:
-    for step in self._bucket.steps()[: -self._keep]:
-      if not (self._keep_every and step % self._keep_every == 0):
+    steps = self._bucket.steps()
+    old = steps[: -self._keep]
+    healthy = self._healthy(steps[-1]) if old else None
+    for step in old:
+      kept = self._keep_every and step % self._keep_every == 0
+      if not kept and step != healthy:
         self._lease.check()
         self._bucket.remove_step(step)

@@ -5,13 +5,19 @@ name of a step. Here a step loses its name by one rename before its first file
 is deleted, and not at all while a reader has locked it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 import functools
 import os
+from typing import Any
 
 from lm import errors
 from lm.checkpoint import lease as lease_lib
 from lm.checkpoint import manifest, polling, read_locks
+
+
+def is_healthy(meta: Mapping[str, Any]) -> bool:
+  """Tells by its meta whether a step was saved while no update was dropped."""
+  return not meta.get('dropped', {}).get('in_a_row', 0)
 
 
 class Retention:

@@ -79,7 +79,11 @@ class Evaluators:
 
 
 class EvaluatorCache:
-  """Evaluators of many runs, built again only where the runs differ."""
+  """Evaluators of many runs, built again only where the runs differ.
+
+  Attributes:
+    added: specs by name that were added to those of each run's config.
+  """
 
   def __init__(
     self, evals: Mapping[str, Any] | None, data: str | Path | None = None
@@ -91,7 +95,7 @@ class EvaluatorCache:
       data: a folder that replaces the paths of a run's own evaluators, see
         `config.data_folder`; None leaves them.
     """
-    self._evals, self._data = evals, data
+    self.added, self._data = dict(evals or {}), data
     self._last: tuple[str, Evaluators] | None = None
 
   def get(self, workdir: Path, about: Mapping[str, Any]) -> Evaluators:
@@ -105,8 +109,9 @@ class EvaluatorCache:
       config.ConfigError: there are no evaluators, or one is not there.
     """
     c = config.read_untrusted(about['meta']['config'])
-    own, more = self._own(workdir, c), dict(self._evals or {})
-    specs = config.plain({**own, **config.fill({'evals': more}).evals})
+    own = self._own(workdir, c)
+    added = config.fill({'evals': self.added}).evals
+    specs = config.plain({**own, **added})
     if not specs:
       raise config.ConfigError(f'{workdir}: its config has no evals: add one')
     parts = specs, config.plain(c.model), config.plain(c.sharding)
@@ -138,7 +143,7 @@ class EvaluatorCache:
         refused[name] = error
     left = {k: v for k, v in own['evals'].items() if k not in refused}
     for error in refused.values():
-      if not left and not self._evals:
+      if not left and not self.added:
         raise error
       manifest.warn(f'{workdir}: left out: {error}')
     return left

@@ -98,7 +98,7 @@ def make(
     for batch, metric, nats_BL in scored(params, host, hosts):
       nats += float(metric.total)
       tokens += float(metric.weight)
-      if data.likelihood and hosts == 1:
+      if data.likelihood and nats_BL.is_fully_addressable:
         documents.add(batch, np.asarray(nats_BL))
     result = {'loss_nats': nats / tokens}
     if data.likelihood:
@@ -142,7 +142,11 @@ class _Documents:
     """Lists the documents that have tokens."""
     pairs = zip(self._nats, self._tokens, strict=True)
     return [
-      {'id': f'documents/{n}', 'nats': nats, 'tokens': tokens}
+      {
+        'id': f'documents/{n}',
+        'nats': nats if math.isfinite(nats) else None,
+        'tokens': tokens,
+      }
       for n, (nats, tokens) in enumerate(pairs)
       if tokens
     ]

@@ -43,6 +43,7 @@ class RunEvaluation:
     place: where the run lies.
     path: of its evals.jsonl.
     left_out: a line for each step that was left out, by step and hash.
+    refused: evaluators that cannot be used with this run, by name.
   """
 
   def __init__(
@@ -65,6 +66,7 @@ class RunEvaluation:
     self.place = folders.find(workdir)
     self.path = self.place.folder / records.NAME
     self.left_out: dict[tuple[int, str], str] = {}
+    self.refused: dict[str, config.ConfigError] = {}
     self._cache = cache
     self._steps: tuple[int, ...] | Literal['last'] | None = None
     if steps is not None:
@@ -120,6 +122,8 @@ class RunEvaluation:
           break
         time.sleep(poll_seconds)
       self._check()
+    for name in self.refused.keys() & self._cache.added.keys():
+      raise self.refused[name]
     return False
 
   def stored(self) -> recipes.Run:
@@ -183,8 +187,14 @@ class RunEvaluation:
     for name, error in chosen.refused.items():
       if len(chosen.refused) == len(chosen.specs):
         raise error
-      manifest.warn(f'{self.name}: evaluator {name} is left out: {error}')
+      self._refuse(name, error)
     return busy
+
+  def _refuse(self, name: str, error: config.ConfigError) -> None:
+    if name not in self.refused:
+      text = f'{self.name}: evaluator {name} is left out: {error}'
+      self.refused[name] = config.ConfigError(text)
+      manifest.warn(text)
 
   def _leave_out(self, step: int, digest: str, why: str) -> None:
     if (step, digest) not in self.left_out:
@@ -294,7 +304,9 @@ def evaluate(
       for run in busy
       if attempt(run, partial(run.evaluate, watch=watch, wait=wait), False)
     ]
-  notes += [line for run in runs for line in run.left_out.values()]
+  for run in runs:
+    notes += run.left_out.values()
+    notes += [str(x) for x in run.refused.values() if str(x) not in notes]
   stored = [attempt(run, run.stored, None) for run in runs]
   return Evaluated(recipes.part(filter(None, stored)), notes, failures)
 

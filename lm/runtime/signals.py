@@ -106,10 +106,11 @@ class Stop:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
           break
-        self._read.settimeout(left)
+        # The system takes no wait of years.
+        self._read.settimeout(left and min(left, 3600.0))
         data = self._read.recv(16)
       except TimeoutError:
-        break
+        continue  # which ends at the deadline
       if not data:  # closed by __exit__
         self._read.close()
         return

@@ -43,8 +43,3 @@ class Dropped:
     """Returns the counts for a checkpoint's meta, as JSON."""
     left_out = [list(steps) for steps in self.left_out]
     return {'in_a_row': self.in_a_row, 'left_out': left_out}
-
-
-def is_healthy(meta: Mapping[str, Any]) -> bool:
-  """Tells whether a checkpoint was saved while no update was dropped."""
-  return not meta.get('dropped', {}).get('in_a_row', 0)

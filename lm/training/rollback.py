@@ -17,7 +17,7 @@ import jax
 
 from lm import checkpoint, errors, types
 from lm.checkpoint import manifest
-from lm.training import dropped, metrics_logger, saving, setup
+from lm.training import metrics_logger, saving, setup
 
 _ADVICE = 'lower optim.peak or look at the data'
 
@@ -36,10 +36,12 @@ class Rollback:
     self._run, self._checkpointer = run, checkpointer
     self._logger, self._saver, self._counts = logger, saver, logger.dropped
     self._next = 0
-    for step in manifest.steps(checkpointer.workdir):
+    for step in reversed(manifest.steps(checkpointer.workdir)):
       with contextlib.suppress(errors.Failure):
-        if dropped.is_healthy(manifest.read_meta(checkpointer.workdir, step)):
+        meta = manifest.read_meta(checkpointer.workdir, step)
+        if checkpoint.is_healthy(meta):
           checkpointer.healthy = step
+          break
 
   def batches(
     self, start: int, stop: int
@@ -81,6 +83,7 @@ class Rollback:
     """
     fault = self._counts.too_many_at
     assert fault is not None, 'called without a fault'
+    self._logger.flush()  # the update after the fault is not counted
     program = self._run.program
     for leaf in jax.tree.leaves(state):
       leaf.delete()
@@ -91,7 +94,7 @@ class Rollback:
         f'{row}, after {done} rollbacks of max_rollbacks={most}; {_ADVICE}'
       )
     restored = self._checkpointer.restore_where(
-      dropped.is_healthy, program.like, program.where
+      checkpoint.is_healthy, program.like, program.where
     )
     if restored is None:
       raise errors.NotFinite(

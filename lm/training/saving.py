@@ -1,7 +1,7 @@
 """Saving: what goes into a checkpoint of a run, and in which order."""
 
 from lm import checkpoint, types
-from lm.training import dropped, metrics_logger, setup
+from lm.training import metrics_logger, setup
 
 
 class Saver:
@@ -32,7 +32,7 @@ class Saver:
     if self._run.private is not None:
       self._logger.now(step, 'privacy', self._run.spent(step))
     meta = self._run.meta(step, self._logger.state())
-    if dropped.is_healthy(meta):
+    if checkpoint.is_healthy(meta):
       self._checkpointer.healthy = step
     self._checkpointer.save(step, state, meta)
     self._saved = step

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from lm import checkpoint, config, errors, train
@@ -119,6 +120,25 @@ def test_the_bucket_keeps_the_steps_that_it_should(place):
   assert steps(place) == [10, 20, 25]
   assert (place / 'metrics.jsonl').read_text() == '25'
   assert json.loads((place / 'lease.json').read_text())['held'] is False
+
+
+def test_a_run_can_go_back_on_another_machine(place, monkeypatch):
+  def meta(dropped):
+    return {'data': None, 'dropped': {'in_a_row': dropped, 'left_out': []}}
+
+  state = {'params': {'a': np.ones(3, np.float32)}}
+  with start_mirror(place, keep=2) as copy:
+    for step, dropped in ((1, 0), (2, 0), (3, 1), (4, 2), (5, 3)):
+      with checkpoint.Checkpointer(copy.folder) as saver:
+        saver.healthy = 2
+        saver.save(step, state, meta(dropped))
+      while step not in steps(place):
+        time.sleep(0.01)
+        copy.check()
+  assert steps(place) == [2, 4, 5]
+  monkeypatch.setenv('LM_SCRATCH', str(place.parent / 'other'))
+  with start_mirror(place, keep=2) as copy:
+    assert manifest.steps(copy.folder) == [2, 5]
 
 
 def test_an_object_is_read_whole_while_it_is_written(place):

@@ -397,3 +397,18 @@ def test_a_slow_save_is_warned_of_once(tmp_path, capfd, monkeypatch):
     'to what the scheduler grants, less five',
     line,
   )
+
+
+def test_the_step_to_go_back_to_stays_until_its_successor_is_there(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('FAULT', 'slow_save@0.2')
+  state = {'params': {'a': np.zeros(3)}}
+  with checkpoint.Checkpointer(tmp_path, keep=2) as saver:
+    saver.healthy = 1
+    for step in (1, 2, 3, 4):
+      saver.save(step, state, {})
+    saver.healthy = 5
+    with pytest.raises(ValueError, match='is not JSON'):
+      saver.save(5, state, {'x': object()})
+  assert checkpoint.steps(tmp_path) == [1, 3, 4]

@@ -298,9 +298,13 @@ def test_an_evaluator_that_cannot_be_used_costs_a_line_and_not_the_rest(
     },
   }
   for _ in range(2):
-    evaluate.evaluate(workdir, evals=bad)
+    # What the user has named is an error in the end, and no reason to stop.
+    with pytest.raises(config.ConfigError, match=r'evaluator \w+ is left out'):
+      evaluate.evaluate(workdir, evals=bad)
     lines = metrics_log.read(workdir / 'evals.jsonl')
     assert [x['evaluator'] for x in lines] == [*EVALUATORS] * 2
+  found = evaluate.evaluate_runs([str(workdir)], evals=bad)
+  assert len(found.notes) == 2 and len(found.errors) == 1
   said = [x for x in capsys.readouterr().err.splitlines() if 'left out' in x]
   assert [x.partition(' is left out: ')[0] for x in said] == [
     f'lm: {workdir}: evaluator missing',

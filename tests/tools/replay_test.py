@@ -64,6 +64,15 @@ def test_what_differs_each_time_is_not_deterministic(
   assert (cause, leaves) == ('nondeterministic', ['extra/skipped'])
 
 
+def test_keys_that_changed_on_the_way_are_those_of_the_later_step(
+  tiny, data, tmp_path
+):
+  train.train(tiny(), tmp_path / 'run')
+  c = programs.on_eight(data, steps=18, save_every=3, allow='steps')
+  train.train(c, tmp_path / 'run')
+  assert replay.replay(tmp_path / 'run', 15) == ('data', [])
+
+
 def test_a_step_without_one_before_is_refused(tiny, tmp_path):
   train.train(tiny(), tmp_path / 'run')
   for step in (3, 4, 100):

@@ -43,6 +43,30 @@ def test_a_stuck_run_goes_back_and_leaves_batches_out(stuck, tmp_path):
   assert all(np.isfinite(x) for _, x in programs.losses(tmp_path / 'run')[20:])
 
 
+def test_the_update_after_the_fault_is_not_counted(stuck, tmp_path):
+  # A fault is seen one step late, unless a step is saved there.
+  c = stuck(max_skipped=2, steps=24, save_every=7)
+  train.train(c, tmp_path / 'run')
+  # The update to step 17 is the third; those to 18 and 19 are two again.
+  assert left_out(tmp_path / 'run', 24) == [[14, 17]]
+  about = checkpoint.read_meta(tmp_path / 'run', 17)['dropped']
+  assert about == {'in_a_row': 0, 'left_out': [[14, 17]]}
+  assert [n for n, _ in programs.losses(tmp_path / 'run')] == [*range(1, 25)]
+
+
+def test_a_run_that_goes_back_is_evaluated_where_it_should(
+  data, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('FAULT', 'nan_grad@21-23')
+  changes = {'eval_every': 6, 'early__metric': 'valid/loss_nats'}
+  c = programs.on_eight(data, steps=24, max_skipped=2, **changes)
+  first = int(train.train(c, tmp_path / 'run').step)
+  assert int(train.train(c, tmp_path / 'run').step) == first
+  lines = metrics_log.read(tmp_path / 'run' / 'metrics.jsonl')
+  judged = [x['step'] for x in lines if 'valid/loss_nats' in x]
+  assert judged == [6, 12, 18, 24]
+
+
 @pytest.mark.parametrize('every', [6, 1])
 def test_what_is_resumed_goes_back_alike(stuck, tmp_path, every):
   c = stuck(save_every=every, keep=40)

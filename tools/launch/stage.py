@@ -236,7 +236,11 @@ def main(argv: Sequence[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('--check', action='store_true', help='copy nothing')
+  parser.add_argument(
+    '--check',
+    action='store_true',
+    help='delete shards of other data, list what is missing',
+  )
   parser.add_argument('source', nargs='?', default='')
   parser.add_argument('target')
   flags = parser.parse_args(argv)
