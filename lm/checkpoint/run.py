@@ -71,6 +71,7 @@ def restore_run(workdir: str | Path, step: int | None = None) -> RestoredRun:
     else:
       with c.unlocked():
         c.tokenizer.path = str(own)
+    config.check_files(c.model, workdir, key='model')
     tokenizer = checked_tokenizer(c.tokenizer, workdir, meta)
   return RestoredRun(c, *tokenizer_and_model(c, tokenizer))
 

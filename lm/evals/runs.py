@@ -122,8 +122,9 @@ class RunEvaluation:
           break
         time.sleep(poll_seconds)
       self._check()
-    for name in self.refused.keys() & self._cache.added.keys():
-      raise self.refused[name]
+    for name, error in self.refused.items():
+      if name in self._cache.added:
+        raise error
     return False
 
   def stored(self) -> recipes.Run:
@@ -286,6 +287,8 @@ def evaluate(
       return call()
     except Exception as error:
       failures.append(error)
+      if error in run.refused.values():
+        return otherwise  # noted below, with the other evaluators
       known = config.error_line(error)
       text = known[0] if known else f'{type(error).__name__}: {error}'
       note = f'{run.name}: left out: {text.removeprefix(f"{run.name}: ")}'
@@ -306,7 +309,7 @@ def evaluate(
     ]
   for run in runs:
     notes += run.left_out.values()
-    notes += [str(x) for x in run.refused.values() if str(x) not in notes]
+    notes += map(str, run.refused.values())
   stored = [attempt(run, run.stored, None) for run in runs]
   return Evaluated(recipes.part(filter(None, stored)), notes, failures)
 

@@ -112,7 +112,7 @@ def restore(
     c, tokenizer, model = checkpoint.restore_run(workdir, step)
   except (ValueError, errors.Gone) as e:
     raise config.ConfigError(str(e)) from e
-  how = prompts_lib.of_run(c, tokenizer)
+  how = prompts_lib.of_run(c, tokenizer, workdir)
   if how is None:
     data = c.data.get('objective') or c.data.get('form') or c.data
     raise config.ConfigError(

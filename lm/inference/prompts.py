@@ -6,6 +6,7 @@ part of the run's config.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 import re
 from typing import NamedTuple
 
@@ -31,23 +32,28 @@ class Prompts(NamedTuple):
   form: Callable[[Turns], list[int]] | None = None
 
 
-def of_run(c: config.Config, tokenizer: types.Tokenizer) -> Prompts | None:
+def of_run(
+  c: config.Config, tokenizer: types.Tokenizer, workdir: str | Path
+) -> Prompts | None:
   """Finds out how a run is asked; None if it does not write.
 
   Args:
     c: the run's config.
     tokenizer: of the run.
+    workdir: of the run, outside of which its config may read no file.
 
   Raises:
     config.ConfigError: its form or objective cannot be built.
   """
   settings = {'tokenizer': tokenizer, 'length': c.data.length}
   if 'objective' in c.data:
+    config.check_files(c.data.objective, workdir, key='data.objective')
     batch = config.build(c.data.objective, **settings).prompt
     return None if batch is None else Prompts(batch)
   # A form with labels scores classes, and may read files to know these.
   if 'form' not in c.data or 'labels' in c.data.form:
     return None
+  config.check_files(c.data.form, workdir, key='data.form')
   form = config.build(c.data.form, **settings)
   return None if form.prompt is None else _of_form(form, tokenizer)
 

@@ -13,8 +13,9 @@ from configs import base
 from lm import checkpoint, config, evaluate, plan, sample, train
 from lm.config import arguments, untrusted
 from lm.data.finetuning import pair_readers, readers
+from lm.data.tokenizers import utf8_bytes
 from lm.evals import probes
-from lm.inference import engine, export_source
+from lm.inference import engine, export_source, prompts
 from tools import lm_eval
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,31 @@ def test_no_program_runs_what_a_run_names(stranger, capsys, program, name):
   assert len(line.strip().splitlines()) == 1
   assert 'fn' in line
   assert not Path(MARK).exists() and not Path('mine').exists()
+
+
+READS = {'fn': 'lm.data.finetuning.readers:texts', 'path': '../secret.json'}
+
+
+@pytest.mark.parametrize('program', ['sample', 'serve', 'export', 'evaluate'])
+def test_no_part_of_a_model_reads_files_elsewhere(stranger, program):
+  """A failure means that a downloaded run shows what is in other files."""
+  run = stranger(model={'fn': 'lm.models.decoder:make', 'norm': READS})
+  with pytest.raises(config.ConfigError) as caught:
+    PROGRAMS[program](run)
+  assert 'lies outside of run' in str(caught.value) or 'evals' in str(
+    caught.value
+  )
+
+
+@pytest.mark.parametrize('key', ['objective', 'form'])
+def test_no_prompt_reads_files_elsewhere(tmp_path, monkeypatch, key):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv(untrusted.VARIABLE)
+  spec = {'fn': 'lm.data.finetuning.tasks:make', 'records': READS}
+  data = {'fn': 'lm.data.stream:make', 'length': 16, key: spec}
+  c = config.read_untrusted(json.dumps({'data': data}))
+  with pytest.raises(config.ConfigError, match='lies outside of run'):
+    prompts.of_run(c, utf8_bytes.make(), 'run')
 
 
 @pytest.mark.parametrize('place', ['tokenizer', 'optim', 'data', 'loss'])

@@ -12,7 +12,7 @@ from lm import config, evaluate, sharding, train, types
 from lm.data import manifest as manifests
 from lm.data import writer
 from lm.data.tokenizers import auto, tokenizer_json, utf8_bytes
-from lm.evals import context, likelihood, results
+from lm.evals import context, items, likelihood, results
 from lm.reporting import metrics_log
 from tests import programs
 from tools import prepare_data
@@ -75,6 +75,25 @@ def test_an_item_is_a_document(words, path, length):
     }
     for n, size in enumerate(sizes)
   ]
+
+
+def test_a_loss_that_is_not_finite_has_items_that_can_be_stored(
+  words, path, tmp_path
+):
+  def apply(params, batch, **kw):
+    out = uniform(words.size).apply(params, batch, **kw)
+    return out._replace(logits=out.logits * np.nan)
+
+  model = uniform(words.size)._replace(apply=apply)
+  found = result_of(model, words, path, batch_size=8, length=16)({})
+  header = {
+    'step': 1,
+    'evaluator': 'valid',
+    **dict.fromkeys(('checkpoint', 'task', 'code'), '0' * 64),
+  }
+  stored = items.write(tmp_path, header, found.items)
+  assert {x['nats'] for x in items.read(stored)[1]} == {None}
+  assert math.isnan(results.metrics(found)['loss_nats'])
 
 
 def test_an_objective_that_is_not_causal_has_no_items(words, path):

@@ -453,6 +453,20 @@ def test_a_stop_is_heard_in_the_main_thread_alone():
   assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_deadline_of_years_is_kept(monkeypatch):
+  found = []
+  monkeypatch.setattr(threading, 'excepthook', found.append)
+  with signals.Stop(1e12) as stop:
+    signal.raise_signal(signal.SIGTERM)
+    deadline = time.monotonic() + programs.PATIENCE_SECONDS
+    while not stop.requested:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(0.1)
+  assert not found
+
+
 def test_the_folder_of_a_run(trained):
   names = {path.name for path in trained.iterdir()}
   assert names >= {'config.json', 'checkpoints', 'metrics.jsonl', 'lease'}
