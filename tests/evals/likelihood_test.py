@@ -86,6 +86,7 @@ def test_a_loss_that_is_not_finite_has_items_that_can_be_stored(
 
   model = uniform(words.size)._replace(apply=apply)
   found = result_of(model, words, path, batch_size=8, length=16)({})
+  assert isinstance(found, results.Result)
   header = {
     'step': 1,
     'evaluator': 'valid',
