@@ -69,14 +69,19 @@ def decode(
   """
   decode = tokenizer.decode_next if follows else tokenizer.decode
   ids = list(ids)
-  text = left = decode(ids)
-  spelled = tokenizer.encode(_PART) if text.endswith(_PART) else []
-  while left.endswith(_PART):
-    if ids[-len(spelled) :] == spelled:
-      return left  # it contains this character itself
-    ids.pop()
-    left = decode(ids)
-  return text.rstrip(_PART)
+  text = decode(ids)
+  whole = text.rstrip(_PART)
+  spelled = tokenizer.encode(_PART) if len(whole) < len(text) else []
+  if not spelled:
+    return whole
+  # The text may contain this character itself. Only its last place matters, so
+  # that a long row of parts costs no more than one decoding more.
+  size = len(spelled)
+  for end in range(len(ids), size - 1, -1):
+    if ids[end - 1] == spelled[-1] and ids[end - size : end] == spelled:
+      left = decode(ids[:end])
+      return left if len(left) > len(whole) else whole
+  return whole
 
 
 class Detokenizer:

@@ -234,7 +234,10 @@ def goes_on(batch: types.Batch, ids: Sequence[int]) -> bool:
 
 
 def prompt_logprobs(
-  run: Run, prompts: Sequence[Sequence[int]], logprobs: int
+  run: Run,
+  prompts: Sequence[Sequence[int]],
+  logprobs: int,
+  check: Callable[[], None] = lambda: None,
 ) -> list[list[detokenizer.Token]]:
   """Computes log p of each token of prompts, given the tokens before it.
 
@@ -244,6 +247,7 @@ def prompt_logprobs(
     run: see `restore`.
     prompts: the ids of each prompt.
     logprobs: see `Settings`.
+    check: is called before each token, and ends the work by an exception.
   """
   batch = run.prompt(prompts)
   scores: list[list[_Score]] = [[(None, [])] * len(ids) for ids in prompts]
@@ -255,17 +259,13 @@ def prompt_logprobs(
       _listed([x[b] for x in results], logprobs, len(ids))
       for b, ids in enumerate(prompts)
     ]
-  tokens = []
+  tokens: list[list[detokenizer.Token]] = []
   for ids, score in zip(prompts, scores, strict=True):
     text = detokenizer.Detokenizer(run.tokenizer, (), None)
-    pairs = [*zip(ids, score, strict=True)]
-    tokens.append(
-      [
-        token
-        for n, (i, (logprob, top)) in enumerate(pairs, start=1)
-        for token in text.add(i, logprob, top, last=n == len(pairs))
-      ]
-    )
+    tokens.append([])
+    for n, (i, (logprob, top)) in enumerate(zip(ids, score, strict=True), 1):
+      check()
+      tokens[-1] += text.add(i, logprob, top, last=n == len(ids))
   return tokens
 
 

@@ -146,7 +146,9 @@ class Service:
     if request.echo or finish_reason:
       scores = [[] for _ in prompts]
       if request.echo and request.logprobs is not None:
-        scores = engine.prompt_logprobs(self._run, prompts, request.logprobs)
+        scores = engine.prompt_logprobs(
+          self._run, prompts, request.logprobs, exchange.check
+        )
       for b, text in enumerate(texts):
         yield openai_api.Piece(
           b,

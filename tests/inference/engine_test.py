@@ -224,6 +224,26 @@ def test_a_text_does_not_end_in_half_a_character():
   assert told[1].top_logprobs == {'\ufffd': -0.5, '<eos>': -2.0}
 
 
+def test_a_long_row_of_parts_is_decoded_twice_at_most():
+  bytes_ = utf8_bytes.make()
+  calls = []
+
+  def counted(ids):
+    calls.append(len(ids))
+    return bytes_.decode(ids)
+
+  slow = bytes_._replace(decode=counted)
+  part = bytes_.encode('\u00e9')[1:]
+  for begins, whole in (('a', 'a'), ('', ''), ('a\ufffd', 'a\ufffd')):
+    calls.clear()
+    ids = bytes_.encode(begins) + part * 500
+    assert detokenizer.decode(ids, slow, follows=False) == whole
+    assert len(calls) <= 2
+  # The character itself, another one, and a part.
+  ids = [*bytes_.encode('\ufffd\u00e9'), part[0]]
+  assert detokenizer.decode(ids, bytes_, follows=False) == '\ufffd\u00e9'
+
+
 def test_tokens_that_spell_alike_keep_their_scores():
   bytes_ = utf8_bytes.make()
   halves = [i for c in '\u00e9\u4f60' for i in bytes_.encode(c)]
@@ -271,3 +291,7 @@ def test_a_client_that_leaves_ends_the_work():
   deltas = engine.stream(lstm, [[9]], how, capacity=100, check=check)
   with pytest.raises(KeyError):
     list(deltas)
+  calls.clear()
+  with pytest.raises(KeyError):
+    engine.prompt_logprobs(lstm, [[9] * 10], 1, check)
+  assert len(calls) == 3
