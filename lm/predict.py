@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 import itertools
 import json
+import os
 from pathlib import Path
 import sys
 from typing import Any
@@ -54,11 +55,17 @@ def _lines(flags: argparse.Namespace) -> Iterator[list[str]]:
   """Yields the texts or pairs of texts of the input.
 
   Raises:
-    config.ConfigError: a line is not as --json says.
+    config.ConfigError: a line is not UTF-8, or not as --json says.
   """
-  lines = flags.text or (line.rstrip('\r\n') for line in sys.stdin)
+  # As bytes, so that an error has the number of its line.
+  lines = flags.text or (line.rstrip(b'\r\n') for line in sys.stdin.buffer)
   for n, line in enumerate(lines, 1):
-    value: Any = line
+    try:
+      value: Any = line.decode() if isinstance(line, bytes) else line
+    except UnicodeDecodeError as e:
+      raise config.ConfigError(
+        f'line {n}: not UTF-8 at byte {e.start + 1}; save the text as UTF-8'
+      ) from e
     if flags.json:
       try:
         value = json.loads(line)
@@ -73,7 +80,45 @@ def _lines(flags: argparse.Namespace) -> Iterator[list[str]]:
       raise config.ConfigError(
         f'line {n}: not a text or a list of two texts in JSON'
       )
+    try:
+      ''.join(one).encode()
+    except UnicodeEncodeError as e:
+      raise config.ConfigError(
+        f'line {n}: half of a surrogate pair, which is no text'
+      ) from e
     yield one
+
+
+def _parts(lines: Iterator[list[str]]) -> Iterator[list[list[str]]]:
+  """Yields lines in parts; what was read before an error comes before it.
+
+  Raises:
+    config.ConfigError: see `_lines`.
+  """
+  failure = None
+  while failure is None:
+    part = []
+    try:
+      for one in itertools.islice(lines, _AT_ONCE):
+        part.append(one)
+    except config.ConfigError as e:
+      failure = e
+    if part:
+      yield part
+    elif failure is None:
+      return
+  raise failure
+
+
+def _write(
+  part: Sequence[Sequence[str]], found: Sequence[dict[str, float]]
+) -> None:
+  """Writes the results of texts or pairs of texts."""
+  for texts, probabilities in zip(part, found, strict=True):
+    texts_ = {'text': texts[0]} if len(texts) == 1 else {'texts': texts}
+    label = next(iter(probabilities))
+    line = {**texts_, 'label': label, 'probabilities': probabilities}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -96,15 +141,16 @@ def main(argv: list[str]) -> None:
   compilation_cache.prepare()
   devices.announce()
   run = classifier.restore(flags.workdir, flags.step)
-  lines = _lines(flags)
-  while part := list(itertools.islice(lines, _AT_ONCE)):
+  for part in _parts(_lines(flags)):
     with config.user_errors():
       found = list(run.probabilities(part))
-    for texts, probabilities in zip(part, found, strict=True):
-      texts_ = {'text': texts[0]} if len(texts) == 1 else {'texts': texts}
-      label = next(iter(probabilities))
-      line = {**texts_, 'label': label, 'probabilities': probabilities}
-      print(json.dumps(line, ensure_ascii=False), flush=True)
+    try:
+      _write(part, found)
+    except BrokenPipeError:
+      # The reader has all it wants, as `head` does. Python writes what is left
+      # once more when it ends.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import shutil
 import subprocess
@@ -161,6 +162,53 @@ def test_the_program_writes_a_line_of_json_for_each_text(moved):
   assert done.stderr.splitlines()[-1] == (
     'error: line 3: not a text or a list of two texts in JSON'
   )
+
+
+@pytest.mark.parametrize(
+  ('flags', 'bad', 'say'),
+  [
+    ([], b'caf\xe9', 'line 3: not UTF-8 at byte 4; save the text as UTF-8'),
+    (['--json'], b'{}', 'line 3: not a text or a list of two texts in JSON'),
+    (
+      ['--json'],
+      b'"\\ud800"',
+      'line 3: half of a surrogate pair, which is no text',
+    ),
+  ],
+)
+def test_lines_before_a_bad_one_are_answered(
+  moved, monkeypatch, capsys, flags, bad, say
+):
+  stdin = io.TextIOWrapper(io.BytesIO(b'"1 fox"\n"2 fox"\r\n%s\n"x"' % bad))
+  monkeypatch.setattr(sys, 'stdin', stdin)
+  with pytest.raises(config.ConfigError) as caught:
+    predict.main([f'--workdir={moved}', *flags])
+  assert str(caught.value) == say
+  lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+  assert [x['text'].strip('"') for x in lines] == ['1 fox', '2 fox']
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_reader_that_leaves_ends_the_program_quietly(moved, tmp_path):
+  lines = tmp_path / 'lines.txt'
+  lines.write_text('1 fox\n' * 200)
+  with (
+    lines.open() as stdin,
+    subprocess.Popen(
+      [sys.executable, '-m', 'lm.predict', f'--workdir={moved}'],
+      cwd=programs.ROOT,
+      stdin=stdin,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    ) as program,
+  ):
+    assert program.stdout is not None and program.stderr is not None
+    program.stdout.close()
+    stderr = program.stderr.read()
+  assert 'Error' not in stderr and 'BrokenPipe' not in stderr
+  assert program.returncode == 0, stderr
 
 
 @pytest.fixture(scope='module')
