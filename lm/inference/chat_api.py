@@ -9,6 +9,7 @@ from typing import Any
 
 from lm.inference import detokenizer, engine, http_server, openai_api
 
+MOST_MESSAGES = 1024  # each is encoded before the length is known
 _KNOWN = (
   'model',
   'messages',
@@ -70,7 +71,7 @@ def parse(
   try:
     ids = run.form(_turns(fields.get('messages')))
   except ValueError as e:
-    raise http_server.Refused(f'messages: {e}') from e
+    raise openai_api.unreadable('messages', e) from e
   openai_api.check_size(ids, limits)
   top = openai_api.number(fields, 'top_logprobs', 0, engine.MOST_LOGPROBS, None)
   asked = openai_api.flag(fields, 'logprobs')
@@ -95,6 +96,11 @@ def _turns(messages: Any) -> list[tuple[str, str]]:
   """
   if not isinstance(messages, list) or not messages:
     raise http_server.Refused('messages: must be a list of one at least')
+  if len(messages) > MOST_MESSAGES:
+    raise http_server.Refused(
+      f'messages: more than {MOST_MESSAGES}; leave the oldest out',
+      code='context_length_exceeded',
+    )
   turns = []
   for n, message in enumerate(messages):
     role = message.get('role') if isinstance(message, dict) else None

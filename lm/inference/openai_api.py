@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from lm import config
 from lm.inference import detokenizer, engine, generate, http_server
+from lm.inference import prompts as prompts_lib
 
 MOST_STOPS = 4  # as many as OpenAI's service takes
 STOP_CHARACTERS = 256  # each token is searched for all of them
@@ -373,8 +374,8 @@ def _prompts(
   for one in many:
     try:
       ids = run.read(one) if isinstance(one, str) else one
-    except ValueError as e:  # half of a surrogate pair
-      raise http_server.Refused(f'prompt: {e}') from e
+    except ValueError as e:  # half of a surrogate pair, or too long
+      raise unreadable('prompt', e) from e
     if not all(type(i) is int and 0 <= i < size for i in ids):
       raise http_server.Refused(f'prompt: ids must be from 0 to {size - 1}')
     check_size(ids, limits)
@@ -382,6 +383,18 @@ def _prompts(
     plain = isinstance(one, str) and run.form is None
     prompts.append((one if plain else run.tokenizer.decode(ids), ids))
   return prompts
+
+
+def unreadable(name: str, error: ValueError) -> http_server.Refused:
+  """Makes the answer to a field of which no prompt can be made.
+
+  Args:
+    name: of the field.
+    error: of `engine.Run.read` or `engine.Run.form`.
+  """
+  too_long = isinstance(error, prompts_lib.TooLong)
+  code = 'context_length_exceeded' if too_long else 'bad_request'
+  return http_server.Refused(f'{name}: {error}', code=code)
 
 
 def check_size(ids: Sequence[int], limits: Limits) -> None:

@@ -17,15 +17,21 @@ from lm.data import objectives
 from lm.data.finetuning import batching, records
 
 Turns = Sequence[tuple[str, str]]  # role and text of each turn
+_TOO_LONG = 'more tokens than the form has room for; shorten it'
+
+
+class TooLong(ValueError):
+  """A text or conversation of which a form would leave a part out."""
 
 
 class Prompts(NamedTuple):
   """How prompts are made.
 
   Attributes:
-    batch: makes the batch that a model continues, from the ids of texts.
-    form: returns the ids of a conversation that waits for an answer; None where
-      a run continues texts.
+    batch: makes the batch that a model continues, from the ids of texts; that
+      of a form with a source raises TooLong where they do not fit.
+    form: returns the ids of a conversation that waits for an answer, and raises
+      TooLong where it does not fit; None where a run continues texts.
   """
 
   batch: Callable[[Sequence[Sequence[int]]], types.Batch]
@@ -92,13 +98,16 @@ def _of_form(form: batching.Form, tokenizer: types.Tokenizer) -> Prompts:
   build = form.prompt
   assert build is not None
 
-  def request(turns: Turns) -> types.Batch:
+  def waiting(turns: Turns) -> list[records.Chat]:
     # The form leaves out the last turn, which is what the model writes.
-    waiting = (*turns, ('assistant', ''))
-    return build([records.Chat('prompt', waiting)])
+    return [records.Chat('prompt', (*turns, ('assistant', '')))]
 
   def ids(turns: Turns) -> list[int]:
-    batch = request(turns)
+    chats = waiting(turns)
+    # A row with an empty answer and its end loses what the prompt would lose.
+    if any(row.cut for row in form.rows(chats)):
+      raise TooLong(_TOO_LONG)
+    batch = build(chats)
     if batch.source is None or batch.source_segments is None:
       return batch.tokens[0][batch.segments[0] > 0].tolist()[1:]  # after bos
     return batch.source[0][batch.source_segments[0] > 0].tolist()[:-1]
@@ -110,13 +119,15 @@ def _of_form(form: batching.Form, tokenizer: types.Tokenizer) -> Prompts:
       ),
       ids,
     )
-  beginning, width = request([('user', '')]), form.source
+  beginning, width = build(waiting([('user', '')])), form.source
 
   def batch(texts: Sequence[Sequence[int]]) -> types.Batch:
     source_BS = np.full((len(texts), width), tokenizer.pad, np.int32)
     segments_BS = np.zeros_like(source_BS)
     for row, segments, text in zip(source_BS, segments_BS, texts, strict=True):
-      read = [*text[: width - 1], tokenizer.eos]
+      if len(text) >= width:
+        raise TooLong(_TOO_LONG)
+      read = [*text, tokenizer.eos]
       row[: len(read)], segments[: len(read)] = read, 1
     whole = {
       name: np.repeat(x, len(texts), axis=0)

@@ -24,6 +24,7 @@ from lm.inference import (
   http_server,
   openai_api,
 )
+from lm.inference import prompts as prompts_lib
 
 HOST = '127.0.0.1'
 _LIMITS = openai_api.Limits()
@@ -82,7 +83,10 @@ class Service:
     spelling: openai_api.Spelling,
   ) -> None:
     """Waits for the device, and answers a request."""
-    batch = self._run.prompt([ids for _, ids in request.prompt])
+    try:
+      batch = self._run.prompt([ids for _, ids in request.prompt])
+    except prompts_lib.TooLong as e:
+      raise openai_api.unreadable('prompt', e) from e
     positions = batch.tokens.shape[1]
     if positions + request.max_tokens > self._capacity:
       raise http_server.Refused(

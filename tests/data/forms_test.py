@@ -195,6 +195,57 @@ def test_only_the_assistant_is_scored_in_a_conversation():
 
 
 @pytest.mark.parametrize(
+  ('turns', 'row', 'prompt'),
+  [
+    # A last turn that is too long loses its end, and the system's turn stays.
+    (
+      [('system', 'S'), ('user', 'abcdefgh')],
+      'S;<abcdefgh>=!',
+      'S;<abcdefgh>=',
+    ),
+    ([('system', 'S'), ('user', 'a' * 20)], 'S;=!', 'S;<aaaaaaaaaa='),
+    # It goes where it would take most of the row.
+    (
+      [('system', 'S' * 9), ('user', 'a' * 20)],
+      'SSSSSSSSS;=!',
+      '<aaaaaaaaaaaa=',
+    ),
+    ([('user', 'a' * 20)], '=!', '<aaaaaaaaaaaa='),
+    ([('system', 'S' * 20)], '=!', 'SSSSSSSSSSSSS='),
+    ([], '=!', '='),
+  ],
+)
+def test_what_a_long_conversation_loses(turns, row, prompt):
+  form = pair_forms.chat(
+    tokenizer=BYTES,
+    length=15,
+    template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
+  )
+  talk = record_lib.Chat('x', (*turns, ('assistant', '')))
+  (made,) = form.rows([talk])
+  text = BYTES.decode(made.targets[:-1]) + '!' * (made.targets[-1] == BYTES.eos)
+  assert text == row
+  assert form.prompt is not None
+  asked = form.prompt([talk]).tokens[0].tolist()
+  assert asked[0] == BYTES.bos and BYTES.decode(asked) == prompt
+
+
+def test_a_long_last_turn_is_cut_and_the_system_stays():
+  form = pair_forms.chat(
+    tokenizer=BYTES,
+    length=9,
+    template={'system': '{};', 'user': '<{}>', 'assistant': '={}.'},
+  )
+  talk = (('system', 'S'), ('user', 'a'), ('assistant', 'b' * 20))
+  (row,) = form.rows([record_lib.Chat('x', talk)])
+  assert row.targets == BYTES.encode('S;=bbbbbb')
+  # Otherwise nothing might be learnt.
+  talk = (('system', 'S' * 8), *talk[1:])
+  (row,) = form.rows([record_lib.Chat('x', talk)])
+  assert row.targets == BYTES.encode('=bbbbbbbb')
+
+
+@pytest.mark.parametrize(
   ('template', 'message'),
   [
     ({'system': '{}', 'user': '{}'}, 'template: assistant needs one {}'),

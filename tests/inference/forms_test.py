@@ -3,13 +3,14 @@
 import contextlib
 import http.client
 import json
+from typing import Any
 
 import pytest
 
 from lm import sample, train
 from lm.data.finetuning import pair_forms, records
 from lm.data.tokenizers import utf8_bytes
-from lm.inference import engine
+from lm.inference import engine, prompts
 from lm.inference import service as service_lib
 from tests import programs
 
@@ -229,6 +230,68 @@ def test_a_chat_that_cannot_be_answered_is_one_line(service, fields, say):
   assert status == 400
   message = answer['error']['message']
   assert message.startswith(say) and len(message) <= 200
+
+
+@pytest.mark.parametrize(
+  ('messages', 'say'),
+  [
+    (
+      [MESSAGES[0], {'role': 'user', 'content': 'x' * LENGTH}],
+      'messages: more tokens than the form has room for; shorten it',
+    ),
+    (MESSAGES[1:] * 9, 'messages: '),
+    ([MESSAGES[1]] * 1025, 'messages: more than 1024; leave the oldest out'),
+  ],
+)
+def test_a_chat_that_the_form_would_cut_is_refused(service, messages, say):
+  status, answer = ask(service, messages=messages)
+  assert (status, answer['error']['code']) == (400, 'context_length_exceeded')
+  assert answer['error']['message'].startswith(say)
+
+
+def test_a_text_that_the_form_would_cut_is_refused(service):
+  # 'User: ', a line feed and 'Assistant: ' have 18, bos is one more.
+  fields = {'max_tokens': 1, 'prompt': 'x' * (LENGTH - 19)}
+  assert post(service, '/v1/completions', **fields)[0] == 200
+  fields['prompt'] += 'x'
+  status, text = post(service, '/v1/completions', **fields)
+  error = json.loads(text)['error']
+  assert (status, error['code']) == (400, 'context_length_exceeded')
+  assert error['message'].startswith('prompt: more tokens than the form')
+
+
+@pytest.mark.parametrize(
+  ('form', 'most'),
+  [
+    (pair_forms.translate(tokenizer=BYTES, length=9, source=24), 23),
+    (pair_forms.reply(tokenizer=BYTES, length=32, template='{source}='), 14),
+    (
+      pair_forms.chat(tokenizer=BYTES, length=32),
+      32 - 1 - len('User: \nAssistant: '),
+    ),
+  ],
+)
+def test_every_form_says_what_does_not_fit(form, most):
+  made = prompts._of_form(form, BYTES).form
+  assert made is not None
+  whole = 'x' * most
+  assert whole in BYTES.decode(made([('user', whole)]))
+  with pytest.raises(prompts.TooLong, match='more tokens than'):
+    made([('user', whole + 'x')])
+
+
+def test_ids_that_an_encoder_has_no_room_for_are_refused(service, monkeypatch):
+  form = pair_forms.translate(tokenizer=BYTES, length=9, source=24)
+  batch = prompts._of_form(form, BYTES).batch
+  assert batch([[9] * 23]).source_segments.sum() == 24
+  with pytest.raises(prompts.TooLong):
+    batch([[9] * 24])
+  serves: Any = service.routes['/v1/completions'].answer
+  run = serves.__self__._run._replace(prompt=batch)
+  monkeypatch.setattr(serves.__self__, '_run', run)
+  status, text = post(service, '/v1/completions', prompt=[9] * 24)
+  error = json.loads(text)['error']
+  assert (status, error['code']) == (400, 'context_length_exceeded')
 
 
 def test_special_tokens_are_written_by_name_where_that_is_asked_for(

@@ -159,7 +159,9 @@ def chat(
   A row is bos and the turns in their templates. A turn of the assistant ends
   with eos instead of what its template has after the text. In each of its
   turns, the text and the eos are scored. A conversation that is too long loses
-  its first turns, except a system's turn; a single turn loses its end.
+  its first turns, except a system's turn. If the last turn does not fit either,
+  it loses its end, and a system's turn that takes more than half of the row
+  goes too.
 
   Args:
     tokenizer: of the model.
@@ -193,9 +195,15 @@ def chat(
 
   def fit(turns, room):
     """Leaves first turns out until the others have room."""
-    while len(turns) > 1 and sum(len(ids) for _, ids, _ in turns) > room:
-      turns.pop(1 if turns[0][0] == 'system' and len(turns) > 2 else 0)
-    return turns
+    size = sum(len(ids) for _, ids, _ in turns)
+    kept = 1 if len(turns) > 1 and turns[0][0] == 'system' else 0
+    start = kept
+    while start < len(turns) - 1 and size > room:
+      size -= len(turns[start][1])
+      start += 1
+    if size > room and kept and len(turns[0][1]) > room // 2:
+      kept = 0  # so that most of the last turn stays
+    return turns[:kept] + turns[start:]
 
   def rows(records):
     result = []
@@ -222,10 +230,11 @@ def chat(
   def prompt(records):
     opening = tokenizer.encode(around['assistant'][0])
     prompts = []
+    room = max(0, length - 1 - len(opening))
     for record in records:
-      turns = fit(encode(record)[:-1], length - 1 - len(opening))
-      ids = [i for _, part, _ in turns for i in part]
-      prompts.append([tokenizer.bos, *ids, *opening][-length:])
+      turns = fit(encode(record)[:-1], room)
+      ids = [i for _, part, _ in turns for i in part][:room]
+      prompts.append([tokenizer.bos, *ids, *opening][:length])
     return objectives.padded(prompts, tokenizer.pad)
 
   return batching.Form(rows, None, prompt=prompt)
