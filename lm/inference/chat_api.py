@@ -152,7 +152,9 @@ def choice(
 
 def _logprob(token: detokenizer.Token) -> dict[str, Any]:
   def spelled(name: str, logprob: float | None) -> dict[str, Any]:
-    return {'token': name, 'logprob': logprob, 'bytes': [*name.encode()]}
+    utf8 = token.utf8.get(name)
+    known = None if utf8 is None else [*utf8]
+    return {'token': name, 'logprob': logprob, 'bytes': known}
 
   best = [spelled(*pair) for pair in token.top_logprobs.items()]
   return {**spelled(token.name, token.logprob), 'top_logprobs': best}

@@ -4,7 +4,8 @@ A character can take several tokens, and the beginning of a stop string is not
 text until it turns out to be no stop string.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lm import types
@@ -24,6 +25,8 @@ class Token(NamedTuple):
       where it was not asked for, or where a model has none.
     top_logprobs: log p by name, of the likeliest tokens there and of this one.
       Of tokens that spell alike, all but the first have their id in the name.
+    utf8: by name, the bytes of the token's own text; None where they are not
+      known, as of a part of a character, or it has no text.
   """
 
   text: str
@@ -31,6 +34,7 @@ class Token(NamedTuple):
   name: str
   logprob: float | None
   top_logprobs: dict[str, float]
+  utf8: Mapping[str, bytes | None] = MappingProxyType({})
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -147,7 +151,8 @@ class Detokenizer:
     scores: dict[str, float] = {}
     if logprob is not None:
       scores = {names[i]: score for i, score in (*top, (token, logprob))}
-    new = Token('', 0, names[token], logprob, scores)
+    utf8 = {name: self._utf8(i) for i, name in names.items()}
+    new = Token('', 0, names[token], logprob, scores, utf8)
     self._waiting.append((len(text), new))
     certain = len(text) if ended else stable_length(text, self._stop)
     ready = []
@@ -169,3 +174,11 @@ class Detokenizer:
       name = name or self._tokenizer.decode_next([i]) or f'<{i}>'
       names[i] = f'{name}<{i}>' if name in names.values() else name
     return names
+
+  def _utf8(self, token: int) -> bytes | None:
+    """Returns the bytes of a token's text; None if they are not known."""
+    text = self._tokenizer.decode_next([token])
+    # A part of a character reads like this character, which may be meant, too.
+    if _PART in text and self._tokenizer.encode(text) != [token]:
+      return None
+    return text.encode() or None

@@ -9,8 +9,8 @@ import pytest
 
 from configs import base
 from lm import config
-from lm.data.tokenizers import utf8_bytes
-from lm.inference import detokenizer, engine, generate
+from lm.data.tokenizers import characters, utf8_bytes
+from lm.inference import chat_api, detokenizer, engine, generate
 
 SMALL: dict[str, Any] = {'width': 16, 'depth': 1}
 CAUSAL = {'fn': 'lm.data.objectives:causal'}
@@ -252,6 +252,35 @@ def test_tokens_that_spell_alike_keep_their_scores():
   (told,) = text.add(halves[2], -2.0, top, last=True)
   assert sorted(told.top_logprobs.values()) == [-4.0, -3.0, -2.0, -1.0, 0.0]
   assert told.top_logprobs[told.name] == -2.0
+
+
+def test_bytes_of_tokens_are_those_of_their_texts():
+  bytes_ = utf8_bytes.make()
+  part = bytes_.encode('\u00e9')[0]
+  (a,) = bytes_.encode('a')
+  alike = bytes_._replace(
+    decode_next=lambda ids: bytes_.decode_next([ids[0] % 259])
+  )
+
+  def chat(ids, tokenizer=bytes_):
+    text = detokenizer.Detokenizer(tokenizer, [], ())
+    top = [(i, -1.0) for i in ids]
+    (told,) = text.add(ids[0], -1.0, top, last=True)
+    own = chat_api._logprob(told)
+    assert own['bytes'] == own['top_logprobs'][0]['bytes']
+    return {x['token']: x['bytes'] for x in own['top_logprobs']}
+
+  assert chat([part, a, part + 1, bytes_.eos, bytes_.bos]) == {
+    '\ufffd': None,
+    'a': [97],
+    f'\ufffd<{part + 1}>': None,
+    '<eos>': None,
+    f'<{bytes_.bos}>': None,
+  }
+  # An id in a name is no text of the token.
+  assert chat([a, a + 259], alike) == {'a': [97], f'a<{a + 259}>': [97]}
+  whole = characters.from_alphabet('\ufffd', '', 0)
+  assert chat(whole.encode('\ufffd'), whole) == {'\ufffd': [*'\ufffd'.encode()]}
 
 
 def test_every_id_of_a_list_ends_a_text():
