@@ -12,6 +12,7 @@ import numpy as np
 from lm import checkpoint, config, errors, types
 from lm.checkpoint import bucket_reader
 from lm.data.finetuning import batching, records
+from lm.inference import prompts
 
 _FORM = 'lm.data.finetuning.forms:classify'
 _ROWS = 8  # texts at a time: one size, so that one program is compiled
@@ -48,8 +49,8 @@ def is_one(workdir: str | Path, step: int | None = None) -> bool:
     errors.Failure: there is no sound checkpoint.
   """
   meta = _meta(bucket_reader.local_folder(workdir, step), step)
-  form = config.read_untrusted(meta['config']).data.get('form')
-  return form is not None and form.get('fn') == _FORM
+  form = prompts.part(config.read_untrusted(meta['config']), 'form')
+  return form is not None and form.fn == _FORM
 
 
 def _meta(workdir: Path, step: int | None) -> dict:
@@ -77,11 +78,11 @@ def restore(workdir: str | Path, step: int | None = None) -> Classifier:
     c, tokenizer, model = checkpoint.restore_run(workdir, step)
   except (ValueError, errors.Gone) as e:
     raise config.ConfigError(str(e)) from e
-  spec = c.data.get('form')
+  spec = prompts.part(c, 'form')
   if spec is None or spec.fn != _FORM:
-    by = (spec or c.data.get('objective') or c.data).fn
     raise config.ConfigError(
-      f'{workdir}: it was trained by {by}, which does not classify texts'
+      f'{workdir}: it was trained by {prompts.trained_by(c)}, which does not '
+      'classify texts'
     )
   labels = checkpoint.read_meta(workdir, step)['data'].get('labels')
   if labels is None:

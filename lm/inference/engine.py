@@ -114,9 +114,9 @@ def restore(
     raise config.ConfigError(str(e)) from e
   how = prompts_lib.of_run(c, tokenizer, workdir)
   if how is None:
-    data = c.data.get('objective') or c.data.get('form') or c.data
     raise config.ConfigError(
-      f'{workdir}: it was trained by {data.fn}, which cannot continue a text'
+      f'{workdir}: it was trained by {prompts_lib.trained_by(c)}, which cannot '
+      'continue a text'
     )
   params = jax.tree.map(jnp.asarray, checkpoint.restore_params(workdir, step))
   if special:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lm import checkpoint, config, types
 from lm.checkpoint import host_arrays
 from lm.data.tokenizers import export as tokenizer_export
-from lm.inference import export_source
+from lm.inference import export_source, prompts
 from lm.interop import fields, loader, stablehlo, tensors, transfer
 from lm.layers import compress
 from lm.models import lora
@@ -164,10 +164,9 @@ def hugging_face(dtype: str | None = None) -> Form:
       'eos_token_id': ends if len(ends) > 1 else tokenizer.eos,
       'pad_token_id': tokenizer.pad,
     }
-    if 'id2label' in settings and 'form' in c.data:
-      form = config.build(
-        c.data.form, tokenizer=tokenizer, length=c.data.length
-      )
+    spec = prompts.part(c, 'form')
+    if 'id2label' in settings and spec is not None:
+      form = config.build(spec, tokenizer=tokenizer, length=c.data.length)
       files['config.json'] |= fields.label_fields(form.labels)
     if settings.get('is_encoder_decoder'):
       files['config.json']['decoder_start_token_id'] = tokenizer.bos

@@ -13,6 +13,7 @@ from lm.checkpoint import manifest
 from lm.data import documents, writer
 from lm.data.finetuning import batching
 from lm.evals import classification, export_check
+from lm.inference import prompts
 from lm.models import lora
 
 _BATCH_SIZE = 4  # rows of the probe that are compared at once
@@ -69,7 +70,7 @@ def read(workdir: Path, step: int | None, text: str | None) -> Source:
   }
   if text is None and (workdir / export_check.NAME).exists():
     probe = export_check.load(workdir / export_check.NAME)
-  elif 'objective' in run.config.data:
+  elif prompts.part(run.config, 'objective') is not None:
     probe = _probe_of_texts(workdir, run, params, text, about)
   elif text is None:
     batch, sha256 = _records(workdir, run.config, run.tokenizer)
@@ -77,8 +78,8 @@ def read(workdir: Path, step: int | None, text: str | None) -> Source:
     probe = export_check.probe_batch(params, run.model, batch, about)
   else:
     raise ValueError(
-      f'{workdir}: {run.config.data.fn} tuned it on records, and a probe is of '
-      'these: leave --text out'
+      f'{workdir}: {prompts.trained_by(run.config)} tuned it on records, and a '
+      'probe is of these: leave --text out'
     )
   return _merged(Source(workdir, step, run, params, content, probe, None))
 
@@ -138,7 +139,7 @@ def _records(
   specs = [spec for spec in c.evals.values() if {'records', 'form'} <= {*spec}]
   # A probe contains records, so those of a private run are not taken.
   is_private = c.get('privacy') is not None
-  if 'records' in c.data and not is_private:
+  if prompts.part(c, 'form') and 'records' in c.data and not is_private:
     specs.append(c.data)
   if not specs:
     raise ValueError(

@@ -51,17 +51,42 @@ def of_run(
   Raises:
     config.ConfigError: its form or objective cannot be built.
   """
-  settings = {'tokenizer': tokenizer, 'length': c.data.length}
-  if 'objective' in c.data:
-    config.check_files(c.data.objective, workdir, key='data.objective')
-    batch = config.build(c.data.objective, **settings).prompt
+  objective, form = part(c, 'objective'), part(c, 'form')
+  if objective is not None:
+    config.check_files(objective, workdir, key='data.objective')
+    settings = {'tokenizer': tokenizer, 'length': c.data.length}
+    batch = config.build(objective, **settings).prompt
     return None if batch is None else Prompts(batch)
   # A form with labels scores classes, and may read files to know these.
-  if 'form' not in c.data or 'labels' in c.data.form:
+  if form is None or 'labels' in form:
     return None
-  config.check_files(c.data.form, workdir, key='data.form')
-  form = config.build(c.data.form, **settings)
+  config.check_files(form, workdir, key='data.form')
+  form = config.build(form, tokenizer=tokenizer, length=c.data.length)
   return None if form.prompt is None else _of_form(form, tokenizer)
+
+
+def part(c: config.Config, name: str) -> config.Config | None:
+  """Finds the objective or the form that a run was trained with.
+
+  Args:
+    c: the run's config. The function of its data may be the user's own, with
+      other settings.
+    name: 'objective' or 'form'.
+
+  Returns:
+    Its spec; None where there is none, or no `data.length` to build it with.
+  """
+  data = c.get('data') or {}
+  if type(data.get('length')) is not int:
+    return None
+  spec = data.get(name)
+  return spec if config.is_tree(spec) and 'fn' in spec else None
+
+
+def trained_by(c: config.Config) -> str:
+  """Names the function that a run was trained by, for messages."""
+  spec = part(c, 'objective') or part(c, 'form') or c.get('data')
+  return spec.fn if spec else 'a function that its config does not name'
 
 
 def reading_special(tokenizer: types.Tokenizer) -> types.Tokenizer:

@@ -283,7 +283,8 @@ def test_every_form_says_what_does_not_fit(form, most):
 def test_ids_that_an_encoder_has_no_room_for_are_refused(service, monkeypatch):
   form = pair_forms.translate(tokenizer=BYTES, length=9, source=24)
   batch = prompts._of_form(form, BYTES).batch
-  assert batch([[9] * 23]).source_segments.sum() == 24
+  segments: Any = batch([[9] * 23]).source_segments
+  assert segments.sum() == 24
   with pytest.raises(prompts.TooLong):
     batch([[9] * 24])
   serves: Any = service.routes['/v1/completions'].answer

@@ -136,6 +136,45 @@ def test_other_runs_are_refused(trained, classes):
     predict.predict(classes, ['x'], step=7)
 
 
+@pytest.mark.parametrize(
+  'data',
+  [
+    None,
+    {'fn': 'own:data'},
+    {'fn': 'own:data', 'length': '16'},
+    {'fn': 'own:data', 'length': 16, 'form': 'x'},
+    {'fn': 'own:data', 'length': 16, 'form': ['a']},
+    {'fn': 'own:data', 'length': 16, 'form': {'a': 1}},
+    {'fn': 'own:data', 'length': 16, 'objective': 'x'},
+    {'fn': 'own:data', 'form': {'fn': 'lm.data.finetuning.forms:classify'}},
+  ],
+)
+def test_a_run_of_unknown_data_is_refused_in_one_line(
+  classes, monkeypatch, data
+):
+  read = config.read_untrusted
+
+  def altered(text):
+    tree = json.loads(config.to_json(read(text)))
+    del tree['data']
+    return config.from_json(
+      json.dumps(tree if data is None else tree | {'data': data})
+    )
+
+  monkeypatch.setattr(config, 'read_untrusted', altered)
+  name = 'own:data' if data else 'a function that its config does not name'
+  assert not classifier.is_one(classes)
+  for work, say in (
+    (predict.predict, 'does not classify texts'),
+    (sample.sample, 'cannot continue a text'),
+  ):
+    with pytest.raises(config.ConfigError) as caught:
+      work(classes, 'x')
+    assert str(caught.value) == (
+      f'{classes}: it was trained by {name}, which {say}'
+    )
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_program_writes_a_line_of_json_for_each_text(moved):
