@@ -76,10 +76,9 @@ def part(c: config.Config, name: str) -> config.Config | None:
   Returns:
     Its spec; None where there is none, or no `data.length` to build it with.
   """
-  data = c.get('data') or {}
-  if type(data.get('length')) is not int:
+  if 'data' not in c or type(c.data.get('length')) is not int:
     return None
-  spec = data.get(name)
+  spec = c.data.get(name)
   return spec if config.is_tree(spec) and 'fn' in spec else None
 
 

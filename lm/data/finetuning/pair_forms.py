@@ -15,6 +15,9 @@ TURNS = MappingProxyType(
   {'system': '{}\n', 'user': 'User: {}\n', 'assistant': 'Assistant: {}\n'}
 )
 
+# The role of an encoded turn, its ids, and whether each id is scored.
+_Turn = tuple[str, list[int], list[bool]]
+
 
 def translate(
   *, tokenizer: types.Tokenizer, length: int, source: int, prefix: str = ''
@@ -173,8 +176,7 @@ def chat(
   """
   around = _split_templates(template)
 
-  def encode(record) -> list[tuple[str, list[int], list[bool]]]:
-    """Encodes the turns: role, ids, and whether each id is scored."""
+  def encode(record) -> list[_Turn]:
     turns = []
     for role, text in record.turns:
       if role not in around:
@@ -193,24 +195,12 @@ def chat(
       turns.append((role, ids, [x for part, x in parts for _ in part]))
     return turns
 
-  def fit(turns, room):
-    """Leaves first turns out until the others have room."""
-    size = sum(len(ids) for _, ids, _ in turns)
-    kept = 1 if len(turns) > 1 and turns[0][0] == 'system' else 0
-    start = kept
-    while start < len(turns) - 1 and size > room:
-      size -= len(turns[start][1])
-      start += 1
-    if size > room and kept and len(turns[0][1]) > room // 2:
-      kept = 0  # so that most of the last turn stays
-    return turns[:kept] + turns[start:]
-
   def rows(records):
     result = []
     for n, record in enumerate(records):
       turns = encode(record)
       whole = sum(len(part) for _, part, _ in turns)
-      turns = fit(turns, length)
+      turns = _fitted(turns, length)
       ids = [i for _, part, _ in turns for i in part][:length]
       scored = [float(x) for _, _, part in turns for x in part][:length]
       inputs = [tokenizer.bos, *ids[:-1]]
@@ -232,7 +222,7 @@ def chat(
     prompts = []
     room = max(0, length - 1 - len(opening))
     for record in records:
-      turns = fit(encode(record)[:-1], room)
+      turns = _fitted(encode(record)[:-1], room)
       ids = [i for _, part, _ in turns for i in part][:room]
       prompts.append([tokenizer.bos, *ids, *opening][:length])
     return objectives.padded(prompts, tokenizer.pad)
@@ -297,6 +287,19 @@ def prefer(
 
   labels = ('chosen', 'rejected')
   return batching.Form(rows, 1, labels, token_types=True, packs=False)
+
+
+def _fitted(turns: Sequence[_Turn], room: int) -> list[_Turn]:
+  """Leaves first turns out until the others have room, see `chat`."""
+  size = sum(len(ids) for _, ids, _ in turns)
+  kept = 1 if len(turns) > 1 and turns[0][0] == 'system' else 0
+  start = kept
+  while start < len(turns) - 1 and size > room:
+    size -= len(turns[start][1])
+    start += 1
+  if size > room and kept and len(turns[0][1]) > room // 2:
+    kept = 0  # so that most of the last turn stays
+  return [*turns[:kept], *turns[start:]]
 
 
 def _end(ids: Sequence[int], count: int) -> Sequence[int]:
