@@ -1,12 +1,17 @@
 """Reads values of a config.json, and trusts none: the file came from others."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-import math
+import sys
 from typing import Any, NamedTuple
 
 from lm.interop import layout
 
 Config = Mapping[str, Any]
+
+_MOST = 2**63 - 1  # of a count, which all programs can hold
+# Classes without names get some. A config of a few bytes could ask for so many
+# that their names take all memory.
+_MOST_UNNAMED = 1 << 20
 
 
 class Architecture(NamedTuple):
@@ -44,12 +49,19 @@ def labels(config: Config) -> tuple[str, ...]:
   Without names there are as many as `num_labels` says, and else two.
 
   Raises:
-    ValueError: there is not one name for each number from 0 on.
+    ValueError: there is not one name for each number from 0 on, or there are
+      too many classes without a name.
   """
   stated = config.get('num_labels')
   number = count(config, 'num_labels', 2)
-  usual = {str(n): f'LABEL_{n}' for n in range(number)}
-  names = config.get('id2label') or usual
+  names = config.get('id2label')
+  if not names:
+    if number > _MOST_UNNAMED:
+      raise ValueError(
+        f'config.json: num_labels={number}: more than {_MOST_UNNAMED:,} classes'
+        ' must have names in id2label'
+      )
+    return tuple(f'LABEL_{n}' for n in range(number))
   if not isinstance(names, dict) or {*names} != {*map(str, range(len(names)))}:
     raise ValueError(
       f'config.json: id2label={names!r:.60}: must name classes 0, 1, ...'
@@ -73,13 +85,15 @@ def count(config: Config, key: str, default: int | None = None) -> int:
   """Reads a count of at least 1; a missing one or null is the default.
 
   Raises:
-    ValueError: the value is no count, or is missing without a default.
+    ValueError: the value is no count, is above `_MOST`, or is missing without a
+      default.
   """
   value = config.get(key)
   value = default if value is None else value
-  if type(value) is not int or value < 1:
+  if type(value) is not int or not 1 <= value <= _MOST:
     raise ValueError(
-      f'config.json: {key}={value!r:.40}: must be a whole number from 1 on'
+      f'config.json: {key}={value!r:.40}: must be a whole number from 1 to '
+      f'{_MOST}'
     )
   return value
 
@@ -92,7 +106,7 @@ def number(config: Config, key: str, default: float | None = None) -> float:
   """
   value: Any = config.get(key)
   value = default if value is None else value
-  if type(value) not in (int, float) or not 0 < value < math.inf:
+  if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
     raise ValueError(
       f'config.json: {key}={value!r:.40}: must be a number above 0'
     )

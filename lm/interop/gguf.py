@@ -91,6 +91,19 @@ _OF_WORDS = frozenset(
 _ENDS = ('eos', 'eot', 'eom')  # tokens at which llama.cpp ends a text
 
 
+class _Reader(gguf.GGUFReader):
+  """Reads nothing behind the end of a file.
+
+  The package takes that for values of no bytes, and appends as many of them to
+  a list as a number in the file says: a short file could take all memory.
+  """
+
+  def _get(self, offset, dtype, count=1, override_order=None):
+    if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
+      raise ValueError('it ends early')
+    return super()._get(offset, dtype, count, override_order)
+
+
 class File(NamedTuple):
   """An open file. Its fields have been read, which takes seconds."""
 
@@ -105,7 +118,7 @@ def open_file(path: Path) -> File:
     ValueError: the file is missing or broken; one line.
   """
   try:
-    return File(path, gguf.GGUFReader(path))
+    return File(path, _Reader(path))
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
   # A broken file may fail anywhere in that package.

@@ -98,14 +98,17 @@ def _llama_config(spec):
 
 
 def _qwen3(config, names):
-  fields.require(
-    config,
-    hidden_act='silu',
-    use_sliding_window=False,
-    layer_types=[_FULL] * fields.count(config, 'num_hidden_layers'),
-  )
+  fields.require(config, hidden_act='silu', use_sliding_window=False)
+  spec = _shared(config, tied=False)
+  if config.get('layer_types') is not None:
+    kinds = _layer_types(config, spec['depth'])
+    if kinds.count(_FULL) < len(kinds):
+      raise ValueError(
+        f'config.json: layer_types={kinds!r:.40} is not supported; only '
+        f'{_FULL} in each layer is'
+      )
   base, scaling = rope.read(config)
-  return _shared(config, tied=False) | {
+  return spec | {
     'head_width': fields.count(config, 'head_dim', 128),
     'rope_base': base,
     'rope_scaling': scaling,
@@ -149,20 +152,26 @@ def _gemma3(config, names):
 def _windows(config, depth):
   """Reads the window, and every how many layers one has none."""
   window = fields.count(config, 'sliding_window', 4096)
-  kinds = config.get('layer_types')
-  if kinds is None:
+  if config.get('layer_types') is None:
     every = fields.count(config, 'sliding_window_pattern', 6)
-    return window, every
-  if not isinstance(kinds, list) or len(kinds) != depth:
-    raise ValueError(
-      f'config.json: layer_types are not those of {depth} layers'
-    )
+    return window, every if every <= depth else None
+  kinds = _layer_types(config, depth)
   every = kinds.index(_FULL) + 1 if _FULL in kinds else None
   if kinds != _kinds(depth, every):
     raise ValueError(
       'config.json: layer_types must repeat: some with a window, one without'
     )
   return window, every
+
+
+def _layer_types(config, depth):
+  """Reads the kind of each layer."""
+  kinds = config['layer_types']
+  if not isinstance(kinds, list) or len(kinds) != depth:
+    raise ValueError(
+      f'config.json: layer_types={kinds!r:.40}: are not those of {depth} layers'
+    )
+  return kinds
 
 
 def _kinds(depth: int, every: int | None) -> list[str]:

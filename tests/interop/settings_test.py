@@ -3,6 +3,8 @@
 import json
 import os
 from pathlib import Path
+import struct
+import tracemalloc
 from typing import Any
 
 import gguf as gguf_lib
@@ -75,6 +77,73 @@ def test_classes_without_names_are_counted(tmp_path):
     interop_test.load(
       interop_test.folder_of('bert classes', tmp_path / 'a', num_labels=4)
     )
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'words'),
+  [
+    ('bert classes', {'num_labels': 10**6}, 'and id2label names 3'),
+    (
+      'bert classes',
+      {'num_labels': 2**21, 'id2label': None},
+      'more than 1,048,576 classes must have names',
+    ),
+    ('qwen3', {'num_hidden_layers': 10**7}, 'layer_types=.* not those of 1000'),
+    (
+      'qwen3',
+      {'num_hidden_layers': 10**7, 'layer_types': ['full_attention']},
+      'layer_types=.* not those of 10000000 layers',
+    ),
+    (
+      'gemma3',
+      {'hidden_size': 10**400},
+      'a whole number from 1 to 9223372036854775807',
+    ),
+    (
+      't5',
+      {'d_model': 2**63},
+      'must be a whole number from 1 to 9223372036854775807',
+    ),
+    ('llama', {'rms_norm_eps': 10**400}, 'must be a number above 0'),
+  ],
+)
+def test_a_false_number_takes_no_memory(name, changes, words, tmp_path):
+  folder = interop_test.folder_of(name, tmp_path, **changes)
+  tracemalloc.start()
+  with pytest.raises(ValueError, match=words):
+    interop_test.load(folder)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 8 << 20
+
+
+def test_a_pattern_longer_than_the_model_has_windows_everywhere(tmp_path):
+  kinds = ['sliding_attention'] * 4
+  changes = (
+    {'layer_types': None, 'sliding_window_pattern': 10**7},
+    {'layer_types': kinds},
+  )
+  found = [
+    interop_test.load(
+      interop_test.folder_of('gemma3', tmp_path / str(n), **change)
+    )
+    for n, change in enumerate(changes)
+  ]
+  assert found[0].model == found[1].model
+  assert tuple(found[0].model['pattern']) == ('local',)
+
+
+def test_a_cut_gguf_file_takes_no_memory(tmp_path):
+  # One field, a list of 10 million bytes that are not there.
+  data = b'GGUF' + struct.pack('<IQQ', 3, 0, 1)
+  data += struct.pack('<Q1sIIQ', 1, b'x', 9, 0, 10**7)
+  (tmp_path / 'x.gguf').write_bytes(data)
+  tracemalloc.start()
+  with pytest.raises(ValueError, match=r'not a sound .* it ends early'):
+    gguf.open_file(tmp_path / 'x.gguf')
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 8 << 20
 
 
 def plain(found):
