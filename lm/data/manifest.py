@@ -107,9 +107,10 @@ def load(directory: Path) -> Manifest:
   where = names.short(directory)
   try:
     data = regular_files.read(directory / NAME)
-  except OSError as e:
+  except (OSError, ValueError) as e:  # a path may hold a NUL
+    why = getattr(e, 'strerror', e)
     raise ValueError(
-      f'dataset {where}: {NAME} cannot be read ({e.strerror}); give a '
+      f'dataset {where}: {NAME} cannot be read ({why}); give a '
       'directory that lm.data.prepare.write_dataset wrote'
     ) from e
   try:

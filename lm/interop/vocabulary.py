@@ -135,12 +135,12 @@ def _set_prefix(folder: Path, tree: dict[str, Any], prefix: bool) -> None:
   if reader.has_type(tree, 'ByteLevel', 'pre_tokenizer'):
     tokenizer_json.set_prefix(tree, prefix)
     return
-  metaspace = tree.get('pre_tokenizer') or {}
-  always = metaspace.get('prepend_scheme', 'always') != 'never'
-  puts = reader.has_type(tree, 'Prepend', 'normalizer') or (
-    metaspace.get('type') == 'Metaspace'
-    and always
-    and metaspace.get('add_prefix_space', True)
+  # Alone, or after a cut at spaces as in older files of T5.
+  puts = reader.has_type(tree, 'Prepend', 'normalizer') or any(
+    part.get('type') == 'Metaspace'
+    and part.get('prepend_scheme', 'always') != 'never'
+    and part.get('add_prefix_space', True)
+    for part in tokenizer_json.parts(tree, 'pre_tokenizer')
   )
   if puts != prefix:
     raise ValueError(

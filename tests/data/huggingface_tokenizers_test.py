@@ -544,8 +544,9 @@ def test_lists_that_do_not_fit_are_one_line():
 
 def test_ids_that_do_not_fit_are_one_line(foreign):
   cases: tuple[tuple[dict[str, Any], str], ...] = (
-    ({'size': 331}, 'has 332 ids, size=331; give 332 or more'),
-    ({'size': 400.0}, 'has 332 ids, size=400.0; give 332 or more'),
+    ({'size': 331}, 'has 332 ids, size=331; give 332 to 4194304'),
+    ({'size': 400.0}, 'has 332 ids, size=400.0; give 332 to 4194304'),
+    ({'size': 10**9}, 'size=1000000000; give 332 to 4194304'),
     ({'bos': 332}, 'bos=332 is not one of its 332 ids'),
     ({'pad': -1}, 'pad=-1 is not one of its 332 ids'),
     ({'eos': '1'}, 'eos=1 is not one of its 332 ids'),
@@ -568,6 +569,7 @@ def test_broken_files_are_one_line(foreign, tmp_path):
     return json.dumps({'model': good | settings})
 
   shapes = (
+    json.dumps({'model': good, 'normalizer': 3}),
     '',
     '[]',
     '3',
@@ -603,15 +605,14 @@ def test_broken_files_are_one_line(foreign, tmp_path):
     model(vocab=[['</s>', None]], type='Unigram'),
     model(type='Other'),
     model(dropout='x', fuse_unk=3),
-    json.dumps({'model': good, 'normalizer': 3}),
     json.dumps({'model': good, 'pre_tokenizer': {'type': 'Sequence'}}),
     json.dumps({'model': good, 'added_tokens': [{'id': 1, 'content': '</s>'}]}),
     '{"model": '
     + json.dumps(good)
-    + ', "decoder": '
+    + ', "decoder": {"type": '
     + '[' * 900
     + ']' * 900
-    + '}',
+    + '}}',
   )
   path = tmp_path / 'broken.json'
   for body, message in [

@@ -221,6 +221,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(dataset):
 
 
 def test_no_manifest_and_no_json_and_another_format(dataset, tmp_path):
+  with pytest.raises(ValueError, match=r'^dataset \?: .* cannot be read'):
+    shards.load('\0')
   with pytest.raises(ValueError, match=r'nowhere: .* cannot be read'):
     shards.load(tmp_path / 'nowhere')
   file = dataset / 'manifest.json'

@@ -312,6 +312,12 @@ def test_broken_files_are_refused_by_name(made, tmp_path):
     (tmp_path / 'c.json').write_text(body)
     with pytest.raises(ValueError, match=r'c\.json: not a list of distinct'):
       auto.load(str(tmp_path / 'c.json'))
+  for reserved in (-1, 10**9):
+    with pytest.raises(ValueError, match=r'^tokenizer\.reserved=.* must be a'):
+      auto.load('bytes', reserved)
+  for name in ('\0.model', '\0.json'):
+    with pytest.raises(ValueError, match=r'cannot be read \(embedded null'):
+      auto.load(name)
   for name in ('no.model', 'no.json'):
     with pytest.raises(ValueError, match=f'{name}: cannot be read'):
       auto.load(str(tmp_path / name))

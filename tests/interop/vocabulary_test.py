@@ -184,6 +184,56 @@ def test_settings_beside_a_tokenizer_json_are_obeyed(tmp_path):
         read(folder)
 
 
+def test_a_prefix_is_found_in_a_sequence(tmp_path):
+  folder = tmp_path / 'a'
+  shutil.copytree(case('llama2'), folder)
+  file = folder / 'tokenizer.json'
+  tree = json.loads(file.read_text()) | {'normalizer': None}
+  metaspace = {'type': 'Metaspace', 'replacement': '\u2581'}
+  for own, puts in (
+    ({'prepend_scheme': 'always'}, True),
+    ({'prepend_scheme': 'never'}, False),
+    ({'add_prefix_space': True}, True),  # as older files write it
+    ({'add_prefix_space': False}, False),
+  ):
+    cuts = [{'type': 'WhitespaceSplit'}, metaspace | own]
+    tree['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': cuts}
+    file.write_text(json.dumps(tree))
+    for prefix in (True, False):
+      settings = {'add_prefix_space': prefix}
+      (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+      if prefix == puts:
+        assert vocabulary.read(folder, {})['pre_tokenizer']
+      else:
+        with pytest.raises(ValueError, match=f'add_prefix_space={prefix}, and'):
+          vocabulary.read(folder, {})
+
+
+@pytest.mark.parametrize('key', ['normalizer', 'pre_tokenizer', 'decoder'])
+@pytest.mark.parametrize('value', ['x', [1], 5])
+def test_a_part_that_is_no_object_is_refused(key, value, tmp_path):
+  folder = tmp_path / 'a'
+  shutil.copytree(case('llama2'), folder)
+  file = folder / 'tokenizer.json'
+  tree = json.loads(file.read_text()) | {key: value}
+  file.write_text(json.dumps(tree))
+  settings = {'tokenizer_class': 'T5Tokenizer', 'add_prefix_space': True}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match=r'not a tokenizer\.json, or cut short'):
+    vocabulary.read(folder, {})
+
+
+def test_a_sequence_may_hold_what_is_no_part(tmp_path):
+  folder = tmp_path / 'a'
+  shutil.copytree(case('bl_prefix'), folder)
+  tree = vocabulary.read(folder, {})
+  cuts = [1, tree['pre_tokenizer']]
+  tree['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': cuts}
+  (folder / 'tokenizer.json').write_text(json.dumps(tree))
+  with pytest.raises(config.ConfigError, match=r'tokenizer .*: '):
+    imported(folder, tmp_path / 'run')
+
+
 def test_vectors_are_pooled_as_their_modules_say(tmp_path):
   def pool(**mode):
     folder = folder_of(tmp_path / 'in', model='bert bare')

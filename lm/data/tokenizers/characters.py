@@ -58,6 +58,7 @@ def from_alphabet(
     sha256: fingerprint of the tokenizer.
     reserved: number of ids to add at the end.
   """
+  vocabulary.check_reserved(reserved)
   pieces = [b'', b'', b'', *(bytes([b]) for b in range(256))]
   first = len(pieces)
   pieces += [c.encode() for c in alphabet]

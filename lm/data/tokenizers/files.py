@@ -16,10 +16,11 @@ def read(path: str) -> bytes:
   """
   try:
     return regular_files.read(Path(path))
-  except OSError as e:
+  except (OSError, ValueError) as e:  # a path may hold a NUL
+    why = getattr(e, 'strerror', e)
     raise error(
       path,
-      f'cannot be read ({e.strerror}); give the path of a file that '
+      f'cannot be read ({why}); give the path of a file that '
       'lm.data.prepare.train_tokenizer wrote',
     ) from e
 

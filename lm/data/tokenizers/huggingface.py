@@ -114,11 +114,12 @@ def from_bytes(
   Raises:
     ValueError: see `make`.
   """
+  vocabulary.check_reserved(reserved)
   tree, pieces = reader.parse(path, raw)
   count = max(pieces) + 1
   rows = count if size is None else size
-  if type(rows) is not int or rows < count:
-    fix = f'give {count} or more'
+  if type(rows) is not int or not count <= rows <= vocabulary.MOST:
+    fix = f'give {count} to {vocabulary.MOST}'
     raise files.error(path, f'has {count} ids, size={size}; {fix}')
   total = rows + reserved
   bos, eos, pad, ends = _chosen_ids(path, tree, count, ids)

@@ -43,6 +43,7 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
       pieces, or its normalization changes text.
   """
   fix = 'train one with lm.data.prepare.train_tokenizer'
+  vocabulary.check_reserved(reserved)
   data = files.read(path)
   model = _parse(path, data, fix)
   pad, eos, bos = model.pad_id(), model.eos_id(), model.bos_id()

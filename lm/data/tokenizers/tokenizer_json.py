@@ -161,16 +161,34 @@ def metaspace(
   return tree
 
 
+def parts(tree: Tree, *keys: str) -> list[Tree]:
+  """Lists entries of a tree and all parts of their sequences, in order.
+
+  Args:
+    tree: of the file.
+    keys: of the entries, such as 'normalizer'.
+  """
+  found: list[Tree] = []
+  rest: list[Any] = [tree.get(key) for key in reversed(keys)]
+  while rest:
+    part = rest.pop()
+    if isinstance(part, dict):
+      found.append(part)
+      for key in ('normalizers', 'pretokenizers'):
+        inner = part.get(key)
+        rest += reversed(inner) if isinstance(inner, list) else []
+  return found
+
+
 def set_prefix(tree: Tree, prefix: bool = True) -> None:
   """Sets whether a byte-level tokenizer puts a space before each text.
 
   Raises:
     ValueError: the tokenizer cuts no text into bytes.
   """
-  parts = [tree.get('pre_tokenizer') or {}]
-  parts += parts[0].get('pretokenizers') or []
   # The first part sees the text as it is.
-  found = [part for part in parts if part.get('type') == 'ByteLevel']
+  cuts = parts(tree, 'pre_tokenizer')
+  found = [part for part in cuts if part.get('type') == 'ByteLevel']
   if not found:
     raise ValueError(
       'add_prefix_space: only byte-level tokenizers can be told this'

@@ -4,7 +4,7 @@ import itertools
 import json
 from typing import Any, NamedTuple
 
-from lm.data.tokenizers import files, tokenizer_json
+from lm.data.tokenizers import files, tokenizer_json, vocabulary
 
 Tree = tokenizer_json.Tree
 
@@ -15,7 +15,7 @@ IDS = 'lm_ids'
 GENERATION = 'lm_generation_config'
 TEMPLATE = 'lm_chat_template'
 _KEYS = ('bos', 'eos', 'pad')
-_HIGHEST_ID = 1 << 22  # a broken file must not cause a table of 4 billion rows
+_PARTS = ('normalizer', 'pre_tokenizer', 'post_processor', 'decoder')
 
 
 def parse(path: str, raw: bytes) -> tuple[Tree, dict[int, str]]:
@@ -37,9 +37,10 @@ def parse(path: str, raw: bytes) -> tuple[Tree, dict[int, str]]:
     ''.join(itertools.chain(pieces.values(), settings, *pairs)).encode()
     is_good = (
       bool(pieces)
-      and all(type(i) is int and 0 <= i <= _HIGHEST_ID for i in pieces)
+      and all(type(i) is int and 0 <= i < vocabulary.MOST for i in pieces)
       and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
       and isinstance(model.get('unk_id'), int | None)
+      and all(isinstance(tree.get(key), dict | None) for key in _PARTS)
     )
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     is_good, tree, pieces = False, {}, {}
@@ -138,13 +139,5 @@ def has_type(tree: Tree, name: str, *keys: str) -> bool:
     name: of the type.
     keys: of the entries, such as 'normalizer'.
   """
-  parts = [tree.get(key) for key in keys]
-  while parts:
-    part = parts.pop()
-    if isinstance(part, dict):
-      if part.get('type') == name:
-        return True
-      for key in ('normalizers', 'pretokenizers'):
-        inner = part.get(key)
-        parts += inner if isinstance(inner, list) else []
-  return False
+  parts = tokenizer_json.parts(tree, *keys)
+  return any(part.get('type') == name for part in parts)

@@ -15,6 +15,7 @@ import numpy as np
 from lm import types
 
 PAD, EOS, BOS = 0, 1, 2
+MOST = 1 << 22  # ids; a broken file must not cause a table of 4 billion rows
 SPACE_MARK = '\u2581'  # sentencepiece writes a space as this character
 # The text on which a tokenizer is tried when it is opened. It has what is lost
 # most easily: spaces, the space mark, and text that looks like special pieces.
@@ -24,6 +25,19 @@ PROBE = (
 )
 # Scripts without spaces begin here: CJK radicals, kana, Chinese characters.
 _FIRST_CJK = '\u2e80'
+
+
+def check_reserved(reserved: int) -> None:
+  """Checks a number of reserved ids before tables of that size are made.
+
+  Raises:
+    ValueError: it is below 0, or larger than any vocabulary.
+  """
+  if type(reserved) is not int or not 0 <= reserved <= MOST:
+    raise ValueError(
+      f'tokenizer.reserved={reserved!r:.40}: must be a whole number from 0 to '
+      f'{MOST}'
+    )
 
 
 def reserved_ids(size: int, reserved: int) -> tuple[int | None, Sequence[int]]:
