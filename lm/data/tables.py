@@ -22,6 +22,10 @@ def rows(
   lines, and quotes that do not pair are a part of the text, as in most files
   with tabs.
 
+  Lines end with LF or CRLF, or with CR alone if the first one does. In a file
+  of the former, a CR alone is a part of a field between tabs, and an error
+  outside of quotes between other delimiters.
+
   Args:
     stream: of UTF-8. Bytes that are not become lone surrogates, as by
       'surrogateescape'.
@@ -35,8 +39,8 @@ def rows(
 
   Raises:
     ValueError: a quote has no pair, a row has more fields than there are
-      columns, a line or a field is too long, or two columns have one name. The
-      error names the row.
+      columns, a line or a field is too long, a line holds a CR that is not
+      between quotes, or two columns have one name. The error names the row.
   """
   text = io.TextIOWrapper(stream, 'utf-8', 'surrogateescape', newline='')
   try:
@@ -74,10 +78,11 @@ def _split(
   """Splits lines into fields; yields the number of the first line, and them."""
   # A setting of the whole process, of 131,072 characters by default.
   csv.field_size_limit(min(most, _MOST))
-  quoting = csv.QUOTE_NONE if delimiter == TAB else csv.QUOTE_MINIMAL
-  reader = csv.reader(
-    _lines(text, most), delimiter=delimiter, quoting=quoting, strict=True
-  )
+  lines = _lines(text, most)
+  if delimiter == TAB:
+    reader = _Tabs(lines)
+  else:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
   row, line = 0, 1
   while True:
     try:
@@ -86,27 +91,52 @@ def _split(
       why = 'a quote has no pair; write a quote inside of a field twice'
       if 'limit' in str(e):
         why = f'a field is longer than {most:,} characters; is a quote missing?'
+      elif 'new-line' in str(e):
+        why = 'holds a carriage return (CR); put quotes around that field'
       raise ValueError(f'{where}: row {row} (line {line}): {why}') from e
     if fields is None:
       return
     if any(x.strip() for x in fields[:1]) or len(fields) > 1:
-      if delimiter == TAB:
-        fields = [_unquoted(x) for x in fields]
       yield line, fields
       row += 1
     line = reader.line_num + 1
 
 
 def _lines(text: io.TextIOWrapper, most: int) -> Iterator[str]:
-  """Reads lines.
+  """Reads lines, which end with CR alone if the first one does.
 
   Raises:
     csv.Error: one is too long.
   """
-  while line := text.readline(min(most, _MOST) + 1):
+  line, ends = '', None
+  while piece := text.readline(min(most, _MOST) + 1):
+    line += piece
     if len(line) > most:
       raise csv.Error('field limit')
+    ends = ends or piece[-1]
+    if piece[-1] == '\r' and ends == '\n':
+      continue  # that CR ends no line here
     yield line
+    line = ''
+  if line:
+    yield line
+
+
+class _Tabs:
+  """Splits lines at tabs, with the interface of `csv.reader`."""
+
+  def __init__(self, lines: Iterator[str]):
+    self._lines = lines
+    self.line_num = 0
+
+  def __iter__(self) -> Iterator[list[str]]:
+    return self
+
+  def __next__(self) -> list[str]:
+    line = next(self._lines)
+    self.line_num += 1
+    line = line.removesuffix('\n').removesuffix('\r')
+    return [_unquoted(field) for field in line.split(TAB)]
 
 
 def _unquoted(field: str) -> str:

@@ -92,6 +92,7 @@ def test_blank_lines_are_skipped_and_short_rows_have_none(put):
       'row 2 (line 3): byte 0xe9 is not UTF-8 (latin1?); convert the file',
     ),
     ('caf\xe9,b\nx,y\n'.encode('latin1'), 'byte 0xe9 is not UTF-8 (latin1?)'),
+    ('a,b\nx,1\ny\rz,2\n', 'row 2 (line 3): holds a carriage return (CR)'),
   ),
 )
 def test_a_bad_table_is_refused_with_its_row(put, data, words):
@@ -106,6 +107,21 @@ def test_between_tabs_quotes_are_text_unless_they_pair(put):
     ('x', '"'),
     ('', ''),
   ]
+
+
+def test_a_carriage_return_in_a_field_loses_no_text(put):
+  tabs = 'text\tlabel\na\rb\tpos\r\n\r\nc\tneg\r'
+  rows = [{'text': 'a\rb', 'label': 'pos'}, {'text': 'c', 'label': 'neg'}]
+  assert table(put('a.tsv', tabs)) == rows
+  quoted = 'text,label\r\n"a\rb",pos\nc,neg\r'
+  assert table(put('a.csv', quoted)) == rows
+  # Older files of Macs, and those to whose CRLF a program added a CR.
+  rows = [{'text': 'a', 'label': 'pos'}, {'text': 'c', 'label': 'neg'}]
+  for end in ('\r', '\r\r\n', '\r\n', '\n'):
+    for name, delimiter in (('a.tsv', '\t'), ('a.csv', ',')):
+      lines = [delimiter.join(('text', 'label'))]
+      lines += [delimiter.join(row.values()) for row in rows]
+      assert table(put(name, end.join([*lines, '']))) == rows
 
 
 def test_json_lines_and_arrays(put):
