@@ -192,7 +192,7 @@ def check_files(
 
   Raises:
     ConfigError: naming the first file that lies elsewhere, links followed, and
-      the flag that trusts its folder.
+      the flag that trusts its folder; or a value that is no path.
   """
   buckets = [f'{x.rstrip("/")}/' for x in _words() if '://' in x]
   folders = [Path(folder).resolve()]
@@ -213,12 +213,19 @@ def check_files(
 
     # A pattern is looked up only below what may be read; what it finds there,
     # or what lies in a folder, may be a link.
-    if (
-      '://' in value
-      or not lies_inside(value)
-      or not all(map(lies_inside, glob.iglob(value, recursive=True)))
-      or not all(map(lies_inside, _below(value)))
-    ):
+    try:
+      is_inside = (
+        '://' not in value
+        and lies_inside(value)
+        and all(map(lies_inside, glob.iglob(value, recursive=True)))
+        and all(map(lies_inside, _below(value)))
+      )
+    # It holds a NUL or a lone surrogate, or links lead around in a circle.
+    except (ValueError, RuntimeError) as error:
+      raise ConfigError(
+        f'{place}: {show(value)} is no path of a file ({show(str(error))})'
+      ) from error
+    if not is_inside:
       where = value.rpartition('/')[0] or '.'
       raise ConfigError(
         f'{place}: {show(value)} lies outside of {folder}, whose config names '

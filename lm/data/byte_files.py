@@ -94,13 +94,16 @@ def opened(path: str, subject: str) -> Iterator[io.BufferedReader]:
   with contextlib.ExitStack() as stack:
     try:
       # To open a pipe would wait for its writer.
-      if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f'{where}: is no file; check the path')
-      file = stack.enter_context(open(path, 'rb'))
+      is_file = stat.S_ISREG(os.stat(path).st_mode)
+      file = stack.enter_context(open(path, 'rb')) if is_file else None
     except FileNotFoundError as e:
       raise ValueError(f'{where}: no such file; check the path') from e
     except OSError as e:
       raise _unreadable(where, e) from e
+    except ValueError as e:  # a NUL or a lone surrogate, which no path has
+      raise ValueError(f'{where}: is no path ({e}); check it') from e
+    if file is None:
+      raise ValueError(f'{where}: is no file; check the path')
     pieces = _checked(_unpacked(file, path), where)
     stream: Any = _Stream(_utf8(pieces, where))
     yield stack.enter_context(io.BufferedReader(stream, _PIECE))
@@ -184,6 +187,11 @@ def _checked(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:
       raise _unreadable(where, e) from e
     raise _damaged(where, e) from e  # bz2 and gzip raise these without errno
   except (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as e:
+    if isinstance(e, zstandard.ZstdError) and 'memory' in str(e):
+      raise ValueError(
+        f'{where}: its window is too long for zstandard or for this memory; '
+        'pack it again without --long'
+      ) from e
     raise _damaged(where, e) from e
 
 
@@ -249,9 +257,13 @@ class _Zstandard:
 
   # It unpacks all that it is given, and 4 bytes may become 128 KiB.
   _AT_ONCE = 512
+  # The longest window that zstd writes, by --long=31. Memory is taken as the
+  # content fills it: a short file that says so takes no more.
+  _WINDOW = 1 << 31
 
   def __init__(self):
-    self._frame = zstandard.ZstdDecompressor().decompressobj()
+    unpacker = zstandard.ZstdDecompressor(max_window_size=self._WINDOW)
+    self._frame = unpacker.decompressobj()
     self._rest = b''
 
   @property

@@ -164,6 +164,16 @@ def test_a_config_reads_its_own_folder_and_those_that_a_user_names(
   assert not refused('gs://short/x') and refused('gs://shorter/x')
 
 
+def test_what_is_no_path_is_refused_in_one_line(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'loop').symlink_to('loop')
+  for path in ('a\0b', 'a\ud800', '*/\0', 'loop'):
+    with pytest.raises(
+      config.ConfigError, match=r'^data\.path: .* is no path of a file'
+    ):
+      config.check_files({'data': {'path': path}}, tmp_path)
+
+
 def test_a_flag_names_a_file(tmp_path, monkeypatch):
   monkeypatch.setenv(untrusted.VARIABLE, '')
   c = config.plain(base.get_config())

@@ -88,6 +88,20 @@ def test_padding_and_frames_to_skip_are_no_damage(tmp_path):
   assert byte_files.text(put(tmp_path, data), 'x') == 'abcd'
 
 
+def test_long_windows_are_read_and_longer_ones_are_no_damage(tmp_path):
+  parameters = zstandard.ZstdCompressionParameters(window_log=28)
+  packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+  path = put(tmp_path, packer.compress(b'abc' * 1000) + packer.flush())
+  assert byte_files.text(path, 'x') == 'abc' * 1000
+
+  def repeated(window_log):  # a frame of 100 times 'a'
+    block = (100 << 3 | 0b011).to_bytes(3, 'little') + b'a'
+    return b'\x28\xb5\x2f\xfd\0' + bytes([window_log - 10 << 3]) + block
+
+  assert byte_files.text(put(tmp_path, repeated(31)), 'x') == 'a' * 100
+  assert 'pack it again without --long' in fails(put(tmp_path, repeated(32)))
+
+
 @pytest.mark.parametrize(
   'data, words',
   (
@@ -114,6 +128,9 @@ def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, words):
 def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path):
   assert 'no such file; check the path' in fails(str(tmp_path / 'absent.txt'))
   assert 'is no file; check the path' in fails(str(tmp_path))
+  for name in ('a\0b', 'a\ud800'):
+    with pytest.raises(ValueError, match=r'^input a\?b?: is no path \(.*check'):
+      byte_files.text(name, 'input')
   os.mkfifo(tmp_path / 'pipe.txt')
   assert 'is no file' in fails(str(tmp_path / 'pipe.txt'))
   named = put(tmp_path, b'plain', 'plain.txt.gz')
