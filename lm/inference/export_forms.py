@@ -130,11 +130,14 @@ def portable(weights: str = 'float32') -> Form:
       logits = loaded.call(params, stablehlo.inputs_of(batch))
       return types.Output(logits, None, {})
 
+    def start(_, batch, room):
+      return model.start(source.params, batch, room)  # whose paths differ
+
     keys = ('inputs', 'longest', 'fixed', 'platforms', 'versions')
     report = {'form': 'stablehlo', 'weights': weights}
     report |= {key: content[key] for key in keys}
-    model = model._replace(apply=apply, head=None)
-    return Exported(model, loaded.params, report)
+    written = model._replace(apply=apply, start=start, head=None)
+    return Exported(written, loaded.params, report)
 
   return write
 

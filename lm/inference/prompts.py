@@ -16,6 +16,7 @@ from lm import config, types
 from lm.data import objectives
 from lm.data.finetuning import batching, records
 
+_SCORING = 'lm.data.finetuning.forms:'  # the module of forms that score
 Turns = Sequence[tuple[str, str]]  # role and text of each turn
 _TOO_LONG = 'more tokens than the form has room for; shorten it'
 
@@ -57,8 +58,8 @@ def of_run(
     settings = {'tokenizer': tokenizer, 'length': c.data.length}
     batch = config.build(objective, **settings).prompt
     return None if batch is None else Prompts(batch)
-  # A form with labels scores classes, and may read files to know these.
-  if form is None or 'labels' in form:
+  # What scores classes or places writes nothing.
+  if form is None or str(form.get('fn')).startswith(_SCORING):
     return None
   config.check_files(form, workdir, key='data.form')
   form = config.build(form, tokenizer=tokenizer, length=c.data.length)

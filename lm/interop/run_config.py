@@ -39,7 +39,7 @@ def make(
   c.model, c.tokenizer = imported.model, spec
   # Evaluators of the base name data of another tokenizer.
   c.evals = {}
-  form = _form(imported)
+  form = _form(imported, length)
   if form is None:
     path = _TEXTS if base is None else c.data.sources.train.path
     c.data = {
@@ -59,7 +59,7 @@ def make(
   return c.lock()
 
 
-def _form(imported: transfer.Imported) -> dict[str, Any] | None:
+def _form(imported: transfer.Imported, length: int) -> dict[str, Any] | None:
   """Describes the records that a head learns from; None: the model has none."""
   model = imported.model
   name = model['fn'].rpartition(':')[2] if 'body' in model else ''
@@ -70,7 +70,9 @@ def _form(imported: transfer.Imported) -> dict[str, Any] | None:
     'fn': f'lm.data.finetuning.forms:{name}',
     'records': {'fn': f'lm.data.finetuning.readers:{reader}'},
   }
-  if name != 'span':
+  if name == 'span':
+    form['question'] = min(64, length // 4)  # the passage has the rest
+  else:
     form |= {'classes': len(imported.labels), 'labels': imported.labels}
   if name != 'tag':
     # BERT tells two texts apart.

@@ -143,7 +143,7 @@ def test_resumed_again_and_again_with_other_threads(
   assert bits(whole) == bits(trained)
   workdir = tmp_path / 'run'
   for at, threads, prefetch in ((7, 0, 0), (13, 4, 8), (14, 1, 1)):
-    monkeypatch.setattr(signals, 'Stop', lambda at=at: _StopAt(workdir, at))
+    monkeypatch.setattr(signals, 'Stop', lambda _, at=at: _StopAt(workdir, at))
     with pytest.raises(signals.Stopped, match=f'at step {at}, which is saved'):
       train.train(
         programs.on_eight(
@@ -165,7 +165,7 @@ def test_a_run_resumed_where_rows_grow_counts_every_token(
     data, data__lengths=((0, 4), (6, 16)), steps=8, save_every=8
   )
   train.train(c, tmp_path / 'whole')
-  monkeypatch.setattr(signals, 'Stop', lambda: _StopAt(tmp_path / 'run', 6))
+  monkeypatch.setattr(signals, 'Stop', lambda _: _StopAt(tmp_path / 'run', 6))
   with pytest.raises(signals.Stopped, match='at step 6, which is saved'):
     train.train(c, tmp_path / 'run')
   monkeypatch.undo()
