@@ -154,22 +154,10 @@ def _is_held(path: Path) -> bool:
   return False
 
 
-@contextlib.contextmanager
-def _excluding(folder: Path) -> Iterator[None]:
+def _excluding(folder: Path) -> contextlib.AbstractContextManager[None]:
   """Lets one process at a time lock or remove a step."""
-  deadline = time.monotonic() + _WAIT_SECONDS
-  with regular_files.open_append(folder / '.lock') as file:
-    while True:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError:
-        if time.monotonic() > deadline:
-          raise errors.Storage(
-            f'{folder / ".lock"}: held for {_WAIT_SECONDS:.0f} s by another'
-            ' process: stop it'
-          ) from None
-        time.sleep(0.01)
-      except OSError:
-        break  # this file system has no locks
-    yield
+  lock = folder / '.lock'
+  late = errors.Storage(
+    f'{lock}: held for {_WAIT_SECONDS:.0f} s by another process: stop it'
+  )
+  return regular_files.exclusive(lock, _WAIT_SECONDS, late)

@@ -7,11 +7,13 @@ folder, or a pipe or device, at which a program would wait for ever.
 from collections.abc import Iterator
 import contextlib
 import errno
+import fcntl
 import io
 import os
 from pathlib import Path
 import shutil
 import stat
+import time
 
 from lm import errors
 
@@ -67,6 +69,32 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
       f'{os.fspath(path)}: cannot be written: {error.strerror or error} ({free}'
       ' bytes free): make room, or make it writable'
     ) from error
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, seconds: float, late: Exception) -> Iterator[None]:
+  """Lets one process of this machine at a time into the body of `with`.
+
+  Where the file system has no locks, all are let in.
+
+  Args:
+    path: of the file that is locked; may be made.
+    seconds: how long to wait for another process.
+    late: raised when that was not enough.
+  """
+  deadline = time.monotonic() + seconds
+  with open_append(path) as file:
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        if time.monotonic() > deadline:
+          raise late from None
+        time.sleep(0.01)
+      except OSError:
+        break
+    yield
 
 
 def kind(path: Path) -> str | None:

@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -22,10 +21,10 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 
 from lm import config, errors
 from lm.data import manifest as manifests
+from lm.runtime import regular_files
 
 SPLITS = ('train', 'valid', 'test')
 _TOKENIZER = re.compile(r'tokenizer[-\w.]*')
@@ -204,18 +203,10 @@ def _bring(origin, name: str, file: manifests.File, part: Path) -> None:
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
   """Lets one process of this machine at a time copy to a folder."""
-  deadline = time.monotonic() + _LOCK_SECONDS
-  with (target / '.lock').open('w') as file:
-    while True:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError:
-        if time.monotonic() > deadline:
-          raise errors.Locked(
-            f'{target}: another process copies data to there: end it'
-          ) from None
-        time.sleep(0.5)
+  late = errors.Locked(
+    f'{target}: another process copies data to there: end it'
+  )
+  with regular_files.exclusive(target / '.lock', _LOCK_SECONDS, late):
     # What a process that was killed has left.
     for left in target.glob('.stage.*'):
       shutil.rmtree(left, ignore_errors=True)
