@@ -1,0 +1,133 @@
+"""Stages of the data factory: what one is, and how functions become one.
+
+A stage is a value that a config names, such as
+`{'fn': 'lm.corpus.language:make', 'keep': ('en', 'zh')}`. There are two kinds.
+A stage that works on each text alone has a `map`, a pure function of record
+batches. A stage that compares texts has `keys`, a pure function which draws a
+table of keys from the texts, and `decide`, which finds by queries on these
+tables what to drop. Text itself never enters a query.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+_COUNTS = pa.list_(pa.struct([('code', pa.string()), ('count', pa.int64())]))
+
+# A row is a document. It keeps its row when it is dropped.
+DOCUMENTS = pa.schema(
+  [
+    ('place', pa.string()),  # in its file, such as 'line 3'
+    ('text', pa.string()),
+    ('language', pa.string()),  # ISO 639-1, such as 'en'; '' while unknown
+    ('reason', pa.string()),  # code of the rule that drops it; '' keeps it
+    ('value', pa.float64()),  # that broke the rule
+    ('changes', _COUNTS),  # of the text, by code
+    ('counts', _COUNTS),  # of other things seen, by code
+  ]
+)
+
+
+class Document(NamedTuple):
+  """A document, while a stage works on it.
+
+  Attributes:
+    text: of the document.
+    language: its ISO 639-1 code, or '' while it is unknown.
+    reason: code of the rule that drops it, or '' to keep it.
+    value: that broke the rule.
+    changes: (code, count) of what was changed in the text.
+    counts: (code, count) of what was seen and left.
+  """
+
+  text: str
+  language: str = ''
+  reason: str = ''
+  value: float | None = None
+  changes: tuple[tuple[str, int], ...] = ()
+  counts: tuple[tuple[str, int], ...] = ()
+
+
+class Stage(NamedTuple):
+  """A stage of the factory.
+
+  Attributes:
+    name: first part of its reason codes, such as 'quality'.
+    version: is raised when its results change.
+    settings: that decide on its results, as plain JSON.
+    map: record batch of `DOCUMENTS` -> the same rows, changed.
+    schema: of the table of keys, beside `part` and `row`.
+    keys: record batch of `DOCUMENTS` -> record batch of `row` (int32, row of
+      the given batch) and the columns of `schema`; dropped rows have none.
+    decide: see `lm.corpus.decisions`; None where there is nothing to decide.
+    data: files that decide on its results, beside the settings.
+  """
+
+  name: str
+  version: int
+  settings: Mapping[str, Any]
+  map: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
+  schema: pa.Schema | None = None
+  keys: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
+  decide: Callable[..., str] | None = None
+  data: tuple[str, ...] = ()
+
+
+def documents(batch: pa.RecordBatch) -> list[Document]:
+  """Lists the documents of a record batch."""
+  columns = [batch.column(name).to_pylist() for name in Document._fields]
+  return [
+    Document(
+      text,
+      language,
+      reason,
+      value,
+      tuple((x['code'], x['count']) for x in changes),
+      tuple((x['code'], x['count']) for x in counts),
+    )
+    for text, language, reason, value, changes, counts in zip(
+      *columns, strict=True
+    )
+  ]
+
+
+def batch(places: pa.Array, rows: Sequence[Document]) -> pa.RecordBatch:
+  """Makes a record batch of documents.
+
+  Args:
+    places: column 'place' of the batch.
+    rows: its documents.
+  """
+
+  def counted(items: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [{'code': code, 'count': count} for code, count in items]
+
+  columns = [
+    places,
+    *(
+      [getattr(row, name) for row in rows]
+      for name in ('text', 'language', 'reason', 'value')
+    ),
+    [counted(row.changes) for row in rows],
+    [counted(row.counts) for row in rows],
+  ]
+  return pa.RecordBatch.from_arrays(
+    [
+      x if isinstance(x, pa.Array) else pa.array(x, field.type)
+      for x, field in zip(columns, DOCUMENTS, strict=True)
+    ],
+    schema=DOCUMENTS,
+  )
+
+
+def each(
+  fn: Callable[[Document], Document],
+) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+  """Makes a map of a function of one document; dropped ones are passed over."""
+
+  def run(given: pa.RecordBatch) -> pa.RecordBatch:
+    rows = [x if x.reason else fn(x) for x in documents(given)]
+    return batch(given.column('place'), rows)
+
+  return run
