@@ -16,7 +16,7 @@ if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm import config
-from lm.data import prepare
+from lm.corpus import prepare
 from tools import prepare_data
 
 

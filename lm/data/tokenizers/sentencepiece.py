@@ -42,7 +42,7 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
     ValueError: the file is missing or broken, lacks pad, eos, bos or byte
       pieces, or its normalization changes text.
   """
-  fix = 'train one with lm.data.prepare.train_tokenizer'
+  fix = 'train one with lm.corpus.prepare.train_tokenizer'
   vocabulary.check_reserved(reserved)
   data = files.read(path)
   model = _parse(path, data, fix)

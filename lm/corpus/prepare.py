@@ -1,6 +1,6 @@
 """Prepares text for training: trains a tokenizer, and writes token shards.
 
-  from lm.data import prepare
+  from lm.corpus import prepare
 
   prepare.train_tokenizer(['raw/*.txt'], 'bpe.model', vocab=8192)
   prepare.write_dataset(
@@ -12,17 +12,16 @@ programs.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-import hashlib
-import math
+from collections.abc import Mapping, Sequence
 import os
 from pathlib import Path
 import shutil
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lm import types
-from lm.data import documents, writer
+from lm import config, types
+from lm.corpus import build, write
+from lm.data import documents
 from lm.data import manifest as manifests
 from lm.data.tokenizers import auto, characters, sentencepiece
 
@@ -111,33 +110,38 @@ def train_tokenizer(
 
 
 def write_dataset(
-  inputs: Sequence[str],
+  inputs: str | Sequence[str],
   output: str | os.PathLike[str],
-  tokenizer: str | types.Tokenizer,
+  tokenizer: str,
   *,
   split_valid: float = 0.0,
   shard_tokens: int = 1 << 28,
   settings: documents.Settings | None = None,
+  workers: int = 1,
 ) -> dict[str, WrittenDataset]:
   """Writes text as token shards, split for validation if asked to.
+
+  It is a build of the factory (`lm.corpus.build`) of one source, without
+  stages, whose parts are removed at the end. After a kill the same call goes on
+  with what is finished. Writing the same again changes nothing.
 
   The hash of a document decides on its side of the split, so that copies of a
   document are on the same side. Where that would leave a side empty, because
   there are few documents or one, each is cut instead: the last `split_valid` of
   its characters are for validation, from the line end that is nearest, if one
-  is near. The counts say so. Writing the same again changes nothing. A split
-  gets a copy of the tokenizer's file, so that the folder has all that a run
-  needs: `--data=FOLDER`.
+  is near. The counts say so. A split gets a copy of the tokenizer's file, so
+  that the folder has all that a run needs: `--data=FOLDER`.
 
   Args:
     inputs: files, folders or patterns, see `documents.find`.
     output: directory to write.
-    tokenizer: a tokenizer, or a name that `auto.load` loads.
+    tokenizer: a name that `auto.load` loads.
     split_valid: share of the documents, or of the text of each of few, that is
       kept for validation.
     shard_tokens: a shard is closed with the document that reaches this.
     settings: how files become documents; None: those of
       `documents.Settings()`.
+    workers: processes; 1 works in this process alone.
 
   Returns:
     The dataset under the name '', or those of a split under 'train' and
@@ -146,100 +150,40 @@ def write_dataset(
   Raises:
     ValueError: the input is bad, a setting is out of range, or the directory
       holds another dataset.
+    errors.Locked: another process writes the same.
     OSError: the output cannot be written.
   """
+  start = time.perf_counter()
   settings = settings or documents.Settings()
-  if not 0 <= split_valid < 1:
-    raise ValueError(f'split_valid={split_valid} must be from 0 on and below 1')
-  if shard_tokens < 1:
-    raise ValueError(f'shard_tokens={shard_tokens} must be positive')
-  found: Counter[str] = Counter()
-  files = documents.find(inputs, found)
-  file = None
-  if isinstance(tokenizer, str):
-    file = (
-      Path(tokenizer) if split_valid and Path(tokenizer).is_file() else None
-    )
-    tokenizer = auto.load(tokenizer)
-  how: dict[str, Any] = {**settings._asdict(), 'split_valid': split_valid}
-  is_cut = False
-  if split_valid:
-    is_cut = _must_cut(documents.read(files, settings, Counter()), split_valid)
-  if is_cut:
-    how['split'] = 'each document is cut'
-  written = {}
-  # A split reads its input twice, so that memory stays bounded.
-  for part in ('train', 'valid') if split_valid else ('',):
-    counts = Counter(found)
-    texts = documents.read(files, settings, counts)
-    if is_cut:
-      texts = _cut(texts, split_valid, part, counts)
-    elif split_valid:
-      texts = (
-        x for x in texts if _is_valid(x, split_valid) == (part == 'valid')
-      )
-    start = time.perf_counter()
-    directory = Path(output) / part
-    manifest = writer.write(
-      directory,
-      texts,
-      tokenizer,
-      shard_tokens=shard_tokens,
-      settings={**how, 'part': part},
-    )
-    seconds = time.perf_counter() - start
-    written[part] = WrittenDataset(directory, manifest, counts, seconds)
-  if file is not None:
-    copy = Path(output) / f'tokenizer{file.suffix}'
-    if not (copy.exists() and copy.samefile(file)):
-      shutil.copyfile(file, copy)
-  return written
-
-
-def _must_cut(texts: Iterable[str], share: float) -> bool:
-  """Tells if a split by documents would leave a side empty.
-
-  It reads no further than to the first document of either side.
-
-  Raises:
-    ValueError: to cut every document would leave one empty, too.
-  """
-  sides, can_cut = set(), False
-  for text in texts:
-    sides.add(_is_valid(text, share))
-    can_cut = can_cut or 0 < _place(text, share) < len(text)
-    if len(sides) == 2:
-      return False
-  if not can_cut:
-    raise ValueError(
-      f'split_valid={share}: no documents to write for one side; give another '
-      'share or more text'
-    )
-  return True
-
-
-def _cut(
-  texts: Iterable[str], share: float, part: str, counts: Counter[str]
-) -> Iterator[str]:
-  """Cuts every text in two, and gives what is of a part."""
-  counts['documents, whose ends are for validation'] = 0
-  for text in texts:
-    at = _place(text, share)
-    counts['documents, whose ends are for validation'] += at < len(text)
-    yield text[at:] if part == 'valid' else text[:at]
-
-
-def _place(text: str, share: float) -> int:
-  """Finds where the last `share` of a text begins, at a line if one is near."""
-  at = len(text) - math.floor(share * len(text))
-  room = (len(text) - at) // 2
-  after = text.find('\n', at - 1, at + room) + 1
-  before = text.rfind('\n', max(at - room, 0), at) + 1
-  near = [x for x in (before, after) if x]
-  return min(near, key=lambda x: abs(x - at)) if near else at
-
-
-def _is_valid(text: str, share: float) -> bool:
-  # Salted: a corpus that was already split by a bare hash can be split again.
-  digest = hashlib.sha256(b'valid\0' + text.encode()).digest()
-  return int.from_bytes(digest[:8], 'big') < share * 2**64
+  target = Path(output)
+  c = config.load('configs/data/base.py', required=()).unlock()
+  c.sources = {
+    'text': {
+      'inputs': [inputs] if isinstance(inputs, str) else [*inputs],
+      'rank': 0,
+      **settings._asdict(),
+    }
+  }
+  c.split_valid, c.shard_tokens = split_valid, shard_tokens
+  c.tokenizer_file = tokenizer
+  work = target.parent / f'.{target.name}.unfinished'
+  result = build.run(
+    c,
+    work,
+    workers=workers,
+    target=write.Target(
+      target,
+      {**settings._asdict(), 'split_valid': split_valid},
+      is_flat=not split_valid,
+    ),
+  )
+  shutil.rmtree(work)
+  counts = dict(result.counts)
+  if 'split' in next(iter(result.datasets.values())).settings:
+    ends = result.datasets['valid'].documents
+    counts['documents, whose ends are for validation'] = ends
+  seconds = time.perf_counter() - start
+  return {
+    name: WrittenDataset(target / name, manifest, counts, seconds)
+    for name, manifest in result.datasets.items()
+  }
