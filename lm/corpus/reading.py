@@ -151,6 +151,7 @@ def _pieces(
     A piece, which yields its batches, with the file of each row.
   """
   following = next(records, None)
+  batch_bytes = min(parts.BATCH_BYTES, part_bytes)
 
   def piece() -> Iterator[tuple[list[int], pa.RecordBatch]]:
     nonlocal following
@@ -160,7 +161,7 @@ def _pieces(
       weight = 0
       while (
         following
-        and weight < parts.BATCH_BYTES
+        and weight < batch_bytes
         and (rows + len(batch) < parts.ROWS - 1)
       ):
         batch.append(following)
