@@ -14,7 +14,8 @@ class Tables(Protocol):
   place of `part` and `row`. An earlier document has a smaller id. It returns
   the name of a table that it made, with the columns `id` (BIGINT, to be
   dropped), `witness` (BIGINT, id of an earlier document, or NULL), `value`
-  (DOUBLE, or NULL) and, if it has several reasons, `reason` (STRING).
+  (DOUBLE, or NULL) and, if it has several reasons, `reason` (STRING). A stage
+  with `edit` returns a table of `id` and `place` (BIGINT) instead.
   """
 
   def query(self, name: str, sql: str) -> str:
@@ -38,6 +39,14 @@ class Tables(Protocol):
     self, fn: Callable[[Any], Any], tasks: Sequence[Any]
   ) -> Iterable[Any]:
     """Calls a function of a module for each task, in other processes."""
+    ...
+
+  def folder(self, *identity: Any) -> str:
+    """Returns a path for a task to make a folder at, see `parts.make`.
+
+    Args:
+      *identity: all that its content depends on, as plain JSON.
+    """
     ...
 
   def text_parts(self) -> Sequence[tuple[int, str]]:

@@ -61,6 +61,9 @@ class Stage(NamedTuple):
     keys: record batch of `DOCUMENTS` -> record batch of `row` (int32, row of
       the given batch) and the columns of `schema`; dropped rows have none.
     decide: see `lm.corpus.decisions`; None where there is nothing to decide.
+    edit: (batch, places to cut by row of the batch) -> batch. Its stage decides
+      on places inside of documents, and later stages see the texts without.
+    report: `report(tables)` -> what the build writes as 'name.json'.
     data: files that decide on its results, beside the settings.
   """
 
@@ -71,6 +74,10 @@ class Stage(NamedTuple):
   schema: pa.Schema | None = None
   keys: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
   decide: Callable[..., str] | None = None
+  edit: (
+    Callable[[pa.RecordBatch, Mapping[int, list[int]]], pa.RecordBatch] | None
+  ) = None
+  report: Callable[..., Mapping[str, Any]] | None = None
   data: tuple[str, ...] = ()
 
 

@@ -76,19 +76,15 @@ def suffix(path: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: str, subject: str) -> Iterator[io.BufferedReader]:
-  """Opens a file as a stream of UTF-8, without its mark of byte order.
-
-  Bytes that are not UTF-8 are given as they are: to replace or to refuse them
-  is for who reads.
+def stored(path: str, subject: str) -> Iterator[BinaryIO]:
+  """Opens a file for its bytes as they are stored.
 
   Args:
     path: of the file.
     subject: the first word of an error, such as 'input'.
 
   Raises:
-    ValueError: there is no such file, it cannot be read, is damaged, or is no
-      text. It comes while the stream is read where that is what shows it.
+    ValueError: there is no such file, or it cannot be read.
   """
   where = f'{subject} {names.short(path)}'
   with contextlib.ExitStack() as stack:
@@ -104,9 +100,30 @@ def opened(path: str, subject: str) -> Iterator[io.BufferedReader]:
       raise ValueError(f'{where}: is no path ({e}); check it') from e
     if file is None:
       raise ValueError(f'{where}: is no file; check the path')
+    yield file
+
+
+@contextlib.contextmanager
+def opened(path: str, subject: str) -> Iterator[io.BufferedReader]:
+  """Opens a file as a stream of UTF-8, without its mark of byte order.
+
+  Bytes that are not UTF-8 are given as they are: to replace or to refuse them
+  is for who reads.
+
+  Args:
+    path: of the file.
+    subject: the first word of an error, such as 'input'.
+
+  Raises:
+    ValueError: there is no such file, it cannot be read, is damaged, or is no
+      text. It comes while the stream is read where that is what shows it.
+  """
+  where = f'{subject} {names.short(path)}'
+  with stored(path, subject) as file:
     pieces = _checked(_unpacked(file, path), where)
     stream: Any = _Stream(_utf8(pieces, where))
-    yield stack.enter_context(io.BufferedReader(stream, _PIECE))
+    with io.BufferedReader(stream, _PIECE) as buffered:
+      yield buffered
 
 
 def text(path: str, subject: str) -> str:

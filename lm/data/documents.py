@@ -2,18 +2,23 @@
 
 import collections
 from collections.abc import Iterator, Sequence
+import hashlib
 import io
 import os
 from typing import Any, NamedTuple
 
-from lm.data import byte_files, json_files, names, parquet_files, tables
+from lm.data import (
+  byte_files,
+  json_files,
+  names,
+  parquet_files,
+  tables,
+  text_files,
+)
 
-# The last two are those of WikiText.
-TEXTS = ('.txt', '.md', '.markdown', '.rst', '.tex', '.tokens', '.raw')
 JSON = ('.jsonl', '.json', '.ndjson')
 # How names end, packed or not. Parquet is known by its content too.
-KINDS = (*TEXTS, *JSON, *tables.SUFFIXES, parquet_files.SUFFIX)
-UNITS = ('file', 'line', 'paragraph')
+KINDS = (*text_files.SUFFIXES, *JSON, *tables.SUFFIXES, parquet_files.SUFFIX)
 ERRORS = ('replace', 'skip', 'strict')
 
 
@@ -132,30 +137,68 @@ def read(
   Args:
     files: see `find`.
     settings: how files become documents.
-    counts: numbers of files, documents and bytes, and of what was left out, are
-      added here, under words for a report.
+    counts: see `records`.
 
   Raises:
-    ValueError: a setting is unknown, a file is damaged, or there are no
-      documents; with `errors='strict'` also for the first bad text or record.
+    ValueError: see `records`; or there are no documents.
   """
-  _check(settings)
   for file in files:
-    counts['files'] += 1
-    for n, (place, raw) in enumerate(_raw(file, settings, counts)):
-      where = f'input {names.short(file)}: {place}document {n}'
-      text = _decode(raw, settings, counts, where)
-      if text:
-        counts['documents'] += 1
-        counts['bytes'] += len(text.encode())
-        yield text
-      elif text is not None:
-        counts['empty, left out'] += 1
+    for _, text in records(file, settings, counts):
+      yield text
   if not counts['documents']:
     why = ', '.join(f'{n} {word}' for word, n in counts.items())
     raise ValueError(
       f'input: no documents ({why[:120]}); check it and the field'
     )
+
+
+def records(
+  file: str, settings: Settings, counts: collections.Counter[str]
+) -> Iterator[tuple[str, str]]:
+  """Reads the documents of one file and where they are; it may have none.
+
+  Args:
+    file: one of those that `find` lists.
+    settings: how the file becomes documents.
+    counts: numbers of files, documents and bytes, and of what was left out, are
+      added here, under words for a report.
+
+  Yields:
+    The place of a document in the file, such as 'line 3', 'row 17' or 'row 17,
+    piece 2', no two alike, or '' for the whole file; and its text, which is
+    Unicode and not empty.
+
+  Raises:
+    ValueError: a setting is unknown or the file is damaged; with
+      `errors='strict'` also for the first bad text or record.
+  """
+  _check(settings)
+  counts['files'] += 1
+  for place, raw in _raw(file, settings, counts):
+    where = f'input {names.short(file)}{": " if place else ""}{place}'
+    text = _decode(raw, settings, counts, where)
+    if text:
+      counts['documents'] += 1
+      counts['bytes'] += len(text.encode())
+      yield place, text
+    elif text is not None:
+      counts['empty, left out'] += 1
+
+
+def digest(file: str) -> str:
+  """Returns the sha256 of a file as it is stored, packed or not.
+
+  Args:
+    file: one of those that `find` lists. It is read in pieces.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  sha256 = hashlib.sha256()
+  with byte_files.stored(file, 'input') as stream:
+    while data := stream.read(1 << 20):
+      sha256.update(data)
+  return sha256.hexdigest()
 
 
 def _check(settings: Settings) -> None:
@@ -164,10 +207,11 @@ def _check(settings: Settings) -> None:
   Raises:
     ValueError: one is unknown or out of range.
   """
-  if settings.unit not in UNITS or settings.errors not in ERRORS:
+  if settings.unit not in text_files.UNITS or settings.errors not in ERRORS:
     raise ValueError(
-      f'unit={settings.unit!r} must be one of {", ".join(UNITS)}, and errors='
-      f'{settings.errors!r} one of {", ".join(ERRORS)}'
+      f'unit={settings.unit!r} must be one of '
+      f'{", ".join(text_files.UNITS)}, and errors={settings.errors!r} one of '
+      f'{", ".join(ERRORS)}'
     )
   if settings.max_bytes < 1:
     raise ValueError(f'max_bytes={settings.max_bytes} must be positive')
@@ -179,19 +223,19 @@ def _raw(
   """Reads the texts of a file, which may not be Unicode yet.
 
   Yields:
-    Where a text is, for errors, such as 'line 3: ' or '', and the text.
+    Where a text is, such as 'line 3' or '', and the text.
   """
   suffix = _suffix(file)
+  most = settings.max_bytes
   if suffix == parquet_files.SUFFIX:
     for place, value in parquet_files.rows(file, settings.field):
       text = _text(value, file, place, settings, counts)
-      for piece in () if text is None else _pieces(text, settings, counts):
-        yield f'{place}: ', piece
+      if text is not None:
+        yield from text_files.pieces(place, text, most, counts)
     return
   with byte_files.opened(file, 'input') as stream:
-    if suffix in TEXTS:
-      for text in _texts(stream, settings, counts):
-        yield '', text
+    if suffix in text_files.SUFFIXES:
+      yield from text_files.units(stream, settings.unit, most, counts)
       return
     if suffix in tables.SUFFIXES:
       found = _table(stream, file, settings)
@@ -200,73 +244,7 @@ def _raw(
     for place, value in found:
       text = _text(value, file, place, settings, counts)
       if text is not None:
-        yield f'{place}: ', text
-
-
-def _texts(
-  stream: io.BufferedReader,
-  settings: Settings,
-  counts: collections.Counter[str],
-) -> Iterator[bytes]:
-  """Cuts a text file into its units, and units that are too long in pieces."""
-  parts: list[bytes] = []  # of the current document
-  size = 0
-  is_whole = True  # so that an empty file counts as one empty document
-  # A line can be as long as the file, so no more than the rest of a document is
-  # read at once.
-  while data := stream.readline(settings.max_bytes - size):
-    ends = data.endswith(b'\n')
-    if settings.unit == 'line':
-      if ends:
-        yield b''.join([*parts, data]).rstrip(b'\r\n')
-        parts, size = [], 0
-        continue
-    elif settings.unit == 'paragraph' and not data.strip():
-      if parts:
-        yield b''.join(parts).strip(b'\r\n')
-      parts, size = [], 0
-      continue
-    parts.append(data)
-    size += len(data)
-    if size >= settings.max_bytes:
-      whole = b''.join(parts)
-      # What follows the cut, half a character perhaps, opens the next document.
-      cut = _cut(whole)
-      counts['pieces cut from long documents'] += 1
-      yield whole[:cut]
-      parts, size = [whole[cut:]] if whole[cut:] else [], len(whole) - cut
-      is_whole = False
-  if parts or (is_whole and settings.unit == 'file'):
-    rest = b''.join(parts)
-    yield rest if settings.unit == 'file' else rest.strip(b'\r\n')
-
-
-def _cut(data: bytes) -> int:
-  """Finds where to cut a text that is too long.
-
-  That is after its last line, if that keeps half of the text, or else between
-  two characters.
-  """
-  line = data.rfind(b'\n') + 1
-  if line > len(data) // 2:
-    return line
-  # A character of UTF-8 has up to 4 bytes; all but its first are 10xxxxxx.
-  for back in range(1, min(4, len(data) - 1)):
-    if data[-back] & 0xC0 != 0x80:
-      return len(data) - back if data[-back] >= 0xC0 else len(data)
-  return len(data)
-
-
-def _pieces(
-  data: bytes, settings: Settings, counts: collections.Counter[str]
-) -> Iterator[bytes]:
-  """Cuts a text that is too long in pieces."""
-  while len(data) > settings.max_bytes:
-    cut = _cut(data[: settings.max_bytes])
-    counts['pieces cut from long documents'] += 1
-    yield data[:cut]
-    data = data[cut:]
-  yield data
+        yield place, text
 
 
 def _json(

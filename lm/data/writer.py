@@ -1,14 +1,14 @@
 """Writes a dataset: streamed, with checksums, and all of it or nothing."""
 
 from collections.abc import Iterable, Iterator
+import contextlib
 import hashlib
-import itertools
 import json
 import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import numpy as np
@@ -21,6 +21,24 @@ from lm.data.tokenizers import vocabulary
 _TEXT_AT_ONCE = 1 << 20  # characters encoded together
 
 
+class Block(NamedTuple):
+  """Documents in a row, as ids.
+
+  Attributes:
+    tokens: ids of all documents, each followed by eos: [T] of the type that
+      `manifest.dtype` chooses.
+    lengths: int64 [D], tokens of each document, eos included.
+    text_bytes: bytes of UTF-8 of the documents.
+    lost_bytes: how many of them the ids do not give back: 0 without a look if
+      the tokenizer is lossless.
+  """
+
+  tokens: np.ndarray
+  lengths: np.ndarray
+  text_bytes: int
+  lost_bytes: int
+
+
 def write(
   directory: str | os.PathLike[str],
   documents: Iterable[str],
@@ -29,16 +47,48 @@ def write(
   shard_tokens: int = 1 << 28,
   settings: dict[str, Any] | None = None,
 ) -> manifests.Manifest:
-  """Writes a dataset, all of it or nothing.
+  """Encodes documents and writes them as a dataset, all of it or nothing.
+
+  Args:
+    directory: see `assemble`.
+    documents: are read once, in order; empty ones are left out.
+    tokenizer: of the dataset.
+    shard_tokens: see `assemble`.
+    settings: see `assemble`.
+
+  Raises:
+    ValueError: the directory holds something else, or there are no documents.
+  """
+  return assemble(
+    directory,
+    encode(documents, tokenizer),
+    tokenizer,
+    shard_tokens=shard_tokens,
+    settings=settings,
+  )
+
+
+def assemble(
+  directory: str | os.PathLike[str],
+  blocks: Iterable[Block],
+  tokenizer: types.Tokenizer,
+  *,
+  shard_tokens: int = 1 << 28,
+  settings: dict[str, Any] | None = None,
+  replaces: bool = False,
+) -> manifests.Manifest:
+  """Writes blocks as a dataset, all of it or nothing.
 
   Writing the same dataset again changes nothing.
 
   Args:
     directory: is made; it may exist if it is empty.
-    documents: are read once, in order; empty ones are left out.
-    tokenizer: of the dataset.
+    blocks: are read once, in order. How documents are grouped in them does not
+      change the dataset.
+    tokenizer: that encoded them.
     shard_tokens: a shard is closed with the document that reaches this.
     settings: are kept in the manifest, for people who read it.
+    replaces: whether another dataset in the directory is replaced.
 
   Raises:
     ValueError: the directory holds something else, or there are no documents.
@@ -48,18 +98,25 @@ def write(
   old = None
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     old = shards.load(target).manifest
-    if (old.tokenizer, old.settings) != (tokenizer.sha256, kept):
+    if (old.tokenizer, old.settings) != (tokenizer.sha256, kept) and (
+      not replaces
+    ):
       raise _occupied(target)
   target.parent.mkdir(parents=True, exist_ok=True)
   part = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
   try:
-    new = _write(part, documents, tokenizer, shard_tokens, kept)
-    if old is None:
-      part.chmod(0o755)  # mkdtemp lets only the owner read
-      part.rename(target)
-      _sync(target.parent)
-    elif old != new:
+    new = _write(part, blocks, tokenizer, shard_tokens, kept)
+    if old == new:
+      return new
+    if old is not None and not replaces:
       raise _occupied(target)
+    if old is not None:
+      # A kill between the two leaves no dataset, and never half of one.
+      target.rename(part / 'old')
+    part.chmod(0o755)  # mkdtemp lets only the owner read
+    part.rename(target)
+    shutil.rmtree(target / 'old', ignore_errors=True)
+    _sync(target.parent)
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return new
@@ -72,32 +129,62 @@ def _occupied(target: Path) -> ValueError:
   )
 
 
+def encode(
+  documents: Iterable[str], tokenizer: types.Tokenizer
+) -> Iterator[Block]:
+  """Encodes documents in order; empty ones are left out."""
+  vocab = tokenizer.size - tokenizer.reserved
+  dtype = manifests.dtype(vocab)
+  specials = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
+  for texts in _batches(documents):
+    lost = 0
+    arrays = []
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+      if not tokenizer.lossless:
+        lost += vocabulary.lost_bytes(text, tokenizer.decode(ids))
+      array = np.asarray([*ids, tokenizer.eos], np.int64)
+      assert array.min() >= 0 and array.max() < vocab
+      # Readers find documents by eos, so one inside would start another.
+      assert not np.isin(array[:-1], specials).any(), 'a forged special id'
+      arrays.append(array.astype(dtype))
+    yield Block(
+      np.concatenate(arrays),
+      np.asarray([len(x) for x in arrays], np.int64),
+      sum(len(text.encode()) for text in texts),
+      lost,
+    )
+
+
 def _write(
   part: Path,
-  documents: Iterable[str],
+  blocks: Iterable[Block],
   tokenizer: types.Tokenizer,
   shard_tokens: int,
   settings: dict[str, Any],
 ) -> manifests.Manifest:
   """Writes shards and their manifest into an empty directory."""
   assert shard_tokens > 0
-  stream = itertools.chain.from_iterable(
-    zip(texts, tokenizer.encode_batch(texts), strict=True)
-    for texts in _batches(documents)
-  )
   text_bytes = lost_bytes = 0
   written: list[manifests.Shard] = []
-  # One document ahead, so that no shard is begun that stays empty.
-  following = next(stream, None)
-  while following is not None:
-    rest = itertools.chain([following], stream)
-    shard, size, lost = _write_shard(
-      part, f'{len(written):05d}', rest, tokenizer, shard_tokens
-    )
-    written.append(shard)
-    text_bytes += size
-    lost_bytes += lost
-    following = next(stream, None)
+  shard: _ShardWriter | None = None
+  for block in blocks:
+    text_bytes += block.text_bytes
+    lost_bytes += block.lost_bytes
+    ends = np.cumsum(block.lengths)
+    first, begin = 0, 0  # document and token of the block that come next
+    while first < len(ends):
+      # Not opened before it gets a document, so that no shard stays empty.
+      shard = shard or _ShardWriter(part, f'{len(written):05d}')
+      reach = begin + shard_tokens - shard.tokens
+      last = min(int(np.searchsorted(ends, reach)), len(ends) - 1)
+      end = int(ends[last])
+      shard.add(block.tokens[begin:end], block.lengths[first : last + 1])
+      first, begin = last + 1, end
+      if shard.tokens >= shard_tokens:
+        written.append(shard.close())
+        shard = None
+  if shard:
+    written.append(shard.close())
   if not written:
     raise ValueError(
       'no documents to write: the input is empty or holds only empty ones; '
@@ -122,53 +209,40 @@ def _write(
   return manifest
 
 
-def _write_shard(
-  part: Path,
-  name: str,
-  documents: Iterator[tuple[str, list[int]]],
-  tokenizer: types.Tokenizer,
-  shard_tokens: int,
-) -> tuple[manifests.Shard, int, int]:
-  """Writes one shard.
+class _ShardWriter:
+  """Writes the two files of a shard."""
 
-  Args:
-    part: directory.
-    name: of the shard.
-    documents: text and ids of each; as many are read as the shard has.
-    tokenizer: that encoded them.
-    shard_tokens: the shard is closed with the document that reaches this.
+  def __init__(self, part: Path, name: str):
+    self._part = part
+    self._name = name
+    self._files = contextlib.ExitStack()
+    self._out = self._files.enter_context(
+      _Writer(part / f'{name}{manifests.TOKENS}')
+    )
+    self._offsets = [np.zeros(1, np.int64)]
+    self.tokens = 0
 
-  Returns:
-    The shard, the number of bytes of its text, and how many of them the ids do
-    not give back: 0 without a look if the tokenizer is lossless.
-  """
-  vocab = tokenizer.size - tokenizer.reserved
-  dtype = manifests.dtype(vocab)
-  specials = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
-  text_bytes = lost_bytes = 0
-  offsets = [0]
-  with _Writer(part / f'{name}{manifests.TOKENS}') as out:
-    for text, ids in documents:
-      text_bytes += len(text.encode())
-      if not tokenizer.lossless:
-        lost_bytes += vocabulary.lost_bytes(text, tokenizer.decode(ids))
-      array = np.asarray([*ids, tokenizer.eos], np.int64)
-      assert array.min() >= 0 and array.max() < vocab
-      # Readers find documents by eos, so one inside would start another.
-      assert not np.isin(array[:-1], specials).any(), 'a forged special id'
-      out.add(array.astype(dtype).tobytes())
-      offsets.append(offsets[-1] + len(array))
-      if offsets[-1] >= shard_tokens:
-        break
-  with _Writer(part / f'{name}{manifests.OFFSETS}') as index:
-    index.add(np.asarray(offsets, manifests.OFFSET).tobytes())
-  shard = manifests.Shard(
-    name,
-    documents=len(offsets) - 1,
-    tokens=offsets[-1],
-    files={manifests.TOKENS: out.file(), manifests.OFFSETS: index.file()},
-  )
-  return shard, text_bytes, lost_bytes
+  def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+    """Appends documents: their tokens, and how many each has."""
+    self._out.add(tokens.tobytes())
+    self._offsets.append(self.tokens + np.cumsum(lengths))
+    self.tokens += len(tokens)
+
+  def close(self) -> manifests.Shard:
+    """Ends the shard."""
+    self._files.close()
+    offsets = np.concatenate(self._offsets)
+    with _Writer(self._part / f'{self._name}{manifests.OFFSETS}') as index:
+      index.add(offsets.astype(manifests.OFFSET).tobytes())
+    return manifests.Shard(
+      self._name,
+      documents=len(offsets) - 1,
+      tokens=self.tokens,
+      files={
+        manifests.TOKENS: self._out.file(),
+        manifests.OFFSETS: index.file(),
+      },
+    )
 
 
 class _Writer:

@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import hashlib
 import json
 from pathlib import Path
 import subprocess
@@ -94,7 +95,7 @@ def test_parquet_is_streamed(tmp_path):
   parquet.write_table(pa.table({'text': broken}), tmp_path / 'b.parquet')
   got, counts = read(tmp_path / 'b.parquet', max_bytes=10)
   assert got == ['good', 'b\ufffdd', 'abcabcabca', 'bcabc']
-  with pytest.raises(ValueError, match=r'row 2: document 1 is not Unicode .by'):
+  with pytest.raises(ValueError, match=r'row 2 is not Unicode .byte'):
     read(tmp_path / 'b.parquet', errors='strict')
   assert counts['pieces cut from long documents'] == 1
 
@@ -106,7 +107,7 @@ def test_text_that_is_not_unicode_is_counted_by_policy(put):
   assert counts['not Unicode, replaced by U+FFFD'] == 2
   texts, counts = read(file, unit='line', errors='skip')
   assert texts == ['good', '你'] and counts['not Unicode, left out'] == 2
-  with pytest.raises(ValueError, match=r'a\.txt: document 1 is not Unicode'):
+  with pytest.raises(ValueError, match=r'a\.txt: line 2 is not Unicode'):
     read(file, unit='line', errors='strict')
 
   body = b'{"text": "a\\ud800b"}\n{"text": "\\ud83d\\ude00"}\n{"text": "\xff"}'
@@ -115,8 +116,58 @@ def test_text_that_is_not_unicode_is_counted_by_policy(put):
   assert texts == ['a\ufffdb', '\U0001f600', '\ufffd']
   assert counts['not Unicode, replaced by U+FFFD'] == 2
   assert read(file, errors='skip')[0] == ['\U0001f600']
-  with pytest.raises(ValueError, match='document 0 is not Unicode'):
+  with pytest.raises(ValueError, match='line 1 is not Unicode'):
     read(file, errors='strict')
+
+
+def test_the_places_of_documents(put, tmp_path):
+  def places(file, **how):
+    counts: collections.Counter[str] = collections.Counter()
+    settings = documents.Settings(**how)
+    found = dict(documents.records(str(file), settings, counts))
+    assert counts['documents'] == len(found) and counts['files'] == 1
+    return found
+
+  file = put('a.txt', 'one\n\ntwo two\nthree\n')
+  assert places(file) == {'': 'one\n\ntwo two\nthree\n'}
+  assert places(file, unit='line') == {
+    'line 1': 'one',
+    'line 3': 'two two',
+    'line 4': 'three',
+  }
+  assert places(file, unit='line', max_bytes=5) == {
+    'line 1': 'one',
+    'line 3, piece 1': 'two t',
+    'line 3, piece 2': 'wo',
+    'line 4, piece 1': 'three',
+  }
+  assert places(file, unit='paragraph') == {
+    'line 1': 'one',
+    'line 3': 'two two\nthree',
+  }
+  assert places(file, max_bytes=13) == {
+    'piece 1': 'one\n\ntwo two\n',
+    'piece 2': 'three\n',
+  }
+  file = put('a.jsonl', '{"text": "a"}\nx\n{"text": ""}\n{"text": "b"}')
+  assert places(file) == {'line 1': 'a', 'line 4': 'b'}
+  assert places(put('a.json', '[{"text": "a"}]')) == {'element 1': 'a'}
+  assert places(put('a.csv', 'text\na\n')) == {'row 1 (line 2)': 'a'}
+  parquet.write_table(pa.table({'text': ['abc', 'd']}), tmp_path / 'a.parquet')
+  assert places(tmp_path / 'a.parquet', max_bytes=2) == {
+    'row 1, piece 1': 'ab',
+    'row 1, piece 2': 'c',
+    'row 2': 'd',
+  }
+  assert places(put('empty.txt', '')) == {}
+
+
+def test_the_digest_of_a_file_is_of_its_stored_bytes(put, tmp_path):
+  file = put('a.txt.gz', 'text ' * 1_000_000)
+  whole = hashlib.sha256(file.read_bytes()).hexdigest()
+  assert documents.digest(str(file)) == whole
+  with pytest.raises(ValueError, match=r'absent: no such file; check the path'):
+    documents.digest(str(tmp_path / 'absent'))
 
 
 @pytest.mark.parametrize('unit', ('file', 'line', 'paragraph'))

@@ -125,7 +125,7 @@ def test_cases_are_read(prepared, name, flags, texts):
     (
       'latin1.csv',
       ('--errors=strict',),
-      'row 1 (line 2): document 0 is not Unicode (byte 0xe9 is not UTF-8 '
+      'row 1 (line 2) is not Unicode (byte 0xe9 is not UTF-8 '
       '(latin1?)); mend it or set errors to replace',
     ),
     ('list.parquet', (), 'column text is of type list<element: string> and n'),

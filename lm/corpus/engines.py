@@ -1,0 +1,318 @@
+"""Engines: where the tasks of a build run, and who answers its queries.
+
+Both engines give the same tables, and so the same shards, to the bit:
+  duckdb   a pool of processes, and DuckDB inside of this one
+  spark    the Spark API: a cluster by its address, or Sail on this machine
+
+Tasks and results are plain JSON. What a task writes is a part, which each
+machine of a cluster must see under the same path.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import concurrent.futures
+from concurrent.futures import process
+import contextlib
+import functools
+import importlib
+import json
+import multiprocessing
+from multiprocessing import connection
+import os
+from pathlib import Path
+import signal
+import threading
+from typing import Any, Protocol
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lm import errors
+
+Task = Mapping[str, Any]
+# DuckDB keeps whole row groups in memory while it writes them.
+_ROW_GROUP = 4096
+_ENGINES = ('duckdb', 'spark')
+
+
+class Engine(Protocol):
+  """Runs tasks and queries."""
+
+  def run(
+    self, fn: Callable[[Any], Any], tasks: Sequence[Task]
+  ) -> Iterator[tuple[int, Any]]:
+    """Calls a function of a module for each task.
+
+    Yields:
+      (number of the task, its result), in any order.
+    """
+    ...
+
+  def query(
+    self, sql: str, views: Mapping[str, str | Sequence[str]], folder: Path
+  ) -> None:
+    """Writes the result of a query as files of Parquet.
+
+    Args:
+      sql: the query.
+      views: what it may name, in the order in which they may name each other:
+        a query, or the files of a table.
+      folder: for the files; there is at least one, even without rows.
+    """
+    ...
+
+
+class WorkerDied(errors.Failure):
+  """A process of the pool ended without a result."""
+
+  exit_code = 7
+
+
+@contextlib.contextmanager
+def opened(
+  kind: str, workers: int, spill: Path, memory_mb: int, address: str | None
+) -> Iterator[Engine]:
+  """Opens an engine.
+
+  Args:
+    kind: 'duckdb' or 'spark'.
+    workers: processes that run tasks; 1 runs them in this process.
+    spill: folder for what does not fit in memory.
+    memory_mb: MiB that DuckDB may use.
+    address: of a Spark cluster; None starts Sail in this process.
+
+  Raises:
+    ValueError: the engine is unknown, or a setting is out of range.
+    errors.Failure: a package is not installed.
+  """
+  if kind not in _ENGINES:
+    raise ValueError(f'engine={kind}: unknown; give duckdb or spark')
+  if workers < 1:
+    raise ValueError(f'workers={workers} must be 1 or more')
+  if kind == 'spark':
+    with _spark(workers, address) as session:
+      yield Spark(session, workers)
+    return
+  with contextlib.ExitStack() as stack:
+    pool = None
+    if workers > 1:
+      pool = stack.enter_context(_pool(workers))
+    yield Duck(pool, workers, spill, memory_mb)
+
+
+class Duck:
+  """A pool of processes and DuckDB."""
+
+  def __init__(
+    self,
+    pool: process.ProcessPoolExecutor | None,
+    workers: int,
+    spill: Path,
+    memory_mb: int,
+  ):
+    self._pool = pool
+    self._workers = workers
+    self._spill = spill
+    self._memory_mb = memory_mb
+
+  def run(
+    self, fn: Callable[[Any], Any], tasks: Sequence[Task]
+  ) -> Iterator[tuple[int, Any]]:
+    if self._pool is None:
+      for n, task in enumerate(tasks):
+        yield n, fn(task)
+      return
+    # A few tasks ahead of the workers, so that none waits, and an error does
+    # not wait for the tasks of a long list.
+    ahead = 2 * self._workers
+    waiting: dict[concurrent.futures.Future[Any], int] = {}
+    numbered = enumerate(tasks)
+    try:
+      while True:
+        for n, task in numbered:
+          waiting[self._pool.submit(fn, task)] = n
+          if len(waiting) >= ahead:
+            break
+        if not waiting:
+          return
+        done, _ = concurrent.futures.wait(
+          waiting, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in done:
+          yield waiting.pop(future), future.result()
+    except process.BrokenProcessPool as e:
+      raise WorkerDied(
+        'a worker was killed, perhaps because memory ran out: run the same '
+        'again, with fewer workers; what is finished stays'
+      ) from e
+    finally:
+      for future in waiting:
+        future.cancel()
+
+  def query(
+    self, sql: str, views: Mapping[str, str | Sequence[str]], folder: Path
+  ) -> None:
+    with duckdb.connect() as db:
+      # A setting for the folder is needed, or DuckDB does not spill at all.
+      db.execute(f"SET temp_directory = '{_quoted(self._spill)}'")
+      db.execute(f"SET memory_limit = '{self._memory_mb}MiB'")
+      db.execute(f'SET threads = {self._workers}')
+      db.execute('SET preserve_insertion_order = false')
+      for name, view in views.items():
+        body = view if isinstance(view, str) else _parquet(view)
+        db.execute(f'CREATE VIEW {name} AS {body}')
+      db.execute(
+        f"COPY ({sql}) TO '{_quoted(folder / '0.parquet')}' "
+        f'(FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})'
+      )
+
+
+def _quoted(path: str | Path) -> str:
+  return str(path).replace("'", "''")
+
+
+def _parquet(files: Sequence[str]) -> str:
+  listed = ', '.join(f"'{_quoted(file)}'" for file in files)
+  return f'SELECT * FROM read_parquet([{listed}])'
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[process.ProcessPoolExecutor]:
+  """Starts processes that end with this one, however it ends."""
+  context = multiprocessing.get_context('forkserver')
+  # Loaded once, and shared by all workers.
+  context.set_forkserver_preload(['lm.corpus.maps'])
+  pool = process.ProcessPoolExecutor(workers, context, initializer=_initialize)
+  try:
+    yield pool
+    pool.shutdown()
+  except BaseException:
+    for worker in [*(pool._processes or {}).values()]:
+      worker.kill()  # parts are whole or not there
+    pool.shutdown(wait=False, cancel_futures=True)
+    raise
+
+
+def _initialize() -> None:
+  """Prepares a worker."""
+  # Ctrl-C goes to the whole group of processes; the main one ends the others.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  sentinel = parent.sentinel
+
+  def watch() -> None:
+    connection.wait([sentinel])
+    os._exit(1)  # nobody waits for a result any more
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _spark(workers: int, address: str | None) -> Iterator[Any]:
+  """Opens a session of Spark.
+
+  Args:
+    workers: of tasks, on this machine.
+    address: 'spark://host:port' of a cluster, 'sc://host:port' of Spark
+      Connect, 'local[2]'; None: Sail, inside of this process.
+  """
+  try:
+    sql = importlib.import_module('pyspark.sql')
+  except ModuleNotFoundError as e:
+    raise errors.Failure(
+      f'engine=spark needs pyspark: {errors.install("data")}; for a cluster '
+      'install pyspark itself'
+    ) from e
+  builder = sql.SparkSession.builder
+  with contextlib.ExitStack() as stack:
+    if address is None:
+      address = stack.enter_context(_sail())
+    if address.startswith('sc://'):
+      session = builder.remote(address).getOrCreate()
+    else:
+      session = (
+        builder.master(address)
+        .appName('lm.corpus')
+        .config('spark.ui.enabled', 'false')
+        .config('spark.sql.shuffle.partitions', str(4 * workers))
+        .getOrCreate()
+      )
+    stack.callback(session.stop)
+    yield session
+
+
+@contextlib.contextmanager
+def _sail() -> Iterator[str]:
+  """Starts Sail, a server of Spark Connect without Java; gives its address."""
+  try:
+    sail = importlib.import_module('pysail.spark')
+  except ModuleNotFoundError as e:
+    raise errors.Failure(
+      f'engine=spark without an address needs pysail: {errors.install("data")}'
+    ) from e
+  server = sail.SparkConnectServer()
+  server.start(background=True)
+  try:
+    _, port = server.listening_address
+    yield f'sc://localhost:{port}'
+  finally:
+    server.stop()
+
+
+class Spark:
+  """The Spark API."""
+
+  def __init__(self, session: Any, workers: int):
+    self._session = session
+    self._workers = workers
+
+  def run(
+    self, fn: Callable[[Any], Any], tasks: Sequence[Task]
+  ) -> Iterator[tuple[int, Any]]:
+    if not tasks:
+      return
+    rows = [(n, json.dumps(task)) for n, task in enumerate(tasks)]
+    frame = self._session.createDataFrame(rows, 'n int, task string')
+    # Each task by itself: they are minutes of work at most, and rows are few.
+    frame = frame.repartition(len(rows), 'n')
+    name = f'{fn.__module__}:{fn.__qualname__}'
+    results = frame.mapInArrow(
+      functools.partial(_run_tasks, name), 'n int, result string'
+    ).collect()
+    yield from ((row.n, json.loads(row.result)) for row in results)
+
+  def query(
+    self, sql: str, views: Mapping[str, str | Sequence[str]], folder: Path
+  ) -> None:
+    for name, view in views.items():
+      frame = (
+        self._session.sql(view)
+        if isinstance(view, str)
+        else self._session.read.parquet(*view)
+      )
+      frame.createOrReplaceTempView(name)
+    frame = self._session.sql(sql)
+    frame.write.mode('append').parquet(str(folder))
+    for file in folder.iterdir():
+      if file.suffix != '.parquet':
+        file.unlink()  # marks and checksums of Spark
+    if not any(folder.iterdir()):
+      pq.write_table(frame.limit(0).toArrow(), folder / '0.parquet')
+
+
+def _run_tasks(
+  name: str, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+  """Runs the tasks of a partition, on a worker of Spark."""
+  module, _, function = name.partition(':')
+  fn = getattr(importlib.import_module(module), function)
+  for batch in batches:
+    numbers = batch.column('n')
+    results = [
+      json.dumps(fn(json.loads(task)))
+      for task in batch.column('task').to_pylist()
+    ]
+    yield pa.RecordBatch.from_arrays(
+      [numbers, pa.array(results, pa.string())], names=['n', 'result']
+    )

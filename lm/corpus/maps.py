@@ -1,0 +1,190 @@
+"""Passes over parts: consecutive stages work on a part in one go."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lm import config
+from lm.corpus import parts, stages, texts
+
+VERSION = 1
+# What the audit and the split need to know of each document.
+FACTS = pa.schema(
+  [
+    ('part', pa.int64()),
+    ('row', pa.int32()),
+    ('reason', pa.string()),
+    ('value', pa.float64()),
+    ('language', pa.string()),
+    ('bytes', pa.int64()),  # of UTF-8
+    ('characters', pa.int64()),
+    ('draw', pa.int64()),  # 63 bits of a hash of the text
+  ]
+)
+CHANGES = 'changes.parquet'
+CHANGES_SCHEMA = pa.schema(
+  [
+    ('part', pa.int64()),
+    ('row', pa.int32()),
+    ('is_change', pa.bool_()),  # or else a count of what was left as it is
+    ('code', pa.string()),
+    ('count', pa.int64()),
+  ]
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(spec: str) -> stages.Stage:
+  return config.build(json.loads(spec))
+
+
+def stage(spec: Mapping[str, Any]) -> stages.Stage:
+  """Builds a stage from its spec, once in a process."""
+  return _built(json.dumps(spec, sort_keys=True))
+
+
+def run(task: Mapping[str, Any]) -> dict[str, Any]:
+  """Runs consecutive stages over a part.
+
+  Args:
+    task: {'input' (path of a table of documents), 'part' (number in tables),
+      'stages' (specs), 'edit' (None, or {'stage' (spec), 'rows', 'places'} of
+      what a stage decided to cut), 'output' (folder)}.
+
+  Returns:
+    {'documents', 'bytes', 'reasons'}
+  """
+  output = Path(task['output'])
+  parts.make(output, lambda folder: _write(task, folder))
+  return json.loads((output / parts.COUNTS).read_text(encoding='utf-8'))
+
+
+def _write(task: Mapping[str, Any], folder: Path) -> None:
+  built = [stage(spec) for spec in task['stages']]
+  edit = task['edit']
+  with contextlib.ExitStack() as files:
+
+    def table(name: str, schema: pa.Schema) -> parts.Writer:
+      return files.enter_context(parts.Writer(folder / name, schema))
+
+    out = table(parts.DOCUMENTS, stages.DOCUMENTS)
+    facts = table(parts.FACTS, FACTS)
+    changes = table(CHANGES, CHANGES_SCHEMA)
+    keys = {
+      x.name: table(f'{x.name}.parquet', key_schema(x)) for x in built if x.keys
+    }
+    reasons: Counter[str] = Counter()
+    first = size = 0
+    for batch in parts.batches(Path(task['input'])):
+      if edit:
+        cuts = _cuts(edit, first, batch.num_rows)
+        apply = stage(edit['stage']).edit
+        assert apply is not None
+        batch = apply(batch, cuts)
+      for x in built:
+        if x.map:
+          batch = x.map(batch)
+        if x.keys:
+          found = x.keys(batch)
+          keys[x.name].add(_addressed(found, task['part'], first))
+      out.add(batch)
+      rows = _facts(batch, task['part'], first)
+      facts.add(rows)
+      changes.add(_changes(batch, task['part'], first))
+      reasons.update(batch.column('reason').to_pylist())
+      size += sum(rows.column('bytes').to_pylist())
+      first += batch.num_rows
+      texts.view.cache_clear()
+  counts = {'documents': first, 'bytes': size, 'reasons': reasons}
+  parts.write_json(folder / parts.COUNTS, counts)
+
+
+def key_schema(x: stages.Stage) -> pa.Schema:
+  """Returns the columns of a stage's table of keys in a part."""
+  assert x.schema is not None
+  return pa.schema([('part', pa.int64()), ('row', pa.int32()), *x.schema])
+
+
+def _cuts(
+  edit: Mapping[str, Any], first: int, count: int
+) -> dict[int, list[int]]:
+  """Selects what an edit cuts in a batch: places by row of the batch."""
+  rows = np.asarray(edit['rows'], np.int64)
+  begin, end = np.searchsorted(rows, (first, first + count))
+  cuts: dict[int, list[int]] = {}
+  for row, place in zip(
+    rows[begin:end].tolist(), edit['places'][begin:end], strict=True
+  ):
+    cuts.setdefault(row - first, []).append(place)
+  return cuts
+
+
+def _addressed(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
+  """Puts the part's number into keys, and the row in it for that in a batch."""
+  rows = batch.column('row').to_numpy() + first
+  columns = [
+    pa.array(np.full(len(rows), part, np.int64)),
+    pa.array(rows.astype(np.int32)),
+    *batch.columns[1:],
+  ]
+  return pa.RecordBatch.from_arrays(
+    columns, names=['part', 'row', *batch.schema.names[1:]]
+  )
+
+
+def draw(text: str) -> int:
+  """Hashes a text to 63 bits, which decide on its side of a split."""
+  # Salted: a corpus that was already split by a bare hash can be split again.
+  digest = hashlib.sha256(b'valid\0' + text.encode()).digest()
+  return int.from_bytes(digest[:8], 'big') >> 1
+
+
+def _facts(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
+  given = batch.column('text').to_pylist()
+  count = batch.num_rows
+  return pa.RecordBatch.from_arrays(
+    [
+      pa.array(np.full(count, part, np.int64)),
+      pa.array(np.arange(first, first + count, dtype=np.int32)),
+      batch.column('reason'),
+      batch.column('value'),
+      batch.column('language'),
+      pa.array([len(x.encode()) for x in given], pa.int64()),
+      pa.array([len(x) for x in given], pa.int64()),
+      pa.array([draw(x) for x in given], pa.int64()),
+    ],
+    schema=FACTS,
+  )
+
+
+def _changes(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
+  rows = [
+    (part, first + n, is_change, x['code'], x['count'])
+    for is_change, name in ((True, 'changes'), (False, 'counts'))
+    for n, found in enumerate(batch.column(name).to_pylist())
+    for x in found
+  ]
+  columns: Sequence[Sequence[Any]] = [*zip(*rows, strict=True)] or [[]] * 5
+  return pa.RecordBatch.from_arrays(
+    [pa.array(x, f.type) for x, f in zip(columns, CHANGES_SCHEMA, strict=True)],
+    schema=CHANGES_SCHEMA,
+  )
+
+
+def text_rows(path: Path, rows: Sequence[int]) -> Iterator[str]:
+  """Reads the texts of some rows of a part, ascending."""
+  wanted = np.asarray(rows, np.int64)
+  first = 0
+  for batch in parts.batches(path, ['text']):
+    begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
+    chosen = pa.array(wanted[begin:end] - first)
+    yield from batch.column('text').take(chosen).to_pylist()
+    first += batch.num_rows

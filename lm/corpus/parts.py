@@ -1,0 +1,141 @@
+"""Parts: folders that are named by what they were made of.
+
+The name of a part is a hash of its input, of the stages that made it, with
+their versions and settings, and of nothing else. A part is made under another
+name and renamed when it is whole, so that one which exists can be trusted: who
+finds it there does not make it again.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DOCUMENTS = 'documents.parquet'
+FACTS = 'facts.parquet'
+COUNTS = 'counts.json'
+ROW_BITS = 20  # of an id; the bits above them number the part
+ROWS = 1 << ROW_BITS  # a part has fewer
+BATCH_BYTES = 1 << 20  # of text in a record batch, or one longer document
+PART_BYTES = 8 << 20  # of text in a part, or one longer document
+_UNFINISHED = '.unfinished-'
+# Fast to write; the time of a stronger level is better spent on rules.
+_COMPRESSION: dict[str, Any] = {'compression': 'zstd', 'compression_level': 1}
+
+
+def name(*identity: Any) -> str:
+  """Names a part by what it is made of, which is plain JSON."""
+  text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+  return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
+
+
+def number(part: str) -> int:
+  """Returns the number of a part in tables, 60 bits of its name."""
+  return int(part[:15], 16)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+  """Gives a folder to write to, which becomes `folder` when all is well.
+
+  If another process has made the same in the meantime, that one stays.
+
+  Raises:
+    OSError: a file cannot be written.
+  """
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  part = folder.parent / f'{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}'
+  part.mkdir()
+  try:
+    yield part
+    for file in part.iterdir():
+      _sync(file)
+    _sync(part)
+    try:
+      part.rename(folder)
+    except OSError:
+      if not folder.is_dir():
+        raise
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def make(folder: Path, write: Callable[[Path], None]) -> Path:
+  """Makes a part by `write(folder)`, unless it exists, and returns its path."""
+  if not folder.is_dir():
+    with making(folder) as part:
+      write(part)
+  return folder
+
+
+def sweep(folder: Path, used: set[str] | None = None) -> None:
+  """Removes what killed processes have left, and parts that nobody uses.
+
+  Args:
+    folder: of parts.
+    used: names of the parts that stay; None: all that are whole.
+  """
+  if not folder.is_dir():
+    return
+  for path in folder.iterdir():
+    is_left = path.name.startswith(_UNFINISHED)
+    if is_left or (used is not None and path.name not in used):
+      shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+  """Makes a file, or the names in a folder, survive a power cut."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON in a canonical form."""
+  text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+  path.write_text(f'{text}\n', encoding='utf-8')
+
+
+class Writer:
+  """Writes a table of Parquet, a row group for every batch."""
+
+  def __init__(self, path: Path, schema: pa.Schema):
+    # Numbers of keys and texts are all different: a dictionary of them is
+    # larger than they are.
+    few: Any = [
+      x.name for x in schema if x.name in ('language', 'reason', 'part')
+    ]
+    self._file = pq.ParquetWriter(
+      path, schema, use_dictionary=few, **_COMPRESSION
+    )
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._file.close()
+
+  def add(self, batch: pa.RecordBatch) -> None:
+    """Writes a batch, if it has rows."""
+    if batch.num_rows:
+      self._file.write_batch(batch)
+
+
+def batches(
+  path: Path, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+  """Reads a table of Parquet, a batch for every row group."""
+  with pq.ParquetFile(path) as file:
+    for group in range(file.num_row_groups):
+      table = file.read_row_group(group, columns, use_threads=False)
+      yield table.combine_chunks().to_batches()[0]

@@ -1,0 +1,112 @@
+"""Cuts text files into documents, and texts that are too long into pieces."""
+
+import collections
+from collections.abc import Iterator
+import io
+
+# The last two are those of WikiText.
+SUFFIXES = ('.txt', '.md', '.markdown', '.rst', '.tex', '.tokens', '.raw')
+UNITS = ('file', 'line', 'paragraph')
+_CUT = 'pieces cut from long documents'
+
+
+def units(
+  stream: io.BufferedReader,
+  unit: str,
+  most: int,
+  counts: collections.Counter[str],
+) -> Iterator[tuple[str, bytes]]:
+  """Cuts a text file into its units, and units that are too long in pieces.
+
+  Args:
+    stream: of UTF-8.
+    unit: one of `UNITS`. A paragraph ends at an empty line.
+    most: bytes of a document.
+    counts: the number of cuts is added here.
+
+  Yields:
+    The place of a document, such as 'line 3', 'line 3, piece 2', 'piece 1', or
+    '' for a whole file; and its bytes. A paragraph has the place of its first
+    line.
+  """
+  parts: list[bytes] = []  # of the current document
+  size = 0
+  line, first = 1, 1  # numbers of the current line, and of where `parts` began
+  piece = 0  # number of pieces that were cut from the current document
+
+  def place(is_piece: bool) -> str:
+    names = [f'line {first}'] if unit != 'file' else []
+    return ', '.join(names + [f'piece {piece + 1}'] * is_piece)
+
+  # A line can be as long as the file, so no more than the rest of a document is
+  # read at once.
+  while data := stream.readline(most - size):
+    if not parts and not piece:
+      first = line
+    ends = data.endswith(b'\n')
+    line += ends
+    is_last = ends if unit == 'line' else not data.strip()
+    if is_last and unit != 'file':
+      if unit == 'line':
+        yield place(piece > 0), b''.join([*parts, data]).rstrip(b'\r\n')
+      elif parts:
+        yield place(piece > 0), b''.join(parts).strip(b'\r\n')
+      parts, size, piece = [], 0, 0
+      continue
+    parts.append(data)
+    size += len(data)
+    if size >= most:
+      whole = b''.join(parts)
+      # What follows the cut, half a character perhaps, opens the next piece.
+      cut = _cut(whole)
+      counts[_CUT] += 1
+      yield place(True), whole[:cut]
+      piece += 1
+      parts, size = [whole[cut:]] if whole[cut:] else [], len(whole) - cut
+  # An empty file counts as one empty document.
+  if parts or (not piece and unit == 'file'):
+    rest = b''.join(parts)
+    yield place(piece > 0), rest if unit == 'file' else rest.strip(b'\r\n')
+
+
+def pieces(
+  place: str, data: bytes, most: int, counts: collections.Counter[str]
+) -> Iterator[tuple[str, bytes]]:
+  """Cuts a text in pieces of at most `most` bytes, if it is longer.
+
+  Args:
+    place: of the text.
+    data: in UTF-8.
+    most: bytes of a piece.
+    counts: the number of cuts is added here.
+
+  Yields:
+    The place of a piece, which is `place` if the text is short, and its bytes.
+  """
+  if len(data) <= most:
+    yield place, data
+    return
+  piece = 1
+  while len(data) > most:
+    cut = _cut(data[:most])
+    counts[_CUT] += 1
+    yield f'{place}, piece {piece}', data[:cut]
+    data = data[cut:]
+    piece += 1
+  yield f'{place}, piece {piece}', data
+
+
+def _cut(data: bytes) -> int:
+  """Finds where to cut a text that is too long.
+
+  That is after its last line, if that keeps half of the text, or else between
+  two characters.
+  """
+  line = data.rfind(b'\n') + 1
+  if line > len(data) // 2:
+    return line
+  # A character of UTF-8 has up to 4 bytes; all but its first are 10xxxxxx.
+  for back in range(1, min(4, len(data) - 1)):
+    if data[-back] & 0xC0 != 0x80:
+      return len(data) - back if data[-back] >= 0xC0 else len(data)
+  return len(data)
