@@ -17,7 +17,7 @@ from lm import config
 from lm.corpus import mojibake as mojibake_lib
 from lm.corpus import stages
 
-_FORMS = {'nfc': 'NFC', 'nfkc': 'NFKC'}
+_FORMS: Mapping[str, Literal['NFC', 'NFKC']] = {'nfc': 'NFC', 'nfkc': 'NFKC'}
 # It begins with a set, which `re` looks for faster than for alternatives.
 _OTHER_LINE_ENDS = re.compile('[\r\x0b\x0c\u2028\u2029](?:(?<=\r)\n)?')
 # As in ftfy, which knows of no use of these in text; and what is left of the
