@@ -162,6 +162,8 @@ def write_dataset(
     )
     tokenizer = auto.load(tokenizer)
   how: dict[str, Any] = {**settings._asdict(), 'split_valid': split_valid}
+  if settings.extract == documents.Settings().extract:
+    del how['extract']  # so that data from before it keep their fingerprints
   is_cut = False
   if split_valid:
     is_cut = _must_cut(documents.read(files, settings, Counter()), split_valid)
