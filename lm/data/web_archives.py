@@ -8,7 +8,6 @@ An archive is a crawler's file of records: requests, the responses of servers
 import codecs
 import collections
 from collections.abc import Iterator
-import importlib
 import io
 import re
 from typing import Any, NamedTuple
@@ -87,7 +86,7 @@ def pages(
     ValueError: the packages that this needs are not installed, or `strict` and
       the archive is damaged.
   """
-  warc = _package('fastwarc.warc', where)
+  warc = _packages(where).warc
   source = _Source(stream)
   # FastWARC decodes bodies, too, but stops at the first that is damaged.
   archive = warc.ArchiveIterator(
@@ -135,28 +134,39 @@ def extract(html: str, how: str) -> str:
     how: one of `EXTRACTS`: the 'main' text, without menus and the like, or
       'all' that is seen.
   """
-  html2text = _package('resiliparse.extract.html2text', 'input')
-  parse = _package('resiliparse.parse.html', 'input')
+  packages = _packages('input')
   # The parser compares each attribute with all that an element has.
-  tree = parse.HTMLTree.parse(_TAG.sub(r'<\1>', html))
+  tree = packages.html.HTMLTree.parse(_TAG.sub(r'<\1>', html))
   is_main = how == 'main' and not (
     html.lower().count('<div') > _DEPTH and _depth(tree) > _DEPTH
   )
-  return html2text.extract_plain_text(tree, main_content=is_main)
+  return packages.html2text.extract_plain_text(tree, main_content=is_main)
 
 
-def _package(name: str, where: str) -> Any:
-  """Imports a module of an optional package.
+class _Packages(NamedTuple):
+  """The modules of optional packages that this file uses."""
+
+  warc: Any
+  encoding: Any
+  html: Any
+  html2text: Any
+
+
+def _packages(where: str) -> _Packages:
+  """Imports optional packages.
 
   Raises:
-    ValueError: it is not installed.
+    ValueError: they are not installed.
   """
   try:
-    return importlib.import_module(name)
+    from fastwarc import warc
+    from resiliparse.extract import html2text
+    from resiliparse.parse import encoding, html
   except ModuleNotFoundError as e:
     raise ValueError(
       f'{where}: a web archive needs {e.name}: {errors.install("data")}'
     ) from e
+  return _Packages(warc, encoding, html, html2text)
 
 
 def _depth(tree: Any) -> int:
@@ -267,7 +277,7 @@ def _guess(data: bytes) -> str:
   head = data[:1024].lstrip().lower()
   if re.match(rb'(<!--|<!doctype html|<html|<head|<body|<\?xml)', head):
     return _HTML[0]
-  encoding = _package('resiliparse.parse.encoding', 'input')
+  encoding = _packages('input').encoding
   kind = encoding.detect_mime(data[:4096])
   return kind if kind in (*_HTML, _TEXT) else ''
 
@@ -335,14 +345,14 @@ def _decoded(data: bytes, charset: str, is_html: bool) -> str | bytes:
   for mark, name in _MARKS:
     if data.startswith(mark):
       data, charset = data[len(mark) :], name
-  encoding = _package('resiliparse.parse.encoding', 'input')
+  encoding = _packages('input').encoding
   candidates: list[Any] = [
     None if data.isascii() else 'utf-8',
     encoding.map_encoding_to_html5(charset, fallback_utf8=False),
     encoding.detect_encoding(data, from_html_meta=is_html),
     encoding.detect_encoding(data),
   ]
-  known: list[str] = [_WIDER.get(x, x) for x in candidates if x]
+  known = [_WIDER.get(x) or x for x in candidates if x]
   for name in known:
     try:
       # A character that is cut at the end is left out.

@@ -371,6 +371,6 @@ def test_a_changed_archive_is_read_or_refused_in_one_line(
 
 
 def test_a_missing_package_is_one_line(read, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'fastwarc.warc', None)
+  monkeypatch.setitem(sys.modules, 'fastwarc', None)
   with pytest.raises(ValueError, match=r'a web archive needs fastwarc.*data'):
     read(response('x'))
