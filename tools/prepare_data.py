@@ -56,6 +56,12 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     help='longer texts are cut, longer JSON lines left out, other longer '
     'records refused',
   )
+  parser.add_argument(
+    '--extract',
+    choices=('main', 'all'),
+    default=default.extract,
+    help='text of HTML in web archives: without menus and the like, or all',
+  )
 
 
 def settings(flags: argparse.Namespace) -> documents.Settings:
@@ -65,6 +71,7 @@ def settings(flags: argparse.Namespace) -> documents.Settings:
     field=flags.field,
     errors=flags.errors,
     max_bytes=flags.max_document_bytes,
+    extract=flags.extract,
   )
 
 

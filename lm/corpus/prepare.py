@@ -166,16 +166,15 @@ def write_dataset(
   }
   c.split_valid, c.shard_tokens = split_valid, shard_tokens
   c.tokenizer_file = tokenizer
+  about = {**settings._asdict(), 'split_valid': split_valid}
+  if settings.extract == documents.Settings().extract:
+    del about['extract']  # so that data from before it keep their fingerprints
   work = target.parent / f'.{target.name}.unfinished'
   result = build.run(
     c,
     work,
     workers=workers,
-    target=write.Target(
-      target,
-      {**settings._asdict(), 'split_valid': split_valid},
-      is_flat=not split_valid,
-    ),
+    target=write.Target(target, about, is_flat=not split_valid),
   )
   shutil.rmtree(work)
   counts = dict(result.counts)
