@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
-from lm import config, errors
+from lm import checkpoint, config, errors, types
 from lm.data.tokenizers import (
   auto,
   characters,
@@ -230,6 +230,7 @@ def test_errors_of_use_are_one_line(made, tmp_path, monkeypatch):
     (['--tokenizer=bytes', '--tokenizer=bytes'], 'bytes is given twice'),
     (['--tokenizer=bytes', '--base=eng'], '--base=eng: no such text'),
     (['--tokenizer=bytes', '--texts=en'], '--texts=en: give NAME=FILE'),
+    ([], 'give --tokenizer FILE, or --workdir RUN'),
     (['--tokenizer=bytes', '--rare=-1'], '--rare=-1 must be 0 or more'),
     (['--tokenizer=bytes', '--train=no.txt'], 'no.txt'),
   ):
@@ -243,6 +244,43 @@ def test_errors_of_use_are_one_line(made, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jieba', None)
   with pytest.raises(errors.Missing, match='needs the package jieba: pip'):
     lab.study(['jieba:99'], [measures.Text('zh', CHINESE)], train=CHINESE)
+
+
+def write_run(workdir, name: str, planted: str) -> None:
+  """Writes a run that has learnt all characters of TEXTS but one."""
+  own = auto.load(name)
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=(own.size, 8)).astype(np.float32) * 0.01
+  (place,) = own.encode(planted)
+  for i in {i for text in TEXTS for i in own.encode(text)} - {place}:
+    table[i] = rng.normal(size=8) + 1
+  c = {
+    'tokenizer': {
+      'fn': 'lm.data.tokenizers.characters:make',
+      'path': name,
+      'reserved': 0,
+    },
+    'model': {'fn': 'lm.models.embeddings:vectors', 'width': 8},
+  }
+  meta = {'config': config.to_json(c), 'data': {}, 'tokenizer': own.sha256}
+  params = {'embed': {'table': table}}
+  with checkpoint.Checkpointer(workdir) as saver:
+    saver.save(1, types.TrainState(np.int32(1), params, (), {}), meta)
+
+
+def test_a_piece_that_a_run_has_not_learnt_is_found(made, tmp_path, capsys):
+  write_run(tmp_path / 'run', made['characters'], 'm')
+  flags = write(tmp_path, en=TEXTS)
+  lab.main([*flags, f'--workdir={tmp_path}/run', '--json'])
+  (found,) = json.loads(capsys.readouterr().out)['glitches']
+  first, *others = found['nearest']
+  assert first['piece'] == 'm' and first['distance'] < 0.1
+  assert all(x['distance'] > 0.3 and x['count'] for x in others)
+  assert len(others) == len(set(''.join(TEXTS))) - 1
+  lab.main([*flags, f'--workdir={tmp_path}/run'])
+  assert 'nearest to the vectors of untrained ids' in capsys.readouterr().out
+  with pytest.raises(errors.Failure, match='no checkpoint'):
+    lab.main([*flags, f'--workdir={tmp_path}/none'])
 
 
 @pytest.mark.slow  # reads a dictionary

@@ -13,6 +13,9 @@ names, or files that `--texts` names. `--train` names the text that a model
 would be trained on; without it, pieces are looked for in the texts themselves.
 `--tokenizer jieba:8192` stands for that many of the most frequent Chinese words
 of the training text, as the package jieba cuts it.
+
+With `--workdir RUN` the run's tokenizer is measured too, and those pieces of
+the text are listed whose vectors lie nearest to those of ids that it lacks.
 """
 
 import argparse
@@ -25,11 +28,12 @@ import re
 import tempfile
 from typing import Any
 
-from lm import config
+from lm import checkpoint, config
 from lm.data import documents
 from lm.data.tokenizers import auto
 from lm.data.tokenizers import pieces as pieces_lib
 from lm.reporting import html
+from tools import neighbours
 from tools.tokenizer_lab import glitches, measures, page
 
 ROOT = Path(os.environ.get('LM_DATA', '../shared/data'))
@@ -44,6 +48,7 @@ def study(
   train: Sequence[str] = (),
   base: str | None = None,
   rare: int = 2,
+  workdir: str | None = None,
 ) -> dict[str, Any]:
   """Measures tokenizers on texts, and looks for pieces that are not learnt.
 
@@ -53,6 +58,8 @@ def study(
     train: documents that a model would be trained on; () takes the texts.
     base: language that others are compared with; None: there is none.
     rare: most occurrences of a piece that is listed as hardly seen.
+    workdir: of a run, whose tokenizer is measured too, and whose vectors are
+      searched for pieces that were not learnt, see `glitches.nearest`.
 
   Returns:
     `{'rows', 'glitches', ...}`: a row for each tokenizer and text, see
@@ -61,16 +68,24 @@ def study(
   Raises:
     config.ConfigError: a tokenizer cannot be loaded, or has no text.
     errors.Missing: a package is not installed.
+    errors.Failure: the run has no sound checkpoint.
   """
   if twice := [x for x, n in Counter(tokenizers).items() if n > 1]:
     raise config.ConfigError(f'--tokenizer: {twice[0]} is given twice')
   files = Counter(Path(name).name for name in tokenizers)
+  subjects = [
+    # The name is short where that is clear.
+    x._replace(name=Path(x.name).name) if files[Path(x.name).name] == 1 else x
+    for x in (_load(name, train) for name in tokenizers)
+  ]
+  tables = {}
+  if workdir is not None:
+    run = _of_run(workdir)
+    subjects.append(run)
+    tables[run.name] = neighbours.read_table(workdir)
   rows, found = [], []
   seen = train or [x for text in texts for x in text.sentences]
-  for name in tokenizers:
-    subject = _load(name, train)
-    if files[Path(name).name] == 1:  # short, if that is clear
-      subject = subject._replace(name=Path(name).name)
+  for subject in subjects:
     rows += [measures.measure(subject, text) for text in texts]
     counted = measures.counts(subject, seen)
     found.append(
@@ -78,7 +93,9 @@ def study(
         'tokenizer': subject.name,
         'ids': len(subject.pieces),
         'scripts': measures.used_by_script(subject, counted),
-        'nearest': [],
+        'nearest': glitches.nearest(subject, counted, tables[subject.name])
+        if subject.name in tables
+        else [],
         **glitches.find(subject, counted, rare),
       }
     )
@@ -112,6 +129,18 @@ def _load(name: str, train: Sequence[str]) -> measures.Subject:
     return measures.Subject(name, auto.load(name), pieces_lib.read(name))
   except ValueError as e:
     raise config.ConfigError(f'--tokenizer: {e}') from e
+
+
+def _of_run(workdir: str) -> measures.Subject:
+  """Loads the tokenizer of a run.
+
+  Raises:
+    config.ConfigError: it cannot be used.
+    errors.Failure: the run has no sound checkpoint.
+  """
+  c, tokenizer, _ = checkpoint.restore_run(workdir)
+  path = c.tokenizer.get('path', 'bytes')
+  return measures.Subject(workdir, tokenizer, pieces_lib.read(path))
 
 
 def read(
@@ -201,7 +230,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
   add(
     '--tokenizer',
     action='append',
-    required=True,
+    default=[],
     help="x.model, x.json, 'bytes' or 'jieba:8192'; repeatable",
   )
   add(
@@ -230,6 +259,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     default=2,
     help='a piece that occurs at most so often is hardly seen',
   )
+  add('--workdir', help='a run: looks for pieces that it has not learnt')
+  config.trust_flag(parser)
   add('--json', action='store_true', help='print JSON instead, with all pieces')
   add('--html', type=Path, metavar='FILE', help='a page to write')
   return parser.parse_args(argv)
@@ -243,6 +274,8 @@ def main(argv: Sequence[str]) -> None:
       f'--rare={flags.rare} must be 0 or more, and'
       f' --max-bytes={flags.max_bytes} 1 or more'
     )
+  if not flags.tokenizer and flags.workdir is None:
+    raise config.ConfigError('give --tokenizer FILE, or --workdir RUN')
   texts = (
     _texts(flags.texts, flags.field, flags.max_bytes)
     if flags.texts
@@ -257,6 +290,7 @@ def main(argv: Sequence[str]) -> None:
     train=train,
     base=_base(flags.base, texts),
     rare=flags.rare,
+    workdir=flags.workdir,
   )
   if flags.html is not None:
     html.write(flags.html, page.render(report))

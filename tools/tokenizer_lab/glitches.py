@@ -79,6 +79,53 @@ def find(
   return result
 
 
+def nearest(
+  subject: measures.Subject,
+  found: np.ndarray,
+  table_VD: np.ndarray,
+  most: int = 100,
+) -> list[dict[str, Any]]:
+  """Lists pieces of the texts whose vectors are like those of untrained ids.
+
+  Untrained are the ids that the texts do not have, but for bos and eos. A piece
+  that the texts have, and that is near them all the same, was hardly in the
+  text that the model has really seen.
+
+  Args:
+    subject: the tokenizer of the run.
+    found: int [V], how often each id occurs in the texts.
+    table_VD: the run's table of words.
+    most: length of the list.
+
+  Returns:
+    `{'id', 'piece', 'count', 'distance'}` of pieces that the texts have, the
+    nearest first, where 1 is the median distance of all of them.
+
+  Reference: Land and Bartolo 2024, arXiv 2405.05417, section 3.2; the distance
+  to the mean untrained vector, here Euclidean for tied and untied tables.
+  """
+  table_VD = table_VD[: len(subject.pieces)]
+  known = {subject.tokenizer.bos, *subject.tokenizer.ends}
+  is_untrained = found == 0
+  is_untrained[list(known)] = False
+  if not is_untrained.any() or not found.any():
+    return []
+  mean_D = table_VD[is_untrained].mean(0)
+  distance_V = np.linalg.norm(table_VD - mean_D, axis=1)
+  distance_V /= max(float(np.median(distance_V[found > 0])), 1e-30)
+  order = np.argsort(distance_V, kind='stable').tolist()
+  order = [i for i in order if found[i]]
+  return [
+    {
+      'id': i,
+      'piece': shown(subject.pieces[i]),
+      'count': int(found[i]),
+      'distance': float(distance_V[i]),
+    }
+    for i in order[:most]
+  ]
+
+
 def shown(piece: pieces_lib.Piece) -> str:
   """Spells a piece for a reader; half characters as bytes."""
   if pieces_lib.is_partial(piece) or piece.kind == pieces_lib.BYTE:

@@ -29,6 +29,7 @@ GLITCHES = {
   'hardly': 'hardly seen',
   'special_like': 'look special',
 }
+_NEAREST = 'nearest to the vectors of untrained ids (distance)'
 _SHARES = ('split_words', 'fallback', 'used')
 _EXAMPLES = 8  # pieces of each kind on the terminal
 _MORE_EXAMPLES = 40  # and on the page
@@ -75,10 +76,8 @@ def table(report: Mapping[str, Any]) -> str:
         shown = [repr(piece['piece']) for piece in x[kind]]
         lines.append(f'  {title}: {" ".join(html.few(shown, _EXAMPLES))}')
     if x['nearest']:
-      shown = [repr(piece['piece']) for piece in x['nearest']]
-      lines.append(
-        f'  nearest to untrained vectors: {" ".join(html.few(shown, 20))}'
-      )
+      shown = [_near(piece) for piece in x['nearest']]
+      lines.append(f'  {_NEAREST}: {" ".join(html.few(shown, 20))}')
   return '\n'.join(lines)
 
 
@@ -112,6 +111,10 @@ def _table(
     for row in rows
   ]
   return metrics_log.table(shown, list(columns.values()))
+
+
+def _near(entry: Mapping[str, Any]) -> str:
+  return f'{entry["piece"]!r} ({entry["distance"]:.2f})'
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -179,13 +182,15 @@ def _glitches(report: Mapping[str, Any]) -> str:
     for x in report['glitches']
   ]
   parts = [html.table(head, rows, 'numbers')]
-  titles = {**GLITCHES, 'nearest': 'nearest to the vectors of untrained pieces'}
   for x in report['glitches']:
     rows = []
-    for kind, title in titles.items():
+    for kind, title in GLITCHES.items():
       if x[kind]:
         shown = [html.code(repr(piece['piece'])) for piece in x[kind]]
         rows.append([title, ' '.join(html.few(shown, _MORE_EXAMPLES))])
+    if x['nearest']:
+      shown = [html.code(_near(piece)) for piece in x['nearest']]
+      rows.append([_NEAREST, ' '.join(html.few(shown, _MORE_EXAMPLES))])
     if rows:
       parts.append(f'<h3>{html.text(x["tokenizer"])}</h3>')
       parts.append(html.table(['kind', 'pieces'], rows))
