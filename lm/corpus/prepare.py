@@ -23,9 +23,9 @@ from lm import config, types
 from lm.corpus import build, write
 from lm.data import documents
 from lm.data import manifest as manifests
-from lm.data.tokenizers import auto, characters, sentencepiece
+from lm.data.tokenizers import auto, characters, sentencepiece, words
 
-KINDS = ('bpe', 'unigram', 'characters')
+KINDS = ('bpe', 'unigram', 'characters', 'words')
 
 
 class TrainedTokenizer(NamedTuple):
@@ -61,24 +61,29 @@ def train_tokenizer(
   inputs: Sequence[str],
   output: str | os.PathLike[str],
   *,
-  vocab: int = 8192,
+  vocab: int | None = None,
   kind: str = 'bpe',
   coverage: float = 0.9995,
   max_bytes: int = 1_000_000_000,
+  least_count: int = 3,
   settings: documents.Settings | None = None,
 ) -> TrainedTokenizer:
-  """Trains a tokenizer that loses no text, writes it and loads it.
+  """Trains a tokenizer, writes it and loads it.
 
-  The same input gives the same file, byte for byte.
+  The same input gives the same file, byte for byte. All kinds but words, see
+  `lm.data.tokenizers.words`, lose no text.
 
   Args:
     inputs: files, folders or patterns, see `documents.find`.
-    output: the file to write: `*.json` for characters, else `*.model`.
-    vocab: number of pieces, 261 or more; characters need none.
+    output: the file to write: `*.json` for characters and words, else
+      `*.model`.
+    vocab: number of pieces, 261 or more; None: 8,192. Characters need none. Of
+      words it is the most ids; None: no limit.
     kind: one of `KINDS`.
     coverage: share of the occurrences of characters that get pieces, from 0.98
       to 1; the rest are spelled by bytes.
     max_bytes: stop reading there, because training holds the text in memory.
+    least_count: words that occur more seldom get no id.
     settings: how files become documents; None: those of
       `documents.Settings()`.
 
@@ -91,7 +96,7 @@ def train_tokenizer(
   if kind not in KINDS:
     raise ValueError(f'kind={kind!r}: unknown; give one of {", ".join(KINDS)}')
   # By its suffix a tokenizer is loaded, see `auto.load`.
-  suffix = '.json' if kind == 'characters' else '.model'
+  suffix = '.json' if kind in ('characters', 'words') else '.model'
   if not path.endswith(suffix):
     raise ValueError(
       f'output: a {kind} tokenizer is loaded by its suffix {suffix}; end the '
@@ -102,9 +107,16 @@ def train_tokenizer(
   texts = documents.read(files, settings or documents.Settings(), counts)
   if kind == 'characters':
     characters.train(texts, path)
+  elif kind == 'words':
+    words.train(texts, path, vocab=vocab, least_count=least_count)
   else:
     sentencepiece.train(
-      texts, path, vocab, kind, coverage=coverage, max_bytes=max_bytes
+      texts,
+      path,
+      8192 if vocab is None else vocab,
+      kind,
+      coverage=coverage,
+      max_bytes=max_bytes,
     )
   return TrainedTokenizer(auto.load(path), counts)
 
