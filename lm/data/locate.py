@@ -17,7 +17,7 @@ from lm.data import samples as samples_lib
 _AT_ONCE = 1 << 16  # windows that are found together, which bounds memory
 
 
-class Sight(NamedTuple):
+class Visit(NamedTuple):
   """A window of a step that holds tokens of a document.
 
   Attributes:
@@ -87,12 +87,12 @@ def eras(now: samples_lib.Samples) -> list[Era]:
   return [Era(*era) for era in zip(starts, ends, found, strict=True)]
 
 
-def sights(
+def visits(
   now: samples_lib.Samples,
   source: str,
   tokens: tuple[int, int],
   steps: tuple[int, int],
-) -> Iterator[Sight]:
+) -> Iterator[Visit]:
   """Finds the windows that hold tokens of a document, in the order of steps.
 
   Args:
@@ -114,7 +114,7 @@ def _in_era(
   source: str,
   tokens: tuple[int, int],
   steps: tuple[int, int],
-) -> Iterator[Sight]:
+) -> Iterator[Visit]:
   cut = samples.cuts[source]
   dataset = list(samples.cuts).index(source)
   low, high = (samples.counts(step)[source] for step in steps)
@@ -131,7 +131,7 @@ def _in_era(
     columns = [step + samples.anchor['step'], row]
     columns += [column[chosen][order] for column in (epoch, start, end)]
     for values in zip(*(column.tolist() for column in columns), strict=True):
-      yield Sight(*values)
+      yield Visit(*values)
 
 
 def _windows(
@@ -141,13 +141,13 @@ def _windows(
 
   Args:
     cut: the dataset.
-    tokens: see `sights`.
+    tokens: see `visits`.
     epochs: int64 [E].
 
   Returns:
     For each window, int64: its place, which is its number in the source; its
     epoch; and the first and the last tokens of the document in it, as in
-    `Sight`.
+    `Visit`.
   """
   total, length, size = (
     cut.source.manifest.tokens,

@@ -90,7 +90,7 @@ def test_both_ways_agree_over_epochs_phases_and_eras(
       for document in range(cut.source.manifest.documents):
         place = cut.source.place(document)
         seen = list(
-          locate.sights(now, name, (place.start, place.stop), (0, steps))
+          locate.visits(now, name, (place.start, place.stop), (0, steps))
         )
         assert seen == sorted(seen, key=lambda x: (x.step, x.row, x.start))
         found += [
@@ -114,12 +114,12 @@ def test_a_stretch_of_steps_is_what_lies_in_it(tmp_path):
   assert now is not None
   place = now.cuts['a'].source.place(7)
   tokens = (place.start, place.stop)
-  whole = list(locate.sights(now, 'a', tokens, (0, 400)))
-  part = list(locate.sights(now, 'a', tokens, (50, 300)))
+  whole = list(locate.visits(now, 'a', tokens, (0, 400)))
+  part = list(locate.visits(now, 'a', tokens, (50, 300)))
   assert part and part == [x for x in whole if 50 <= x.step < 300]
-  assert not list(locate.sights(now, 'a', tokens, (300, 300)))
+  assert not list(locate.visits(now, 'a', tokens, (300, 300)))
   # Far steps cost what near ones do.
-  far = list(locate.sights(now, 'a', tokens, (10**12, 10**12 + 100)))
+  far = list(locate.visits(now, 'a', tokens, (10**12, 10**12 + 100)))
   assert far and all(10**12 <= x.step < 10**12 + 100 for x in far)
 
 
@@ -133,9 +133,9 @@ def test_many_epochs_are_found_in_pieces(tmp_path, monkeypatch):
     length=16,
   ).samples
   assert now is not None
-  want = list(locate.sights(now, 'a', (0, 20), (0, 500)))
+  want = list(locate.visits(now, 'a', (0, 20), (0, 500)))
   monkeypatch.setattr(locate, '_AT_ONCE', 1)
-  assert list(locate.sights(now, 'a', (0, 20), (0, 500))) == want
+  assert list(locate.visits(now, 'a', (0, 20), (0, 500))) == want
 
 
 def test_steps_before_what_a_checkpoint_knows_are_refused(tmp_path):
@@ -156,7 +156,7 @@ def test_steps_before_what_a_checkpoint_knows_are_refused(tmp_path):
   assert [x['step'] for x in position['anchor'].pop('past')] == [0]
   now = make(3, position).samples
   assert now is not None and locate.eras(now)[0].start == 5
-  assert [x.step for x in locate.sights(now, 'a', (0, 9), (0, 5))] == []
+  assert [x.step for x in locate.visits(now, 'a', (0, 9), (0, 5))] == []
   with pytest.raises(ValueError, match='step 4 lies before step 5'):
     locate.pieces(now, 4)
 
