@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # editors see what `__getattr__` imports
 __all__ = [
   'checkpoint',
   'config',
+  'corpus',
   'data',
   'errors',
   'evals',
