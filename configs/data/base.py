@@ -48,6 +48,32 @@ def source(inputs: str | tuple[str, ...], **changes: Any) -> dict[str, Any]:
     'unit': 'file',  # what is a document in text: file, line, paragraph
     'errors': 'replace',  # or skip, or strict
     'max_bytes': 16 << 20,  # longer texts are cut
+    'skip': (),  # stages that do not work on this source
     'licence': '',  # for the card of the dataset
     'about': '',
   } | changes
+
+
+def cleaning() -> dict[str, Any]:
+  """The stages that any web text passes through, by name."""
+  return {
+    'normalise': {'fn': 'lm.corpus.normalise:make'},
+    'language': {
+      'fn': 'lm.corpus.language:make',
+      'keep': (),  # ISO 639-1 codes; () keeps all
+      'least': 0.5,  # probability of the language
+    },
+    'personal': {'fn': 'lm.corpus.personal:make'},
+    'exact': {'fn': 'lm.corpus.exact:make'},
+    'near': {'fn': 'lm.corpus.near:make', 'threshold': 0.7},
+  }
+
+
+def order(*quality: str) -> tuple[str, ...]:
+  """Orders the stages of `cleaning`.
+
+  Args:
+    *quality: names of the stages of rules, which come before personal data is
+      masked.
+  """
+  return ('normalise', 'language', *quality, 'personal', 'exact', 'near')

@@ -150,7 +150,10 @@ class Build:
     self._used: set[str] = set()
     self._specs = [config.plain(c.stages[name]) for name in c.order]
     self._stages = [maps.stage(spec) for spec in self._specs]
-    passes.check(self._stages)
+    self._skipped = {
+      name: tuple(source.get('skip', ())) for name, source in c.sources.items()
+    }
+    passes.check(self._stages, c.order, self._skipped)
 
   def run(self) -> Result:
     """Runs all steps."""
@@ -164,7 +167,7 @@ class Build:
       edit = None
       for n in group:
         stage = self._stages[n]
-        if not stage.decide:
+        if not stage.decide or not any(self._works_on(n, x) for x in pieces):
           continue
         found = self._decide(stage, drops)
         if stage.edit:
@@ -242,7 +245,7 @@ class Build:
     for piece in pieces:
       task = passes.task(
         piece,
-        [self._specs[n] for n in group],
+        [self._specs[n] for n in group if self._works_on(n, piece)],
         edit and (self._specs[edit[0]], edit[1]),
         self._parts,
       )
@@ -276,12 +279,16 @@ class Build:
       [(x.first, str(x.folder / parts.DOCUMENTS)) for x in pieces]
     )
     for n in group:
-      stage = self._stages[n]
-      if stage.keys:
-        self._tables.files(
-          f'{stage.name}_of_parts',
-          [x.folder / f'{stage.name}.parquet' for x in pieces],
-        )
+      name = self._stages[n].name
+      files = [
+        x.folder / f'{name}.parquet' for x in pieces if self._works_on(n, x)
+      ]
+      if self._stages[n].keys and files:
+        self._tables.files(f'{name}_of_parts', files)
+
+  def _works_on(self, n: int, piece: index.Piece) -> bool:
+    """Tells whether a stage works on a part: its source may skip it."""
+    return self._c.order[n] not in self._skipped[piece.source]
 
   def _decide(self, stage: stages.Stage, drops: Sequence[pa.Table]) -> pa.Table:
     """Lets a stage decide on the documents that no earlier one drops."""

@@ -11,16 +11,32 @@ from lm.corpus import index, maps, parts, stages
 from lm.data import documents
 
 
-def check(listed: Sequence[stages.Stage]) -> None:
-  """Checks that no two stages have one name.
+def check(
+  listed: Sequence[stages.Stage],
+  order: Sequence[str],
+  skipped: Mapping[str, Sequence[str]],
+) -> None:
+  """Checks that stages can be told apart, and that what is skipped exists.
+
+  Args:
+    listed: the stages.
+    order: their keys in the config.
+    skipped: keys of the stages that a source skips, by source.
 
   Raises:
-    ValueError: two have.
+    ValueError: two stages have tables of one name, or a key is unknown.
   """
-  names = [x.name for x in listed]
+  names = [x.name for x in listed if x.keys]
   for name in names:
     if names.count(name) > 1:
       raise ValueError(f'order: two stages are {name}; leave one out')
+  for source, keys in skipped.items():
+    for key in keys:
+      if key not in order:
+        raise ValueError(
+          f'sources.{source}.skip: {key} is no stage of this config; give some '
+          f'of {", ".join(order)}'
+        )
 
 
 def plan(listed: Sequence[stages.Stage]) -> list[list[int]]:

@@ -70,11 +70,16 @@ class Writer:
         chosen = [
           folders[x.first] for x in self._pieces if source in ('', x.source)
         ]
+        # A source of few documents may have none for validation.
+        if not any(len(encode.rows(x, side)) for x in chosen):
+          continue
         with self._steps.one(f'{dataset or side}: write'):
           datasets[dataset] = self._assemble(dataset, side, chosen, split)
         for x in [source] if source else sources:
           names[side, x] = dataset
       for piece in self._pieces:
+        if (side, piece.source) not in names:
+          continue
         key = names[side, piece.source], piece.source
         count = encode.tokens(folders[piece.first], side)
         self.tokens[key] = self.tokens.get(key, 0) + count
