@@ -48,6 +48,7 @@ def source(inputs: str | tuple[str, ...], **changes: Any) -> dict[str, Any]:
     'unit': 'file',  # what is a document in text: file, line, paragraph
     'errors': 'replace',  # or skip, or strict
     'max_bytes': 16 << 20,  # longer texts are cut
+    'side': None,  # train or valid, for all of it; None splits it by hash
     'skip': (),  # stages that do not work on this source
     'licence': '',  # for the card of the dataset
     'about': '',

@@ -14,6 +14,9 @@ def get_config(folder: str = '../shared/data'):
   c = base.get_config()
   for language, module in (('en', english), ('zh', chinese)):
     for name, source in module.sources(folder).items():
+      if language == 'zh':
+        # The language of short poems is not looked for, see chinese.py.
+        source['skip'] = (*source['skip'], 'quality')
       c.sources[f'{language}_{name}'] = source
   c.stages = base.cleaning() | {
     'quality': rules.english(),

@@ -24,15 +24,12 @@ class Split(NamedTuple):
   Attributes:
     share: of the documents that are kept for validation.
     is_cut: whether instead the end of each document is for validation.
+    names: of its sides.
   """
 
   share: float
   is_cut: bool = False
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """The names of its sides."""
-    return ('train', 'valid') if self.share else ('train',)
+  names: tuple[str, ...] = ('train',)
 
 
 def is_valid(draw: np.ndarray | int, share: float) -> Any:
@@ -60,7 +57,8 @@ def run(task: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     task: {'documents' (path of their table), 'rows' (that are kept, ascending),
-      'tokenizer' (name), 'share', 'is_cut', 'output' (folder)}.
+      'tokenizer' (name), 'split' (a `Split`), 'side' (of all documents; None
+      splits them), 'output' (folder)}.
 
   Returns:
     {'documents', 'bytes'}: of all sides.
@@ -75,7 +73,7 @@ def run(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(task: Mapping[str, Any], folder: Path) -> None:
-  split = Split(task['share'], task['is_cut'])
+  split = Split(*task['split'])
   tokenizer = _tokenizer(task['tokenizer'])
   counts = {}
   for side in split.names:
@@ -101,7 +99,10 @@ def _texts(
   path = Path(task['documents'])
   chosen = zip(task['rows'], maps.text_rows(path, task['rows']), strict=True)
   for row, text in chosen:
-    if split.is_cut:
+    if task['side']:
+      if side != task['side']:
+        continue
+    elif split.is_cut:
       at = cut_place(text, split.share)
       text = text[at:] if side == 'valid' else text[:at]
     elif is_valid(maps.draw(text), split.share) != (side == 'valid'):

@@ -108,7 +108,7 @@ class Writer:
     sides: set[bool] = set()
     can_cut = False
     for piece, rows in zip(self._pieces, self._kept, strict=True):
-      if not share or not rows:
+      if not share or not rows or self._side(piece):
         continue
       draws = index.facts(piece).column('draw').to_numpy()[rows]
       sides.update(encode.is_valid(draws, share).tolist())
@@ -118,14 +118,20 @@ class Writer:
         can_cut = can_cut or 0 < encode.cut_place(text, share) < len(text)
         if can_cut:
           break
-    if not share or len(sides) == 2:
-      return encode.Split(share)
+    fixed = {self._side(piece) for piece in self._pieces}
+    names = ('train', 'valid') if share or 'valid' in fixed else ('train',)
+    if not share or len(sides) == 2 or None not in fixed:
+      return encode.Split(share, False, names)
     if not can_cut:
       raise ValueError(
         f'split_valid={share}: no documents to write for one side; give '
         'another share or more text'
       )
-    return encode.Split(share, is_cut=True)
+    return encode.Split(share, True, names)
+
+  def _side(self, piece: index.Piece) -> str | None:
+    """Names the side on which all documents of a part's source are."""
+    return self._c.sources[piece.source].get('side')
 
   def _tokenizer_name(self, split: encode.Split) -> str:
     """Finds the tokenizer of the config, or trains it on a sample.
@@ -157,6 +163,7 @@ class Writer:
       [x.folder.name for x in self._pieces],
       rows,
       [*split],
+      [self._side(x) for x in self._pieces],
       config.plain(settings),
     )
     folder = self._root / 'tables' / parts.name(*identity)
@@ -191,50 +198,50 @@ class Writer:
     draws, sizes = [], []
     for piece, rows in zip(self._pieces, self._kept, strict=True):
       facts = index.facts(piece)
-      draws.append(facts.column('draw').to_numpy()[rows])
+      draw = facts.column('draw').to_numpy()[rows]
+      side = self._side(piece)
+      # From the end: what is for validation has small hashes.
+      draws.append(np.full(len(rows), -1) if side == 'valid' else draw)
       sizes.append(facts.column('bytes').to_numpy()[rows])
     order = np.argsort(np.concatenate(draws), kind='stable')
-    # From the end: what is for validation has small hashes.
     before = np.cumsum(np.concatenate(sizes)[order][::-1])[::-1]
     is_chosen = np.zeros(len(order), bool)
     is_chosen[order[before <= most_bytes]] = True
     is_chosen[order[-1]] = True  # also if it is too long
-    if split.share and not split.is_cut:
-      is_chosen &= ~encode.is_valid(np.concatenate(draws), split.share)
+    share = 0.0 if split.is_cut else split.share
+    is_chosen &= ~encode.is_valid(np.concatenate(draws), share)
     first = 0
     for piece, rows in zip(self._pieces, self._kept, strict=True):
       chosen = np.flatnonzero(is_chosen[first : first + len(rows)])
       first += len(rows)
       wanted = [rows[n] for n in chosen]
       for text in maps.text_rows(piece.folder / parts.DOCUMENTS, wanted):
-        if split.is_cut:
+        if split.is_cut and not self._side(piece):
           text = text[: encode.cut_place(text, split.share)]
         yield text
 
-  def _encode(self, name: str, split: encode.Split) -> dict[int, Path]:
+  def _encode(self, tokenizer: str, split: encode.Split) -> dict[int, Path]:
     """Encodes all parts; returns the folders by the first id of the part."""
     tasks = []
     for piece, rows in zip(self._pieces, self._kept, strict=True):
-      folder = (
-        self._root
-        / 'parts'
-        / parts.name(
-          'encode',
-          encode.VERSION,
-          piece.folder.name,
-          rows,
-          self.tokenizer.sha256,
-          [*split],
-        )
+      name = parts.name(
+        'encode',
+        encode.VERSION,
+        piece.folder.name,
+        rows,
+        self.tokenizer.sha256,
+        [*split],
+        self._side(piece),
       )
+      folder = self._root / 'parts' / name
       self.used.add(folder.name)
       tasks.append(
         {
           'documents': str(piece.folder / parts.DOCUMENTS),
           'rows': rows,
-          'tokenizer': name,
-          'share': split.share,
-          'is_cut': split.is_cut,
+          'tokenizer': tokenizer,
+          'split': [*split],
+          'side': self._side(piece),
           'output': str(folder),
         }
       )
