@@ -305,7 +305,7 @@ def evaluate(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
     errors.Storage: the folder cannot be written.
   """
   # Filled with defaults as in a run: the hash of the task covers them.
-  c = config.fill(c, given={'data': ('position',)})
+  c = config.fill(c, given={'data': ('position', 'steps')})
   evals = {k: v for k, v in c.evals.items() if v.fn in _KINDS}
   kinds = {spec.fn for spec in evals.values()}
   if 'records' not in c.data or len(kinds) != 1:

@@ -104,17 +104,27 @@ def load(workdir: str | Path) -> Vectors:
     errors.Failure: there is no sound checkpoint.
   """
   tokenizer = checkpoint.restore_run(workdir).tokenizer
+  table_VD = read_table(workdir)
+  length_V1 = np.linalg.norm(table_VD, axis=1, keepdims=True)
+  # A vector of zeros stays one: its cosine to all others is 0.
+  table_VD = table_VD / np.where(length_V1 > 0, length_V1, 1)
+  return Vectors(tokenizer.encode, tokenizer.decode, table_VD)
+
+
+def read_table(workdir: str | Path) -> np.ndarray:
+  """Reads the table of words of a run's newest checkpoint: float32 [V, D].
+
+  Raises:
+    config.ConfigError: the run has none.
+    errors.Failure: there is no sound checkpoint.
+  """
   params = dict(tree.paths(checkpoint.restore_params(workdir)))
   tables = [params[path] for path in _TABLES if path in params]
   if not tables:
     raise config.ConfigError(
       f'{workdir}: its model has no {" or ".join(_TABLES)}: use another run'
     )
-  table_VD = np.asarray(tables[0], np.float32)
-  length_V1 = np.linalg.norm(table_VD, axis=1, keepdims=True)
-  # A vector of zeros stays one: its cosine to all others is 0.
-  table_VD = table_VD / np.where(length_V1 > 0, length_V1, 1)
-  return Vectors(tokenizer.encode, tokenizer.decode, table_VD)
+  return np.asarray(tables[0], np.float32)
 
 
 def main(argv: Sequence[str]) -> None:

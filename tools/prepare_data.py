@@ -18,7 +18,8 @@ if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm import config
-from lm.data import documents, prepare
+from lm.corpus import prepare
+from lm.data import documents
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,12 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     help='longer texts are cut, longer JSON lines left out, other longer '
     'records refused',
   )
+  parser.add_argument(
+    '--extract',
+    choices=('main', 'all'),
+    default=default.extract,
+    help='text of HTML in web archives: without menus and the like, or all',
+  )
 
 
 def settings(flags: argparse.Namespace) -> documents.Settings:
@@ -64,6 +71,7 @@ def settings(flags: argparse.Namespace) -> documents.Settings:
     field=flags.field,
     errors=flags.errors,
     max_bytes=flags.max_document_bytes,
+    extract=flags.extract,
   )
 
 
@@ -88,6 +96,7 @@ def write(flags: argparse.Namespace) -> None:
     split_valid=flags.split_valid,
     shard_tokens=flags.shard_tokens,
     settings=settings(flags),
+    workers=flags.workers,
   )
   report(next(iter(written.values())).counts)
   for dataset in written.values():
@@ -135,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--split-valid', type=float, default=0.0, help='share for validation'
   )
   parser.add_argument('--shard-tokens', type=int, default=1 << 28)
+  parser.add_argument(
+    '--workers', type=int, default=1, help='processes that work at once'
+  )
   return run(write, parser.parse_args(argv))
 
 

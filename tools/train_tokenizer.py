@@ -1,10 +1,12 @@
-"""Trains a tokenizer that loses nothing.
+"""Trains a tokenizer.
 
   python -m tools.train_tokenizer --input 'raw/*.txt' --vocab 8192 --kind bpe \\
       --output runs/bpe.model
 
 The same input gives the same file, byte for byte. `--kind characters` writes
-the list of characters to x.json.
+the list of characters to x.json, and `--kind words` that of the words that
+occur `--least-count` times or more. Words lose text: all others are one unknown
+word. The other kinds lose nothing.
 """
 
 import argparse
@@ -16,7 +18,7 @@ if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lm import config
-from lm.data import prepare
+from lm.corpus import prepare
 from tools import prepare_data
 
 
@@ -34,6 +36,7 @@ def train(flags: argparse.Namespace) -> None:
     kind=flags.kind,
     coverage=flags.coverage,
     max_bytes=flags.max_bytes,
+    least_count=flags.least_count,
     settings=prepare_data.settings(flags),
   )
   prepare_data.report(counts)
@@ -53,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   prepare_data.add_input(parser)
   parser.add_argument('--output', required=True, help='x.model or x.json')
   parser.add_argument(
-    '--vocab', type=int, default=8192, help='number of pieces, 261 or more'
+    '--vocab',
+    type=int,
+    help='number of pieces, 261 or more, 8192 if not given; of words the most '
+    'ids, all if not given',
   )
   parser.add_argument('--kind', choices=prepare.KINDS, default='bpe')
   parser.add_argument(
@@ -68,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=int,
     default=1_000_000_000,
     help='stop reading there: training holds the text in memory',
+  )
+  parser.add_argument(
+    '--least-count',
+    type=int,
+    default=3,
+    help='words that occur more seldom are unknown',
   )
   return prepare_data.run(train, parser.parse_args(argv))
 

@@ -118,6 +118,7 @@ def load(
   path: str | Path,
   overrides: Iterable[tuple[str, Any]] = (),
   data: str | Path | None = None,
+  required: Iterable[str] = REQUIRED,
 ) -> Config:
   """Loads a config file and applies overrides, checked and locked.
 
@@ -129,6 +130,7 @@ def load(
       config's values; of two for one key the last wins.
     data: a folder of prepared data that the config shall read, see
       `data_folder.paths`; None leaves its paths as they are.
+    required: keys that the config must have; those of a run.
 
   Raises:
     ConfigError: one line that names the file or the key.
@@ -166,7 +168,7 @@ def load(
     raise ConfigError(
       f'{name}: a required_placeholder has no value; declare a default'
     ) from None
-  for key in REQUIRED:
+  for key in required:
     if key not in c:
       raise ConfigError(f'{name}: lacks the required key {key}')
   values.check(c)

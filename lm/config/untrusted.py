@@ -73,6 +73,7 @@ _FACTORIES = {
   'lm.data.tokenizers.huggingface': ('make',),
   'lm.data.tokenizers.sentencepiece': ('make',),
   'lm.data.tokenizers.utf8_bytes': ('make',),
+  'lm.data.tokenizers.words': ('make',),
   'lm.evals.bbq': ('make',),
   'lm.evals.choice': ('choice', 'cloze', 'documents', 'pairs'),
   'lm.evals.classification': ('classes', 'spans', 'tags'),

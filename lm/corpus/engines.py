@@ -32,7 +32,7 @@ from lm import errors
 Task = Mapping[str, Any]
 # DuckDB keeps whole row groups in memory while it writes them.
 _ROW_GROUP = 4096
-_ENGINES = ('duckdb', 'spark')
+KINDS = ('duckdb', 'spark')
 
 
 class Engine(Protocol):
@@ -85,7 +85,7 @@ def opened(
     ValueError: the engine is unknown, or a setting is out of range.
     errors.Failure: a package is not installed.
   """
-  if kind not in _ENGINES:
+  if kind not in KINDS:
     raise ValueError(f'engine={kind}: unknown; give duckdb or spark')
   if workers < 1:
     raise ValueError(f'workers={workers} must be 1 or more')

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lm import config
 from lm.corpus import parts, stages, texts
@@ -182,9 +183,13 @@ def _changes(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
 def text_rows(path: Path, rows: Sequence[int]) -> Iterator[str]:
   """Reads the texts of some rows of a part, ascending."""
   wanted = np.asarray(rows, np.int64)
-  first = 0
-  for batch in parts.batches(path, ['text']):
-    begin, end = np.searchsorted(wanted, (first, first + batch.num_rows))
-    chosen = pa.array(wanted[begin:end] - first)
-    yield from batch.column('text').take(chosen).to_pylist()
-    first += batch.num_rows
+  with pq.ParquetFile(path) as file:
+    first = 0
+    for group in range(file.num_row_groups):
+      last = first + file.metadata.row_group(group).num_rows
+      begin, end = np.searchsorted(wanted, (first, last))
+      if begin < end:
+        table = file.read_row_group(group, ['text'], use_threads=False)
+        chosen = table.column('text').take(pa.array(wanted[begin:end] - first))
+        yield from chosen.to_pylist()
+      first = last

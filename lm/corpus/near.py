@@ -10,9 +10,9 @@ document is dropped for a pair below the threshold. Of each band only the first
 document is compared with the others.
 
 A document is dropped only if an earlier one is verified. That one, its witness,
-may have been dropped for a still earlier one; the audit counts such drops. Peers
-(datatrove, NeMo Curator) drop all but one of each connected component instead,
-where the ends of a chain may have nothing in common.
+may have been dropped for a still earlier one; the audit counts such drops.
+Peers (datatrove, NeMo Curator) drop all but one of each connected component
+instead, where the ends of a chain may have nothing in common.
 """
 
 from collections.abc import Mapping, Sequence
@@ -240,7 +240,8 @@ def _verify(
 
 def _without_place(task: Mapping[str, Any]) -> dict[str, Any]:
   """Describes a task by names of parts, wherever they lie."""
-  return task | {
+  return {
+    **task,
     'later': Path(task['later']).name,
     'earlier': [Path(x).name for x in task['earlier']],
   }

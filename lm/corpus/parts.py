@@ -25,7 +25,6 @@ COUNTS = 'counts.json'
 ROW_BITS = 20  # of an id; the bits above them number the part
 ROWS = 1 << ROW_BITS  # a part has fewer
 BATCH_BYTES = 1 << 20  # of text in a record batch, or one longer document
-PART_BYTES = 8 << 20  # of text in a part, or one longer document
 _UNFINISHED = '.unfinished-'
 # Fast to write; the time of a stronger level is better spent on rules.
 _COMPRESSION: dict[str, Any] = {'compression': 'zstd', 'compression_level': 1}
@@ -101,8 +100,8 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes JSON in a canonical form."""
-  text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+  """Writes JSON for programs and people; its keys stay in their order."""
+  text = json.dumps(value, indent=1, ensure_ascii=False)
   path.write_text(f'{text}\n', encoding='utf-8')
 
 

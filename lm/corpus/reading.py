@@ -1,90 +1,183 @@
 """The first stage: files become parts of documents."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import json
+import os
 from pathlib import Path
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from lm.corpus import parts, stages
-from lm.data import documents
+from lm.data import byte_files, documents
 
 VERSION = 1
+_MOST_PARTS = 4  # that small files fill which are read together
 
 
-def digest(task: Mapping[str, Any]) -> dict[str, Any]:
-  """Hashes a file: {'file'} -> {'digest'}."""
-  return {'digest': documents.digest(task['file'])}
+class File(NamedTuple):
+  """A file of a source, its size as it is stored and its sha256."""
+
+  path: str
+  bytes: int
+  digest: str
 
 
-def identity(task: Mapping[str, Any]) -> str:
-  """Names the part of a file, see `read`."""
-  keys = ('source', 'digest', 'copy', 'settings')
-  return parts.name('read', VERSION, *(task[key] for key in keys))
+def digest(task: Mapping[str, Any]) -> list[Any]:
+  """Hashes a file: {'file'} -> [path, bytes, sha256], a `File`."""
+  path = task['file']
+  size = os.path.getsize(path) if os.path.exists(path) else sys.maxsize
+  return [path, size, documents.digest(path)]
+
+
+def groups(files: Sequence[File], part_bytes: int) -> Iterator[list[File]]:
+  """Groups files that are read together, so that small ones share parts.
+
+  The hash of a file decides if a group ends with it. So a file more or less
+  leaves most groups as they are.
+  """
+  group: list[File] = []
+  size = 0
+  for file in files:
+    group.append(file)
+    size += file.bytes
+    draw = int(file.digest[:8], 16) / 2**32
+    if draw < file.bytes / part_bytes or size >= _MOST_PARTS * part_bytes:
+      yield group
+      group, size = [], 0
+  if group:
+    yield group
+
+
+def tasks(
+  source: str,
+  files: Sequence[File],
+  settings: documents.Settings,
+  part_bytes: int,
+  folder: Path,
+) -> list[dict[str, Any]]:
+  """Lists the tasks that read a source, see `read`.
+
+  Args:
+    source: its name.
+    files: of the source, in their order.
+    settings: how they become documents.
+    part_bytes: of text in a part, or one longer document.
+    folder: for the parts.
+  """
+  listed = []
+  seen: Counter[str] = Counter()
+  for group in groups(files, part_bytes):
+    # The suffix says how a file is read, see `documents.records`.
+    content = [(x.digest, byte_files.suffix(x.path)) for x in group]
+    identity = [
+      'read',
+      VERSION,
+      source,
+      content,
+      settings._asdict(),
+      part_bytes,
+    ]
+    # The same content twice is read twice: it is for later stages to drop.
+    copy = seen[parts.name(identity)]
+    seen[parts.name(identity)] += 1
+    name = parts.name(*identity, *([copy] if copy else []))
+    listed.append(
+      {
+        'files': [x.path for x in group],
+        'settings': settings._asdict(),
+        'part_bytes': part_bytes,
+        'output': str(folder / name),
+      }
+    )
+  return listed
 
 
 def read(task: Mapping[str, Any]) -> dict[str, Any]:
-  """Reads a file into parts of `stages.DOCUMENTS`: 00000.parquet and so on.
+  """Reads files into parts of `stages.DOCUMENTS`: 00000.parquet and so on.
 
   Args:
-    task: {'file', 'source', 'digest', 'copy' (0 for the first file of the
-      source with this digest), 'settings' (of `documents.Settings`), 'parts'
+    task: {'files', 'settings' (of `documents.Settings`), 'part_bytes', 'output'
       (folder)}.
 
   Returns:
-    {'name', 'pieces' (names of files), 'documents', 'bytes', 'counts' (what was
-    read and left out)}
+    {'pieces': [{'name' (of a file), 'files': [[which of the files, first row of
+    it], ...]}, ...], 'counts' (what was read and left out)}
 
   Raises:
-    ValueError: see `documents.read`.
+    ValueError: see `documents.records`.
   """
-  folder = Path(task['parts']) / identity(task)
+  output = Path(task['output'])
 
-  def write(part: Path) -> None:
+  def write(folder: Path) -> None:
     settings = documents.Settings(**task['settings'])
     counts: Counter[str] = Counter()
-    found = documents.records(task['file'], settings, counts)
+    found = (
+      (n, place, text)
+      for n, file in enumerate(task['files'])
+      for place, text in documents.records(file, settings, counts)
+    )
     pieces: list[dict[str, Any]] = []
-    for piece in _pieces(found):
+    for piece in _pieces(found, task['part_bytes']):
       name = f'{len(pieces):05d}.parquet'
-      with parts.Writer(part / name, stages.DOCUMENTS) as out:
-        for batch in piece:
+      files: dict[int, int] = {}
+      first = 0
+      with parts.Writer(folder / name, stages.DOCUMENTS) as out:
+        for which, batch in piece:
+          for row, n in enumerate(which):
+            files.setdefault(n, first + row)
+          first += len(which)
           out.add(batch)
-      pieces.append({'name': name})
-    parts.write_json(part / parts.COUNTS, {'pieces': pieces, 'counts': counts})
+      pieces.append({'name': name, 'files': [*files.items()]})
+    about = {'pieces': pieces, 'counts': counts}
+    parts.write_json(folder / parts.COUNTS, about)
 
-  parts.make(folder, write)
-  found = json.loads((folder / parts.COUNTS).read_text(encoding='utf-8'))
-  return {'name': folder.name, **found}
+  parts.make(output, write)
+  return json.loads((output / parts.COUNTS).read_text(encoding='utf-8'))
 
 
 def _pieces(
-  records: Iterator[tuple[str, str]],
-) -> Iterator[Iterator[pa.RecordBatch]]:
-  """Groups documents into pieces of batches; each has to be read to its end."""
-  following = next(records, None)
+  records: Iterator[tuple[int, str, str]], part_bytes: int
+) -> Iterator[Iterator[tuple[list[int], pa.RecordBatch]]]:
+  """Groups records into pieces of batches; each has to be read to its end.
 
-  def piece() -> Iterator[pa.RecordBatch]:
+  Args:
+    records: (which of the files, place in it, text).
+    part_bytes: of text in a piece.
+
+  Yields:
+    A piece, which yields its batches, with the file of each row.
+  """
+  following = next(records, None)
+  batch_bytes = min(parts.BATCH_BYTES, part_bytes)
+
+  def piece() -> Iterator[tuple[list[int], pa.RecordBatch]]:
     nonlocal following
     size = rows = 0
-    while following and size < parts.PART_BYTES and rows < parts.ROWS - 1:
-      places: list[str] = []
-      texts: list[str] = []
-      # Characters stand for bytes here: it is only about memory.
+    while following and size < part_bytes and rows < parts.ROWS - 1:
+      batch: list[tuple[int, str, str]] = []
       weight = 0
-      while following and weight < parts.BATCH_BYTES:
-        if rows == parts.ROWS - 1:
-          break
-        place, text = following
-        places.append(place)
-        texts.append(text)
-        weight += len(text) + 64  # what a row takes beside its text
-        rows += 1
+      while (
+        following
+        and weight < batch_bytes
+        and (rows + len(batch) < parts.ROWS - 1)
+      ):
+        batch.append(following)
+        # Characters stand for bytes here, and 64 for what a row takes beside
+        # its text: it is only about memory.
+        weight += len(following[2]) + 64
         following = next(records, None)
+      rows += len(batch)
       size += weight
-      yield stages.batch(pa.array(places), [stages.Document(x) for x in texts])
+      which, places, texts = map(list, zip(*batch, strict=True))
+      yield (
+        which,
+        stages.batch(
+          pa.array(places, pa.string()), [stages.Document(x) for x in texts]
+        ),
+      )
 
   while following:
     yield piece()

@@ -104,26 +104,77 @@ def stored(path: str, subject: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def opened(path: str, subject: str) -> Iterator[io.BufferedReader]:
-  """Opens a file as a stream of UTF-8, without its mark of byte order.
-
-  Bytes that are not UTF-8 are given as they are: to replace or to refuse them
-  is for who reads.
+def unpacked(path: str, subject: str) -> Iterator[io.BufferedReader]:
+  """Opens a file as a stream of its bytes, unpacked if it is packed.
 
   Args:
     path: of the file.
     subject: the first word of an error, such as 'input'.
 
   Raises:
-    ValueError: there is no such file, it cannot be read, is damaged, or is no
-      text. It comes while the stream is read where that is what shows it.
+    ValueError: there is no such file, it cannot be read or is damaged. It comes
+      while the stream is read where that is what shows it.
   """
-  where = f'{subject} {names.short(path)}'
   with stored(path, subject) as file:
-    pieces = _checked(_unpacked(file, path), where)
-    stream: Any = _Stream(_utf8(pieces, where))
-    with io.BufferedReader(stream, _PIECE) as buffered:
-      yield buffered
+    where = f'{subject} {names.short(path)}'
+    yield _buffered(_checked(_unpacked(file, path), where))
+
+
+@contextlib.contextmanager
+def opened(path: str, subject: str) -> Iterator[io.BufferedReader]:
+  """Opens a file as a stream of UTF-8, see `as_text`.
+
+  Args:
+    path: of the file.
+    subject: the first word of an error, such as 'input'.
+
+  Raises:
+    ValueError: see `unpacked` and `as_text`.
+  """
+  with unpacked(path, subject) as stream:
+    yield as_text(stream, f'{subject} {names.short(path)}')
+
+
+def as_text(stream: io.BufferedReader, where: str) -> io.BufferedReader:
+  """Makes a stream of UTF-8, without a mark of byte order, of one of bytes.
+
+  Bytes that are not UTF-8 are given as they are: to replace or to refuse them
+  is for who reads.
+
+  Args:
+    stream: of the bytes of a text.
+    where: it is from, for errors.
+
+  Raises:
+    ValueError: it is no text. It comes while the new stream is read.
+  """
+  pieces = iter(lambda: stream.read1(_PIECE), b'')
+  return _buffered(_utf8(pieces, where))
+
+
+def unpack(data: bytes, most: int) -> bytes:
+  """Unpacks bytes by what they begin with; others are returned as they are.
+
+  Args:
+    data: packed by gzip, bzip2, xz or zstandard, or not.
+    most: bytes of the result, after which the rest is left out. So is what
+      follows damage.
+
+  Raises:
+    ValueError: they are damaged at their beginning.
+  """
+  pieces: list[bytes] = []
+  size = 0
+  try:
+    for piece in _checked(_unpacked(io.BytesIO(data), ''), 'input'):
+      pieces.append(piece)
+      size += len(piece)
+      if size >= most:
+        break
+  except ValueError:
+    if not size:
+      raise
+  return b''.join(pieces)[:most]
 
 
 def text(path: str, subject: str) -> str:
@@ -171,6 +222,12 @@ def _guess(data: bytes) -> str:
   if high < _MOST_BAD * len(data[:_PIECE]):
     return 'latin1'
   return 'gb18030, shift_jis or another'
+
+
+def _buffered(pieces: Iterator[bytes]) -> io.BufferedReader:
+  """Makes a buffered stream of pieces of bytes."""
+  stream: Any = _Stream(pieces)
+  return io.BufferedReader(stream, _PIECE)
 
 
 class _Stream(io.RawIOBase):
@@ -233,7 +290,8 @@ def _unpacked(file: BinaryIO, path: str) -> Iterator[bytes]:
   file.seek(0)
   if head.startswith(_GZIP):
     stream = gzip.GzipFile(fileobj=file)
-    yield from iter(lambda: stream.read(_PIECE), b'')
+    # `read` would lose what comes before damage.
+    yield from iter(lambda: stream.read1(_PIECE), b'')
   elif head.startswith(b'\xfd7zXZ\0'):
     yield from _members(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
   # A block, or the end of an empty file, follows the level.

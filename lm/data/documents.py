@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterator, Sequence
+import contextlib
 import hashlib
 import io
 import os
@@ -14,11 +15,20 @@ from lm.data import (
   parquet_files,
   tables,
   text_files,
+  web_archives,
 )
 
 JSON = ('.jsonl', '.json', '.ndjson')
-# How names end, packed or not. Parquet is known by its content too.
-KINDS = (*text_files.SUFFIXES, *JSON, *tables.SUFFIXES, parquet_files.SUFFIX)
+# How names end, packed or not. The last are known by their content too.
+KINDS = (
+  *text_files.SUFFIXES,
+  *JSON,
+  *tables.SUFFIXES,
+  *web_archives.SUFFIXES,
+  parquet_files.SUFFIX,
+)
+# Those that an error names, which has room for a few.
+_COMMON = ('.txt', '.md', '.jsonl', '.csv', '.tsv', '.warc', '.parquet')
 ERRORS = ('replace', 'skip', 'strict')
 
 
@@ -41,13 +51,17 @@ class Settings(NamedTuple):
       document, or 'strict', which stops with an error.
     max_bytes: a longer text is cut into documents of at most this size; a
       longer JSON line is left out. A longer element of a JSON array, or field
-      of a table, is an error, because what follows it cannot be found.
+      of a table, is an error, because what follows it cannot be found. Of a
+      page in a web archive, what follows is left out.
+    extract: of an HTML page in a web archive, the 'main' text, without menus
+      and the like, or 'all' that is seen.
   """
 
   unit: str = 'file'
   field: str = 'text'
   errors: str = 'replace'
   max_bytes: int = 16 << 20
+  extract: str = 'main'
 
 
 def find(
@@ -72,7 +86,7 @@ def find(
   for pattern in patterns:
     if os.path.isdir(pattern):
       files = list(_inside(pattern))
-      known = [file for file in files if _suffix(file) in KINDS]
+      known = [file for file in files if _is_known(file)]
       if not known:
         raise ValueError(
           f'input {names.short(pattern)}: no file of a known kind in this '
@@ -89,10 +103,10 @@ def find(
         'quote a pattern'
       )
     for file in files:
-      if _suffix(file) not in KINDS:
+      if not _is_known(file):
         raise ValueError(
           f'input {names.short(file)}: unknown kind; give one of '
-          f'{", ".join(KINDS)}'
+          f'{", ".join(_COMMON)}'
         )
     found.update(files)
   # By its real path a file is the same under two names.
@@ -120,11 +134,26 @@ def _inside(folder: str) -> Iterator[str]:
         yield path
 
 
+def _is_known(file: str) -> bool:
+  """Tells if a file is of a known kind, by its name or else its content."""
+  # Of many thousand files, few need to be opened.
+  return byte_files.suffix(file) in KINDS or _suffix(file) in KINDS
+
+
 def _suffix(file: str) -> str:
-  """Returns the suffix of what a file holds, which Parquet says itself."""
+  """Returns the suffix of what a file holds, by its content or its name."""
   if parquet_files.is_parquet(file):
     return parquet_files.SUFFIX
-  return byte_files.suffix(file)
+  suffix = byte_files.suffix(file)
+  if suffix not in KINDS:
+    # What is wrong with a file is said by who reads it.
+    with (
+      contextlib.suppress(ValueError),
+      byte_files.unpacked(file, 'input') as stream,
+    ):
+      if web_archives.is_archive(stream):
+        return web_archives.SUFFIXES[0]
+  return suffix
 
 
 def read(
@@ -175,7 +204,7 @@ def records(
   _check(settings)
   counts['files'] += 1
   for place, raw in _raw(file, settings, counts):
-    where = f'input {names.short(file)}{": " if place else ""}{place}'
+    where = f'input {names.short(file)}{": " if place else ""}{place[:25]}'
     text = _decode(raw, settings, counts, where)
     if text:
       counts['documents'] += 1
@@ -213,6 +242,11 @@ def _check(settings: Settings) -> None:
       f'{", ".join(text_files.UNITS)}, and errors={settings.errors!r} one of '
       f'{", ".join(ERRORS)}'
     )
+  if settings.extract not in web_archives.EXTRACTS:
+    raise ValueError(
+      f'extract={settings.extract!r} must be one of '
+      f'{", ".join(web_archives.EXTRACTS)}'
+    )
   if settings.max_bytes < 1:
     raise ValueError(f'max_bytes={settings.max_bytes} must be positive')
 
@@ -233,7 +267,14 @@ def _raw(
       if text is not None:
         yield from text_files.pieces(place, text, most, counts)
     return
-  with byte_files.opened(file, 'input') as stream:
+  where = f'input {names.short(file)}'
+  with byte_files.unpacked(file, 'input') as stream:
+    if web_archives.is_archive(stream):
+      yield from _archive(stream, file, settings, counts)
+      return
+    if suffix in web_archives.SUFFIXES:
+      raise ValueError(f'{where}: is no web archive; check it')
+    stream = byte_files.as_text(stream, where)
     if suffix in text_files.SUFFIXES:
       yield from text_files.units(stream, settings.unit, most, counts)
       return
@@ -245,6 +286,26 @@ def _raw(
       text = _text(value, file, place, settings, counts)
       if text is not None:
         yield place, text
+
+
+def _archive(
+  stream: io.BufferedReader,
+  file: str,
+  settings: Settings,
+  counts: collections.Counter[str],
+) -> Iterator[tuple[str, bytes | str]]:
+  """Reads where pages of a web archive are, and their texts."""
+  where = f'input {names.short(file)}'
+  most, is_strict = settings.max_bytes, settings.errors == 'strict'
+  for page in web_archives.pages(stream, where, most, counts, is_strict):
+    text = page.text
+    if page.is_html:
+      # Only Unicode can be parsed.
+      text = _decode(text, settings, counts, f'{where}: {page.place[:25]}')
+      if text is None:
+        continue
+      text = web_archives.extract(text, settings.extract)
+    yield page.place, text
 
 
 def _json(

@@ -111,7 +111,7 @@ def load(directory: Path) -> Manifest:
     why = getattr(e, 'strerror', e)
     raise ValueError(
       f'dataset {where}: {NAME} cannot be read ({why}); give a '
-      'directory that lm.data.prepare.write_dataset wrote'
+      'directory that lm.corpus.prepare.write_dataset wrote'
     ) from e
   try:
     body = json.loads(data)

@@ -107,6 +107,33 @@ def locate(
   return dataset, place
 
 
+def find(
+  phases: Sequence[Phase], dataset: int, places: np.ndarray
+) -> np.ndarray:
+  """Finds samples by their dataset and their number in it; undoes `locate`.
+
+  Args:
+    phases: the schedule.
+    dataset: k.
+    places: int64 [N], numbers of samples of the dataset, which the schedule
+      reaches.
+
+  Returns:
+    int64 [N], numbers of the samples in the run.
+  """
+  result = np.empty(len(places), np.int64)
+  # Where a phase gives the dataset nothing, the next one begins with the same
+  # number, and is found because the last of equal ones is taken.
+  before = np.asarray([p.before[dataset] for p in phases])
+  which = np.searchsorted(before, places, 'right') - 1
+  for n in np.unique(which):
+    phase, chosen = phases[n], which == n
+    slots = np.flatnonzero(phase.dataset == dataset)
+    periods, rank = np.divmod(places[chosen] - before[n], len(slots))
+    result[chosen] = phase.start + periods * PERIOD + slots[rank]
+  return result
+
+
 def _bit_reversal() -> np.ndarray:
   """Lists 0..P-1 with their bits reversed: the van der Corput sequence."""
   out = np.zeros(PERIOD, np.int64)

@@ -62,11 +62,12 @@ def anchor(
   weights: Sequence[tuple[int, Mapping[str, float]]],
   identity: Mapping[str, int],
 ) -> dict[str, Any]:
-  """Finds where the numbering of samples starts: {step, tokens, counts}.
+  """Finds where the numbering of samples starts: {step, tokens, counts, past}.
 
   It starts at step 0, or at the last step at which batch size, window or seed
   changed. There every source continues after `counts` windows, which are those
-  of the current size.
+  of the current size. `past`, which is missing at step 0, lists the earlier
+  anchors, each with the batch size, window and seed that followed it.
 
   Args:
     position: what `state` of an earlier run returned; None: there is none.
@@ -83,9 +84,11 @@ def anchor(
     step, tokens = position['step'], position['tokens']
     then, counts = dict(position['datasets']), dict(position['counts'])
     before = {k: position['anchor'][k] for k in ('step', 'tokens', 'counts')}
+    # Older versions wrote no past.
+    past = [dict(x) for x in position['anchor'].get('past', ())]
     old = {key: position[key] for key in identity}
     history = [[s, dict(share)] for s, share in position['weights']]
-  except (KeyError, TypeError, ValueError) as e:
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(
       'data: position is not one that `state` returned; resume from a '
       'checkpoint of this program'
@@ -103,7 +106,7 @@ def anchor(
       f'them, and change them by data.changes from step {step} on'
     )
   if old == dict(identity):
-    return before
+    return {**before, 'past': past} if past else before
   # The windows are new ones, in another order. What carries over is how many
   # tokens each source has given, rounded down to whole windows.
   return {
@@ -113,4 +116,5 @@ def anchor(
       name: n * old['window'] // identity['window']
       for name, n in counts.items()
     },
+    'past': [*past, {**before, **old}],
   }

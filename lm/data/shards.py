@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 import stat
 import threading
+from typing import NamedTuple
 import zlib
 
 import numpy as np
@@ -24,6 +25,24 @@ from lm.data import manifest as manifests
 from lm.data import names
 
 _FIX = 'restore it or prepare the data again'
+
+
+class Place(NamedTuple):
+  """Where a document lies.
+
+  Attributes:
+    shard: name of its shard.
+    document: its number in the shard.
+    offset: of its first token in the shard.
+    start: of its first token in the dataset's stream.
+    stop: after its last token, which is eos.
+  """
+
+  shard: str
+  document: int
+  offset: int
+  start: int
+  stop: int
 
 
 class Shards:
@@ -97,6 +116,24 @@ class Shards:
     n = bisect.bisect_right(self._first_document, index) - 1
     start, stop = self._offsets[n].read(index - self._first_document[n], 2)
     return self._tokens[n].read(start, stop - start).astype(np.int32)
+
+  def place(self, index: int) -> Place:
+    """Finds where a document lies, by its number in the dataset."""
+    assert 0 <= index < self.manifest.documents, index
+    n = bisect.bisect_right(self._first_document, index) - 1
+    number = index - self._first_document[n]
+    start, stop = self._offsets[n].read(number, 2).tolist()
+    first = self._first_token[n]
+    name = self.manifest.shards[n].name
+    return Place(name, number, start, first + start, first + stop)
+
+  def document_at(self, token: int) -> int:
+    """Finds the number of the document that a token of the stream is in."""
+    assert 0 <= token < self.manifest.tokens, token
+    n = bisect.bisect_right(self._first_token, token) - 1
+    offsets = self._offsets[n].read(0, self._offsets[n].size)
+    inside = np.searchsorted(offsets, token - self._first_token[n], 'right') - 1
+    return self._first_document[n] + int(inside)
 
   def verify(self) -> None:
     """Reads every byte and checks checksums, ids and offsets.

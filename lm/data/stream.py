@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm import config, types
-from lm.data import mixture, names, objectives, shards, windows
+from lm.data import names, objectives, row_lengths, shards, windows
 from lm.data import position as positions
+from lm.data import samples as samples_lib
 
 
 class Data(NamedTuple):
@@ -38,6 +39,8 @@ class Data(NamedTuple):
     reading: `() -> list[str]`, the shards that are being read now.
     drawn: `(records, expected)` where a step draws each record by itself, and
       `expected` of them on average; None: it does not.
+    samples: which windows each step reads; None where there are no windows of
+      mixed datasets.
   """
 
   batch: Callable[..., types.Batch]
@@ -51,6 +54,7 @@ class Data(NamedTuple):
   bytes_per_token: float | None
   reading: Callable[[], list[str]]
   drawn: tuple[int, int] | None = None
+  samples: samples_lib.Samples | None = None
 
   @property
   def example(self) -> types.Batch:
@@ -96,8 +100,8 @@ def make(
       `position` belongs to other datasets or weights.
   """
   _check_sizes(batch_size, length)
-  row_parts = _row_parts(lengths, length)
-  built = _objectives(objective, tokenizer, length, row_parts)
+  row_parts = row_lengths.parts(lengths, length)
+  built = row_lengths.build(objective, tokenizer, length, row_parts)
   window = built[1].window  # of whole rows, which parts only cut
   opened = _open(sources, tokenizer)
   weights = positions.weights([*opened], sources, changes)
@@ -105,12 +109,7 @@ def make(
   # While these stay, samples have the same numbers and orders; see `anchor`.
   identity = {'batch_size': batch_size, 'window': window, 'seed': seed}
   anchor = positions.anchor(position, fingerprints, weights, identity)
-  cuts = {
-    name: windows.Windows(source, window, _key(seed, name))
-    for name, source in opened.items()
-  }
-  phases = _phases([*opened], weights, anchor, batch_size)
-  samples = _Samples(batch_size, anchor, cuts, phases)
+  samples = samples_lib.make(opened, weights, anchor, identity)
 
   def batch(step: int, host: int = 0, hosts: int = 1) -> types.Batch:
     first, stop = host_rows(batch_size, host, hosts)
@@ -148,6 +147,7 @@ def make(
     likelihood=built[1].likelihood,
     bytes_per_token=bytes_per_token,
     reading=functools.partial(_reading, [*opened.values()]),
+    samples=samples,
   )
 
 
@@ -246,110 +246,6 @@ def _fingerprint(fingerprints: Mapping[str, str]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Samples(NamedTuple):
-  """The windows of mixed datasets, numbered from an anchor on.
-
-  Attributes:
-    batch_size: B, samples a step.
-    anchor: step of sample 0, see `position.anchor`.
-    cuts: the datasets, cut into windows, by name.
-    phases: the schedule of the mixture, in the order of `cuts`.
-  """
-
-  batch_size: int
-  anchor: Mapping[str, Any]
-  cuts: Mapping[str, windows.Windows]
-  phases: Sequence[mixture.Phase]
-
-  def before(self, step: int) -> int:
-    """Counts the samples between the anchor and a step.
-
-    Raises:
-      ValueError: the step lies before the anchor.
-    """
-    if step < self.anchor['step']:
-      raise ValueError(
-        f'data: step {step} lies before step {self.anchor["step"]}, where '
-        'batch size, window or seed changed; resume from an older checkpoint'
-      )
-    return (step - self.anchor['step']) * self.batch_size
-
-  def position(self, step: int) -> dict[str, Any]:
-    """Describes for a checkpoint what was read before a step."""
-    before = self.before(step)
-    counts = mixture.count(self.phases, before).tolist()
-    return {
-      'step': step,
-      'samples': sum(counts),
-      'tokens': self.anchor['tokens'] + before * self._window,
-      'counts': dict(zip(self.cuts, counts, strict=True)),
-      'anchor': self.anchor,
-    }
-
-  def read(
-    self, samples: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads samples int64 [B] by their numbers.
-
-    Returns:
-      rows [B, W + 1], sizes [B] and keys [B], see `windows.Windows`.
-    """
-    # All rows of one dataset are read together, and put at their places.
-    dataset, place = mixture.locate(self.phases, samples)
-    rows = np.empty((len(samples), self._window + 1), np.int32)
-    sizes = np.empty(len(samples), np.int64)
-    keys = np.empty(len(samples), np.uint64)
-    for k, cut in enumerate(self.cuts.values()):
-      chosen = dataset == k
-      if chosen.any():
-        rows[chosen], sizes[chosen] = cut.read(place[chosen])
-        keys[chosen] = cut.keys(place[chosen])
-    return rows, sizes, keys
-
-  @property
-  def _window(self) -> int:
-    return next(iter(self.cuts.values())).length
-
-
-def _phases(
-  order: Sequence[str],
-  weights: Sequence[tuple[int, Mapping[str, float]]],
-  anchor: Mapping[str, Any],
-  batch_size: int,
-) -> tuple[mixture.Phase, ...]:
-  """Makes the schedule of a mixture, in samples from the anchor on.
-
-  Args:
-    order: names of the sources.
-    weights: (first step, name -> weight), ascending.
-    anchor: see `position.anchor`.
-    batch_size: B, samples a step.
-  """
-  # Earlier weights do not count: what they read is in the anchor's counts.
-  start = anchor['step']
-  current = max(n for n, (first, _) in enumerate(weights) if first <= start)
-  return mixture.make(
-    [
-      (
-        max(0, step - start) * batch_size,
-        [share[name] for name in order],
-      )
-      for step, share in weights[current:]
-    ],
-    [anchor['counts'][name] for name in order],
-  )
-
-
-def _key(seed: int, name: str) -> int:
-  """Returns the key of a source's order.
-
-  It does not depend on the other sources, so that adding one leaves the order
-  of the others as it is.
-  """
-  digest = hashlib.sha256(f'{seed} {name}'.encode()).digest()
-  return int.from_bytes(digest[:8], 'little')
-
-
 def host_rows(batch_size: int, host: int, hosts: int) -> tuple[int, int]:
   """Returns the range of a host's rows in the global batch: (first, stop).
 
@@ -385,62 +281,6 @@ def _open(
         f'{str(sorted(sources[name]))[:60]}; give path and weight'
       )
   return {name: shards.load(sources[name]['path'], tokenizer) for name in order}
-
-
-def _row_parts(
-  lengths: Sequence[tuple[int, int]], length: int
-) -> list[tuple[int, int]]:
-  """Lists (first step, number of parts of a row), the first at step 0.
-
-  Raises:
-    ValueError: steps do not ascend, or a length does not divide L.
-  """
-  parts = [(0, 1)]
-  for x in lengths:
-    is_pair = isinstance(x, Sequence) and len(x) == 2
-    step, short = x if is_pair else (x, None)
-    # The first change may be at step 0 itself.
-    if type(step) is not int or step < parts[-1][0] + (len(parts) > 1):
-      raise ValueError(f'data.lengths: step {step} is not after the last one')
-    if type(short) is not int or short < 1 or length % short:
-      raise ValueError(
-        f'data.lengths: {short} at step {step} does not divide '
-        f'data.length={length}'
-      )
-    parts.append((step, length // short))
-  return parts
-
-
-def _objectives(
-  objective: Mapping[str, Any],
-  tokenizer: types.Tokenizer,
-  length: int,
-  row_parts: Sequence[tuple[int, int]],
-) -> dict[int, objectives.Objective]:
-  """Builds the objective once for each number of parts of a row.
-
-  Args:
-    objective: its spec.
-    tokenizer: for the objective.
-    length: L, of a whole row.
-    row_parts: see `_row_parts`.
-
-  Raises:
-    ValueError: the parts would not read the tokens of the whole.
-  """
-  built = {
-    count: config.build(objective, tokenizer=tokenizer, length=length // count)
-    for count in sorted({count for _, count in row_parts})
-  }
-  window = built[1].window
-  for count, part in built.items():
-    if part.window * count != window:
-      raise ValueError(
-        f'data.lengths: with rows of {length // count} {objective["fn"]} reads '
-        f'windows of {part.window} tokens, not {window} / {count}; it has one '
-        'length'
-      )
-  return built
 
 
 def _check_sizes(batch_size: int, length: int) -> None:

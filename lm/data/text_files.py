@@ -58,11 +58,11 @@ def units(
     if size >= most:
       whole = b''.join(parts)
       # What follows the cut, half a character perhaps, opens the next piece.
-      cut = _cut(whole)
+      end = cut(whole)
       counts[_CUT] += 1
-      yield place(True), whole[:cut]
+      yield place(True), whole[:end]
       piece += 1
-      parts, size = [whole[cut:]] if whole[cut:] else [], len(whole) - cut
+      parts, size = [whole[end:]] if whole[end:] else [], len(whole) - end
   # An empty file counts as one empty document.
   if parts or (not piece and unit == 'file'):
     rest = b''.join(parts)
@@ -88,15 +88,15 @@ def pieces(
     return
   piece = 1
   while len(data) > most:
-    cut = _cut(data[:most])
+    end = cut(data[:most])
     counts[_CUT] += 1
-    yield f'{place}, piece {piece}', data[:cut]
-    data = data[cut:]
+    yield f'{place}, piece {piece}', data[:end]
+    data = data[end:]
     piece += 1
   yield f'{place}, piece {piece}', data
 
 
-def _cut(data: bytes) -> int:
+def cut(data: bytes) -> int:
   """Finds where to cut a text that is too long.
 
   That is after its last line, if that keeps half of the text, or else between

@@ -9,6 +9,7 @@ hash of (key, epoch), so that window n of a run is found in O(1), without state
 and without a list.
 """
 
+from collections.abc import Callable
 import math
 from typing import NamedTuple
 
@@ -56,16 +57,30 @@ class Windows(NamedTuple):
     """
     total = self.source.manifest.tokens
     epoch, window = np.divmod(samples.astype(np.int64), self.count)
-    # A phase of its own moves the edges of windows from epoch to epoch, so that
-    # no token lacks its left context in every one.
-    phase = np.zeros_like(epoch)
-    if self.key is not None:
-      keys = hashed(np.uint64(self.key), epoch.astype(np.uint64))
-      phase = (hashed(keys, np.uint64(0)) % np.uint64(total)).astype(np.int64)
+    keys, phase = self.epochs(epoch)
+    if keys is not None:
       window = permuted(window.astype(np.uint64), self.count, keys)
       window = window.astype(np.int64)
     first = window * self.length
     return (phase + first) % total, np.minimum(self.length, total - first)
+
+  def epochs(self, numbers: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """Finds what is different in each epoch.
+
+    Args:
+      numbers: int64 [E], of the epochs.
+
+    Returns:
+      keys: uint64 [E], of the order of the windows; None: they are in order.
+      phases: int64 [E], place of the first target of window 0.
+    """
+    if self.key is None:
+      return None, np.zeros_like(numbers)
+    keys = hashed(np.uint64(self.key), numbers.astype(np.uint64))
+    # A phase of its own moves the edges of windows from epoch to epoch, so that
+    # no token lacks its left context in every one.
+    total = np.uint64(self.source.manifest.tokens)
+    return keys, (hashed(keys, np.uint64(0)) % total).astype(np.int64)
 
   def keys(self, samples: np.ndarray) -> np.ndarray:
     """Makes the keys of windows, for what an objective draws.
@@ -194,16 +209,54 @@ def permuted(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
   Reference: Black and Rogaway 2002, Ciphers with arbitrary finite domains,
   section 5, method 3.
   """
+
+  def forward(left, right, side, rounds):
+    # A number is a pair of digits, and each round changes one of them by a hash
+    # of the other, which can be undone: so no two numbers become the same.
+    for key in rounds:
+      left, right = right, (left + _mix(right + key) % side) % side
+    return left, right
+
+  return _walk(forward, values, count, keys)
+
+
+def unpermuted(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
+  """Undoes `permuted`: finds which numbers it turned into the given ones.
+
+  Args:
+    values: uint64 [B], below `count`.
+    count: size of what is permuted.
+    keys: uint64 [B], which chose the permutations.
+
+  Returns:
+    uint64 [B].
+  """
+
+  def backward(left, right, side, rounds):
+    for key in reversed(rounds):
+      left, right = (right + side - _mix(left + key) % side) % side, left
+    return left, right
+
+  # Undone step by step, the cycle leads back to the last number below `count`,
+  # which is where its walk began.
+  return _walk(backward, values, count, keys)
+
+
+def _walk(
+  network: Callable[..., tuple[np.ndarray, np.ndarray]],
+  values: np.ndarray,
+  count: int,
+  keys: np.ndarray,
+) -> np.ndarray:
+  """Applies a network to numbers until they are below `count`."""
   side = np.uint64(math.isqrt(count - 1) + 1)  # of the square
   rounds = [_mix(keys + np.uint64(r + 1)) for r in range(_ROUNDS)]
   out = values
   rest = np.arange(len(values))  # the values that still walk
   while rest.size:
-    # A number is a pair of digits, and each round changes one of them by a hash
-    # of the other, which can be undone: so no two numbers become the same.
-    left, right = np.divmod(out[rest], side)
-    for key in rounds:
-      left, right = right, (left + _mix(right + key[rest]) % side) % side
+    left, right = network(
+      *np.divmod(out[rest], side), side, [key[rest] for key in rounds]
+    )
     out = out.copy()  # the first is the caller's
     out[rest] = left * side + right
     rest = rest[out[rest] >= count]

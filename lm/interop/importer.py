@@ -64,7 +64,7 @@ def import_model(
   workdir.mkdir(parents=True, exist_ok=True)
   with checkpoint.Checkpointer(workdir) as checkpointer:
     (workdir / 'tokenizer.json').write_text(text, encoding='utf-8')
-    c = config.fill(c, given={'data': ('position',)})
+    c = config.fill(c, given={'data': ('position', 'steps')})
     state = types.TrainState(jnp.int32(1), imported.params, (), {})
     checkpointer.enclose({'tokenizer.json': text.encode()})
     checkpointer.preflight(state)

@@ -1,7 +1,7 @@
 """A progress line on stderr, with the speed of the last steps."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 import shutil
 import sys
@@ -26,7 +26,18 @@ class Progress:
     tokens_per_step: int = 0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
+    name: str = 'step',
   ):
+    """Begins a line.
+
+    Args:
+      steps: how many there are.
+      tokens_per_step: for the speed in tokens; 0: it is not shown.
+      stream: to write to; None: stderr.
+      clock: gives seconds.
+      name: what is counted.
+    """
+    self._name = name
     self._steps = steps
     self._tokens_per_step = tokens_per_step
     self._stream = sys.stderr if stream is None else stream
@@ -52,6 +63,7 @@ class Progress:
     step: int,
     loss_nats: float | None = None,
     bits_per_byte: float | None = None,
+    words: Sequence[str] = (),
   ) -> None:
     """Notes a finished step, and draws it if it is time, or the last step."""
     now = self._clock()
@@ -60,7 +72,7 @@ class Progress:
       return
     self._drawn = now
     rate = self.rate()
-    parts = [f'step {step}/{self._steps}']
+    parts = [f'{self._name} {step}/{self._steps}', *words]
     if loss_nats is not None:
       parts.append(f'loss {loss_nats:.4f} nats')
     if bits_per_byte is not None:

@@ -229,7 +229,7 @@ def fill(c: config.Config) -> config.Config:
     config.ConfigError: a key that every run has is missing or of a wrong type.
   """
   config.check_complete(c)
-  return config.fill(c, given={'data': ('position',)})
+  return config.fill(c, given={'data': ('position', 'steps')})
 
 
 def open_data(

@@ -79,7 +79,7 @@ NAMES = [
 
 def load(name: str) -> config.Config:
   c = config.load(f'{FOLDER}/{name}')
-  return config.fill(c, given={'data': ('position',)})
+  return config.fill(c, given={'data': ('position', 'steps')})
 
 
 def shapes(

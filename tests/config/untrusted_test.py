@@ -29,7 +29,7 @@ HOSTILE = {
   'the same by its door': {'fn': 'lm.config:load', 'path': 'evil.py'},
   'a tool': {'fn': 'tools.quickstart:main', 'argv': []},
   'a program': {'fn': 'lm.train:main', 'argv': []},
-  'a writer': {'fn': 'lm.data.prepare:write_dataset', 'output': MARK},
+  'a writer': {'fn': 'lm.corpus.prepare:write_dataset', 'output': MARK},
   'an expression': {'fn': f'__import__("pathlib").Path({MARK!r}).touch()'},
   'a number': {'fn': 3},
   'a module beside the run': {'fn': 'evil:make'},

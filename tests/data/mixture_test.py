@@ -73,3 +73,37 @@ def test_equal_weights_take_turns():
 @pytest.mark.parametrize('weights', [(1, 1, 1), (1e-9, 1), (3, 1e9, 5, 7, 11)])
 def test_quotas_share_out_the_whole_period(weights):
   assert mixture.quotas(weights).sum() == P
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+  changes=st.lists(
+    st.tuples(
+      st.integers(1, 2 * P),
+      st.tuples(st.floats(0.1, 1), st.sampled_from((0.0, 0.5)), st.just(1.0)),
+    ),
+    max_size=3,
+  ),
+  before=st.tuples(*[st.integers(0, 10**6)] * 3),
+  far=st.sampled_from((0, 10**12)),
+)
+def test_find_undoes_locate(changes, before, far):
+  phases, start = [(0, (1.0, 2.0, 0.0))], 0
+  for step, weights in changes:
+    start += step
+    phases.append((start, weights))
+  schedule = mixture.make(phases, before)
+  rng = np.random.default_rng(0)
+  samples = np.concatenate(
+    (
+      rng.integers(0, start + 3 * P, 1000),
+      [p.start for p in schedule],
+      far + np.arange(10),
+    )
+  )
+  dataset, place = mixture.locate(schedule, samples)
+  for k in range(3):
+    mine = dataset == k
+    np.testing.assert_array_equal(
+      mixture.find(schedule, k, place[mine]), samples[mine]
+    )

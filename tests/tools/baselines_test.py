@@ -57,7 +57,9 @@ def test_baselines_find_words_that_decide(tmp_path):
   ]
   assert len({line['checkpoint'] for line in lines}) == 4
   # A run stores its config with defaults: its task has that hash.
-  stored = config.plain(config.fill(c, given={'data': ('position',)}).evals)
+  stored = config.plain(
+    config.fill(c, given={'data': ('position', 'steps')}).evals
+  )
   assert {line['task'] for line in lines} == {fingerprint.task(stored['test'])}
   for row, line in zip(found, lines, strict=True):
     assert line['metrics']['test/macro_f1'] == row['test/macro_f1']

@@ -83,7 +83,7 @@ def drawn(data, workdir, name):
   """Makes a run of a family whose parameters are drawn, and large."""
   c = families_test.make(data, 'lstm').unlock()
   c.model, c.data.objective = DRAWN[name]
-  c = config.fill(c, given={'data': ('position',)})
+  c = config.fill(c, given={'data': ('position', 'steps')})
   words = config.build(c.tokenizer)
   model = config.build(c.model, vocab=words.size)
   made = config.build(c.data.objective, tokenizer=words, length=16)

@@ -888,7 +888,7 @@ def test_data_that_cannot_be_copied_is_refused(cloud, data, capsys):
   text = refusal(tpu_vm, [*PLACE, '--data=gs://Bucket/a', *run])
   assert text.endswith('data in a bucket is gs://BUCKET/FOLDER')
   text = refusal(tpu_vm, [*PLACE, f'--data={cloud.root}', *run])
-  assert text.endswith('that lm.data.prepare.write_dataset wrote')
+  assert text.endswith('that lm.corpus.prepare.write_dataset wrote')
   text = refusal(tpu_vm, [*PLACE, f'--data={data}', *run, f'--data={data}'])
   assert text.startswith('--data is given twice')
   with pytest.raises(SystemExit):  # a config that reads none

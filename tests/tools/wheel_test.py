@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, pathlib
 import lm
-from lm.data import prepare
+from lm.corpus import prepare
 
 assert pathlib.Path.cwd() in pathlib.Path(lm.__file__).parents, lm.__file__
 text = pathlib.Path('text.jsonl')

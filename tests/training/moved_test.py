@@ -8,7 +8,7 @@ import pytest
 
 from lm import checkpoint, config, evaluate, sample, train
 from lm.config import untrusted
-from lm.data import prepare
+from lm.corpus import prepare
 from lm.inference import engine
 
 LINES = [f'fox {n} jumps over {n * 7 % 13} lazy dogs' for n in range(300)]

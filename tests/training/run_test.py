@@ -206,7 +206,9 @@ def test_another_mesh_gives_the_same_losses(data, alone, tmp_path):
 @pytest.mark.slow
 def test_a_run_keeps_its_whole_config(data, trained, tmp_path):
   stored = config.load(trained / 'config.json')
-  c = config.fill(programs.on_eight(data), given={'data': ('position',)})
+  c = config.fill(
+    programs.on_eight(data), given={'data': ('position', 'steps')}
+  )
   assert config.diff(stored, c) == []
   assert config.to_json(stored) == config.to_json(c)
   meta = checkpoint.read_meta(trained, 6)

@@ -1,14 +1,20 @@
 """Loads a tokenizer by its file's name, of whichever kind it is."""
 
 from lm import errors, types
-from lm.data.tokenizers import characters, files, sentencepiece, utf8_bytes
+from lm.data.tokenizers import (
+  characters,
+  files,
+  sentencepiece,
+  utf8_bytes,
+  words,
+)
 
 
 def load(name: str, reserved: int = 0) -> types.Tokenizer:
   """Loads a tokenizer from `*.model` or `*.json`, or the one named `bytes`.
 
-  A `*.json` is a `tokenizer.json` of Hugging Face where it has a `model`, and
-  else a list of characters.
+  A `*.json` is a `tokenizer.json` of Hugging Face where it has a `model`, a
+  list of words where it has `words`, and else a list of characters.
 
   Args:
     name: path of the file, or 'bytes'.
@@ -34,9 +40,11 @@ def load(name: str, reserved: int = 0) -> types.Tokenizer:
       ) from e
     return huggingface.make(name, reserved=reserved)
   if name.endswith('.json'):
+    if words.is_words(name):
+      return words.make(name, reserved)
     return characters.make(name, reserved)
   raise files.error(
     name,
-    'unknown kind; give x.model (sentencepiece), x.json (characters, Hugging '
-    "Face) or the word 'bytes'",
+    'unknown kind; give x.model (sentencepiece), x.json (characters, words, '
+    "Hugging Face) or the word 'bytes'",
   )

@@ -122,7 +122,7 @@ def _alphabet(path: str, data: bytes) -> list[str]:
     raise files.error(
       path,
       'not a list of distinct characters; write it again with '
-      "lm.data.prepare.train_tokenizer, kind='characters'",
+      "lm.corpus.prepare.train_tokenizer, kind='characters'",
     )
   return alphabet
 

@@ -8,10 +8,14 @@ from lm.data.tokenizers import (
   huggingface,
   tokenizer_json,
   vocabulary,
+  words,
 )
 from lm.data.tokenizers import tokenizer_json_reader as reader
 
 Tree = tokenizer_json.Tree
+
+# The special pieces of words have a space in their names, as no word has.
+_OF_WORDS = ('<text padding>', '<text end>', '<text start>')
 
 
 def to_tokenizer_json(path: str, reserved: int = 0) -> Tree:
@@ -43,6 +47,8 @@ def to_tokenizer_json(path: str, reserved: int = 0) -> Tree:
     tree = tokenizer_json.characters(())
   elif path.endswith('.model'):
     tree = tokenizer_json.sentencepiece(path)
+  elif words.is_words(path):
+    tree = _words(words.read(path))
   else:
     tree = tokenizer_json.characters(characters.alphabet(path))
   if own.mask is not None:
@@ -88,7 +94,7 @@ def special_files(
   is_own = (
     tree.get('decoder') == tokenizer_json.OWN_DECODER
     and tree.get('normalizer') is None
-  )
+  ) or all(pieces.get(i) == name for i, name in enumerate(_OF_WORDS))
   if is_own:
     settings['split_special_tokens'] = True  # no text can spell ours
   for role, i in roles.items():
@@ -103,3 +109,47 @@ def special_files(
     if imported.generation_config is not None:
       result['generation_config.json'] = imported.generation_config
   return result
+
+
+def _words(content: words.Words) -> Tree:
+  """Builds the `tokenizer.json` of a tokenizer of words."""
+  pieces = [*_OF_WORDS, '\n', words.UNKNOWN_WORD, *content.words]
+  # White space by `str.split`; \s of a regular expression is less.
+  blanks = [n for n in range(0x3001) if chr(n).isspace() and chr(n) != '\n']
+  blank = ''.join(f'\\x{{{n:x}}}' for n in blanks)
+  # Each piece is decoded with a space before it.
+  steps = [_replace('Regex', r'\A', ' '), {'type': 'Fuse'}]
+  if not content.padded:
+    steps += [_replace('String', ' \n', '\n'), _replace('String', '\n ', '\n')]
+    steps.append({'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0})
+  return tokenizer_json.characters(()) | {
+    'added_tokens': [
+      tokenizer_json.token(i, name) for i, name in enumerate(_OF_WORDS)
+    ],
+    'pre_tokenizer': {
+      'type': 'Sequence',
+      'pretokenizers': [
+        _split(f'[{blank}]+', 'Removed'),
+        _split('\n', 'Isolated'),
+      ],
+    },
+    'decoder': {'type': 'Sequence', 'decoders': steps},
+    'model': {
+      'type': 'WordLevel',
+      'vocab': {piece: i for i, piece in enumerate(pieces)},
+      'unk_token': words.UNKNOWN_WORD,
+    },
+  }
+
+
+def _split(pattern: str, behavior: str) -> Tree:
+  return {
+    'type': 'Split',
+    'pattern': {'Regex': pattern},
+    'behavior': behavior,
+    'invert': False,
+  }
+
+
+def _replace(kind: str, pattern: str, content: str) -> Tree:
+  return {'type': 'Replace', 'pattern': {kind: pattern}, 'content': content}

@@ -21,7 +21,7 @@ def read(path: str) -> bytes:
     raise error(
       path,
       f'cannot be read ({why}); give the path of a file that '
-      'lm.data.prepare.train_tokenizer wrote',
+      'lm.corpus.prepare.train_tokenizer wrote',
     ) from e
 
 

@@ -172,6 +172,36 @@ def from_bytes(
   )
 
 
+def pieces(path: str) -> list[tuple[str, bytes]]:
+  """Lists (kind, UTF-8) of the pieces of a file, see `pieces.Piece`.
+
+  A prefix such as '##', which continues a word, is left out. A byte of its own
+  in a byte-level file is a byte piece, unless it is ASCII.
+
+  Raises:
+    ValueError: the file is missing or is not a `tokenizer.json`.
+  """
+  tree, named = reader.parse(path, files.read(path))
+  texts = [named.get(i, '') for i in range(max(named) + 1)]
+  is_byte_level = reader.has_type(
+    tree, 'ByteLevel', 'normalizer', 'pre_tokenizer'
+  )
+  prefix = tree['model'].get('continuing_subword_prefix') or ''
+  special, unknown = reader.special_ids(tree), reader.unknown_id(tree)
+  utf8 = _utf8_of(tree, [x.removeprefix(prefix) for x in texts], is_byte_level)
+  result = []
+  for i, (text, spelled) in enumerate(zip(texts, utf8, strict=True)):
+    if i == unknown or i in special or i not in named:
+      kind = 'unknown' if i == unknown else 'special'
+      spelled = text.encode()
+    elif _BYTE.fullmatch(text) or (len(spelled) == 1 and spelled > b'\x7f'):
+      kind = 'byte'
+    else:
+      kind = 'text'
+    result.append((kind, spelled))
+  return result
+
+
 def _chosen_ids(
   path: str, tree: Tree, count: int, given: Mapping[str, Any]
 ) -> tuple[int, int, int, tuple[int, ...]]:

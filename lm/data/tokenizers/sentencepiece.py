@@ -42,7 +42,7 @@ def make(path: str, reserved: int = 0) -> types.Tokenizer:
     ValueError: the file is missing or broken, lacks pad, eos, bos or byte
       pieces, or its normalization changes text.
   """
-  fix = 'train one with lm.data.prepare.train_tokenizer'
+  fix = 'train one with lm.corpus.prepare.train_tokenizer'
   vocabulary.check_reserved(reserved)
   data = files.read(path)
   model = _parse(path, data, fix)
@@ -260,11 +260,29 @@ def _word_starts(
   model: spm.SentencePieceProcessor, reserved: int
 ) -> np.ndarray:
   """Finds the pieces that begin a word: bool [V]."""
-  pieces = []
+  return vocabulary.word_starts([x for _, x in _pieces(model)], reserved)
+
+
+def pieces(path: str) -> list[tuple[str, bytes]]:
+  """Lists (kind, UTF-8) of the pieces of a model, see `pieces.Piece`.
+
+  Raises:
+    ValueError: the file is missing or is no sentencepiece model.
+  """
+  fix = 'train one with lm.data.prepare.train_tokenizer'
+  return _pieces(_parse(path, files.read(path), fix))
+
+
+def _pieces(model: spm.SentencePieceProcessor) -> list[tuple[str, bytes]]:
+  result = []
   for i in range(model.GetPieceSize()):
     piece = model.IdToPiece(i)
-    if model.IsByte(i):
-      pieces.append(bytes([int(piece[3:5], 16)]))  # written as '<0x41>'
-    else:
-      pieces.append(piece.replace(vocabulary.SPACE_MARK, ' ').encode())
-  return vocabulary.word_starts(pieces, reserved)
+    if model.IsByte(i):  # written as '<0x41>'
+      result.append(('byte', bytes([int(piece[3:5], 16)])))
+      continue
+    is_special = model.IsControl(i) or model.IsUnused(i)
+    kind = (
+      'special' if is_special else 'unknown' if model.IsUnknown(i) else 'text'
+    )
+    result.append((kind, piece.replace(vocabulary.SPACE_MARK, ' ').encode()))
+  return result

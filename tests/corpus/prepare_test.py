@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lm.data import documents, prepare, shards
+from lm.corpus import prepare
+from lm.data import documents, shards
 from lm.data.tokenizers import utf8_bytes
 
 TEXTS = [f'A sentence, number {n}.\n\nAnd more of it.' for n in range(200)]
@@ -31,19 +32,21 @@ def read(directory, tokenizer):
 
 @pytest.mark.parametrize('kind', prepare.KINDS)
 def test_a_trained_tokenizer_writes_a_dataset(source, tmp_path, kind):
-  suffix = 'json' if kind == 'characters' else 'model'
+  suffix = 'json' if kind in ('characters', 'words') else 'model'
+  output = str(tmp_path / f'tokenizer.{suffix}')
   result = prepare.train_tokenizer(
     str(source),
-    tmp_path / f'tokenizer.{suffix}',
+    output,
     vocab=288,
     kind=kind,
+    least_count=1,  # so that words lose nothing, either
     settings=SETTINGS,
   )
   assert result.tokenizer.decode(result.tokenizer.encode(TEXTS[0])) == TEXTS[0]
   assert result.counts['documents'] == len(TEXTS)
   assert result.counts['lines that are not JSON, left out'] == 1
   written = prepare.write_dataset(
-    [str(source)], tmp_path / 'data', result.tokenizer, settings=SETTINGS
+    [str(source)], tmp_path / 'data', output, settings=SETTINGS
   )
   (dataset,) = written.values()
   assert read(dataset.directory, result.tokenizer) == TEXTS

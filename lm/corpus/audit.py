@@ -1,0 +1,208 @@
+"""The audit of a build: what was read, changed, dropped and kept, and why.
+
+It says nothing of times and machines, so that the same build gives the same
+audit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import heapq
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lm.corpus import index, maps, parts, tables
+
+NAME = 'audit.json'
+_EXAMPLES = 10  # a reason
+_EXCERPT = 300  # characters
+_SUMS = (
+  'count(*) AS documents, CAST(sum(f.bytes) AS BIGINT) AS bytes, '
+  'CAST(sum(f.characters) AS BIGINT) AS characters'
+)
+
+
+def make(
+  built: tables.Tables,
+  pieces: Sequence[index.Piece],
+  drops: index.Drops,
+  tokens: Mapping[tuple[str, str], int],
+) -> dict[str, Any]:
+  """Counts everything by source.
+
+  Args:
+    built: tables of the build.
+    pieces: its parts.
+    drops: what stages have decided.
+    tokens: written to each (dataset, source).
+
+  Returns:
+    JSON: {'sources': {name: {'documents', 'bytes', 'characters', 'kept' (the
+    same), 'dropped' (the same by reason), 'languages', 'changes', 'counts',
+    'lengths' (documents by reason, and by the power of two below their
+    characters), 'tokens' (by dataset)}}, 'witnesses_dropped' (by reason),
+    'examples' (by reason)}
+  """
+  _name_tables(built, pieces, drops)
+  names = sorted({x.source for x in pieces})
+  sources: dict[str, Any] = {name: _empty() for name in names}
+  for source, reason, documents, size, characters in _rows(
+    built,
+    'audit_reasons',
+    f'SELECT f.source AS source, f.reason AS reason, {_SUMS} '
+    'FROM audited f GROUP BY f.source, f.reason',
+  ):
+    sums = {'documents': documents, 'bytes': size, 'characters': characters}
+    about = sources[source]
+    for key, value in sums.items():
+      about[key] += value
+    if reason:
+      about['dropped'][reason] = sums
+    else:
+      about['kept'] = sums
+  for source, language, documents, size in _rows(
+    built,
+    'audit_languages',
+    'SELECT f.source AS source, f.language AS language, count(*) AS documents, '
+    'CAST(sum(f.bytes) AS BIGINT) AS bytes FROM audited f '
+    "WHERE f.reason = '' "
+    'GROUP BY f.source, f.language',
+  ):
+    found = {'documents': documents, 'bytes': size}
+    sources[source]['languages'][language or 'unknown'] = found
+  for source, reason, power, documents in _rows(
+    built,
+    'audit_lengths',
+    'SELECT f.source AS source, f.reason AS reason, '
+    'CAST(floor(log2(greatest(f.characters, 1))) AS BIGINT) AS power, '
+    'count(*) AS documents FROM audited f GROUP BY f.source, f.reason, '
+    'CAST(floor(log2(greatest(f.characters, 1))) AS BIGINT)',
+  ):
+    lengths = sources[source]['lengths'].setdefault(reason or 'kept', {})
+    lengths[str(2**power)] = documents
+  for source, is_change, code, documents, count in _rows(
+    built,
+    'audit_changes',
+    'SELECT p.source AS source, c.is_change AS is_change, c.code AS code, '
+    'count(DISTINCT p.first + c.row) AS documents, '
+    'CAST(sum(c.count) AS BIGINT) AS times '
+    'FROM changes c JOIN parts p ON c.part = p.part '
+    'GROUP BY p.source, c.is_change, c.code',
+  ):
+    found = {'documents': documents, 'times': count}
+    sources[source]['changes' if is_change else 'counts'][code] = found
+  for (dataset, source), count in tokens.items():
+    sources[source]['tokens'][dataset] = count
+  return {
+    'sources': sources,
+    'witnesses_dropped': _witnesses_dropped(drops),
+    'examples': _examples(pieces, drops),
+  }
+
+
+def _empty() -> dict[str, Any]:
+  none = {'documents': 0, 'bytes': 0, 'characters': 0}
+  names = ('dropped', 'languages', 'changes', 'counts', 'lengths', 'tokens')
+  return {**none, 'kept': {**none}, **{x: {} for x in names}}
+
+
+def _name_tables(
+  built: tables.Tables, pieces: Sequence[index.Piece], drops: index.Drops
+) -> None:
+  """Names what the queries read."""
+  built.files('facts', [x.folder / parts.FACTS for x in pieces])
+  built.files('changes', [x.folder / maps.CHANGES for x in pieces])
+  reasons = pa.array(drops.reasons, pa.string())
+  dropped = built.add('dropped', pa.table({'id': drops.ids, 'reason': reasons}))
+  facts = built.view(
+    'facts_with_ids',
+    'SELECT p.first + f.row AS id, p.source AS source, f.reason AS reason, '
+    'f.language AS language, f.bytes AS bytes, f.characters AS characters '
+    'FROM facts f JOIN parts p ON f.part = p.part',
+  )
+  built.view(
+    'audited',
+    'SELECT f.id AS id, f.source AS source, '
+    'coalesce(d.reason, f.reason) AS reason, f.language AS language, '
+    f'f.bytes AS bytes, f.characters AS characters FROM {facts} f '
+    f'LEFT JOIN {dropped} d ON f.id = d.id',
+  )
+
+
+def _rows(
+  built: tables.Tables, name: str, sql: str
+) -> Iterator[tuple[Any, ...]]:
+  """Reads the rows of a query, sorted.
+
+  Sums must be cast: engines give them other types.
+  """
+  table = built.read(built.query(name, sql))
+  yield from zip(*(x.to_pylist() for x in table.columns), strict=True)
+
+
+def _witnesses_dropped(drops: index.Drops) -> dict[str, int]:
+  """Counts the drops, by reason, whose witness was dropped too."""
+  is_gone = np.isin(drops.witnesses, drops.ids)
+  reasons, counts = np.unique(
+    drops.reasons[is_gone].astype(str), return_counts=True
+  )
+  return dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+
+
+def _examples(
+  pieces: Sequence[index.Piece], drops: index.Drops
+) -> dict[str, list[dict[str, Any]]]:
+  """Chooses documents of each reason by their hash; shows how they begin."""
+  chosen: dict[str, list[tuple[int, int, int]]] = {}
+  for n, piece in enumerate(pieces):
+    facts = index.facts(piece)
+    reasons = np.asarray(facts.column('reason').to_pylist(), object)
+    dropped = drops.of(piece)
+    reasons[dropped.ids - piece.first] = dropped.reasons
+    draws = facts.column('draw').to_numpy()
+    for row in np.flatnonzero(reasons.astype(bool)).tolist():
+      heap = chosen.setdefault(reasons[row], [])
+      entry = (-int(draws[row]), -n, -row)  # the smallest stay
+      if len(heap) < _EXAMPLES:
+        heapq.heappush(heap, entry)
+      else:
+        heapq.heappushpop(heap, entry)
+  return {
+    reason: [
+      _example(pieces, drops, -n, -row)
+      for _, n, row in sorted(heap, reverse=True)
+    ]
+    for reason, heap in sorted(chosen.items())
+  }
+
+
+def _example(
+  pieces: Sequence[index.Piece], drops: index.Drops, n: int, row: int
+) -> dict[str, Any]:
+  piece = pieces[n]
+  dropped = drops.of(piece)
+  at = int(np.searchsorted(dropped.ids, piece.first + row))
+  is_decided = at < len(dropped.ids) and dropped.ids[at] == piece.first + row
+  value = float(
+    dropped.values[at]
+    if is_decided
+    else index.facts(piece).column('value').to_numpy()[row]
+  )
+  example: dict[str, Any] = {
+    'id': piece.first + row,
+    'source': piece.source,
+    'value': None if np.isnan(value) else value,
+    'text': _excerpt(piece, row),
+  }
+  if is_decided and dropped.witnesses[at] >= 0:
+    witness = int(dropped.witnesses[at])
+    other = pieces[witness >> parts.ROW_BITS]
+    example['witness'] = witness
+    example['witness_text'] = _excerpt(other, witness % parts.ROWS)
+  return example
+
+
+def _excerpt(piece: index.Piece, row: int) -> str:
+  """Reads how a document begins."""
+  (text,) = maps.text_rows(piece.folder / parts.DOCUMENTS, [row])
+  return text[:_EXCERPT]

@@ -1,0 +1,109 @@
+"""Passes: which stages work on a part in one go, and what they are given."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lm.corpus import index, maps, parts, stages
+from lm.data import documents
+
+
+def check(listed: Sequence[stages.Stage]) -> None:
+  """Checks that no two stages have one name.
+
+  Raises:
+    ValueError: two have.
+  """
+  names = [x.name for x in listed]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f'order: two stages are {name}; leave one out')
+
+
+def plan(listed: Sequence[stages.Stage]) -> list[list[int]]:
+  """Groups stages into passes, each by its places in the list.
+
+  A pass ends before a stage that changes texts, if an earlier stage of it has
+  to decide first; and behind a stage that cuts texts by what it decides. There
+  is at least one pass, because it finds the facts about each document.
+  """
+  groups: list[list[int]] = [[]]
+  for n, stage in enumerate(listed):
+    earlier = [listed[m] for m in groups[-1]]
+    is_late = bool(stage.map) and any(x.decide for x in earlier)
+    if is_late or any(x.edit for x in earlier):
+      groups.append([])
+    groups[-1].append(n)
+  return groups
+
+
+def identity(stage: stages.Stage) -> list[Any]:
+  """Describes all that a stage's results depend on beside its input."""
+  data = [documents.digest(file) for file in stage.data]
+  return [stage.name, stage.version, stage.settings, data]
+
+
+def task(
+  piece: index.Piece,
+  specs: Sequence[Mapping[str, Any]],
+  edit: tuple[Mapping[str, Any], pa.Table] | None,
+  folder: Path,
+) -> dict[str, Any]:
+  """Makes the task of a part in a pass, see `maps.run`.
+
+  Args:
+    piece: the part.
+    specs: of the stages.
+    edit: spec of a stage and its table of places to cut, before the stages.
+    folder: for the parts.
+  """
+  is_first = piece.folder == piece.path.parent
+  given = piece.path if is_first else piece.folder / parts.DOCUMENTS
+  cuts = None
+  built = [identity(maps.stage(x)) for x in specs]
+  cut_by: Any = None
+  if edit:
+    ids = edit[1].column('id').to_numpy()
+    ends = slice(*np.searchsorted(ids, (piece.first, piece.first + parts.ROWS)))
+    cuts = {
+      'stage': edit[0],
+      'rows': (ids[ends] - piece.first).tolist(),
+      'places': edit[1].column('place').to_numpy()[ends].tolist(),
+    }
+    cut_by = [identity(maps.stage(edit[0])), cuts['rows'], cuts['places']]
+  name = parts.name(
+    'map', maps.VERSION, given.parent.name, given.name, built, cut_by
+  )
+  return {
+    'input': str(given),
+    'part': piece.part,
+    'stages': [*specs],
+    'edit': cuts,
+    'output': str(folder / name),
+  }
+
+
+def merged(drops: Sequence[pa.Table]) -> index.Drops:
+  """Joins the decisions of stages; no two are about one document."""
+  columns = ('id', 'reason', 'witness', 'value')
+  types = (pa.int64(), pa.string(), pa.int64(), pa.float64())
+  table = pa.Table.from_arrays(
+    [
+      pa.chunked_array(
+        [y for x in drops for y in x.column(name).cast(kind).chunks], kind
+      )
+      for name, kind in zip(columns, types, strict=True)
+    ],
+    names=columns,
+  ).sort_by('id')
+  witnesses = table.column('witness').fill_null(-1).to_numpy()
+  values = table.column('value').fill_null(np.nan).to_numpy()
+  return index.Drops(
+    table.column('id').to_numpy(),
+    np.asarray(table.column('reason').to_pylist(), object),
+    witnesses,
+    values,
+  )

@@ -1,0 +1,256 @@
+"""The last steps of a build: tokenizer, datasets, index and audit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm import config, types
+from lm.corpus import encode, engines, index, maps, parts, progress
+from lm.data import manifest as manifests
+from lm.data import writer
+from lm.data.tokenizers import auto, characters, sentencepiece
+
+
+class Target(NamedTuple):
+  """Where the datasets of a build go.
+
+  Attributes:
+    folder: of datasets and tokenizer.
+    settings: for the manifests, beside what each dataset is a part of.
+    is_flat: whether the folder is itself the only dataset.
+    replaces: whether an older dataset there is replaced.
+  """
+
+  folder: Path
+  settings: Mapping[str, Any]
+  is_flat: bool = False
+  replaces: bool = False
+
+
+class Writer:
+  """Writes what a build gives to training."""
+
+  def __init__(
+    self,
+    c: config.Config,
+    root: Path,
+    target: Target,
+    engine: engines.Engine,
+    steps: progress.Steps,
+    pieces: Sequence[index.Piece],
+    drops: index.Drops,
+  ):
+    self._c = c
+    self._root = root
+    self._target = target
+    self._engine = engine
+    self._steps = steps
+    self._pieces = pieces
+    self._drops = drops
+    self._kept = [index.kept(x, drops) for x in pieces]
+    self.used: set[str] = set()  # parts that the build needs
+    self.tokens: dict[tuple[str, str], int] = {}  # by dataset and source
+    self.tokenizer: types.Tokenizer
+
+  def run(self) -> dict[str, manifests.Manifest]:
+    """Writes all, and returns the manifests of the datasets by name."""
+    split = self._split()
+    name = self._tokenizer_name(split)
+    self.tokenizer = auto.load(name)
+    folders = self._encode(name, split)
+    datasets, names = {}, {}
+    sources = sorted({x.source for x in self._pieces})
+    for side in split.names:
+      for source in sources if self._c.by_source else ['']:
+        dataset = '' if self._target.is_flat else f'{side}/{source}'
+        dataset = dataset.rstrip('/')
+        chosen = [
+          folders[x.first] for x in self._pieces if source in ('', x.source)
+        ]
+        with self._steps.one(f'{dataset or side}: write'):
+          datasets[dataset] = self._assemble(dataset, side, chosen, split)
+        for x in [source] if source else sources:
+          names[side, x] = dataset
+      for piece in self._pieces:
+        key = names[side, piece.source], piece.source
+        count = encode.tokens(folders[piece.first], side)
+        self.tokens[key] = self.tokens.get(key, 0) + count
+    with self._steps.one('index: write'):
+      index.write(
+        self._root / index.NAME, self._pieces, self._drops, folders, names
+      )
+    return datasets
+
+  def _split(self) -> encode.Split:
+    """Decides how documents are divided.
+
+    The hash of a document decides on its side, so that copies of a document
+    are on the same side. Where that would leave a side empty, because there
+    are few documents or one, each is cut instead.
+
+    Raises:
+      ValueError: nothing was kept, or a side would be empty.
+    """
+    share = self._c.split_valid
+    if not any(self._kept):
+      raise ValueError(
+        'no documents to write: every one was dropped; see the rules that '
+        'dropped them and change their settings'
+      )
+    sides: set[bool] = set()
+    can_cut = False
+    for piece, rows in zip(self._pieces, self._kept, strict=True):
+      if not share or not rows:
+        continue
+      draws = index.facts(piece).column('draw').to_numpy()[rows]
+      sides.update(encode.is_valid(draws, share).tolist())
+      if len(sides) == 2:
+        break
+      for text in maps.text_rows(piece.folder / parts.DOCUMENTS, rows):
+        can_cut = can_cut or 0 < encode.cut_place(text, share) < len(text)
+        if can_cut:
+          break
+    if not share or len(sides) == 2:
+      return encode.Split(share)
+    if not can_cut:
+      raise ValueError(
+        f'split_valid={share}: no documents to write for one side; give '
+        'another share or more text'
+      )
+    return encode.Split(share, is_cut=True)
+
+  def _tokenizer_name(self, split: encode.Split) -> str:
+    """Finds the tokenizer of the config, or trains it on a sample.
+
+    Returns:
+      What `auto.load` takes: 'bytes', or the path of a file, of which the
+      build's folder has a copy.
+    """
+    given = self._c.tokenizer_file
+    if given == 'bytes':
+      return given
+    if given is None:
+      given = self._train(split)
+    if self._target.is_flat:
+      return str(given)
+    self._target.folder.mkdir(parents=True, exist_ok=True)
+    copy = self._target.folder / f'tokenizer{Path(given).suffix}'
+    if not (copy.exists() and copy.read_bytes() == Path(given).read_bytes()):
+      auto.load(str(given))  # raises where it is no tokenizer
+      shutil.copyfile(given, copy)
+    return str(copy)
+
+  def _train(self, split: encode.Split) -> Path:
+    """Trains a tokenizer on a sample of the kept documents, once."""
+    settings = self._c.train_tokenizer
+    rows = [np.asarray(x).tolist() for x in self._kept]
+    identity = (
+      'tokenizer',
+      [x.folder.name for x in self._pieces],
+      rows,
+      [*split],
+      config.plain(settings),
+    )
+    folder = self._root / 'tables' / parts.name(*identity)
+    self.used.add(folder.name)
+    suffix = '.json' if settings.kind == 'characters' else '.model'
+
+    def write(place: Path) -> None:
+      path = str(place / f'tokenizer{suffix}')
+      texts = self._sample(settings.sample_bytes, split)
+      if settings.kind == 'characters':
+        characters.train(texts, path)
+      else:
+        sentencepiece.train(
+          texts,
+          path,
+          settings.vocab,
+          settings.kind,
+          coverage=settings.coverage,
+          max_bytes=settings.sample_bytes,
+        )
+
+    with self._steps.one('tokenizer: train'):
+      parts.make(folder, write)
+    return folder / f'tokenizer{suffix}'
+
+  def _sample(self, most_bytes: int, split: encode.Split) -> Iterator[str]:
+    """Samples kept training documents, by their hash and with that many bytes.
+
+    The hash spreads the sample over all sources, and gives the same documents
+    whatever else is built.
+    """
+    draws, sizes = [], []
+    for piece, rows in zip(self._pieces, self._kept, strict=True):
+      facts = index.facts(piece)
+      draws.append(facts.column('draw').to_numpy()[rows])
+      sizes.append(facts.column('bytes').to_numpy()[rows])
+    order = np.argsort(np.concatenate(draws), kind='stable')
+    # From the end: what is for validation has small hashes.
+    before = np.cumsum(np.concatenate(sizes)[order][::-1])[::-1]
+    is_chosen = np.zeros(len(order), bool)
+    is_chosen[order[before <= most_bytes]] = True
+    is_chosen[order[-1]] = True  # also if it is too long
+    if split.share and not split.is_cut:
+      is_chosen &= ~encode.is_valid(np.concatenate(draws), split.share)
+    first = 0
+    for piece, rows in zip(self._pieces, self._kept, strict=True):
+      chosen = np.flatnonzero(is_chosen[first : first + len(rows)])
+      first += len(rows)
+      wanted = [rows[n] for n in chosen]
+      for text in maps.text_rows(piece.folder / parts.DOCUMENTS, wanted):
+        if split.is_cut:
+          text = text[: encode.cut_place(text, split.share)]
+        yield text
+
+  def _encode(self, name: str, split: encode.Split) -> dict[int, Path]:
+    """Encodes all parts; returns the folders by the first id of the part."""
+    tasks = []
+    for piece, rows in zip(self._pieces, self._kept, strict=True):
+      folder = (
+        self._root
+        / 'parts'
+        / parts.name(
+          'encode',
+          encode.VERSION,
+          piece.folder.name,
+          rows,
+          self.tokenizer.sha256,
+          [*split],
+        )
+      )
+      self.used.add(folder.name)
+      tasks.append(
+        {
+          'documents': str(piece.folder / parts.DOCUMENTS),
+          'rows': rows,
+          'tokenizer': name,
+          'share': split.share,
+          'is_cut': split.is_cut,
+          'output': str(folder),
+        }
+      )
+    self._steps.run('tokenize', self._engine.run(encode.run, tasks), len(tasks))
+    return {
+      piece.first: Path(task['output'])
+      for piece, task in zip(self._pieces, tasks, strict=True)
+    }
+
+  def _assemble(
+    self, dataset: str, side: str, folders: Sequence[Path], split: encode.Split
+  ) -> manifests.Manifest:
+    """Writes a dataset."""
+    about = {**self._target.settings, 'part': dataset}
+    if split.is_cut:
+      about['split'] = 'each document is cut'
+    return writer.assemble(
+      self._target.folder / dataset,
+      encode.blocks(folders, side, self.tokenizer),
+      self.tokenizer,
+      shard_tokens=self._c.shard_tokens,
+      settings=about,
+      replaces=self._target.replaces,
+    )

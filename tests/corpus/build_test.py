@@ -1,0 +1,352 @@
+"""A build gives the same bytes, whoever works on it and however often it dies.
+
+A failure means that a corpus cannot be made again, or that a document was lost
+without a word.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lm import config, errors
+from lm.corpus import build, index, maps, parts, stages
+from lm.data import shards
+from tools import factory
+
+WORDS = ['the', 'of', 'river', 'stone', 'bird', 'house', 'water', 'tree']
+
+
+def text(seed: int, length: int = 40) -> str:
+  """Makes a text of words, another one for every seed."""
+  draws = hashlib.sha256(str(seed).encode()).digest() * (length // 32 + 1)
+  return ' '.join(
+    f'{WORDS[x % len(WORDS)]}{seed * 7 + n * x}'
+    for n, x in enumerate(draws[:length])
+  )
+
+
+def write(path: Path, texts: list[str]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('w', encoding='utf-8') as out:
+    for x in texts:
+      out.write(json.dumps({'text': x}, ensure_ascii=False) + '\n')
+
+
+def load(folder: Path, **changes):
+  """Makes a config of the sources in a folder, a file each."""
+  c = config.load('configs/data/base.py', required=()).unlock()
+  c.sources = {
+    x.stem: {'inputs': str(x), 'rank': 0} for x in sorted(folder.iterdir())
+  }
+  c.stages = {
+    'exact': {'fn': 'lm.corpus.exact:make'},
+    'near': {'fn': 'lm.corpus.near:make'},
+  }
+  c.order = ('exact', 'near')
+  c.tokenizer_file = 'bytes'
+  c.engine.part_bytes = 4000  # so that there are many parts
+  c.split_valid = 0.1
+  for key, value in changes.items():
+    c[key] = value
+  return c.lock()
+
+
+def shard_bytes(output: Path) -> dict[str, str]:
+  """Hashes the files of the datasets of a build."""
+  files = [*output.glob('train/**/*'), *output.glob('valid/**/*')]
+  return {
+    str(x.relative_to(output)): hashlib.sha256(x.read_bytes()).hexdigest()
+    for x in sorted(files)
+    if x.is_file()
+  }
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+  """Two sources with exact and near copies, in a folder of their own."""
+  monkeypatch.chdir(tmp_path)
+  first = [text(n) for n in range(60)]
+  near = [x.replace('river', 'stream', 1) + ' more' for x in first[:10]]
+  write(tmp_path / 'raw/a.jsonl', first)
+  write(
+    tmp_path / 'raw/b.jsonl',
+    [text(n) for n in range(100, 160)] + first[20:25] + near,
+  )
+  return tmp_path / 'raw'
+
+
+def rows(output: str | Path) -> list[dict]:
+  return pq.read_table(Path(output) / index.NAME).to_pylist()
+
+
+def test_every_document_is_kept_or_has_a_reason(corpus):
+  result = build.run(load(corpus), 'out')
+  listed = rows('out')
+  assert len(listed) == 135
+  reasons = [x['reason'] for x in listed]
+  assert reasons.count('exact') == 5 and reasons.count('near') == 10
+  for x in listed:
+    dropped = bool(x['reason'])
+    assert (x['number'] is None) == dropped == (x['dataset'] == '')
+    if dropped:
+      witness = listed[[y['id'] for y in listed].index(x['witness'])]
+      assert witness['id'] < x['id'] and witness['source'] == 'a'
+  near = [x['value'] for x in listed if x['reason'] == 'near']
+  assert min(near) >= 0.7 and max(near) < 1
+  kept = sum(x.documents for x in result.datasets.values())
+  assert kept == reasons.count('') == 120
+
+
+def test_the_index_leads_to_every_text(corpus):
+  result = build.run(load(corpus), 'out')
+  opened = {
+    name: shards.load(f'out/{name}', result.tokenizer)
+    for name in result.datasets
+  }
+  for x in rows('out'):
+    path = Path('out/parts') / x['part'] / parts.DOCUMENTS
+    (found,) = maps.text_rows(path, [x['row']])
+    line = int(x['place'].removeprefix('line ')) - 1
+    given = Path(x['file']).read_text().splitlines()[line]
+    assert json.loads(given)['text'] == found
+    if not x['reason']:
+      ids = opened[x['dataset']].document(x['number']).tolist()
+      assert result.tokenizer.decode(ids) == found
+
+
+def test_the_audit_counts_what_the_index_lists(corpus):
+  build.run(load(corpus), 'out')
+  audit = json.loads(Path('out/audit.json').read_text())
+  listed = rows('out')
+  for source, about in audit['sources'].items():
+    mine = [x for x in listed if x['source'] == source]
+    assert about['documents'] == len(mine)
+    assert about['kept']['documents'] == sum(not x['reason'] for x in mine)
+    for reason, sums in about['dropped'].items():
+      assert sums['documents'] == sum(x['reason'] == reason for x in mine)
+    assert (
+      sum(about['tokens'].values())
+      == about['kept']['bytes'] + (about['kept']['documents'])
+    )
+  assert len(audit['examples']['near']) == 10
+  page = Path('out/audit.html').read_text()
+  assert 'near' in page and 'Examples' in page
+  assert '| a | not stated |' in Path('out/card.md').read_text()
+
+
+def test_building_again_makes_nothing_and_changes_nothing(corpus, monkeypatch):
+  build.run(load(corpus), 'out')
+  before = shard_bytes(Path('out'))
+  audit = Path('out/audit.json').read_bytes()
+
+  def refuse(*unused):
+    raise AssertionError('made again')
+
+  monkeypatch.setattr(maps, '_write', refuse)
+  build.run(load(corpus), 'out')
+  assert shard_bytes(Path('out')) == before
+  assert Path('out/audit.json').read_bytes() == audit
+
+
+def test_a_source_added_later_gives_what_a_build_from_scratch_gives(
+  corpus, monkeypatch
+):
+  build.run(load(corpus), 'grown')
+  write(corpus / 'c.jsonl', [text(n) for n in range(55, 65)] + [text(100)])
+  made = []
+  real = maps._write
+  monkeypatch.setattr(
+    maps, '_write', lambda task, x: made.append(task) or real(task, x)
+  )
+  build.run(load(corpus), 'grown')
+  few = len(made)
+  build.run(load(corpus), 'scratch')
+  assert shard_bytes(Path('grown')) == shard_bytes(Path('scratch'))
+  assert rows('grown') == rows('scratch')
+  assert 4 * few < len(made) - few
+  # Nothing stays of what the last build does not need.
+  for name in ('parts', 'tables'):
+    kept = sorted(x.name for x in Path('grown', name).iterdir())
+    assert kept == sorted(x.name for x in Path('scratch', name).iterdir())
+
+
+def test_paragraphs_that_came_before_are_cut(corpus):
+  shared = 'This paragraph stands in several documents and is cut from all.'
+  write(
+    corpus / 'a.jsonl',
+    [f'{text(1)}\n\n{shared}\n\n{text(2)}', shared, text(3)],
+  )
+  write(corpus / 'b.jsonl', [f'{text(4)}\n\n{shared.upper()}', text(1)])
+  c = load(
+    corpus,
+    stages={
+      'paragraphs': {
+        'fn': 'lm.corpus.exact:make',
+        'unit': 'paragraph',
+        'least_words': 5,
+      },
+      'exact': {'fn': 'lm.corpus.exact:make'},
+    },
+    order=('paragraphs', 'exact'),
+    split_valid=0.0,
+  )
+  result = build.run(c, 'out')
+  opened = shards.load('out/train', result.tokenizer)
+  found = [
+    result.tokenizer.decode(opened.document(n).tolist())
+    for n in range(opened.manifest.documents)
+  ]
+  assert found[0].count(shared) == 1 and shared.upper() not in ''.join(found)
+  reasons = {x['place'] + x['source']: x['reason'] for x in rows('out')}
+  assert reasons['line 2a'] == 'exact_paragraph.all'
+  assert reasons['line 2b'] == 'exact_paragraph.all'
+  changes = json.loads(Path('out/audit.json').read_text())['sources']['b']
+  assert changes['changes']['exact_paragraph.cut']['documents'] == 2
+
+
+def test_each_source_can_be_a_dataset_of_its_own(corpus):
+  result = build.run(load(corpus, by_source=True, split_valid=0.0), 'out')
+  assert sorted(result.datasets) == ['train/a', 'train/b']
+  assert {x['dataset'] for x in rows('out')} == {'', 'train/a', 'train/b'}
+
+
+def test_of_duplicates_the_one_of_the_first_rank_stays(corpus):
+  c = load(corpus).unlock()
+  c.sources.a.rank = 1
+  build.run(c.lock(), 'out')
+  dropped = {x['source'] for x in rows('out') if x['reason']}
+  assert dropped == {'a'}
+
+
+def test_one_file_in_two_sources_is_read_as_two(corpus):
+  (corpus / 'c.jsonl').write_bytes((corpus / 'a.jsonl').read_bytes())
+  build.run(load(corpus), 'out')
+  copies = [x for x in rows('out') if x['source'] == 'c']
+  assert {x['reason'] for x in copies} == {'exact'}
+
+
+def test_a_second_build_of_a_folder_is_refused(corpus):
+  Path('out').mkdir()
+  with (
+    build.regular_files.exclusive(Path('out/lock'), 0.0, ValueError()),
+    pytest.raises(errors.Locked, match='another process builds here') as e,
+  ):
+    build.run(load(corpus), 'out')
+  assert e.value.exit_code == 3
+
+
+def test_bad_settings_are_one_line(corpus, capsys):
+  def error(*flags: str) -> str:
+    with pytest.raises(SystemExit) as e:
+      config.main(
+        lambda _: factory.main(
+          ['--config=configs/data/base.py', '--output=out', *flags]
+        )
+      )
+    assert e.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+  assert 'input: no documents' in error('--workers=1')
+  assert 'split_valid=1.0 must be' in error('--config.split_valid=1.0')
+  assert 'workers=0 must be 1' in error('--workers=0')
+  assert 'unknown argument --confg.x=1' in error('--confg.x=1')
+  assert '--spark needs --engine=spark' in error('--spark=local')
+
+
+def test_a_map_that_fails_leaves_no_part(tmp_path):
+  with pytest.raises(RuntimeError), parts.making(tmp_path / 'x') as part:
+    (part / 'half').write_text('half')
+    raise RuntimeError
+  assert not any(tmp_path.iterdir())
+
+
+def test_batches_of_documents_keep_all_they_say():
+  document = stages.Document(
+    'text', 'en', 'rule', 0.5, (('change', 2),), (('seen', 1),)
+  )
+  batch = stages.batch(pa.array(['line 1']), [document])
+  assert stages.documents(batch) == [document]
+
+
+def start(corpus: Path, output: str, *flags: str) -> subprocess.Popen:
+  """Starts the factory as a program, on the sources of a folder."""
+  Path('config.py').write_text(
+    'from tests.corpus import build_test\n'
+    'from pathlib import Path\n'
+    'def get_config():\n'
+    f'  return build_test.load(Path({str(corpus)!r}))\n'
+  )
+  root = Path(__file__).resolve().parents[2]
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'tools.factory',
+      '--config=config.py',
+      f'--output={output}',
+      *flags,
+    ],
+    env={**os.environ, 'PYTHONPATH': str(root)},
+    stderr=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.process
+def test_workers_and_engines_give_the_same_bytes(corpus):
+  build.run(load(corpus), 'one')
+  expected = shard_bytes(Path('one'))
+  for name, flags in (
+    ('two', ['--workers=2']),
+    ('five', ['--workers=5']),
+    ('sail', ['--workers=2', '--engine=spark']),
+  ):
+    child = start(corpus, name, *flags)
+    _, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    assert shard_bytes(Path(name)) == expected, name
+    assert rows(name) == rows('one'), name
+    audits = [Path(x, 'audit.json').read_bytes() for x in (name, 'one')]
+    assert audits[0] == audits[1], name
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_ten_kills_change_nothing(corpus):
+  write(corpus / 'c.jsonl', [text(n) for n in range(1000, 1200)])
+  build.run(load(corpus), 'whole')
+
+  def made(output: str) -> int:
+    """Counts the parts and tables that are whole."""
+    return sum(
+      not x.name.startswith('.') for x in Path(output).glob('[pt]a*/*')
+    )
+
+  # Each attempt may add a share of the work before it is killed.
+  share = max(1, made('whole') // 12)
+  kills = 0
+  while True:
+    goal = made('killed') + share
+    child = start(corpus, 'killed', '--workers=2')
+    while child.poll() is None and (kills >= 10 or made('killed') < goal):
+      time.sleep(0.01)
+    if child.poll() is not None:
+      break
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    kills += 1
+  _, err = child.communicate()
+  assert child.returncode == 0 and kills == 10, err
+  assert shard_bytes(Path('killed')) == shard_bytes(Path('whole'))
+  assert rows('killed') == rows('whole')
+  assert not any(x.name[0] == '.' for x in Path('killed').rglob('*'))

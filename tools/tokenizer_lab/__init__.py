@@ -1,0 +1,1 @@
+"""Compares tokenizers on texts, and looks for pieces that no text trains."""
