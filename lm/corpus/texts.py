@@ -107,6 +107,10 @@ class Text:
       return False
     return sum(map(len, _CHINESE.findall(head))) > 0.2 * len(head)
 
+  def language(self, known: str) -> str:
+    """Returns the language if it is known, else 'zh' or ''."""
+    return known or ('zh' if self.is_chinese else '')
+
   @functools.cached_property
   def _codes(self) -> tuple[np.ndarray, np.ndarray]:
     """The code points of the text in lower case, and the kind of each."""
