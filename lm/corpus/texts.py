@@ -97,7 +97,8 @@ class Text:
   @functools.cached_property
   def chinese(self) -> int:
     """The number of Chinese characters."""
-    return sum(map(len, _CHINESE.findall(self.text)))
+    _, kinds = self._codes
+    return int(np.count_nonzero(kinds & _CHINESE_KIND))
 
   @functools.cached_property
   def is_chinese(self) -> bool:
@@ -114,11 +115,12 @@ class Text:
   @functools.cached_property
   def _codes(self) -> tuple[np.ndarray, np.ndarray]:
     """The code points of the text in lower case, and the kind of each."""
-    if self.lower.isascii():  # a quarter of the memory
-      codes = np.frombuffer(self.lower.encode(), np.uint8)
-    else:
-      raw = self.lower.encode(_UTF32, 'surrogatepass')
-      codes = np.frombuffer(raw, np.uint32)
+    if self.lower.isascii():  # a quarter of the memory, and faster
+      raw = self.lower.encode()
+      kinds = raw.translate(_kinds()[:256].tobytes())
+      return np.frombuffer(raw, np.uint8), np.frombuffer(kinds, np.uint8)
+    raw = self.lower.encode(_UTF32, 'surrogatepass')
+    codes = np.frombuffer(raw, np.uint32)
     return codes, _kinds().take(codes, mode='clip')
 
   @functools.cached_property
