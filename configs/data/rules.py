@@ -45,8 +45,8 @@ def chinese() -> dict[str, Any]:
     }
     | repetition(
       # Short poems have refrains; ten characters are some six words.
-      top={2: 0.20, 3: 0.20, 4: 0.20},
-      duplicate={10: 0.15, 15: 0.12, 20: 0.10},
+      top={2: 0.20, 4: 0.20},
+      duplicate={10: 0.15, 20: 0.10},
     ),
     'languages': ('zh',),
     'longest': 2_000_000,

@@ -17,6 +17,8 @@ import importlib.metadata
 import re
 from typing import Any
 
+import numpy as np
+
 from lm import errors
 from lm.corpus import stages
 
@@ -94,7 +96,7 @@ def _version() -> str:
 
 @functools.cache
 def _identifier(among: tuple[str, ...]) -> Any:
-  """Loads the model, which takes a second, once a process."""
+  """Loads the model once a process: a second, and 120 MB."""
   from py3langid import langid  # an extra
 
   found = langid.LanguageIdentifier.from_model_file(
@@ -102,4 +104,7 @@ def _identifier(among: tuple[str, ...]) -> Any:
   )
   codes = [x for x in found.labels if re.fullmatch('[a-z]{2}', x)]
   found.set_languages(among or codes)
+  # It gathers rows of this table for each text: they are there column by column
+  # and in half precision, which takes five times as long.
+  found.nb_ptc = np.ascontiguousarray(found.nb_ptc, np.float32)
   return found

@@ -48,8 +48,7 @@ def make(
 
   def drop(x: stages.Document) -> stages.Document:
     view = texts.view(x.text)
-    language = x.language or ('zh' if view.is_chinese else '')
-    if languages and language not in languages:
+    if languages and view.language(x.language) not in languages:
       return x
     if longest is not None and len(x.text) > longest:
       value = float(len(x.text))

@@ -2,15 +2,10 @@
 
 from collections.abc import Callable
 import functools
-import re
 import sys
 
 import numpy as np
 
-# Letters and digits between two breaks are a word, and each Chinese character
-# is one, because Chinese is written without spaces: in terms of `re`,
-# `[\u3400-\u9fff]|[^\W\u3400-\u9fff]+`.
-_CHINESE = re.compile(r'[\u3400-\u9fff]+')
 _LOOKED_AT = 2000  # characters that tell whether a text is Chinese
 _NO_WORD = {
   i: ' ' for i in range(128) if not (chr(i).isalnum() or chr(i) == '_')
@@ -41,7 +36,12 @@ class Text:
 
   @functools.cached_property
   def words(self) -> list[str]:
-    """The words in lower case; each Chinese character is one."""
+    """The words in lower case; each Chinese character is one.
+
+    They are runs of letters, digits and _: the matches of the expression
+    `[\\u3400-\\u9fff]|[^\\W\\u3400-\\u9fff]+`, found faster than by it. Chinese
+    is written without spaces.
+    """
     if self.lower.isascii():
       return self.lower.translate(_NO_WORD).split()
     codes, kinds = self._codes
@@ -97,7 +97,8 @@ class Text:
   @functools.cached_property
   def chinese(self) -> int:
     """The number of Chinese characters."""
-    return sum(map(len, _CHINESE.findall(self.text)))
+    _, kinds = self._codes
+    return int(np.count_nonzero(kinds & _CHINESE_KIND))
 
   @functools.cached_property
   def is_chinese(self) -> bool:
@@ -105,17 +106,17 @@ class Text:
     head = self.text[:_LOOKED_AT]
     if head.isascii():
       return False
-    return sum(map(len, _CHINESE.findall(head))) > 0.2 * len(head)
+    _, kinds = _read(head)
+    return np.count_nonzero(kinds & _CHINESE_KIND) > 0.2 * len(head)
+
+  def language(self, known: str) -> str:
+    """Returns the language if it is known, else 'zh' or ''."""
+    return known or ('zh' if self.is_chinese else '')
 
   @functools.cached_property
   def _codes(self) -> tuple[np.ndarray, np.ndarray]:
     """The code points of the text in lower case, and the kind of each."""
-    if self.lower.isascii():  # a quarter of the memory
-      codes = np.frombuffer(self.lower.encode(), np.uint8)
-    else:
-      raw = self.lower.encode(_UTF32, 'surrogatepass')
-      codes = np.frombuffer(raw, np.uint32)
-    return codes, _kinds().take(codes, mode='clip')
+    return _read(self.lower)
 
   @functools.cached_property
   def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +142,16 @@ def view(text: str) -> Text:
   `view.cache_clear()` after a batch lets its memory go.
   """
   return Text(text)
+
+
+def _read(text: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the code points of a text, and the kind of each."""
+  if text.isascii():  # a quarter of the memory, and faster
+    raw = text.encode()
+    kinds = raw.translate(_kinds()[:256].tobytes())
+    return np.frombuffer(raw, np.uint8), np.frombuffer(kinds, np.uint8)
+  codes = np.frombuffer(text.encode(_UTF32, 'surrogatepass'), np.uint32)
+  return codes, _kinds().take(codes, mode='clip')
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:

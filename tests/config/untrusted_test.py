@@ -192,6 +192,7 @@ def test_what_configs_name_may_stand_in_a_run():
     name
     for file in files
     for name in re.findall(r"'(lm[.\w]+:\w+)'", file.read_text())
+    if not name.startswith('lm.corpus.')  # of the data factory, and of no run
   }
   assert {'lm.models.decoder:make', 'lm.loss:make'} <= found
   for module in (probes, pair_readers, readers):

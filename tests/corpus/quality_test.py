@@ -215,6 +215,16 @@ def test_the_order_of_the_config_does_not_matter():
   assert apply(quality.make(rules), *junk) == apply(quality.make(other), *junk)
 
 
+@pytest.mark.parametrize('make', [config_rules.english, config_rules.chinese])
+def test_a_set_survives_being_a_config_in_a_file(make):
+  spec = make()
+  full = config.fill({'stages': {'quality': spec}})
+  again = config.from_json(config.to_json(full))
+  assert config.build(again.stages.quality).settings == (
+    config.build(spec).settings
+  )
+
+
 def test_languages_choose_the_texts():
   short = {'words': {'fn': 'lm.corpus.rules.gopher:words', 'least': 50}}
   stage = quality.make(short, languages=('', 'en'))

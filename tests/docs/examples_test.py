@@ -1,6 +1,6 @@
 """The examples of docs/extending.md work as they stand there.
 
-A failure means that a knob or a mixer is not added in this way any more.
+A failure means that a knob, a mixer or a rule is no more added in this way.
 """
 
 from pathlib import Path
@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
 from lm import config
+from lm.corpus import stages
 from tests.laws import laws_test
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,21 @@ def test_the_knob_of_extending_is_one_patch(tmp_path):
     text=True,
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_the_rule_of_extending_drops_documents(tmp_path, monkeypatch):
+  (tmp_path / 'loud.py').write_text(example('rule'))
+  monkeypatch.syspath_prepend(str(tmp_path))
+  quality = {'fn': 'lm.corpus.quality:make', 'rules': {}}
+  exec(example('rule line'), {'quality': quality})
+  stage = config.build(quality)
+  sys.modules.pop('loud', None)
+  given = [stages.Document(x) for x in ('Buy! Now!', 'Bread is sold here.')]
+  assert stage.map is not None
+  found = stage.map(stages.batch(pa.array(['', '']), given))
+  loud, calm = stages.documents(found)
+  assert (loud.reason, loud.value) == ('quality.exclamations', 1.0)
+  assert not calm.reason
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ class _Ngrams:
     self._sums = np.zeros(count + 1, np.uint64)
     np.multiply(text.hashes, powers[:count], out=self._sums[1:])
     np.cumsum(self._sums, out=self._sums)
+    self._bits = np.uint64(count.bit_length())  # of a place
     self._frequent: dict[int, int] = {}  # occurrences of the most frequent one
     self._later: dict[int, float] = {}
 
@@ -131,22 +132,26 @@ class _Ngrams:
     """Sorts n-grams so that equal ones are neighbours, in order of place.
 
     Returns:
-      The places where they begin, and whether each equals the one before.
+      Numbers that end with the places where they begin, and whether each n-gram
+      equals the one before.
     """
     # An n-gram's polynomial is a difference of two sums.
     keys = self._sums[n:] - self._sums[: max(len(self._sums) - n, 0)]
     keys *= self._inverses[: len(keys)]
     # A sort of numbers that end with their places is several times faster than
     # one of places by number. More than 40 bits of a hash are left.
-    bits = np.uint64(len(keys).bit_length())
-    keys <<= bits
+    keys <<= self._bits
     keys |= np.arange(len(keys), dtype=np.uint64)
     keys.sort()
-    places = (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.intp)
-    keys >>= bits
+    hashes = keys >> self._bits
     same = np.zeros(len(keys), bool)
-    np.equal(keys[1:], keys[:-1], out=same[1:])
-    return places, same
+    np.equal(hashes[1:], hashes[:-1], out=same[1:])
+    return keys, same
+
+  def _places(self, keys: np.ndarray) -> np.ndarray:
+    """Reads the places from numbers of `_sort`."""
+    mask = (np.uint64(1) << self._bits) - np.uint64(1)
+    return (keys & mask).astype(np.intp)
 
   def _longest(self, n: int) -> float:
     """Returns the share of characters in the longest n-gram."""
@@ -167,24 +172,24 @@ class _Ngrams:
     known = [x for m, x in self._frequent.items() if m <= n]
     if known and min(known) * longest <= most:
       return 0.0
-    places, same = self._sort(n)
+    keys, same = self._sort(n)
     starts = (~same).nonzero()[0]
     counts = np.append(starts[1:], len(same)) - starts
     count = self._frequent[n] = int(counts.max(initial=0))
     if count < 2 or count * longest <= most:
       return 0.0
-    at = places[starts]
+    at = self._places(keys[starts])
     lengths = self._ends[at + n] - self._ends[at]
     lengths[counts < count] = -1
     i = starts[lengths.argmax()]
-    return self._covered(places[i : i + count], n)
+    return self._covered(self._places(keys[i : i + count]), n)
 
   def later(self, n: int, most: float) -> float:
     """Returns the share of repeated n-grams, or 0 if it is below `most`."""
     if any(m <= n and x <= most for m, x in self._later.items()):
       return 0.0
-    places, same = self._sort(n)
-    value = self._covered(np.sort(places[same]), n)
+    keys, same = self._sort(n)
+    value = self._covered(np.sort(self._places(keys[same])), n)
     self._later[n] = value
     return value
 
