@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pytest
 import zstandard
 
-from lm.data import documents, web_archives
+from lm.data import documents, text_files, web_archives
 
 PAGE = """<html><head><title>Title</title></head><body>
 <nav><ul><li><a href="/">Home</a></li><li><a href="/b">Menu</a></li></ul></nav>
@@ -346,7 +346,7 @@ def test_any_page_gives_unicode(pieces, how):
   st.lists(
     st.tuples(st.integers(0, 1 << 20), st.binary(max_size=3)), max_size=5
   ),
-  st.sampled_from(documents.ERRORS),
+  st.sampled_from(text_files.ERRORS),
 )
 def test_a_changed_archive_is_read_or_refused_in_one_line(
   tmp_path_factory, body, edits, errors
