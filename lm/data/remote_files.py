@@ -84,13 +84,11 @@ def opened(address: str, subject: str) -> Iterator[BinaryIO]:
   """
   where = f'{subject} {names.short(address)}'
 
-  def find() -> Any:
-    system, path = _system(address, where)
-    return system.open(path, 'rb')
-
-  file: Any = _File(_asked(find, where), where)
-  with file:
-    yield file
+  # The file system is kept for as long: an archive closes when it goes.
+  system, path = _asked(lambda: _system(address, where), where)
+  stored: Any = _File(_asked(lambda: system.open(path, 'rb'), where), where)
+  with stored:
+    yield stored
 
 
 def _system(address: str, where: str) -> tuple[Any, str]:
