@@ -16,6 +16,7 @@ from lm.data import (
   names,
   parquet_files,
   remote_files,
+  standard_input,
   tables,
   text_files,
   web_archives,
@@ -77,7 +78,8 @@ def find(
     patterns: names of files, folders, whose files of a known kind are read at
       any depth, and glob patterns; each a path or an address such as
       gs://bucket/file. What names a file is not taken for a pattern. Of a
-      folder at an address, only names say what kind a file is.
+      folder at an address, only names say what kind a file is. '-' is standard
+      input, see `standard_input.file`.
     counts: the number of files in folders that are of no known kind is added
       here.
 
@@ -89,6 +91,9 @@ def find(
     patterns = [patterns]
   found: set[str] = set()
   for pattern in patterns:
+    if standard_input.is_named(pattern):
+      found.add(standard_input.file(pattern))
+      continue
     pattern = re.sub('^file://', '', pattern)
     files = folders.files(pattern)
     if files is not None:
