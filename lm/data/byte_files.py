@@ -71,10 +71,8 @@ def suffix(path: str) -> str:
   """Returns the suffix of what is packed: '.txt' for 'a.TXT.gz'."""
   if remote_files.is_address(path):
     path = path.partition('::')[0]  # a file inside of what follows
-  name = Path(path.lower())
-  if name.suffix in PACKED:
-    name = name.with_suffix('')
-  return name.suffix
+  name, last = os.path.splitext(path.lower())
+  return os.path.splitext(name)[1] if last in PACKED else last
 
 
 @contextlib.contextmanager

@@ -156,6 +156,11 @@ def test_an_archive_is_known_by_its_content(read, name):
     (PAGE.format('你好，世界' * 20).encode('gb18030'), 'text/html'),
     (PAGE.format('你好，世界' * 20).encode('gb18030'), None),
     (PAGE.format('你好，世界').encode(), 'text/html; charset=rot13'),
+    (PAGE.format('&#x4f60;好，世界').encode(), 'text/html; charset=utf-16'),
+    (
+      PAGE.format('&#20320;&#22909;&#65292;&#19990;&#30028;').encode(),
+      'text/html; charset=utf-16',
+    ),
   ),
 )
 def test_the_encoding_of_a_page(read, data, kind):
