@@ -3,7 +3,11 @@
 import collections
 import gzip
 import hashlib
+import io
 import json
+import os
+from pathlib import Path
+import subprocess
 import sys
 import zipfile
 
@@ -12,9 +16,11 @@ from pyarrow import parquet
 import pytest
 
 from lm.data import documents
+from tests import bucket as fake_bucket
 from tools import prepare_data
 
 fsspec = pytest.importorskip('fsspec')
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -196,3 +202,54 @@ def test_a_remote_file_is_read_in_pieces(memory):
     type(memory)._open = original
   assert len(texts) == 10_000
   assert sizes and min(sizes) > 0 and max(sizes) <= 1 << 20
+
+
+@pytest.mark.process
+def test_a_bucket_is_an_input(tmp_path, monkeypatch):
+  lines = [json.dumps({'text': f'{n} ' + 'x' * 1000}) for n in range(9000)]
+  table = io.BytesIO()
+  parquet.write_table(pa.table({'text': ['of parquet'] * 3}), table)
+  busy = iter([True, False] * 5)
+  real = fake_bucket._Handler.do_GET
+
+  def sometimes(self):
+    # A busy server is asked again.
+    if next(busy, False):
+      self._answer(503, {'error': {'code': 503, 'message': 'busy'}})
+    else:
+      real(self)
+
+  monkeypatch.setattr(fake_bucket._Handler, 'do_GET', sometimes)
+  with fake_bucket.serve() as server:
+    server.objects |= {
+      'shelf/raw/a.txt': b'a text',
+      'shelf/raw/deep/b.jsonl': '\n'.join(lines).encode(),  # of two blocks
+      'shelf/raw/c.parquet': table.getvalue(),
+      'shelf/other/d.txt': b'not asked for',
+    }
+
+    def run(*inputs):
+      command = [
+        sys.executable,
+        '-m',
+        'tools.prepare_data',
+        '--tokenizer=bytes',
+      ]
+      command += [f'--output={tmp_path}/out', *(f'--input={x}' for x in inputs)]
+      return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **server.settings()},
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+
+    done = run('gs://shelf/raw', 'gs://shelf/raw/*.txt')
+    assert done.returncode == 0, done.stderr
+    assert f'{len(lines) + 4:,} documents' in done.stdout
+    assert '3 files' in done.stdout
+    assert next(busy, None) is None  # the server was busy five times
+    done = run('gs://shelf/raw/absent*')
+    assert (done.returncode, done.stderr.count('\n')) == (2, 1), done.stderr
+    assert 'gs://shelf/raw/absent*: no such file; check' in done.stderr
