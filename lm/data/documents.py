@@ -1,4 +1,8 @@
-"""Reads documents from text, JSON, tables and Parquet, in bounded memory."""
+"""Reads documents from the files of strangers, in bounded memory.
+
+Text, JSON, tables, columnar files and web archives are read here for every
+program, from this machine or from an address.
+"""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -325,7 +329,7 @@ def _json(
 ) -> Iterator[tuple[str, Any]]:
   """Reads where values of JSON are, and what is in their field."""
   where = f'input {names.short(file)}'
-  # Bad bytes are kept as lone surrogates, which `_decode` treats.
+  # Bad bytes are kept as lone surrogates, which `text_files.decode` treats.
   values = json_files.values(
     stream, where, errors='surrogateescape', most=settings.max_bytes
   )

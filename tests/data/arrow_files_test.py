@@ -135,7 +135,7 @@ def test_other_columns_and_sizes_do_not_matter(tmp_path):
     assert list(read(tmp_path / name)[0].values()) == texts
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
   st.sampled_from(('stream.arrow', 'file.arrow', 'packed.feather')),
   st.sampled_from(sorted(arrays().keys() - {'runs'})),
