@@ -19,7 +19,10 @@ if not __package__:  # run as a file: find the repository's packages
 
 from lm import config
 from lm.corpus import prepare
-from lm.data import documents
+from lm.data import documents, standard_input
+
+# Kinds of text that standard input may be, and the ending of such a file.
+_STDIN = {'text': '.txt', 'jsonl': '.jsonl', 'csv': '.csv', 'tsv': '.tsv'}
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +32,13 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     '--input',
     action='append',
     required=True,
-    help='file, folder or quoted pattern; repeatable; packed or not: '
-    f'{", ".join(documents.KINDS)}',
+    help='file, folder, quoted pattern or address, or - for standard input; '
+    f'repeatable; packed or not: {", ".join(documents.KINDS)}',
+  )
+  parser.add_argument(
+    '--stdin',
+    choices=sorted(_STDIN),
+    help='kind of standard input, if its beginning does not say it',
   )
   parser.add_argument(
     '--field',
@@ -64,6 +72,12 @@ def add_input(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def inputs(flags: argparse.Namespace) -> list[str]:
+  """Returns the inputs of the flags of `add_input`."""
+  suffix = _STDIN[flags.stdin] if flags.stdin else ''
+  return [x + suffix if x == standard_input.NAME else x for x in flags.input]
+
+
 def settings(flags: argparse.Namespace) -> documents.Settings:
   """Reads the flags of `add_input`."""
   return documents.Settings(
@@ -90,7 +104,7 @@ def write(flags: argparse.Namespace) -> None:
     OSError: the output cannot be written.
   """
   written = prepare.write_dataset(
-    flags.input,
+    inputs(flags),
     flags.output,
     flags.tokenizer,
     split_valid=flags.split_valid,

@@ -30,7 +30,7 @@ def train(flags: argparse.Namespace) -> None:
     OSError: the output cannot be written.
   """
   tokenizer, counts = prepare.train_tokenizer(
-    flags.input,
+    prepare_data.inputs(flags),
     flags.output,
     vocab=flags.vocab,
     kind=flags.kind,

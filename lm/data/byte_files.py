@@ -22,7 +22,7 @@ import zlib
 
 import zstandard
 
-from lm.data import names
+from lm.data import names, remote_files
 
 PACKED = ('.gz', '.bz2', '.xz', '.zst')  # how names of packed files end
 _PIECE = 1 << 16  # bytes read or unpacked at once, and looked at to judge
@@ -69,10 +69,10 @@ def matching(pattern: str) -> list[str]:
 
 def suffix(path: str) -> str:
   """Returns the suffix of what is packed: '.txt' for 'a.TXT.gz'."""
-  name = Path(path.lower())
-  if name.suffix in PACKED:
-    name = name.with_suffix('')
-  return name.suffix
+  if remote_files.is_address(path):
+    path = path.partition('::')[0]  # a file inside of what follows
+  name, last = os.path.splitext(path.lower())
+  return os.path.splitext(name)[1] if last in PACKED else last
 
 
 @contextlib.contextmanager
@@ -80,12 +80,16 @@ def stored(path: str, subject: str) -> Iterator[BinaryIO]:
   """Opens a file for its bytes as they are stored.
 
   Args:
-    path: of the file.
+    path: of the file, or its address, see `remote_files`.
     subject: the first word of an error, such as 'input'.
 
   Raises:
     ValueError: there is no such file, or it cannot be read.
   """
+  if remote_files.is_address(path):
+    with remote_files.opened(path, subject) as file:
+      yield file
+    return
   where = f'{subject} {names.short(path)}'
   with contextlib.ExitStack() as stack:
     try:
@@ -116,8 +120,22 @@ def unpacked(path: str, subject: str) -> Iterator[io.BufferedReader]:
       while the stream is read where that is what shows it.
   """
   with stored(path, subject) as file:
-    where = f'{subject} {names.short(path)}'
-    yield _buffered(_checked(_unpacked(file, path), where))
+    yield as_unpacked(file, path, subject)
+
+
+def as_unpacked(file: BinaryIO, path: str, subject: str) -> io.BufferedReader:
+  """Makes a stream of unpacked bytes of a file that is open.
+
+  Args:
+    file: see `stored`.
+    path: of the file.
+    subject: the first word of an error, such as 'input'.
+
+  Raises:
+    ValueError: see `unpacked`.
+  """
+  where = f'{subject} {names.short(path)}'
+  return _buffered(_checked(_unpacked(file, path), where))
 
 
 @contextlib.contextmanager

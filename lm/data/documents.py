@@ -1,18 +1,26 @@
-"""Reads documents from text, JSON, tables and Parquet, in bounded memory."""
+"""Reads documents from the files of strangers, in bounded memory.
+
+Text, JSON, tables, columnar files and web archives are read here for every
+program, from this machine or from an address.
+"""
 
 import collections
 from collections.abc import Iterator, Sequence
-import contextlib
 import hashlib
 import io
 import os
+import re
 from typing import Any, NamedTuple
 
 from lm.data import (
+  arrow_files,
   byte_files,
+  folders,
   json_files,
   names,
   parquet_files,
+  remote_files,
+  standard_input,
   tables,
   text_files,
   web_archives,
@@ -25,11 +33,11 @@ KINDS = (
   *JSON,
   *tables.SUFFIXES,
   *web_archives.SUFFIXES,
+  *arrow_files.SUFFIXES,
   parquet_files.SUFFIX,
 )
 # Those that an error names, which has room for a few.
-_COMMON = ('.txt', '.md', '.jsonl', '.csv', '.tsv', '.warc', '.parquet')
-ERRORS = ('replace', 'skip', 'strict')
+_COMMON = ('.txt', '.jsonl', '.csv', '.tsv', '.warc', '.arrow', '.parquet')
 
 
 class _Missing(NamedTuple):
@@ -72,21 +80,29 @@ def find(
 
   Args:
     patterns: names of files, folders, whose files of a known kind are read at
-      any depth, and glob patterns. What names a file is not taken for a
-      pattern.
+      any depth, and glob patterns; each a path or an address such as
+      gs://bucket/file. What names a file is not taken for a pattern. Of a
+      folder at an address, only names say what kind a file is. '-' is standard
+      input, see `standard_input.file`.
     counts: the number of files in folders that are of no known kind is added
       here.
 
   Raises:
-    ValueError: a pattern matches nothing, or a file is of an unknown kind.
+    ValueError: a pattern matches nothing, a file is of an unknown kind, or see
+      `folders.files`.
   """
   if isinstance(patterns, str):
     patterns = [patterns]
   found: set[str] = set()
   for pattern in patterns:
-    if os.path.isdir(pattern):
-      files = list(_inside(pattern))
-      known = [file for file in files if _is_known(file)]
+    if standard_input.is_named(pattern):
+      found.add(standard_input.file(pattern))
+      continue
+    pattern = re.sub('^file://', '', pattern)
+    files = folders.files(pattern)
+    if files is not None:
+      is_local = not remote_files.is_address(pattern)
+      known = [file for file in files if _is_known(file, is_local)]
       if not known:
         raise ValueError(
           f'input {names.short(pattern)}: no file of a known kind in this '
@@ -96,7 +112,10 @@ def find(
         counts['files of another kind, left out'] += len(files) - len(known)
       found.update(known)
       continue
-    files = byte_files.matching(pattern)
+    if remote_files.is_address(pattern):
+      files = remote_files.matching(pattern, 'input')
+    else:
+      files = byte_files.matching(pattern)
     if not files:
       raise ValueError(
         f'input {names.short(pattern)}: no such file; check the path, and '
@@ -110,50 +129,29 @@ def find(
         )
     found.update(files)
   # By its real path a file is the same under two names.
-  return sorted({os.path.realpath(x): x for x in sorted(found)[::-1]}.values())
+  real = {
+    x if remote_files.is_address(x) else os.path.realpath(x): x
+    for x in sorted(found)[::-1]
+  }
+  return sorted(real.values())
 
 
-def _inside(folder: str) -> Iterator[str]:
-  """Lists the files of a folder at any depth, but no hidden ones.
-
-  Raises:
-    ValueError: a folder in it cannot be read.
-  """
-
-  def refuse(error: OSError) -> None:
-    name = names.short(error.filename)
-    raise ValueError(
-      f'input {name}: cannot be read ({error.strerror}); check it'
-    ) from error
-
-  for place, folders, files in os.walk(folder, onerror=refuse):
-    folders[:] = [x for x in folders if not x.startswith('.')]
-    for file in files:
-      path = os.path.join(place, file)
-      if not file.startswith('.') and os.path.isfile(path):
-        yield path
-
-
-def _is_known(file: str) -> bool:
+def _is_known(file: str, may_open: bool = True) -> bool:
   """Tells if a file is of a known kind, by its name or else its content."""
   # Of many thousand files, few need to be opened.
-  return byte_files.suffix(file) in KINDS or _suffix(file) in KINDS
-
-
-def _suffix(file: str) -> str:
-  """Returns the suffix of what a file holds, by its content or its name."""
-  if parquet_files.is_parquet(file):
-    return parquet_files.SUFFIX
-  suffix = byte_files.suffix(file)
-  if suffix not in KINDS:
-    # What is wrong with a file is said by who reads it.
-    with (
-      contextlib.suppress(ValueError),
-      byte_files.unpacked(file, 'input') as stream,
-    ):
-      if web_archives.is_archive(stream):
-        return web_archives.SUFFIXES[0]
-  return suffix
+  if byte_files.suffix(file) in KINDS or not may_open:
+    return byte_files.suffix(file) in KINDS
+  try:
+    with byte_files.stored(file, 'input') as stored:
+      return (
+        parquet_files.is_parquet(stored)
+        or arrow_files.is_arrow(stored)
+        or web_archives.is_archive(
+          byte_files.as_unpacked(stored, file, 'input')
+        )
+      )
+  except ValueError:
+    return False
 
 
 def read(
@@ -205,7 +203,7 @@ def records(
   counts['files'] += 1
   for place, raw in _raw(file, settings, counts):
     where = f'input {names.short(file)}{": " if place else ""}{place[:25]}'
-    text = _decode(raw, settings, counts, where)
+    text = text_files.decode(raw, settings.errors, counts, where)
     if text:
       counts['documents'] += 1
       counts['bytes'] += len(text.encode())
@@ -236,11 +234,14 @@ def _check(settings: Settings) -> None:
   Raises:
     ValueError: one is unknown or out of range.
   """
-  if settings.unit not in text_files.UNITS or settings.errors not in ERRORS:
+  if (
+    settings.unit not in text_files.UNITS
+    or settings.errors not in text_files.ERRORS
+  ):
     raise ValueError(
       f'unit={settings.unit!r} must be one of '
       f'{", ".join(text_files.UNITS)}, and errors={settings.errors!r} one of '
-      f'{", ".join(ERRORS)}'
+      f'{", ".join(text_files.ERRORS)}'
     )
   if settings.extract not in web_archives.EXTRACTS:
     raise ValueError(
@@ -259,16 +260,26 @@ def _raw(
   Yields:
     Where a text is, such as 'line 3' or '', and the text.
   """
-  suffix = _suffix(file)
-  most = settings.max_bytes
-  if suffix == parquet_files.SUFFIX:
-    for place, value in parquet_files.rows(file, settings.field):
-      text = _text(value, file, place, settings, counts)
-      if text is not None:
-        yield from text_files.pieces(place, text, most, counts)
-    return
   where = f'input {names.short(file)}'
-  with byte_files.unpacked(file, 'input') as stream:
+  suffix, most = byte_files.suffix(file), settings.max_bytes
+  with byte_files.stored(file, 'input') as stored:
+    # What a file holds is known by its content where that says it.
+    rows = None
+    if parquet_files.is_parquet(stored):
+      rows = parquet_files.rows(stored, settings.field, where)
+    elif arrow_files.is_arrow(stored):
+      rows = arrow_files.rows(stored, settings.field, where)
+    elif suffix in (*arrow_files.SUFFIXES, parquet_files.SUFFIX):
+      raise ValueError(
+        f'{where}: damaged (no {suffix[1:]} in it); fetch it again'
+      )
+    if rows is not None:
+      for place, value in rows:
+        text = _text(value, file, place, settings, counts)
+        if text is not None:
+          yield from text_files.pieces(place, text, most, counts)
+      return
+    stream = byte_files.as_unpacked(stored, file, 'input')
     if web_archives.is_archive(stream):
       yield from _archive(stream, file, settings, counts)
       return
@@ -301,7 +312,9 @@ def _archive(
     text = page.text
     if page.is_html:
       # Only Unicode can be parsed.
-      text = _decode(text, settings, counts, f'{where}: {page.place[:25]}')
+      text = text_files.decode(
+        text, settings.errors, counts, f'{where}: {page.place[:25]}'
+      )
       if text is None:
         continue
       text = web_archives.extract(text, settings.extract)
@@ -316,7 +329,7 @@ def _json(
 ) -> Iterator[tuple[str, Any]]:
   """Reads where values of JSON are, and what is in their field."""
   where = f'input {names.short(file)}'
-  # Bad bytes are kept as lone surrogates, which `_decode` treats.
+  # Bad bytes are kept as lone surrogates, which `text_files.decode` treats.
   values = json_files.values(
     stream, where, errors='surrogateescape', most=settings.max_bytes
   )
@@ -395,60 +408,3 @@ def _text(
   else:
     counts['records whose field is no text, left out'] += 1
   return None
-
-
-def _decode(
-  raw: bytes | str,
-  settings: Settings,
-  counts: collections.Counter[str],
-  where: str,
-) -> str | None:
-  """Decodes a text.
-
-  Args:
-    raw: bytes of UTF-8, or a string that may have lone surrogates.
-    settings: what to do if it is not Unicode.
-    counts: of what happened.
-    where: the text is, for the error.
-
-  Returns:
-    None: the text is not Unicode, and is left out.
-
-  Raises:
-    ValueError: it is not Unicode, and `settings.errors` is 'strict'.
-  """
-  try:
-    if isinstance(raw, bytes):
-      return raw.decode()
-    raw.encode()
-    return raw
-  except UnicodeError as e:
-    if settings.errors == 'strict':
-      raise ValueError(
-        f'{where} is not Unicode ({_cause(raw)}); mend it or set errors to '
-        'replace'
-      ) from e
-    if settings.errors == 'skip':
-      counts['not Unicode, left out'] += 1
-      return None
-    counts['not Unicode, replaced by U+FFFD'] += 1
-    if isinstance(raw, str):
-      # The two halves of a surrogate pair become one character, if they stand
-      # side by side.
-      raw = raw.encode('utf-16-le', 'surrogatepass')
-      return raw.decode('utf-16-le', 'replace')
-    return raw.decode('utf-8', 'replace')
-
-
-def _cause(raw: bytes | str) -> str:
-  """Says what in a text is not Unicode."""
-  try:
-    data = (
-      raw.encode('utf-8', 'surrogateescape') if isinstance(raw, str) else raw
-    )
-    data.decode()
-  except UnicodeDecodeError as e:
-    return byte_files.cause(e)
-  except UnicodeEncodeError:
-    pass
-  return 'half of a surrogate pair'

@@ -1,11 +1,14 @@
-"""Cuts text files into documents, and texts that are too long into pieces."""
+"""Cuts text files into documents, long texts into pieces, and decodes them."""
 
 import collections
 from collections.abc import Iterator
 import io
 
+from lm.data import byte_files
+
 # The last two are those of WikiText.
 SUFFIXES = ('.txt', '.md', '.markdown', '.rst', '.tex', '.tokens', '.raw')
+ERRORS = ('replace', 'skip', 'strict')
 UNITS = ('file', 'line', 'paragraph')
 _CUT = 'pieces cut from long documents'
 
@@ -110,3 +113,60 @@ def cut(data: bytes) -> int:
     if data[-back] & 0xC0 != 0x80:
       return len(data) - back if data[-back] >= 0xC0 else len(data)
   return len(data)
+
+
+def decode(
+  raw: bytes | str,
+  errors: str,
+  counts: collections.Counter[str],
+  where: str,
+) -> str | None:
+  """Decodes a text.
+
+  Args:
+    raw: bytes of UTF-8, or a string that may have lone surrogates.
+    errors: what to do if it is not Unicode, one of `ERRORS`.
+    counts: of what happened.
+    where: the text is, for the error.
+
+  Returns:
+    None: the text is not Unicode, and is left out.
+
+  Raises:
+    ValueError: it is not Unicode, and `errors` is 'strict'.
+  """
+  try:
+    if isinstance(raw, bytes):
+      return raw.decode()
+    raw.encode()
+    return raw
+  except UnicodeError as e:
+    if errors == 'strict':
+      raise ValueError(
+        f'{where} is not Unicode ({_cause(raw)}); mend it or set errors to '
+        'replace'
+      ) from e
+    if errors == 'skip':
+      counts['not Unicode, left out'] += 1
+      return None
+    counts['not Unicode, replaced by U+FFFD'] += 1
+    if isinstance(raw, str):
+      # The two halves of a surrogate pair become one character, if they stand
+      # side by side.
+      raw = raw.encode('utf-16-le', 'surrogatepass')
+      return raw.decode('utf-16-le', 'replace')
+    return raw.decode('utf-8', 'replace')
+
+
+def _cause(raw: bytes | str) -> str:
+  """Says what in a text is not Unicode."""
+  try:
+    data = (
+      raw.encode('utf-8', 'surrogateescape') if isinstance(raw, str) else raw
+    )
+    data.decode()
+  except UnicodeDecodeError as e:
+    return byte_files.cause(e)
+  except UnicodeEncodeError:
+    pass
+  return 'half of a surrogate pair'

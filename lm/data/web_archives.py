@@ -345,21 +345,32 @@ def _decoded(data: bytes, charset: str, is_html: bool) -> str | bytes:
   for mark, name in _MARKS:
     if data.startswith(mark):
       data, charset = data[len(mark) :], name
-  encoding = _packages('input').encoding
-  candidates: list[Any] = [
-    None if data.isascii() else 'utf-8',
-    encoding.map_encoding_to_html5(charset, fallback_utf8=False),
-    encoding.detect_encoding(data, from_html_meta=is_html),
-    encoding.detect_encoding(data),
-  ]
-  known = [_WIDER.get(x) or x for x in candidates if x]
-  for name in known:
+  for name in _candidates(data, charset, is_html):
+    if name.startswith('utf-16') and b'\0' not in data:
+      continue  # markup has zeros there; other bytes would become nonsense
+    # A character that is cut at the end is left out.
+    make = codecs.getincrementaldecoder(_WIDER.get(name, name))
     try:
-      # A character that is cut at the end is left out.
-      decoder = codecs.getincrementaldecoder(name)('surrogateescape')
-      text = decoder.decode(data)
+      return make().decode(data)
+    except UnicodeDecodeError:
+      pass
+    try:
+      text = make('surrogateescape').decode(data)
     except UnicodeDecodeError:  # of a byte of ASCII, which cannot be escaped
       continue
     if 2 * len(_ESCAPED.findall(text)) <= len(_BEYOND_ASCII.findall(text)):
       return text
   return data
+
+
+def _candidates(data: bytes, charset: str, is_html: bool) -> Iterator[str]:
+  """Lists encodings that a page may be in, likely ones first."""
+  if not data.isascii():
+    yield 'utf-8'
+  encoding = _packages('input').encoding
+  declared = encoding.map_encoding_to_html5(charset, fallback_utf8=False)
+  if declared:
+    yield declared
+  if is_html:
+    yield encoding.detect_encoding(data, from_html_meta=True)
+  yield encoding.detect_encoding(data)

@@ -21,7 +21,7 @@ from pyarrow import parquet
 import pytest
 import zstandard
 
-from lm.data import documents, shards
+from lm.data import documents, shards, text_files
 from lm.data.finetuning import record_files
 from lm.data.tokenizers import utf8_bytes
 from tools import prepare_data, train_tokenizer
@@ -390,7 +390,7 @@ EDITS = st.tuples(
   st.sampled_from(('parquet', 'csv', 'tsv', 'json', 'jsonl', 'txt')),
   st.sampled_from((bytes, gzip.compress, bz2.compress, zstandard.compress)),
   st.lists(EDITS, max_size=6),
-  st.sampled_from(documents.ERRORS),
+  st.sampled_from(text_files.ERRORS),
   st.sampled_from((5, 200, 1 << 20)),
 )
 def test_a_damaged_file_is_read_or_refused_in_one_line(

@@ -117,7 +117,7 @@ def sha256_of(files: Sequence[str]) -> str:
   """Hashes the bytes of files, one after another, packed as they are."""
   sha256 = hashlib.sha256()
   for file in files:
-    with open(file, 'rb') as stream:
+    with byte_files.stored(file, 'task') as stream:
       while data := stream.read(1 << 20):
         sha256.update(data)
   return sha256.hexdigest()
