@@ -201,28 +201,29 @@ def jieba_words(texts: Sequence[str], vocab: int, path: str) -> Subject:
     ValueError: see `words.train`.
   """
   try:
-    jieba = importlib.import_module('jieba')
+    importlib.import_module('jieba').setLogLevel(logging.WARNING)
   except ModuleNotFoundError as e:
     raise errors.Missing(
       f'--tokenizer=jieba:{vocab}: needs the package jieba:'
       f' {errors.install("data")}'
     ) from e
-  jieba.setLogLevel(logging.WARNING)
-
-  def cut(text: str) -> str:
-    return ' '.join(jieba.cut(text))
-
-  words.train(map(cut, texts), path, vocab=vocab, least_count=1)
+  words.train(map(_cut, texts), path, vocab=vocab, least_count=1)
   own = words.make(path)
   # Blanks of the text, and those between words, are both left out.
   blank = re.compile('[ \t]+')
   tokenizer = own._replace(
-    encode=lambda text: own.encode(cut(text)),
-    encode_batch=lambda all_: own.encode_batch([cut(text) for text in all_]),
+    encode=lambda text: own.encode(_cut(text)),
+    encode_batch=lambda all_: own.encode_batch([_cut(text) for text in all_]),
     decode=lambda ids: blank.sub('', own.decode(ids)),
     decode_next=lambda ids: blank.sub('', own.decode_next(ids)),
   )
   return Subject(f'jieba:{vocab}', tokenizer, pieces_lib.read(path))
+
+
+@functools.lru_cache(maxsize=100_000)  # cutting is slow, and texts come again
+def _cut(text: str) -> str:
+  """Puts a space between Chinese words."""
+  return ' '.join(importlib.import_module('jieba').cut(text))
 
 
 def _usable(subject: Subject) -> int:
