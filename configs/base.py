@@ -56,6 +56,12 @@ def get_config() -> Any:
         'changes': (),
         # other lengths of rows from a step on: ((0, 64), (500, 256))
         'lengths': (),
+        # T: sources are read by weight * tokens^(1 / T), so that 1 follows
+        # their sizes and more evens them out; None: by weight alone
+        'temperature': None,
+        # epochs of a source in the whole run at most; what exceeds goes to the
+        # others; None: no limit
+        'max_epochs': None,
       },
       'model': decoder(),
       'loss': {

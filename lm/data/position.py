@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
-from lm.data import mixture, names
+from lm.data import names
 
 
 def weights(
@@ -44,13 +44,10 @@ def weights(
     values = [float(share[name]) for name in order]
     is_good = all(math.isfinite(v) and v >= 0 for v in values)
     is_good = is_good and sum(values) > 0
-    # A weight that is too small for a single slot would silently be none.
-    if not is_good or any(
-      v and not q for v, q in zip(values, mixture.quotas(values), strict=True)
-    ):
+    if not is_good:
       raise ValueError(
         f'{where}: weights {str(values)[:60]} at step {step}; give finite '
-        f'ones, not all 0, each 0 or at least 1/{mixture.PERIOD} of their sum'
+        'ones, not all 0'
       )
     listed.append((step, dict(zip(order, values, strict=True))))
   return listed
@@ -103,7 +100,8 @@ def anchor(
   if history != [[s, dict(share)] for s, share in weights if s < step]:
     raise ValueError(
       f'data: weights before step {step} differ from the checkpoint; restore '
-      f'them, and change them by data.changes from step {step} on'
+      'them (or temperature, max_epochs, and steps with it), and change them '
+      f'by data.changes from step {step} on'
     )
   if old == dict(identity):
     return {**before, 'past': past} if past else before

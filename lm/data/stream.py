@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm import config, types
-from lm.data import names, objectives, row_lengths, shards, windows
+from lm.data import names, objectives, row_lengths, shards, shares, windows
 from lm.data import position as positions
 from lm.data import samples as samples_lib
 
@@ -72,7 +72,10 @@ def make(
   objective: Mapping[str, Any] = objectives.CAUSAL,
   changes: Sequence[tuple[int, Mapping[str, float]]] = (),
   lengths: Sequence[tuple[int, int]] = (),
+  temperature: float | None = None,
+  max_epochs: float | None = None,
   position: Mapping[str, Any] | None = None,
+  steps: int | None = None,
 ) -> Data:
   """Opens datasets for training: shuffled, mixed, without end.
 
@@ -91,9 +94,15 @@ def make(
       lengths, and they may be changed in any run. Reference: Li et al. 2022,
       arXiv 2108.06084, where the number of rows stays and that of tokens
       changes.
+    temperature: T; shares are then weight times tokens^(1 / T), see `shares`.
+      None: they are the weights.
+    max_epochs: how often each source is read at most in the steps of the run;
+      what exceeds goes to the others, see `shares`. None: as often as its
+      weight says.
     position: what `state` returned. With the same batch size, window and seed,
       the stream continues bit for bit; with others it continues at the same
       token counts, in new windows.
+    steps: of the whole run, which `max_epochs` needs; others do not.
 
   Raises:
     ValueError: a dataset cannot be used, a setting is out of range, or
@@ -104,10 +113,12 @@ def make(
   built = row_lengths.build(objective, tokenizer, length, row_parts)
   window = built[1].window  # of whole rows, which parts only cut
   opened = _open(sources, tokenizer)
-  weights = positions.weights([*opened], sources, changes)
+  given = positions.weights([*opened], sources, changes)
   fingerprints = {name: x.fingerprint for name, x in opened.items()}
   # While these stay, samples have the same numbers and orders; see `anchor`.
   identity = {'batch_size': batch_size, 'window': window, 'seed': seed}
+  rule = shares.Rule(temperature, max_epochs, steps)
+  weights = shares.make(given, opened, identity, rule)
   anchor = positions.anchor(position, fingerprints, weights, identity)
   samples = samples_lib.make(opened, weights, anchor, identity)
 
@@ -130,10 +141,8 @@ def make(
       **identity,
     }
 
-  bytes_per_token = None
-  if built[1].likelihood and _give_back(opened.values(), tokenizer):
-    start = [share for step, share in weights if step <= anchor['step']][-1]
-    bytes_per_token = _mean_bytes_per_token(opened, start)
+  is_text = built[1].likelihood and _give_back(opened.values(), tokenizer)
+  start = [share for step, share in weights if step <= anchor['step']][-1]
   return Data(
     batch=batch,
     state=state,
@@ -145,7 +154,7 @@ def make(
     text_bytes=None,
     step_tokens=batch_size * window,
     likelihood=built[1].likelihood,
-    bytes_per_token=bytes_per_token,
+    bytes_per_token=_mean_bytes_per_token(opened, start) if is_text else None,
     reading=functools.partial(_reading, [*opened.values()]),
     samples=samples,
   )

@@ -48,6 +48,8 @@ def make(
       **_objective(imported.model, tokenizer, length),
       'changes': (),
       'lengths': (),
+      'temperature': None,
+      'max_epochs': None,
     }
   else:
     c.data = {

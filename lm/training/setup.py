@@ -238,12 +238,14 @@ def open_data(
   position: Mapping[str, Any] | None = None,
 ) -> stream.Data:
   """Opens the training data of a config, at a position or at its beginning."""
+  bound = {'steps': c.steps} if c.data.get('max_epochs') is not None else {}
   return config.build(
     c.data,
     tokenizer=tokenizer,
     seed=c.seed,
     batch_size=c.batch_size,
     position=position,
+    **bound,
   )
 
 

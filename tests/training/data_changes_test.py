@@ -96,6 +96,40 @@ def test_lengths_of_rows_change_by_a_flag(file, one_device):
   assert data.batch(2).tokens.shape == (4, 16)
 
 
+def test_shares_follow_temperature_and_caps_by_flags(file, one_device):
+  """A config that declares neither has both by the defaults of the function."""
+  del one_device
+  both = [('data.sources.two.weight', '3.0')]
+  assert counts(config.load(file(), both), 4) == {'one': 4, 'two': 12}
+  # The same data twice: their sizes do not part them.
+  hot = config.load(file(), [*both, ('data.temperature', '2')])
+  assert counts(hot, 4) == {'one': 4, 'two': 12}
+  samples = setup.assemble(setup.fill(hot)).data.samples
+  assert samples is not None
+  most = 9.5 / samples.cuts['two'].count
+  capped = config.load(file(), [*both, ('data.max_epochs', str(most))])
+  assert counts(capped, 4)['two'] in (9, 10)
+  assert counts(config.load(file(), [*both, ('data.max_epochs', '1')]), 4) == {
+    'one': 4,
+    'two': 12,
+  }
+  with pytest.raises(config.ConfigError) as caught:
+    counts(config.load(file(), [('data.max_epochs', str(most))]), 4)
+  assert 'in the 16 windows from step 0 on; give' in str(caught.value)
+
+
+def test_a_capped_run_is_resumed_as_it_was(file, tmp_path, one_device):
+  del one_device
+  flags = [('data.sources.two.weight', '3.0'), ('data.max_epochs', '0.06')]
+  c = config.load(file(), flags)
+  data = setup.assemble(setup.fill(c)).data
+  state = setup.assemble(setup.fill(c), position=data.state(2)).data.state(4)
+  assert state == data.state(4)
+  longer = config.load(file(), [*flags, ('steps', '5')])
+  with pytest.raises(config.ConfigError, match='weights before step 2 differ'):
+    setup.assemble(setup.fill(longer), position=data.state(2))
+
+
 @pytest.mark.parametrize(
   ('key', 'text', 'say'),
   [
@@ -108,6 +142,9 @@ def test_lengths_of_rows_change_by_a_flag(file, one_device):
     ),
     ('changes', "((0, {'one': 1, 'two': 0}),)", 'step 0 is not after the one'),
     ('changes', '5', "data.changes: '5' is wrong; must be a tuple, each (an"),
+    ('temperature', '0', 'data.temperature: 0 is not a positive number'),
+    ('temperature', 'hot', "data.temperature: 'hot' is wrong; must be"),
+    ('max_epochs', '0.0', 'data.max_epochs: 0.0 is not a positive number'),
     ('lengths', '((0, 5),)', 'data.lengths: 5 at step 0 does not divide'),
     ('lengths', '((0, 0),)', 'data.lengths: 0 at step 0 does not divide'),
   ],
