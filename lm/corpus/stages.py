@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from lm.corpus import decisions
+
 _COUNTS = pa.list_(pa.struct([('code', pa.string()), ('count', pa.int64())]))
 
 # A row is a document. It keeps its row when it is dropped.
@@ -62,6 +64,8 @@ class Stage(NamedTuple):
       the given batch) and the columns of `schema`; dropped rows have none.
     decide: see `lm.corpus.decisions`; None where there is nothing to decide.
     data: files that decide on its results, beside the settings.
+    report: of the tables, once all is decided: plain JSON that the build writes
+      as NAME.json; None where there is nothing to write.
   """
 
   name: str
@@ -72,6 +76,7 @@ class Stage(NamedTuple):
   keys: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
   decide: Callable[..., str] | None = None
   data: tuple[str, ...] = ()
+  report: Callable[[decisions.Tables], Mapping[str, Any]] | None = None
 
 
 def documents(batch: pa.RecordBatch) -> list[Document]:
