@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from lm.corpus import decisions
+
 _COUNTS = pa.list_(pa.struct([('code', pa.string()), ('count', pa.int64())]))
 
 # A row is a document. It keeps its row when it is dropped.
@@ -65,6 +67,8 @@ class Stage(NamedTuple):
       on places inside of documents, and later stages see the texts without.
     report: `report(tables)` -> what the build writes as 'name.json'.
     data: files that decide on its results, beside the settings.
+    report: of the tables, once all is decided: plain JSON that the build writes
+      as NAME.json; None where there is nothing to write.
   """
 
   name: str
@@ -79,6 +83,7 @@ class Stage(NamedTuple):
   ) = None
   report: Callable[..., Mapping[str, Any]] | None = None
   data: tuple[str, ...] = ()
+  report: Callable[[decisions.Tables], Mapping[str, Any]] | None = None
 
 
 def documents(batch: pa.RecordBatch) -> list[Document]:

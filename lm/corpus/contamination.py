@@ -1,0 +1,136 @@
+"""Drops documents that hold items of evaluation sets; writes a certificate.
+
+  {'fn': 'lm.corpus.contamination:make',
+   'sets': {'arc_easy': {'path': 'evals/arc_easy/test.jsonl'},
+            'mine': {'path': 'mine.csv', 'fields': ('question',)}},
+   'clean': ('web/*.jsonl',)}
+
+Items become hashed n-grams (lm.corpus.item_grams). A document holds an item if
+it has at least half of the n-grams of its question, wherever they stand in it.
+Grams that occur in many documents are boilerplate and do not count. They do if
+most documents with them hold nearly all of a long item: such an item was copied
+often. The certificate, lm.corpus.certificate, says how well this works.
+
+How others do it, and what differs here:
+  Brown et al. 2020, arXiv 2005.14165, appendix C (GPT-3), and the janitor of
+    EleutherAI's lm-evaluation-harness: one shared 13-gram cuts 200 characters
+    on either side out of a document. Grams in more than ten documents are left
+    out, which also loses an item that eleven documents copied. Here a share of
+    an item is asked for, so that shorter grams will do, and the document goes.
+  allenai/dolma and Marin: a Bloom filter of 13- or 15-grams of paragraphs marks
+    paragraphs; what was found in them is not known. Here a match names its item
+    and no hash is a guess: 64 bits are compared in the end.
+  allenai/decon: 5-grams of the question, weighted by their rarity, and the
+    answer near by. Here the question alone is enough, because a model that read
+    it may have read the answer elsewhere; no gram is sampled.
+No method of this kind finds what was translated or said in other words.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import json
+from typing import Any
+
+from lm.corpus import (
+  certificate,
+  decisions,
+  evaluation_items,
+  item_grams,
+  item_matches,
+  stages,
+)
+from lm.data import documents as files
+
+
+def make(
+  *,
+  sets: Mapping[str, Mapping[str, Any]],
+  coverage: float = 0.5,
+  lengths: Sequence[int] = (8, 13),
+  documents: int = 20,
+  texts: int = 10,
+  clean: Sequence[str] = (),
+  sample: int = 200,
+) -> stages.Stage:
+  """Makes the stage.
+
+  Args:
+    sets: name -> where its items are, see `evaluation_items.read`.
+    coverage: share of the grams of an item that a document must have.
+    lengths: n of the n-grams, in words and in Chinese characters.
+    documents: a gram in more of them is boilerplate.
+    texts: a gram in more texts of one set is a turn of phrase.
+    clean: files of text, or patterns, which the certificate takes as free of
+      all items; without them it has no false positives, and puts items into
+      texts of the corpus.
+    sample: items of each set, by which the certificate measures recall.
+
+  Raises:
+    ValueError: a setting or a file cannot be used.
+  """
+  if not sets:
+    raise ValueError('sets: there is none; name evaluation sets')
+  if not 0 < coverage <= 1:
+    raise ValueError(f'coverage: {coverage} is no share above 0; use 0.5')
+  words, characters = lengths
+  if words < item_grams.SHORTEST[0] or characters < item_grams.SHORTEST[1]:
+    raise ValueError(
+      f'lengths: {words} words and {characters} characters are too short; use '
+      'at least {} and {}'.format(*item_grams.SHORTEST)
+    )
+  for name, value in (
+    ('documents', documents),
+    ('texts', texts),
+    ('sample', sample),
+  ):
+    if value < 1:
+      raise ValueError(f'{name}: {value} is below 1')
+  if clean:
+    files.find(clean)  # an error now, and not after the build
+  plain = {name: dict(sets[name]) for name in sorted(sets)}
+  for name, one in plain.items():
+    evaluation_items.check(name, one)
+  text = json.dumps(plain, sort_keys=True)
+  settings = item_matches.Settings(
+    text, coverage, (words, characters), documents, texts
+  )
+  return stages.Stage(
+    name=item_matches.STAGE,
+    version=1,
+    settings={
+      **settings._asdict(),
+      # The files count by their content.
+      'sets': {
+        name: {k: v for k, v in one.items() if k != 'path'}
+        for name, one in plain.items()
+      },
+    },
+    schema=item_matches.SCHEMA,
+    keys=functools.partial(item_matches.keys, settings),
+    decide=functools.partial(decide, settings),
+    data=tuple(
+      path for one in plain.values() for path in evaluation_items.paths(one)
+    ),
+    report=functools.partial(
+      certificate.report, settings, tuple(clean), sample
+    ),
+  )
+
+
+def decide(
+  settings: item_matches.Settings, tables: decisions.Tables, keys: str
+) -> str:
+  """Finds the documents that hold an item.
+
+  The reason is 'contamination.SET', and the value the number of the item in the
+  files of that set, from 0 on. If a document holds several, it is the first.
+  """
+  item_matches.prepare(settings, tables, keys)
+  flagged = item_matches.flag(settings, tables, keys, item_matches.FLAGGED)
+  return tables.query(
+    f'{item_matches.STAGE}_drops',
+    'SELECT f.id AS id, CAST(NULL AS BIGINT) AS witness, '
+    'i.number AS value, i.reason AS reason '
+    f'FROM (SELECT id, MIN(item) AS item FROM {flagged} GROUP BY id) f '
+    f'JOIN {item_matches.STAGE}_items i ON f.item = i.item',
+  )

@@ -1,0 +1,238 @@
+"""Turns evaluation items into hashed n-grams, and finds these in texts.
+
+What gives an item away is called a probe: its question, or, where the question
+is short, the question with one of its options. So neither the order of options
+matters, nor whether a text has all of them. An n-gram never goes over the end
+of a text of the item.
+
+Words are those of `texts.Text`: in lower case, without punctuation and white
+space, and each Chinese character is one. Where a text has other words once its
+punctuation is deleted ('U.S.' has 'u' and 's', or 'us'), both forms count.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import re
+import string
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.corpus import evaluation_items, texts
+
+# A text with fewer words than an n-gram is one gram as a whole, if it has as
+# many as this, in words and in Chinese characters.
+SHORTEST = (6, 10)
+_ENOUGH = 6  # grams of a question that give it away without its options
+_PIECE = 1 << 20  # characters of a text that are looked at at once
+_CUT = re.compile(r'[\s\u3400-\u9fff]')
+_PUNCTUATION = str.maketrans(
+  '', '', string.punctuation + '‘’“”…—–·、。，；：？！（）《》【】「」『』'
+)
+_POWERS = np.cumprod(np.full(4096, 0x9E3779B97F4A7C15, np.uint64))
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_MOST_BITS = 25  # of a hash, by which grams of a text are passed over: 32 MiB
+
+
+class Probe(NamedTuple):
+  """Grams that give an item away.
+
+  Attributes:
+    item: number of the item.
+    grams: distinct int64, ascending.
+    all: number of its grams before those that many texts share were left out.
+  """
+
+  item: int
+  grams: np.ndarray
+  all: int
+
+
+class Grams(NamedTuple):
+  """The grams of evaluation items, to be found in texts.
+
+  Attributes:
+    sorted: int64, distinct, ascending.
+    maybe: bool by the first bits of a gram, and by its last: whether it may be
+      one of them. Reference: Bloom 1970, CACM 13(7).
+    most: words that a gram has at most.
+  """
+
+  sorted: np.ndarray
+  maybe: np.ndarray
+  most: int
+
+
+def without_punctuation(text: str) -> str:
+  """Deletes punctuation marks."""
+  return text.translate(_PUNCTUATION)
+
+
+def probes(
+  items: Sequence[evaluation_items.Item],
+  lengths: tuple[int, int],
+  most_texts: int,
+) -> list[Probe]:
+  """Makes the probes of the items of a set, several an item or none.
+
+  Args:
+    items: of the set; their numbers begin at 0.
+    lengths: n of the n-grams, in words and in Chinese characters.
+    most_texts: a gram in more distinct texts of the set is a turn of phrase,
+      such as 'which of the following statements is true of', and is left out.
+  """
+  plain = dict.fromkeys(x for item in items for x in item.texts + item.options)
+  bare = {x: without_punctuation(x) for x in plain}
+  forms = {**plain, **dict.fromkeys(bare.values())}
+  grams = dict(zip(forms, _grams(list(forms), lengths), strict=True))
+  keys, counts = np.unique(
+    _joined([grams[x] for x in plain]), return_counts=True
+  )
+  common = keys[counts > most_texts]
+  result = []
+  for n, item in enumerate(items):
+    found = [
+      *_of_item(item.texts, item.options, grams),
+      *_of_item(
+        [bare[x] for x in item.texts], [bare[x] for x in item.options], grams
+      ),
+    ]
+    for probe in {x.tobytes(): x for x in found if len(x)}.values():
+      left = probe
+      if len(common):
+        left = probe[~np.isin(probe, common, assume_unique=True)]
+      result.append(Probe(n, left, len(probe)))
+  return result
+
+
+def index(found: Sequence[Probe], lengths: tuple[int, int]) -> Grams:
+  """Prepares the grams of probes for `find`."""
+  grams = np.unique(_joined([probe.grams for probe in found]))
+  bits = min((16 * len(grams)).bit_length(), _MOST_BITS)
+  maybe = np.zeros(1 << bits, bool)
+  maybe[_first(grams, bits)] = True
+  maybe[_last(grams, bits)] = True
+  return Grams(grams, maybe, max(lengths))
+
+
+def find(text: str, grams: Grams) -> np.ndarray:
+  """Finds which grams occur in a text: int64, distinct, ascending."""
+  found, kept = [], np.empty(0, np.uint64)
+  bits = len(grams.maybe).bit_length() - 1
+  for words in _pieces(text):
+    # A gram may begin in the piece before.
+    hashes = np.concatenate([kept, _hashes(words)])
+    for rolled in _rolled(hashes, grams.most):
+      rolled = rolled[grams.maybe[_first(rolled, bits)]]
+      found.append(rolled[grams.maybe[_last(rolled, bits)]])
+    kept = hashes[-(grams.most - 1) :]
+  candidates = np.sort(_joined(found))  # neighbours share cache lines
+  if not len(grams.sorted):
+    return candidates[:0]
+  places = np.searchsorted(grams.sorted, candidates)
+  places = np.minimum(places, len(grams.sorted) - 1)
+  return np.unique(candidates[grams.sorted[places] == candidates])
+
+
+def _of_item(
+  asked: Sequence[str], options: Sequence[str], grams: dict[str, np.ndarray]
+) -> list[np.ndarray]:
+  """Makes the probes of a question and its options."""
+  question = _union([grams[x] for x in asked])
+  if len(question) >= _ENOUGH or not options:
+    return [question]
+  return [_union([question, grams[x]]) for x in options]
+
+
+def _grams(
+  all_texts: Sequence[str], lengths: tuple[int, int]
+) -> list[np.ndarray]:
+  """Makes the grams of each text: int64, distinct, ascending."""
+  views = [texts.Text(x) for x in all_texts]
+  ends = np.cumsum([0, *(len(x.words) for x in views)])
+  hashes = _hashes([word for x in views for word in x.words])
+  rolled = list(_rolled(hashes, max(lengths)))
+  result = []
+  for view, start, end in zip(views, ends[:-1], ends[1:], strict=True):
+    n = lengths[view.is_chinese]
+    if end - start < n:
+      n = int(end - start)
+      if n < SHORTEST[view.is_chinese]:
+        result.append(np.empty(0, np.int64))
+        continue
+    one = rolled[n - min(SHORTEST)][start : end - n + 1]
+    result.append(np.unique(one) if len(one) > 1 else one)
+  return result
+
+
+def _pieces(text: str) -> Iterator[list[str]]:
+  """Yields the words of a text, of a long one piece by piece."""
+  if len(text) <= _PIECE:
+    yield texts.view(text).words
+    return
+  start = 0
+  while start < len(text):
+    # A word may be cut in no place.
+    cut = _CUT.search(text, start + _PIECE)
+    end = cut.start() if cut else len(text)
+    yield texts.Text(text[start:end]).words
+    start = end
+
+
+def _hashes(words: list[str]) -> np.ndarray:
+  """Hashes words: uint64. Of a word's bytes, those after 4,096 count alike."""
+  if not words:
+    return np.empty(0, np.uint64)
+  # Surrogates are no UTF-8, and a text may have them.
+  raw = np.frombuffer(
+    (' '.join(words) + ' ').encode('utf-8', 'surrogatepass'), np.uint8
+  )
+  ends = np.flatnonzero(raw == ord(' '))
+  starts = np.concatenate([[0], ends[:-1] + 1])
+  place = np.arange(len(raw)) - np.repeat(starts, ends - starts + 1)
+  power = _POWERS[np.minimum(place, len(_POWERS) - 1)]
+  return _mixed(np.add.reduceat((raw + np.uint64(1)) * power, starts))
+
+
+def _rolled(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
+  """Yields int64 hashes of all n-grams, for each n from the shortest on.
+
+  The length is a part of the hash, so that grams of all lengths may be sought
+  together.
+  """
+  total = hashes
+  for n in range(1, most + 1):
+    if n > 1:
+      total = total[:-1] * _POWERS[0] + hashes[n - 1 :]
+    if n >= min(SHORTEST):
+      yield _mixed(total + np.uint64(n)).view(np.int64)
+    if not len(total):
+      return
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+  """Spreads every bit over all 64; the finalizer of splitmix64.
+
+  Reference: Steele, Lea and Flood 2014, Fast splittable pseudorandom number
+    generators, OOPSLA.
+  """
+  x = (x ^ (x >> np.uint64(30))) * _MIX[0]
+  x = (x ^ (x >> np.uint64(27))) * _MIX[1]
+  return x ^ (x >> np.uint64(31))
+
+
+def _first(grams: np.ndarray, bits: int) -> np.ndarray:
+  return (grams.view(np.uint64) >> np.uint64(64 - bits)).view(np.int64)
+
+
+def _last(grams: np.ndarray, bits: int) -> np.ndarray:
+  return grams & ((1 << bits) - 1)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+  return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _union(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Joins distinct grams; one array stays as it is."""
+  return functools.reduce(np.union1d, parts, np.empty(0, np.int64))

@@ -1,0 +1,221 @@
+"""Finds which documents hold which items of evaluation sets, by queries."""
+
+import functools
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lm.corpus import decisions, evaluation_items, item_grams
+
+STAGE = 'contamination'  # its name, with which the names of its tables begin
+FLAGGED = f'{STAGE}_flagged'  # documents and their items
+COUNTED = f'{STAGE}_counted'  # probes that can be found, and their items
+SCHEMA = pa.schema([('gram', pa.int64())])
+# A probe of fewer grams must be there as a whole.
+_FEW = 4
+# Grams of an item that is long enough to be no turn of phrase.
+_LONG = 8
+
+
+class Settings(NamedTuple):
+  """Settings of the stage, see `contamination.make`."""
+
+  sets: str  # as JSON, so that it can be a key
+  coverage: float
+  lengths: tuple[int, int]
+  documents: int
+  texts: int
+
+
+class Loaded(NamedTuple):
+  """The evaluation sets and their grams.
+
+  Attributes:
+    files: (name of the set, file), in the order of the items' numbers.
+    items: of all files, with their numbers from 0 on.
+    probes: of all items, with these numbers.
+    grams: of all probes.
+  """
+
+  files: list[tuple[str, evaluation_items.File]]
+  items: list[evaluation_items.Item]
+  probes: list[item_grams.Probe]
+  grams: item_grams.Grams
+
+
+@functools.lru_cache(maxsize=2)
+def load(settings: Settings) -> Loaded:
+  """Reads the evaluation sets, once a process.
+
+  Raises:
+    ValueError: a file cannot be used, or two sets name the same one.
+  """
+  files, items, probes = [], [], []
+  seen: dict[str, str] = {}
+  for name, one in json.loads(settings.sets).items():
+    found = evaluation_items.read(name, one)
+    for file in found:
+      if file.sha256 in seen:
+        raise ValueError(
+          f'sets.{name}: the same file as in sets.{seen[file.sha256]}; name '
+          'it once'
+        )
+      seen[file.sha256] = name
+      files.append((name, file))
+    own = [item for file in found for item in file.items]
+    probes += [
+      probe._replace(item=probe.item + len(items))
+      for probe in item_grams.probes(own, settings.lengths, settings.texts)
+    ]
+    items += own
+  grams = item_grams.index(probes, settings.lengths)
+  return Loaded(files, items, probes, grams)
+
+
+def keys(settings: Settings, batch: pa.RecordBatch) -> pa.RecordBatch:
+  """Draws the grams of evaluation items that occur in documents."""
+  grams = load(settings).grams
+  rows, found = [], []
+  for row, (text, reason) in enumerate(
+    zip(
+      batch.column('text').to_pylist(),
+      batch.column('reason').to_pylist(),
+      strict=True,
+    )
+  ):
+    if not reason:
+      found.append(item_grams.find(text, grams))
+      rows.append(np.full(len(found[-1]), row, np.int32))
+  return pa.RecordBatch.from_arrays(
+    [
+      pa.array(np.concatenate([np.empty(0, np.int32), *rows])),
+      pa.array(np.concatenate([np.empty(0, np.int64), *found])),
+    ],
+    schema=pa.schema([('row', pa.int32()), *SCHEMA]),
+  )
+
+
+def prepare(settings: Settings, tables: decisions.Tables, keys: str) -> None:
+  """Finds the grams that do not count, and how many of each probe do.
+
+  A probe that loses three quarters of its grams says too little of its item.
+
+  Args:
+    settings: of the stage.
+    tables: of the build.
+    keys: name of the table of grams by document.
+  """
+  _add(tables, load(settings))
+  query = tables.query
+  frequent = query(
+    f'{STAGE}_frequent',
+    f'SELECT gram, COUNT(*) AS documents FROM {keys} GROUP BY gram '
+    f'HAVING COUNT(*) > {settings.documents}',
+  )
+  whole = query(
+    f'{STAGE}_whole',
+    'SELECT m.id AS id, m.probe AS probe FROM ('
+    'SELECT k.id AS id, g.probe AS probe, COUNT(*) AS matched '
+    f'FROM {keys} k JOIN {STAGE}_grams g ON k.gram = g.gram '
+    'GROUP BY k.id, g.probe) m '
+    f'JOIN {STAGE}_probes p ON m.probe = p.probe '
+    f'WHERE p.size >= {_LONG} AND m.matched * 10 >= p.size * 9',
+  )
+  copied = query(
+    f'{STAGE}_copied',
+    'SELECT k.gram AS gram, COUNT(DISTINCT k.id) AS documents '
+    f'FROM {whole} w JOIN {STAGE}_grams g ON w.probe = g.probe '
+    f'JOIN {frequent} f ON g.gram = f.gram '
+    f'JOIN {keys} k ON k.gram = g.gram AND k.id = w.id GROUP BY k.gram',
+  )
+  boilerplate = query(
+    f'{STAGE}_boilerplate',
+    f'SELECT f.gram AS gram FROM {frequent} f '
+    f'LEFT JOIN {copied} c ON f.gram = c.gram '
+    'WHERE c.gram IS NULL OR c.documents * 2 < f.documents',
+  )
+  query(
+    COUNTED,
+    'SELECT c.probe AS probe, c.item AS item, c.counted AS counted FROM ('
+    'SELECT p.probe AS probe, p.item AS item, p.whole AS whole, '
+    'p.size - COALESCE(b.lost, 0) AS counted '
+    f'FROM {STAGE}_probes p LEFT JOIN (SELECT g.probe AS probe, '
+    f'COUNT(*) AS lost FROM {STAGE}_grams g JOIN {boilerplate} b '
+    'ON g.gram = b.gram GROUP BY g.probe) b ON p.probe = b.probe) c '
+    'WHERE c.counted > 0 AND c.counted * 4 >= c.whole',
+  )
+
+
+def flag(
+  settings: Settings, tables: decisions.Tables, keys: str, name: str
+) -> str:
+  """Finds which documents hold which items, once boilerplate is known.
+
+  Args:
+    settings: of the stage.
+    tables: that `prepare` has prepared.
+    keys: name of the table of grams by document.
+    name: of the new table, with the columns `id` and `item`.
+  """
+  # In thousandths, because engines read 0.7 as different types.
+  least = round(settings.coverage * 1000)
+  matched = tables.query(
+    f'{name}_matched',
+    'SELECT k.id AS id, g.probe AS probe, COUNT(*) AS matched '
+    f'FROM {keys} k JOIN {STAGE}_grams g ON k.gram = g.gram '
+    f'LEFT JOIN {STAGE}_boilerplate b ON k.gram = b.gram '
+    'WHERE b.gram IS NULL GROUP BY k.id, g.probe',
+  )
+  return tables.query(
+    name,
+    f'SELECT DISTINCT m.id AS id, c.item AS item FROM {matched} m '
+    f'JOIN {COUNTED} c ON m.probe = c.probe '
+    f'WHERE m.matched * 1000 >= c.counted * {least} '
+    f'AND (m.matched >= {_FEW} OR m.matched >= c.counted)',
+  )
+
+
+def _add(tables: decisions.Tables, loaded: Loaded) -> None:
+  """Makes the tables of the items, their probes and their grams."""
+  reasons, numbers = [], []
+  count: dict[str, int] = {}
+  for name, file in loaded.files:
+    for _ in file.items:
+      reasons.append(f'{STAGE}.{name}')
+      numbers.append(float(count.get(name, 0)))
+      count[name] = count.get(name, 0) + 1
+  sizes = np.array([len(probe.grams) for probe in loaded.probes], np.int64)
+  ids = np.arange(len(loaded.probes))
+  tables.add(
+    f'{STAGE}_items',
+    pa.table(
+      {
+        'item': pa.array(range(len(reasons)), pa.int64()),
+        'reason': pa.array(reasons, pa.string()),
+        'number': pa.array(numbers, pa.float64()),
+      }
+    ),
+  )
+  tables.add(
+    f'{STAGE}_probes',
+    pa.table(
+      {
+        'probe': pa.array(ids, pa.int64()),
+        'item': pa.array([x.item for x in loaded.probes], pa.int64()),
+        'size': pa.array(sizes, pa.int64()),
+        'whole': pa.array([x.all for x in loaded.probes], pa.int64()),
+      }
+    ),
+  )
+  grams = [np.empty(0, np.int64), *(probe.grams for probe in loaded.probes)]
+  tables.add(
+    f'{STAGE}_grams',
+    pa.table(
+      {
+        'gram': pa.array(np.concatenate(grams), pa.int64()),
+        'probe': pa.array(np.repeat(ids, sizes), pa.int64()),
+      }
+    ),
+  )

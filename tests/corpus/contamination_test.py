@@ -1,0 +1,394 @@
+"""Evaluation items are found however they are changed; clean text is kept."""
+
+import functools
+import json
+from pathlib import Path
+import random
+import re
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lm.corpus import (
+  certificate,
+  contamination,
+  evaluation_items,
+  item_grams,
+  stages,
+)
+from lm.evals import probes
+
+SETS = {
+  'arc_easy': 'evals/arc_easy/test.jsonl',
+  'boolq': 'qa/boolq/valid.jsonl.gz',
+  'cmmlu': 'evals/cmmlu/test.jsonl.gz',
+  'cmrc2018': 'qa/cmrc2018/trial.json.gz',
+  'crows_pairs': 'fairness/crows_pairs/crows_pairs_anonymized.csv',
+  'gsm8k': 'evals/gsm8k/test.jsonl.gz',
+  'lambada_openai': 'evals/lambada_openai/lambada_test.jsonl.gz',
+  'piqa': 'evals/piqa/valid.jsonl.gz',
+  'sciq': 'evals/sciq/valid.jsonl.gz',
+  'winogrande': 'evals/winogrande/valid.jsonl',
+}
+CLEAN = (
+  'lm_en/web_demo/*',
+  'lm_en/gutenberg/test.jsonl.gz',
+  'lm_zh/novels/test.jsonl.gz',
+  'lm_zh/wiki_passages/valid.jsonl.gz',
+)
+QUESTION = (
+  'Which of these would the lighthouse keeper of Marrow Point have used in '
+  'order to measure the height of a spring tide?'
+)
+OPTIONS = ('a tide staff', 'a barometer', 'a sextant', 'a plumb line')
+SHORT = 'Why is the sky blue?'
+
+
+class Tables:
+  """The tables of a build, in the memory of DuckDB."""
+
+  def __init__(self):
+    self.database = duckdb.connect()
+
+  def query(self, name: str, sql: str) -> str:
+    self.database.execute(f'CREATE OR REPLACE TABLE {name} AS {sql}')
+    return name
+
+  def add(self, name: str, table: pa.Table) -> str:
+    self.database.register('given', table)
+    self.query(name, 'SELECT * FROM given')
+    self.database.unregister('given')
+    return name
+
+  def read(self, name: str) -> pa.Table:
+    return self.database.sql(f'FROM {name} ORDER BY ALL').to_arrow_table()
+
+  def run(self, fn, tasks):
+    return map(fn, reversed(tasks))
+
+  def text_parts(self):
+    return ()
+
+
+class SailTables(Tables):
+  """The same tables, by the Spark API."""
+
+  def __init__(self, session: Any, folder: Path):
+    self.session, self.folder, self.names = session, folder, set()
+
+  def query(self, name: str, sql: str) -> str:
+    # Sail itself would write no file, and so no columns, where there is no row.
+    return self.add(name, self.session.sql(sql).toArrow())
+
+  def add(self, name: str, table: pa.Table) -> str:
+    (self.folder / name).mkdir()
+    pq.write_table(table, self.folder / name / 'part.parquet')
+    frame = self.session.read.parquet(str(self.folder / name))
+    frame.createOrReplaceTempView(name)
+    return name
+
+  def read(self, name: str) -> pa.Table:
+    table = self.session.table(name).toArrow()
+    return table.sort_by(
+      [(column, 'ascending') for column in table.schema.names]
+    )
+
+
+def write_set(folder: Path, rows=None) -> Path:
+  """Writes a file in the form of ARC."""
+  path = folder / 'set.jsonl'
+  rows = rows or [
+    {'id': 'tide', 'question': QUESTION, 'choices': OPTIONS, 'gold': 0},
+    {'id': 'sky', 'question': SHORT, 'choices': ['air', 'sea'], 'gold': 0},
+  ]
+  path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  return path
+
+
+def keys_of(stage: stages.Stage, texts, first: int = 0) -> pa.Table:
+  """Draws the keys of texts, in batches of a few documents."""
+  assert stage.keys is not None
+  tables = []
+  for start in range(0, len(texts), 100):
+    rows = [stages.Document(text) for text in texts[start : start + 100]]
+    found = stage.keys(stages.batch(pa.array([''] * len(rows)), rows))
+    ids = np.array(found.column('row')).astype(np.int64) + first + start
+    tables.append(pa.table({'gram': found.column('gram'), 'id': ids}))
+  return pa.concat_tables(tables)
+
+
+def report_of(stage: stages.Stage, tables: Tables):
+  assert stage.report is not None
+  return stage.report(tables)
+
+
+def decide(stage: stages.Stage, texts, tables=None):
+  """Runs the stage; returns the tables and {id: (reason, value)}."""
+  tables = tables or Tables()
+  assert stage.decide is not None
+  name = stage.decide(tables, tables.add('keys', keys_of(stage, texts)))
+  rows = tables.read(name).to_pylist()
+  assert all(row['witness'] is None for row in rows)
+  assert len({row['id'] for row in rows}) == len(rows)
+  return tables, {row['id']: (row['reason'], row['value']) for row in rows}
+
+
+def filler(seed: int, count: int = 300) -> str:
+  """Makes text that no set has."""
+  rng = random.Random(seed)
+  return ' '.join(f'w{rng.randrange(10**6)}' for _ in range(count))
+
+
+@pytest.fixture
+def stage(tmp_path):
+  path = str(write_set(tmp_path))
+  return contamination.make(sets={'quiz': {'path': path, 'reader': 'arc_easy'}})
+
+
+def test_a_document_with_an_item_is_dropped_and_says_which(stage):
+  shuffled = '\n'.join(reversed(OPTIONS))
+  loud = QUESTION.upper().replace(' ', '\n').replace('?', '')
+  texts = [
+    filler(1),
+    f'{filler(2)}\n{QUESTION}\n{filler(3)}',
+    f'{filler(4, 30_000)}\n{loud}\n{shuffled}\n{filler(5, 30_000)}',
+    QUESTION[: len(QUESTION) // 3],
+  ]
+  _, found = decide(stage, texts)
+  assert found == {
+    1: ('contamination.quiz', 0.0),
+    2: ('contamination.quiz', 0.0),
+  }
+
+
+def test_a_dropped_document_has_no_keys(stage):
+  rows = [stages.Document(QUESTION), stages.Document(QUESTION, reason='other')]
+  assert stage.keys is not None
+  keys = stage.keys(stages.batch(pa.array(['', '']), rows))
+  assert set(keys.column('row').to_pylist()) == {0}
+  assert keys.schema == pa.schema([('row', pa.int32()), *stage.schema])
+
+
+def test_an_item_that_is_too_short_is_not_sought_and_the_report_says_so(stage):
+  tables, found = decide(stage, [f'{filler(1)} {SHORT} {filler(2)}'])
+  assert found == {}
+  (file,) = report_of(stage, tables)['files'].values()
+  assert file['unchecked'] == {'too_short': 1, 'boilerplate': 0}
+  assert file['items'] == 2 and file['flagged'] == {}
+  assert all(x['of'] == 1 for x in file['recall'].values())
+
+
+def test_a_short_question_is_sought_as_a_whole(tmp_path):
+  asked = 'who painted the drowned bells first'
+  rows = [{'id': 1, 'question': asked, 'choices': ['a', 'b'], 'gold': 0}]
+  path = str(write_set(tmp_path, rows))
+  stage = contamination.make(sets={'arc_easy': {'path': path}})
+  words = asked.split()
+  _, found = decide(stage, [f'x {asked} y', ' '.join(words[1:]), filler(1)])
+  assert set(found) == {0}
+
+
+def test_a_short_question_needs_one_of_its_options(tmp_path):
+  options = [f'{filler(n, 14)}' for n in range(4)]
+  asked = 'so what would the keeper of the tower do'
+  rows = [{'id': 1, 'question': asked, 'choices': options, 'gold': 0}]
+  path = str(write_set(tmp_path, rows))
+  stage = contamination.make(sets={'arc_easy': {'path': path}})
+  _, found = decide(stage, [asked, f'{asked}\n{options[2]}'])
+  assert set(found) == {1}
+
+
+def test_boilerplate_does_not_count_but_a_copied_item_does(tmp_path):
+  notice = 'all rights reserved by the harbour board of Marrow Point and others'
+  asked = f'{notice} {filler(1, 10)}'
+  rows = [
+    {'id': 'notice', 'question': asked, 'choices': ['a', 'b'], 'gold': 0},
+    {'id': 'tide', 'question': QUESTION, 'choices': OPTIONS, 'gold': 0},
+  ]
+  path = str(write_set(tmp_path, rows))
+  stage = contamination.make(
+    sets={'arc_easy': {'path': path}}, documents=10, coverage=0.25
+  )
+  texts = [f'{filler(n)} {notice}' for n in range(2, 32)]
+  assert set(decide(stage, texts[:10])[1]) == set(range(10))  # few: it counts
+  copies = [f'{filler(n)} {QUESTION}' for n in range(40, 80)]
+  tables, found = decide(stage, [*texts, f'{filler(99)} {asked}', *copies])
+  assert set(found) == set(range(30, 71))
+  (file,) = report_of(stage, tables)['files'].values()
+  assert file['flagged'] == {'arc_easy/notice': 1, 'arc_easy/tide': 40}
+
+
+def test_an_item_of_boilerplate_alone_is_reported_as_unchecked(tmp_path):
+  asked = 'this page was last changed by nobody in particular'
+  rows = [{'id': 1, 'question': asked, 'choices': ['a', 'b'], 'gold': 0}]
+  path = str(write_set(tmp_path, rows))
+  stage = contamination.make(sets={'arc_easy': {'path': path}}, documents=10)
+  tables, found = decide(stage, [f'{filler(n)} {asked}' for n in range(11)])
+  assert found == {}
+  (file,) = report_of(stage, tables)['files'].values()
+  assert file['unchecked'] == {'too_short': 0, 'boilerplate': 1}
+  assert file['recall'] == {}
+
+
+def test_a_turn_of_phrase_of_a_set_does_not_count(tmp_path):
+  phrase = (
+    'which one of the following statements about this reading is true for'
+  )
+  rows = [
+    {'id': n, 'question': f'{phrase} {filler(n, 9)}', 'choices': [], 'gold': 0}
+    for n in range(12)
+  ]
+  path = str(write_set(tmp_path, rows))
+  make = functools.partial(
+    contamination.make, sets={'arc_easy': {'path': path, 'reader': 'gsm8k'}}
+  )
+  text = f'{filler(50)} {phrase} {filler(51)}'
+  assert set(decide(make(coverage=0.2), [text])[1]) == set()
+  assert set(decide(make(coverage=0.2, texts=12), [text])[1]) == {0}
+
+
+def test_long_texts_are_read_in_pieces(stage, monkeypatch):
+  monkeypatch.setattr(item_grams, '_PIECE', 40)
+  texts = [f'{filler(n, n)} {QUESTION} {filler(n, 20)}' for n in range(30)]
+  _, found = decide(stage, texts)
+  assert set(found) == set(range(30))
+
+
+def test_two_runs_and_two_orders_of_settings_give_the_same(tmp_path):
+  path = str(write_set(tmp_path))
+  other = tmp_path / 'other.jsonl'
+  other.write_text(json.dumps({'text': f'{QUESTION} {filler(7, 9)}'}))
+  one = {'path': path, 'reader': 'arc_easy'}
+  two = {'path': str(other), 'fields': ('text',), 'id': 'two/{n}'}
+  texts = [QUESTION, filler(7, 9), filler(8)]
+  results = []
+  for sets in ({'b': one, 'a': two}, {'a': two, 'b': one}):
+    stage = contamination.make(sets=sets)
+    tables, found = decide(stage, texts)
+    results.append(
+      (stage.settings, stage.data, found, report_of(stage, tables))
+    )
+  assert results[0] == results[1]
+  assert results[0][2][0] == ('contamination.a', 0.0)
+  json.dumps(results[0][3])
+
+
+def test_errors_name_the_setting_and_the_cause(tmp_path):
+  path = str(write_set(tmp_path))
+  cases = [
+    ({}, 'sets: there is none; name evaluation sets'),
+    ({'A b': {'path': path}}, 'sets.A b: use small letters, digits and _'),
+    ({'quiz': {}}, 'sets.quiz.path: name the file of the set, or a pattern'),
+    ({'quiz': {'path': path}}, 'sets.quiz: its fields are unknown; give'),
+    ({'quiz': {'path': path, 'field': 'x'}}, 'sets.quiz.field: no such'),
+    ({'quiz': {'path': f'{path}x', 'fields': ('a',)}}, 'no such file'),
+    ({'quiz': {'path': path, 'fields': ('answer',)}}, 'answer is missing'),
+    ({'boolq': {'path': path}}, 'passage is missing'),
+  ]
+  for sets, text in cases:
+    with pytest.raises(ValueError, match=re.escape(text)) as error:
+      contamination.make(sets=sets)
+    assert len(str(error.value)) <= 200
+  good = {'arc_easy': {'path': path}}
+  with pytest.raises(ValueError, match='coverage: 2 is no share above 0'):
+    contamination.make(sets=good, coverage=2)
+  with pytest.raises(ValueError, match='lengths: 3 words and 13 characters'):
+    contamination.make(sets=good, lengths=(3, 13))
+  with pytest.raises(ValueError, match='sample: 0 is below 1'):
+    contamination.make(sets=good, sample=0)
+  with pytest.raises(ValueError, match='no such file'):
+    contamination.make(sets=good, clean=(f'{path}x',))
+  twice = {'arc_easy': {'path': path}, 'piqa': {'path': path}}
+  with pytest.raises(ValueError, match='the same file as in sets'):
+    decide(contamination.make(sets=twice), ['text'])
+
+
+def test_intervals_are_wilsons():
+  one = certificate.share(9, 10)
+  assert one['share'] == 0.9
+  assert one['interval'] == pytest.approx([0.5958, 0.9821], abs=1e-4)
+  assert certificate.share(0, 50)['interval'][0] == 0
+
+
+def test_ids_are_those_of_the_evaluators(shared_data):
+  for name in ('arc_easy', 'boolq', 'cmmlu', 'lambada_openai', 'piqa', 'sciq',
+               'winogrande'):  # fmt: skip
+    path = str(shared_data / SETS[name])
+    (file,) = evaluation_items.read(name, {'path': path})
+    task = getattr(probes, name)(path=path)
+    assert [x.id for x in file.items] == [x.id for x in task.questions]
+    assert file.sha256 == task.card.sha256
+
+
+def test_questions_are_read_with_their_passages(shared_data):
+  (file,) = evaluation_items.read(
+    'cmrc2018', {'path': str(shared_data / SETS['cmrc2018'])}
+  )
+  assert len({item.id for item in file.items}) == 1002
+  # Two questions are empty.
+  assert [len(item.texts) for item in file.items].count(2) == 1000
+
+
+def measured(shared_data, names, sample, clean=CLEAN, texts=('',)):
+  stage = contamination.make(
+    sets={name: {'path': str(shared_data / SETS[name])} for name in names},
+    clean=tuple(str(shared_data / x) for x in clean),
+    sample=sample,
+  )
+  tables, _ = decide(stage, texts)
+  return report_of(stage, tables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SETS)
+def test_items_are_found_after_each_perturbation(shared_data, name):
+  report = measured(shared_data, [name], 100)
+  (file,) = report['files'].values()
+  assert file['unchecked']['too_short'] < 0.1 * file['items']
+  names = {'verbatim', 'rewrapped', 'lower_case', 'upper_case', 'diluted'}
+  assert file['recall'].keys() >= {*names, 'without_punctuation'}
+  for perturbation, one in file['recall'].items():
+    assert one['share'] >= 0.95, (perturbation, one)
+
+
+@pytest.mark.slow
+def test_clean_text_is_kept_with_all_sets_together(shared_data):
+  report = measured(shared_data, SETS, 1)
+  assert len(report['false_positives']) == 5
+  for file, one in report['false_positives'].items():
+    assert one['share'] < 0.01, (file, one)
+  total = sum(x['of'] for x in report['false_positives'].values())
+  assert total > 500
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.filterwarnings('ignore:PySpark does not yet fully support pandas')
+def test_spark_finds_the_same(tmp_path):
+  spark = pytest.importorskip('pysail.spark')
+  sql = pytest.importorskip('pyspark.sql')
+  path = str(write_set(tmp_path))
+  stage = contamination.make(
+    sets={'quiz': {'path': path, 'reader': 'arc_easy'}}, documents=5
+  )
+  texts = [
+    f'{filler(n)} {QUESTION if n % 3 else QUESTION[:60]}' for n in range(40)
+  ]
+  server = spark.SparkConnectServer()
+  server.start(background=True)
+  _, port = server.listening_address
+  session = sql.SparkSession.builder.remote(
+    f'sc://localhost:{port}'
+  ).getOrCreate()
+  try:
+    tables, found = decide(stage, texts, SailTables(session, tmp_path))
+    own, expected = decide(stage, texts)
+    assert found == expected and len(found) > 20
+    assert report_of(stage, tables) == report_of(stage, own)
+  finally:
+    session.stop()
+    server.stop()
