@@ -1,4 +1,4 @@
-"""The documentation that Python, numpy, scipy and jax carry, for the quickstart.
+"""The quickstart's text: the documentation that Python, numpy and jax carry.
 
   python -m tools.embedded_text --output=data/embedded/raw
   python -m tools.factory --config=configs/data/embedded.py \

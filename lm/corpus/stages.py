@@ -65,7 +65,6 @@ class Stage(NamedTuple):
     decide: see `lm.corpus.decisions`; None where there is nothing to decide.
     edit: (batch, places to cut by row of the batch) -> batch. Its stage decides
       on places inside of documents, and later stages see the texts without.
-    report: `report(tables)` -> what the build writes as 'name.json'.
     data: files that decide on its results, beside the settings.
     report: of the tables, once all is decided: plain JSON that the build writes
       as NAME.json; None where there is nothing to write.
@@ -81,7 +80,6 @@ class Stage(NamedTuple):
   edit: (
     Callable[[pa.RecordBatch, Mapping[int, list[int]]], pa.RecordBatch] | None
   ) = None
-  report: Callable[..., Mapping[str, Any]] | None = None
   data: tuple[str, ...] = ()
   report: Callable[[decisions.Tables], Mapping[str, Any]] | None = None
 

@@ -107,7 +107,7 @@ class Text:
     if head.isascii():
       return False
     _, kinds = _read(head)
-    return np.count_nonzero(kinds & _CHINESE_KIND) > 0.2 * len(head)
+    return int(np.count_nonzero(kinds & _CHINESE_KIND)) > 0.2 * len(head)
 
   def language(self, known: str) -> str:
     """Returns the language if it is known, else 'zh' or ''."""

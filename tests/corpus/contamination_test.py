@@ -70,6 +70,9 @@ class Tables:
   def run(self, fn, tasks):
     return map(fn, reversed(tasks))
 
+  def folder(self, *identity: Any) -> str:
+    raise NotImplementedError(identity)  # the stage writes none
+
   def text_parts(self):
     return ()
 
@@ -78,16 +81,16 @@ class SailTables(Tables):
   """The same tables, by the Spark API."""
 
   def __init__(self, session: Any, folder: Path):
-    self.session, self.folder, self.names = session, folder, set()
+    self.session, self.place, self.names = session, folder, set()
 
   def query(self, name: str, sql: str) -> str:
     # Sail itself would write no file, and so no columns, where there is no row.
     return self.add(name, self.session.sql(sql).toArrow())
 
   def add(self, name: str, table: pa.Table) -> str:
-    (self.folder / name).mkdir()
-    pq.write_table(table, self.folder / name / 'part.parquet')
-    frame = self.session.read.parquet(str(self.folder / name))
+    (self.place / name).mkdir()
+    pq.write_table(table, self.place / name / 'part.parquet')
+    frame = self.session.read.parquet(str(self.place / name))
     frame.createOrReplaceTempView(name)
     return name
 
