@@ -78,3 +78,35 @@ def order(*quality: str) -> tuple[str, ...]:
       masked.
   """
   return ('normalise', 'language', *quality, 'personal', 'exact', 'near')
+
+
+def contamination(folder: str, language: str) -> dict[str, Any]:
+  """Keeps the evaluation sets of the shared data folder out of a corpus.
+
+  Args:
+    folder: with `evals` and `qa`.
+    language: 'en' or 'zh', of the sets.
+  """
+  english = {
+    'arc_challenge': 'evals/arc_challenge/test.jsonl',
+    'arc_easy': 'evals/arc_easy/test.jsonl',
+    'boolq': 'qa/boolq/valid.jsonl.gz',
+    'commonsense_qa': 'evals/commonsense_qa/valid.jsonl',
+    'gsm8k': 'evals/gsm8k/test.jsonl.gz',
+    'hellaswag': 'evals/hellaswag/valid_1000_olmes.jsonl.gz',
+    'lambada_openai': 'evals/lambada_openai/lambada_test.jsonl.gz',
+    'mmlu': 'evals/mmlu/test.jsonl.gz',
+    'openbookqa': 'evals/openbookqa/test.jsonl',
+    'piqa': 'evals/piqa/valid.jsonl.gz',
+    'sciq': 'evals/sciq/valid.jsonl.gz',
+  }
+  chinese = {
+    'cmmlu': 'evals/cmmlu/test.jsonl.gz',
+    'cmrc2018': 'qa/cmrc2018/dev.json.gz',
+    'drcd': 'qa/drcd/test.json.gz',
+  }
+  sets = english if language == 'en' else chinese
+  return {
+    'fn': 'lm.corpus.contamination:make',
+    'sets': {name: {'path': f'{folder}/{x}'} for name, x in sets.items()},
+  }

@@ -22,7 +22,12 @@ def get_config(folder: str = '../shared/data'):
     'quality': rules.english(),
     'quality_zh': rules.chinese(),
   }
-  c.order = base.order('quality', 'quality_zh')
+  english_sets, chinese_sets = (
+    base.contamination(folder, language) for language in ('en', 'zh')
+  )
+  english_sets['sets'] |= chinese_sets['sets']
+  c.stages.contamination = english_sets
+  c.order = (*base.order('quality', 'quality_zh'), 'contamination')
   c.stages.language.keep = ('en', 'zh')
   c.stages.language.least = 0.0
   c.split_valid = 0.02

@@ -13,8 +13,11 @@ def get_config(folder: str = '../shared/data'):
   """Returns the config."""
   c = base.get_config()
   c.sources = sources(folder)
-  c.stages = base.cleaning() | {'quality_zh': rules.chinese()}
-  c.order = base.order('quality_zh')
+  c.stages = base.cleaning() | {
+    'quality_zh': rules.chinese(),
+    'contamination': base.contamination(folder, 'zh'),
+  }
+  c.order = (*base.order('quality_zh'), 'contamination')
   c.stages.language.keep = ('zh',)
   # Old Chinese is seldom what the model of languages was trained on.
   c.stages.language.least = 0.0

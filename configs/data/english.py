@@ -13,8 +13,11 @@ def get_config(folder: str = '../shared/data'):
   """Returns the config."""
   c = base.get_config()
   c.sources = sources(folder)
-  c.stages = base.cleaning() | {'quality': rules.english()}
-  c.order = base.order('quality')
+  c.stages = base.cleaning() | {
+    'quality': rules.english(),
+    'contamination': base.contamination(folder, 'en'),
+  }
+  c.order = (*base.order('quality'), 'contamination')
   c.stages.language.keep = ('en',)
   c.split_valid = 0.02
   c.train_tokenizer.vocab = 8192

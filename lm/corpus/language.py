@@ -59,6 +59,8 @@ def make(
   def find(x: stages.Document) -> stages.Document:
     head = x.text[:characters]
     language, probability = _identifier(tuple(among)).classify(head)
+    # The last digits are not the same on every processor.
+    probability = round(probability, 4)
     x = x._replace(language=language)
     if probability < least:
       return x._replace(reason='language.unsure', value=probability)

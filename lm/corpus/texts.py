@@ -7,6 +7,7 @@ import sys
 import numpy as np
 
 _LOOKED_AT = 2000  # characters that tell whether a text is Chinese
+_BLOCK = 1 << 20  # characters that are hashed at once
 _NO_WORD = {
   i: ' ' for i in range(128) if not (chr(i).isalnum() or chr(i) == '_')
 }
@@ -53,15 +54,25 @@ class Text:
 
   @functools.cached_property
   def hashes(self) -> np.ndarray:
-    """A uint64 hash of each word, the same in every process."""
+    """A uint64 hash of each word, the same in every process.
+
+    Of a word of more than a million characters the first million count.
+    """
     starts, ends = self._bounds
     codes, _ = self._codes
-    factors, inverses = powers(len(codes))
-    # A word's polynomial is a difference of two sums, moved to its beginning.
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.multiply(codes, factors[: len(codes)], out=sums[1:])
-    np.cumsum(sums, out=sums)
-    return mix((sums[ends] - sums[starts]) * inverses[starts])
+    if len(codes) <= _BLOCK:
+      return _hash(codes, starts, ends)
+    # In blocks of words, for the memory; no word is longer than a block.
+    ends = np.minimum(ends, starts + _BLOCK)
+    parts, first = [], 0
+    while first < len(starts):
+      begin = starts[first]
+      last = int(np.searchsorted(ends, begin + _BLOCK, 'right'))
+      block = slice(first, last)
+      part = codes[begin : ends[last - 1]]
+      parts.append(_hash(part, starts[block] - begin, ends[block] - begin))
+      first = last
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
   @functools.cached_property
   def lengths(self) -> np.ndarray:
@@ -107,7 +118,8 @@ class Text:
     if head.isascii():
       return False
     _, kinds = _read(head)
-    return int(np.count_nonzero(kinds & _CHINESE_KIND)) > 0.2 * len(head)
+    count = int(np.count_nonzero(kinds & _CHINESE_KIND))
+    return count > 0.2 * len(head)
 
   def language(self, known: str) -> str:
     """Returns the language if it is known, else 'zh' or ''."""
@@ -152,6 +164,18 @@ def _read(text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(raw, np.uint8), np.frombuffer(kinds, np.uint8)
   codes = np.frombuffer(text.encode(_UTF32, 'surrogatepass'), np.uint32)
   return codes, _kinds().take(codes, mode='clip')
+
+
+def _hash(
+  codes: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+  """Hashes words by their code points and their places among these."""
+  factors, inverses = powers(len(codes))
+  # A word's polynomial is a difference of two sums, moved to its beginning.
+  sums = np.zeros(len(codes) + 1, np.uint64)
+  np.multiply(codes, factors[: len(codes)], out=sums[1:])
+  np.cumsum(sums, out=sums)
+  return mix((sums[ends] - sums[starts]) * inverses[starts])
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:

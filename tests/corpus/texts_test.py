@@ -41,6 +41,18 @@ def test_hashes_are_equal_where_words_are(a, b):
   )
 
 
+def test_hashes_of_long_texts_are_made_in_blocks(monkeypatch):
+  text = 'one two, 汉字three four-five  six ' * 3
+  whole = texts.Text(text).hashes.tolist()
+  for size in (5, 6, 7, 30, len(text) - 1):
+    monkeypatch.setattr(texts, '_BLOCK', size)
+    assert texts.Text(text).hashes.tolist() == whole
+  monkeypatch.setattr(texts, '_BLOCK', 4)
+  three, thre = texts.Text('a three'), texts.Text('a thre')
+  assert three.hashes.tolist() == thre.hashes.tolist()
+  assert texts.Text(',' * 9).hashes.tolist() == []
+
+
 def test_hashes_are_the_same_in_every_process():
   view = texts.Text('The 汉')
   assert view.hashes.tolist() == [11469020329213407588, 18192325774459268580]

@@ -81,8 +81,9 @@ def duplicate_ngrams(n: int = 5, most: float = 0.15) -> rules.Rule:
 
   The paper has 0.15, 0.14, 0.13, 0.12, 0.11, 0.10 for 5 to 10 words. A
   character counts once, however many n-grams it is in, as in the paper;
-  datatrove steps over whole n-grams and counts slightly less, dolma counts each
-  n-gram of its own and the first occurrence too.
+  datatrove steps over whole n-grams and counts less, by 0.005 of English and
+  0.009 of Chinese on average for 5 words; dolma counts each n-gram of its own,
+  and the first occurrence too.
 
   Args:
     n: words, or Chinese characters, of an n-gram; at least 1.
