@@ -96,8 +96,7 @@ def find(
   found: set[str] = set()
   for pattern in patterns:
     if standard_input.is_named(pattern):
-      found.add(standard_input.file(pattern))
-      continue
+      pattern = standard_input.file(pattern)
     pattern = re.sub('^file://', '', pattern)
     files = folders.files(pattern)
     if files is not None:
