@@ -200,9 +200,9 @@ def records(
   """
   _check(settings)
   counts['files'] += 1
+  where = f'input {names.short(file)}'
   for place, raw in _raw(file, settings, counts):
-    where = f'input {names.short(file)}{": " if place else ""}{place[:25]}'
-    text = text_files.decode(raw, settings.errors, counts, where)
+    text = text_files.decode(raw, settings.errors, counts, where, place)
     if text:
       counts['documents'] += 1
       counts['bytes'] += len(text.encode())
@@ -311,9 +311,7 @@ def _archive(
     text = page.text
     if page.is_html:
       # Only Unicode can be parsed.
-      text = text_files.decode(
-        text, settings.errors, counts, f'{where}: {page.place[:25]}'
-      )
+      text = text_files.decode(text, settings.errors, counts, where, page.place)
       if text is None:
         continue
       text = web_archives.extract(text, settings.extract)
