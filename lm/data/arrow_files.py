@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Iterator
-import contextlib
 import io
+import mmap
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ _FILE = b'ARROW1'
 # A stream begins with a marker and with the length of its schema.
 _STREAM = b'\xff\xff\xff\xff'
 _FEATHER_1 = b'FEA1'
+_KEPT = 16 << 20  # bytes of text after which pages of a file are let go
 
 
 def is_arrow(file: BinaryIO) -> bool:
@@ -31,8 +32,8 @@ def rows(
 ) -> Iterator[tuple[str, bytes | None]]:
   """Reads a column of text.
 
-  A local file is mapped into memory. Of another one, a record batch is held at
-  a time; so is a batch that is compressed.
+  A local file is mapped into memory, a part at a time, since all of it may be
+  one record batch. A batch that is compressed, or at an address, is held.
 
   Args:
     file: of the table.
@@ -54,23 +55,32 @@ def rows(
       f'{where}: is of version 1 of Feather; write it as version 2'
     )
   try:
-    with contextlib.ExitStack() as stack:
-      is_local = isinstance(file, io.BufferedReader)
-      source: Any = pa.memory_map(file.name) if is_local else file
-      if is_local:
-        stack.enter_context(source)
-      batches = _batches(source, start.startswith(_FILE), field, where)
-      number = 0
-      for column, keys in batches:
-        for value in columns.values(column, keys):
-          number += 1
-          yield f'row {number}', value
+    pages = _mapped(file)
+    source: Any = (
+      file if pages is None else pa.BufferReader(pa.py_buffer(pages))
+    )
+    number = size = 0
+    for column, keys in _batches(source, start.startswith(_FILE), field, where):
+      for value in columns.values(column, keys):
+        number += 1
+        yield f'row {number}', value
+        size += len(value or b'')
+        if pages is not None and size > _KEPT:
+          pages.madvise(mmap.MADV_DONTNEED)  # they are read again if needed
+          size = 0
   except (pa.ArrowException, UnicodeDecodeError) as e:
     why = ' '.join(str(e).split())[:60]
     raise ValueError(f'{where}: damaged ({why}); fetch it again') from e
   except OSError as e:
     why = e.strerror or ' '.join(str(e).split())[:60]
     raise ValueError(f'{where}: cannot be read ({why}); check it') from e
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap | None:
+  """Maps a local file into memory; None: it is no such file."""
+  if not isinstance(file, io.BufferedReader):
+    return None
+  return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _batches(

@@ -96,8 +96,7 @@ def find(
   found: set[str] = set()
   for pattern in patterns:
     if standard_input.is_named(pattern):
-      found.add(standard_input.file(pattern))
-      continue
+      pattern = standard_input.file(pattern)
     pattern = re.sub('^file://', '', pattern)
     files = folders.files(pattern)
     if files is not None:
@@ -201,9 +200,9 @@ def records(
   """
   _check(settings)
   counts['files'] += 1
+  where = f'input {names.short(file)}'
   for place, raw in _raw(file, settings, counts):
-    where = f'input {names.short(file)}{": " if place else ""}{place[:25]}'
-    text = text_files.decode(raw, settings.errors, counts, where)
+    text = text_files.decode(raw, settings.errors, counts, where, place)
     if text:
       counts['documents'] += 1
       counts['bytes'] += len(text.encode())
@@ -312,9 +311,7 @@ def _archive(
     text = page.text
     if page.is_html:
       # Only Unicode can be parsed.
-      text = text_files.decode(
-        text, settings.errors, counts, f'{where}: {page.place[:25]}'
-      )
+      text = text_files.decode(text, settings.errors, counts, where, page.place)
       if text is None:
         continue
       text = web_archives.extract(text, settings.extract)

@@ -12,6 +12,7 @@ from lm.data import columns
 SUFFIX = '.parquet'
 _MAGIC = b'PAR1'  # at the beginning and at the end
 _ROWS = 256  # read together
+_BUFFER = 1 << 20  # bytes read at once
 
 
 def is_parquet(file: BinaryIO) -> bool:
@@ -44,7 +45,13 @@ def rows(
       column, or it is not of text.
   """
   try:
-    with parquet.ParquetFile(file, page_checksum_verification=True) as table:
+    with parquet.ParquetFile(
+      file,
+      # Without these two a whole row group is read at once.
+      buffer_size=_BUFFER,
+      pre_buffer=False,
+      page_checksum_verification=True,
+    ) as table:
       keys = columns.find(table.schema_arrow, field, where)
       number = 0
       for batch in table.iter_batches(_ROWS, columns=['.'.join(keys)]):

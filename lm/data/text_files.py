@@ -10,6 +10,7 @@ from lm.data import byte_files
 SUFFIXES = ('.txt', '.md', '.markdown', '.rst', '.tex', '.tokens', '.raw')
 ERRORS = ('replace', 'skip', 'strict')
 UNITS = ('file', 'line', 'paragraph')
+_PLACE = 25  # characters that an error has room for
 _CUT = 'pieces cut from long documents'
 
 
@@ -50,7 +51,10 @@ def units(
     line += ends
     is_last = ends if unit == 'line' else not data.strip()
     if is_last and unit != 'file':
-      if unit == 'line':
+      if unit == 'line' and not parts and not piece:
+        # Most lines; there are many.
+        yield f'line {first}', data.rstrip(b'\r\n')
+      elif unit == 'line':
         yield place(piece > 0), b''.join([*parts, data]).rstrip(b'\r\n')
       elif parts:
         yield place(piece > 0), b''.join(parts).strip(b'\r\n')
@@ -120,6 +124,7 @@ def decode(
   errors: str,
   counts: collections.Counter[str],
   where: str,
+  place: str,
 ) -> str | None:
   """Decodes a text.
 
@@ -127,7 +132,8 @@ def decode(
     raw: bytes of UTF-8, or a string that may have lone surrogates.
     errors: what to do if it is not Unicode, one of `ERRORS`.
     counts: of what happened.
-    where: the text is, for the error.
+    where: the file is, for the error.
+    place: of the text in it.
 
   Returns:
     None: the text is not Unicode, and is left out.
@@ -142,8 +148,9 @@ def decode(
     return raw
   except UnicodeError as e:
     if errors == 'strict':
+      name = f'{where}: {place[:_PLACE]}' if place else where
       raise ValueError(
-        f'{where} is not Unicode ({_cause(raw)}); mend it or set errors to '
+        f'{name} is not Unicode ({_cause(raw)}); mend it or set errors to '
         'replace'
       ) from e
     if errors == 'skip':

@@ -141,6 +141,17 @@ def test_the_places_of_documents(put, tmp_path):
     'line 3, piece 2': 'wo',
     'line 4, piece 1': 'three',
   }
+  # A piece that ends where the cut falls is followed by another one.
+  assert places(put('b.txt', 'abcdef\nx'), unit='line', max_bytes=3) == {
+    'line 1, piece 1': 'abc',
+    'line 1, piece 2': 'def',
+    'line 2': 'x',
+  }
+  assert places(put('b.txt', 'abcde\nx'), unit='line', max_bytes=3) == {
+    'line 1, piece 1': 'abc',
+    'line 1, piece 2': 'de',
+    'line 2': 'x',
+  }
   assert places(file, unit='paragraph') == {
     'line 1': 'one',
     'line 3': 'two two\nthree',

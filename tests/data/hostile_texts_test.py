@@ -201,3 +201,34 @@ def test_a_line_of_200_megabytes(tmp_path, name, unit, what, expected):
   peak, *found = map(int, done.stdout.split())
   assert tuple(found) == expected
   assert peak <= 300 << 10, f'{peak >> 10} MiB'
+
+
+def _stream(table: pa.Table, path: Path) -> None:
+  with pa.ipc.new_stream(path, table.schema) as writer:
+    writer.write_table(table)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+  'name, write',
+  (
+    ('a.arrow', _stream),
+    (
+      'a.parquet',
+      lambda table, path: parquet.write_table(
+        table, path, compression='none', use_dictionary=False
+      ),
+    ),
+  ),
+)
+def test_a_table_of_200_megabytes_in_one_batch(tmp_path, name, write):
+  rows = LONG // 1000
+  texts = pa.array([f'{n:1000d}' for n in range(rows)])
+  write(pa.table({'text': texts}), tmp_path / name)
+  command = [sys.executable, '-c', PEAK, str(tmp_path / name), 'file', 'x']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+  peak, *found = map(int, done.stdout.split())
+  assert found == [rows * 1000, rows, 0]
+  assert peak <= 150 << 10, f'{peak >> 10} MiB'

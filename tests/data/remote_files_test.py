@@ -81,6 +81,25 @@ def test_folders_patterns_and_files(memory):
   assert read('memory://b/raw/a.txt', 'memory://b/raw/a.*')[0] == ['a text']
 
 
+def test_a_saved_dataset_of_hugging_face_has_an_address(memory):
+  table = pa.table({'text': ['a', 'b']})
+  for name in ('data-00000-of-00001.arrow', 'cache-0.arrow'):
+    with (
+      memory.open(f'/b/saved/train/{name}', 'wb') as file,
+      pa.ipc.new_stream(file, table.schema) as writer,
+    ):
+      writer.write_table(table)
+  state = {'_data_files': [{'filename': 'data-00000-of-00001.arrow'}]}
+  memory.pipe('/b/saved/train/state.json', json.dumps(state).encode())
+  memory.pipe('/b/saved/train/dataset_info.json', b'{}')
+  memory.pipe('/b/saved/dataset_dict.json', b'{"splits": ["train"]}')
+  assert read('memory://b/saved')[0] == ['a', 'b']
+  assert read('memory://b/saved/train')[0] == ['a', 'b']
+  memory.pipe('/b/saved/dataset_dict.json', b'{"splits": ["train", "test"]}')
+  with pytest.raises(ValueError, match='holds the splits train, test; give th'):
+    read('memory://b/saved')
+
+
 def test_a_local_file_may_have_an_address(tmp_path):
   (tmp_path / 'a.txt').write_text('a')
   files = [

@@ -108,6 +108,10 @@ def test_what_goes_wrong_is_one_line(give, monkeypatch, tmp_path, capsys):
     line = capsys.readouterr().err
     assert words in line and line.count('\n') == 1 and len(line) <= 208
   give(b'text')
+  with pytest.raises(
+    ValueError, match=r'stdin\.doc: unknown kind; give one of'
+  ):
+    documents.find('-.doc')
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'absent'))
   with pytest.raises(
     ValueError, match=r'cannot be kept in .* .No such file or'
