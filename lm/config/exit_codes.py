@@ -31,6 +31,7 @@ _READERS = (
   'tools.lm_eval',
   'tools.neighbours',
   'tools.replay',
+  'tools.tokenizer_lab',
 )
 
 _TABLE = (
