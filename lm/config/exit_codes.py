@@ -31,6 +31,7 @@ _READERS = (
   'tools.lm_eval',
   'tools.neighbours',
   'tools.replay',
+  'tools.tokenizer_lab',
   'tools.where',
 )
 
@@ -42,7 +43,14 @@ _TABLE = (
   ExitCode(
     3,
     'refused: another process holds the workdir',
-    (*_TRAINERS, 'lm.evaluate', 'tools.hf_import', 'tools.launch'),
+    (
+      *_TRAINERS,
+      'lm.evaluate',
+      'tools.factory',
+      'tools.hf_import',
+      'tools.launch',
+      'tools.prepare_data',
+    ),
   ),
   ExitCode(3, 'the run does not fit the machine', ('lm.plan',)),
   ExitCode(
@@ -59,7 +67,7 @@ _TABLE = (
   ExitCode(
     7,
     'another process of this run failed: the last line names it',
-    ('lm.train', 'tools.launch'),
+    ('lm.train', 'tools.factory', 'tools.launch', 'tools.prepare_data'),
   ),
   ExitCode(
     8,

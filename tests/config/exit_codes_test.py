@@ -37,6 +37,8 @@ def test_every_program_shows_its_exit_codes():
   for name in {x for entry in exit_codes._TABLE for x in entry.programs}:
     if name == 'tools.launch':  # whose programs share a parser
       name = 'tools.launch.arguments'
-    text = (programs.ROOT / f'{name.replace(".", "/")}.py').read_text()
+    path = programs.ROOT / name.replace('.', '/')
+    path = path / '__main__.py' if path.is_dir() else path.with_suffix('.py')
+    text = path.read_text()
     own = f"config.exit_code_help('{name}')" in text
     assert own or 'config.parse(' in text or 'exit_code_help(program)' in text

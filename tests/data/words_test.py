@@ -193,6 +193,21 @@ def test_the_exported_file_gives_the_same_ids_and_text(made):
   assert settings['split_special_tokens']
 
 
+def test_the_exported_file_can_be_imported(made, tmp_path):
+  ids, texts, file = made
+  tree = export.to_tokenizer_json(file)
+  # As lm.interop.importer writes what config.json says.
+  tree['lm_ids'] = {'bos': ids.bos, 'eos': ids.eos, 'pad': ids.pad}
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(tree))
+  again = auto.load(str(tmp_path / 'tokenizer.json'))
+  assert (again.size, again.eos) == (ids.size, ids.eos)
+  for text in (*texts, 'the <unk> cow </s> <text end>\n\n', ''):
+    found = ids.encode(text)
+    assert again.encode(text) == found
+    assert again.decode(found) == ids.decode(found)
+    assert again.decode_next(found[1:]) == ids.decode_next(found[1:])
+
+
 def test_wikitext2_has_its_vocabulary_and_predictions(shared_data, tmp_path):
   """33,277 words with `<unk>`, no other unknown one, 245,569 predictions."""
   folder = shared_data / 'lm_en/wikitext2'

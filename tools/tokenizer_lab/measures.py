@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 import functools
 import importlib
+import itertools
 import logging
 import math
 import re
@@ -18,6 +19,7 @@ from lm.data.tokenizers import vocabulary, words
 
 # Fewer blanks than one in so many characters: words are not written apart.
 _FEW_BLANKS = 30
+_AT_ONCE = 16  # texts whose ids are held in memory
 _EXAMPLE = 24  # characters around the first difference
 _SCRIPTS = {'CJK': 'chinese', 'HIRAGANA': 'kana', 'KATAKANA': 'kana'}
 
@@ -53,8 +55,10 @@ def counts(subject: Subject, texts: Sequence[str]) -> np.ndarray:
   """Counts the ids of texts: int [V]."""
   size = len(subject.pieces)
   found = np.zeros(size, np.int64)
-  for ids in subject.tokenizer.encode_batch(list(texts)):
-    found += np.bincount(np.asarray(ids, np.int64), minlength=size)
+  for start in range(0, len(texts), _AT_ONCE):
+    part = list(texts[start : start + _AT_ONCE])
+    for ids in subject.tokenizer.encode_batch(part):
+      found += np.bincount(np.asarray(ids, np.int64), minlength=size)
   return found
 
 
@@ -78,9 +82,8 @@ def measure(subject: Subject, text: Text) -> dict[str, Any]:
   tokenizer, sentences = subject.tokenizer, list(text.sentences)
   rows = tokenizer.encode_batch(sentences)
   size = len(subject.pieces)
-  found = np.bincount(
-    np.asarray([i for ids in rows for i in ids], np.int64), minlength=size
-  )
+  flat = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
+  found = np.bincount(flat, minlength=size)
   tokens = int(found.sum())
   size_bytes = sum(len(x.encode()) for x in sentences)
   characters = sum(map(len, sentences))
