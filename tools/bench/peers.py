@@ -4,6 +4,7 @@ make peers      the environment, and what else tests use: published weights, and
                 libtpu, which compiles for TPUs that are not here
 """
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 import shutil
@@ -23,25 +24,33 @@ PUBLISHED = workers.ROOT / '.cache' / 'published'
 LIBTPU = workers.ROOT / '.cache' / 'libtpu'
 
 
-def installed(folder: Path = FOLDER) -> bool:
-  """Returns True if the environment is there, with these versions."""
+def installed(
+  folder: Path = FOLDER, requirements: Sequence[str] = REQUIREMENTS
+) -> bool:
+  """Returns True if an environment is there, with these versions."""
   stamp = folder / 'requirements'  # written last: an install may be cut short
-  return stamp.exists() and stamp.read_text() == '\n'.join(REQUIREMENTS)
+  return stamp.exists() and stamp.read_text() == '\n'.join(requirements)
 
 
-def environment(folder: Path = FOLDER) -> str:
-  """Returns the interpreter of the peers; installs them if they are not there.
+def environment(
+  folder: Path = FOLDER, requirements: Sequence[str] = REQUIREMENTS
+) -> str:
+  """Returns the interpreter of peers; installs them if they are not there.
+
+  Args:
+    folder: of the environment.
+    requirements: packages with their versions.
 
   Raises:
     workers.Failed: the installation failed.
   """
   python = folder / 'bin' / 'python'
-  if installed(folder):
+  if installed(folder, requirements):
     return str(python)
-  print(f'{folder}: installing {", ".join(REQUIREMENTS)}', file=sys.stderr)
+  print(f'{folder}: installing {", ".join(requirements)}', file=sys.stderr)
   _run([_interpreter(), '-m', 'venv', '--clear', str(folder)])
-  _run([str(python), '-m', 'pip', 'install', '--quiet', *REQUIREMENTS])
-  (folder / 'requirements').write_text('\n'.join(REQUIREMENTS))
+  _run([str(python), '-m', 'pip', 'install', '--quiet', *requirements])
+  (folder / 'requirements').write_text('\n'.join(requirements))
   return str(python)
 
 

@@ -1,0 +1,67 @@
+"""The work of `datatrove_peer.py` by the factory of this repository.
+
+  python -m tools.bench.corpus_ours INPUT OUTPUT WORKERS
+
+It verifies each near duplicate and writes shards of bytes as tokens, with the
+index and the audit. It prints a line of JSON like the peer; its steps have wall
+seconds only, because their workers live on.
+"""
+
+import json
+import sys
+import time
+
+from configs.data import base, rules
+from lm.corpus import build
+
+
+class Steps:
+  """Takes the time of each step, from the end of the one before it.
+
+  Attributes:
+    listed: name and seconds of each step.
+  """
+
+  def __init__(self):
+    self.listed: list[dict[str, str | float]] = []
+    self._last = time.perf_counter()
+
+  def __call__(
+    self, name: str, count: int, done: int, words: list[str], is_over: bool
+  ) -> None:
+    """Hears of the progress, see `lm.corpus.progress.Say`."""
+    if is_over:
+      now = time.perf_counter()
+      self.listed.append({'name': name, 'wall_seconds': now - self._last})
+      self._last = now
+
+
+def main(argv: list[str]) -> int:
+  """Runs a build; returns the exit code."""
+  given, output, workers = argv[0], argv[1], int(argv[2])
+  c = base.get_config()
+  c.sources = {'given': base.source(f'{given}/part-*.jsonl')}
+  c.stages = {
+    'quality': {'fn': 'lm.corpus.quality:make', 'rules': rules.gopher()},
+    'exact': {'fn': 'lm.corpus.exact:make'},
+    'near': {'fn': 'lm.corpus.near:make', 'threshold': 0.7},
+  }
+  c.order = ('quality', 'exact', 'near')
+  c.tokenizer_file = 'bytes'
+  c.split_valid = 0.0
+  steps = Steps()
+  result = build.run(c.lock(), output, workers=workers, say=steps)
+  print(
+    json.dumps(
+      {
+        'steps': steps.listed,
+        'documents': sum(x.documents for x in result.datasets.values()),
+        'version': 'this repository',
+      }
+    )
+  )
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
