@@ -13,6 +13,7 @@ from lm.config import untrusted
 from lm.corpus import provenance
 from lm.data import locate, shards
 from lm.data.tokenizers import utf8_bytes
+from lm.reporting import metrics_log
 from lm.training import setup
 from tests import builds, programs
 from tools import where
@@ -311,6 +312,24 @@ def test_a_rollback_leaves_steps_out(build, tmp_path, capsys, monkeypatch):
   told = [x for x in output(capsys, 'o', *flags) if x.startswith('    step')]
   numbers = {int(x.split()[1].strip(',')): 'left out' in x for x in told}
   assert numbers == {n: n in out for n in range(12)}
+
+
+def test_a_run_that_stopped_early_sees_no_more(run, build, tmp_path):
+  """It has ended with its best checkpoint, and takes no further step."""
+  workdir = programs.rewind(run, tmp_path / 'run', 3)
+  assert opened(workdir, build).last == STEPS
+  c = config.load(workdir / 'config.json', [('early.patience', 1)], build)
+  with c.unlocked():
+    c.early.metric = 'valid/loss_nats'
+  config.store(c, workdir / 'config.json')
+  log = metrics_log.Log(workdir, 0, lambda: None)
+  for step, loss in ((3, 1.0), (6, 2.0)):
+    log.now(step, {'valid/loss_nats': loss})
+  log.close()
+  have = opened(workdir, build)
+  assert (have.step, have.last) == (3, 3)
+  assert have.when(2) == 'seen'
+  assert have.when(3) == 'beyond the end of the run'
 
 
 def test_what_an_objective_reads_is_said(build, tmp_path, capsys, monkeypatch):
