@@ -2,12 +2,14 @@
 
   python -m tools.where 'some text' --build=FOLDER --workdir=RUN
   python -m tools.where --step=1234 --workdir=RUN [--build=FOLDER]
+  python -m tools.where --mixture --workdir=RUN [--step=1234]
 
 The first lists the documents of a build that hold the text: which were dropped
 and why, in which shard the others lie, and at which steps the run has seen them
 or will see them. Without a build it looks into the shards that the run reads,
 and without a run it says nothing of steps. The second prints the documents of a
-step's batch.
+step's batch. The third prints how many tokens and epochs of each source the run
+has read, and how many it will have read at its end, or before a step.
 
 Step N is the update from state N to state N + 1, which metrics.jsonl writes as
 N + 1. A run has seen a step if its newest checkpoint is a later one. Texts that
@@ -24,7 +26,7 @@ from typing import Any, NamedTuple
 from lm import checkpoint, config, types
 from lm.checkpoint import manifest
 from lm.corpus import provenance
-from lm.data import locate, row_lengths, samples, shards
+from lm.data import locate, row_lengths, samples, shards, usage
 from lm.training import early_stopping, setup
 
 _AROUND = 60  # characters that a preview shows on each side of a text
@@ -349,6 +351,24 @@ def _origins(
   return origins
 
 
+def mixture(run: Run, step: int | None) -> Iterator[str]:
+  """Yields tables of what a run reads of each source.
+
+  Args:
+    run: as `open_run` returns it.
+    step: of which all steps before it are counted; None: both the newest
+      checkpoint's and the last.
+
+  Raises:
+    ValueError: the step is not known.
+  """
+  steps = dict.fromkeys((run.step, run.last)) if step is None else (step,)
+  for n in steps:
+    yield f'before step {n} of {run.last}'
+    for line in usage.table(usage.before(run.samples, n)):
+      yield f'  {line}'
+
+
 def _around(query: provenance.Query, text: str) -> str:
   """Shows where a text holds what was looked for."""
   match = query.search(text)
@@ -385,8 +405,12 @@ def lines(flags: argparse.Namespace) -> Iterator[str]:
   run = None
   if flags.workdir is not None:
     run = open_run(flags.workdir, flags.build, flags.data)
-    yield from _scored(run)
-  if flags.step is None:
+    if not flags.mixture:
+      yield from _scored(run)
+  if flags.mixture:
+    assert run is not None
+    yield from mixture(run, flags.step)
+  elif flags.step is None:
     query = provenance.Query(flags.text, flags.loose)
     yield from search(query, run, flags.build, flags.limit)
   else:
@@ -396,12 +420,15 @@ def lines(flags: argparse.Namespace) -> Iterator[str]:
 
 def _check(flags: argparse.Namespace) -> None:
   """Refuses flags that do not fit together."""
-  if (flags.text is None) == (flags.step is None):
-    raise config.ConfigError('give a text to look for, or --step')
+  wants = flags.step is not None or flags.mixture
+  if (flags.text is None) != wants:
+    raise config.ConfigError('give a text to look for, or --step or --mixture')
   if flags.text is not None and not flags.text.strip():
     raise config.ConfigError('the text is empty: give what to look for')
-  if flags.step is not None and flags.workdir is None:
-    raise config.ConfigError('--step needs --workdir, the folder of a run')
+  if wants and flags.workdir is None:
+    raise config.ConfigError(
+      '--step and --mixture need --workdir, the folder of a run'
+    )
   if flags.step is not None and flags.step < 0:
     raise config.ConfigError(f'--step={flags.step}: give one from 0 on')
   if flags.workdir is None and flags.build is None:
@@ -424,6 +451,7 @@ def main(argv: Sequence[str]) -> None:
   add('text', nargs='?', help='what to look for')
   add('--loose', action='store_true', help='ignore case and kinds of space')
   add('--step', type=int, help='print the batch of this step')
+  add('--mixture', action='store_true', help='print what is read by source')
   add('--build', type=Path, help='folder of a build of tools.factory')
   add('--workdir', metavar='RUN', type=Path, help='folder of a run')
   add('--data', type=Path, help='where the data of the run lie now')

@@ -18,18 +18,16 @@ def get_config(folder: str = '../shared/data'):
         # The language of short poems is not looked for, see chinese.py.
         source['skip'] = (*source['skip'], 'quality')
       c.sources[f'{language}_{name}'] = source
+  clean = base.contamination(folder, 'en')
+  clean['sets'] |= base.contamination(folder, 'zh')['sets']
   c.stages = base.cleaning() | {
     'quality': rules.english(),
     'quality_zh': rules.chinese(),
+    'contamination': clean,
   }
-  english_sets, chinese_sets = (
-    base.contamination(folder, language) for language in ('en', 'zh')
-  )
-  english_sets['sets'] |= chinese_sets['sets']
-  c.stages.contamination = english_sets
   c.order = (*base.order('quality', 'quality_zh'), 'contamination')
-  c.stages.language.keep = ('en', 'zh')
-  c.stages.language.least = 0.0
+  c.stages['language']['keep'] = ('en', 'zh')
+  c.stages['language']['least'] = 0.0
   c.split_valid = 0.02
   c.by_source = True
   c.train_tokenizer.vocab = 16_384

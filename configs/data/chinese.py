@@ -18,9 +18,9 @@ def get_config(folder: str = '../shared/data'):
     'contamination': base.contamination(folder, 'zh'),
   }
   c.order = (*base.order('quality_zh'), 'contamination')
-  c.stages.language.keep = ('zh',)
+  c.stages['language']['keep'] = ('zh',)
   # Old Chinese is seldom what the model of languages was trained on.
-  c.stages.language.least = 0.0
+  c.stages['language']['least'] = 0.0
   c.split_valid = 0.02
   c.train_tokenizer.vocab = 8192
   c.train_tokenizer.sample_bytes = 10_000_000

@@ -20,7 +20,7 @@ def get_config(folder: str = 'data/embedded/raw'):
     'valid': base.source(f'{folder}/valid.jsonl', side='valid'),
   }
   for source in c.sources.values():
-    source.licence = 'PSF-2.0, BSD-3-Clause, Apache-2.0'
+    source['licence'] = 'PSF-2.0, BSD-3-Clause, Apache-2.0'
   c.stages = base.cleaning()
   # Docstrings are chosen texts, in English and the language of Python.
   c.order = ('normalise', 'personal', 'exact', 'near')

@@ -18,7 +18,7 @@ def get_config(folder: str = '../shared/data'):
     'contamination': base.contamination(folder, 'en'),
   }
   c.order = (*base.order('quality'), 'contamination')
-  c.stages.language.keep = ('en',)
+  c.stages['language']['keep'] = ('en',)
   c.split_valid = 0.02
   c.train_tokenizer.vocab = 8192
   c.train_tokenizer.sample_bytes = 10_000_000

@@ -1,7 +1,8 @@
 """Data by one flag: `--data=FOLDER` instead of the paths that a config names.
 
 The folder is as preparation writes it: a tokenizer, and a dataset each in
-`train`, `valid` and perhaps `test`.
+`train`, `valid` and perhaps `test`. Each of these may hold one dataset a source
+instead, such as `train/web` and `train/wiki`.
 """
 
 from pathlib import Path
@@ -12,6 +13,55 @@ from lm.config.messages import ConfigError
 from lm.config.values import Config
 
 _SPLITS = ('train', 'valid', 'test')
+_MANIFEST = 'manifest.json'  # of a dataset
+
+
+def spread(c: Any, folder: str | Path) -> None:
+  """Gives each source in a folder of prepared data a key of its own.
+
+  A config with one training source gets all that are in the folder, with a
+  weight of 1 each, unless its one is among them. An evaluator `valid` becomes
+  `valid_web` and `valid_wiki`.
+
+  Args:
+    c: a config that is not locked, or a part of one with its keys; is changed.
+    folder: of the data.
+
+  Raises:
+    ConfigError: the name of a source cannot be a key.
+  """
+  folder = Path(folder)
+  sources, found = (
+    c.get('data', {}).get('sources', {}),
+    _sources(folder, 'train'),
+  )
+  if len(sources) == 1 and found and next(iter(sources)) not in found:
+    path = next(iter(sources.values()))['path']
+    c['data']['sources'] = {
+      name: {'path': f'{path}/{name}', 'weight': 1.0} for name in found
+    }
+  for name, spec in [*c.get('evals', {}).items()]:
+    path = spec.get('path')
+    split = Path(path).name if isinstance(path, str) else ''
+    if found := _sources(folder, split):
+      del c['evals'][name]
+      for source in found:
+        own = values.plain(spec) | {'path': f'{path}/{source}'}
+        c['evals'][f'{name}_{source}'] = own
+
+
+def _sources(folder: Path, split: str) -> list[str]:
+  """Lists the sources of a split; none where it is one dataset."""
+  if split not in _SPLITS or (folder / split / _MANIFEST).exists():
+    return []
+  names = sorted(x.parent.name for x in folder.glob(f'{split}/*/{_MANIFEST}'))
+  for name in names:
+    if '.' in name:
+      raise ConfigError(
+        f'--data={folder}: {split}/{name}: the name of a source is a key of '
+        'the config, and may have no dot: rename the folder'
+      )
+  return names
 
 
 def paths(c: Config, folder: str | Path) -> dict[str, str]:
@@ -21,7 +71,7 @@ def paths(c: Config, folder: str | Path) -> dict[str, str]:
   datasets that are called as those in the folder are.
 
   Args:
-    c: a whole config, or a part of one with its keys.
+    c: a whole config, or a part of one with its keys, after `spread`.
     folder: of the data.
 
   Returns:
@@ -40,10 +90,16 @@ def paths(c: Config, folder: str | Path) -> dict[str, str]:
     path = Path(value)
     if key == 'tokenizer.path':
       new[key] = str(folder / f'tokenizer{path.suffix}')
+    elif key in sources and _sources(folder, 'train'):
+      new[key] = str(folder / 'train' / key.split('.')[2])
     elif [key] == sources:
       new[key] = str(folder / 'train')
-    elif key.startswith(('data.sources.', 'evals.')) and path.name in _SPLITS:
+    elif not key.startswith(('data.sources.', 'evals.')):
+      continue
+    elif path.name in _SPLITS:
       new[key] = str(folder / path.name)
+    elif path.name in _sources(folder, path.parent.name):
+      new[key] = str(folder / path.parent.name / path.name)
   if not new:
     raise ConfigError(
       f'--data={folder}: this config reads no prepared texts: set its paths'
@@ -51,8 +107,8 @@ def paths(c: Config, folder: str | Path) -> dict[str, str]:
   for key, value in new.items():
     if not Path(value).exists():
       raise ConfigError(
-        f'--data={folder}: has no {Path(value).name}, which {key} needs: '
-        'prepare it, or set that key'
+        f'--data={folder}: has no {Path(value).relative_to(folder)}, which '
+        f'{key} needs: prepare it, or set that key'
       )
   return new
 

@@ -129,7 +129,7 @@ def load(
     overrides: `('optim.peak', '3e-4')` pairs, of text as flags give it or of a
       config's values; of two for one key the last wins.
     data: a folder of prepared data that the config shall read, see
-      `data_folder.paths`; None leaves its paths as they are.
+      `data_folder`; None leaves its paths as they are.
     required: keys that the config must have; those of a run.
 
   Raises:
@@ -156,7 +156,11 @@ def load(
       c = config_dict.ConfigDict(c)
     _check_aliases(c)
     c.lock()
-    given = {} if data is None else data_folder.paths(c, data)
+    given = {}
+    if data is not None:
+      with c.unlocked():
+        data_folder.spread(c, data)
+      given = data_folder.paths(c, data)
     given |= dict(overrides)
     for key, value in given.items():
       overrides_lib.override(c, key, value)

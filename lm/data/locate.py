@@ -87,6 +87,12 @@ def eras(now: samples_lib.Samples) -> list[Era]:
   return [Era(*era) for era in zip(starts, ends, found, strict=True)]
 
 
+def era_of(now: samples_lib.Samples, step: int) -> samples_lib.Samples:
+  """Finds what the era of a step reads; of an unknown one, the newest."""
+  known = [era for era in eras(now) if era.start <= step]
+  return known[-1].samples if known else now
+
+
 def visits(
   now: samples_lib.Samples,
   source: str,
@@ -189,8 +195,7 @@ def pieces(now: samples_lib.Samples, step: int) -> list[Piece]:
   Raises:
     ValueError: the step lies before the first era that is known.
   """
-  known = [era for era in eras(now) if era.start <= step]
-  samples = known[-1].samples if known else now
+  samples = era_of(now, step)
   numbers = samples.before(step) + np.arange(samples.batch_size)
   dataset, place = mixture.locate(samples.phases, numbers)
   names = list(samples.cuts)

@@ -82,7 +82,10 @@ def anchor(
     then, counts = dict(position['datasets']), dict(position['counts'])
     before = {k: position['anchor'][k] for k in ('step', 'tokens', 'counts')}
     # Older versions wrote no past.
-    past = [dict(x) for x in position['anchor'].get('past', ())]
+    past = [
+      {key: x[key] for key in ('step', 'tokens', 'counts', *identity)}
+      for x in position['anchor'].get('past', ())
+    ]
     old = {key: position[key] for key in identity}
     history = [[s, dict(share)] for s, share in position['weights']]
   except (AttributeError, KeyError, TypeError, ValueError) as e:

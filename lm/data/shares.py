@@ -16,7 +16,7 @@ _DIGITS = 30  # of powers, which are then rounded to floats
 
 
 class Rule(NamedTuple):
-  """What is made of weights.
+  """Settings that turn weights into shares.
 
   Attributes:
     temperature: see `tempered`.
@@ -41,7 +41,7 @@ def make(
     given: weights of every source from a step on, as the user gave them.
     opened: the sources.
     identity: batch size and window of the run.
-    rule: what is made of the weights.
+    rule: that turns them into shares.
 
   Raises:
     ValueError: a setting is out of range, the sources do not suffice, or one

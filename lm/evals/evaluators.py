@@ -132,6 +132,7 @@ class EvaluatorCache:
     """
     own, named = config.plain({'evals': c.evals}), {}
     if self._data is not None:
+      config.data_folder.spread(own, self._data)
       named = config.data_folder.paths(own, self._data)
       own = config.data_folder.replaced(own, named)
     refused = {}

@@ -14,7 +14,7 @@ import jax
 
 from lm import checkpoint, config, optim, sharding, tree, types
 from lm.checkpoint import bucket, bucket_reader, mirror
-from lm.data import objectives, prefetch, stream
+from lm.data import objectives, prefetch, stream, usage
 from lm.evals import context as context_lib
 from lm.runtime import devices, process_group
 from lm.training import privacy, run_checks
@@ -103,9 +103,12 @@ class Run(NamedTuple):
     return meta(self.config, self.data, self.tokenizer, step, logged)
 
   def summary(self) -> str:
-    """Tells the size of the model and of the mesh."""
+    """Tells the size of the model and of the mesh, and what will be read."""
     count = tree.count(self.program.like.params)
-    return f'{count:,} parameters, mesh {dict(self.mesh.shape)}'
+    lines = [f'{count:,} parameters, mesh {dict(self.mesh.shape)}']
+    if self.data.samples is not None:
+      lines += usage.table(usage.before(self.data.samples, self.config.steps))
+    return '\n  '.join(lines)
 
 
 def assemble(

@@ -276,7 +276,13 @@ def test_position_of_other_data_or_weights_is_refused(make, root, tmp_path):
     make(sources=added, changes=changes, position=position)
   with pytest.raises(ValueError, match='weights before step 10 differ'):
     make(changes=CHANGES[1:], position=position)
-  for bad in ({}, {'step': 1}, {**position, 'anchor': None, 'counts': 3}):
+  torn = {**position['anchor'], 'past': [{'step': 0}]}
+  for bad in (
+    {},
+    {'step': 1},
+    {**position, 'anchor': None, 'counts': 3},
+    {**position, 'anchor': torn},
+  ):
     with pytest.raises(ValueError, match='position is not one that'):
       make(position=bad)
 

@@ -13,6 +13,7 @@ from lm.config import untrusted
 from lm.corpus import provenance
 from lm.data import locate, shards
 from lm.data.tokenizers import utf8_bytes
+from lm.reporting import metrics_log
 from lm.training import setup
 from tests import builds, programs
 from tools import where
@@ -257,6 +258,44 @@ def test_data_that_moved_are_found_in_the_build(run, build, tmp_path, capsys):
   assert have == want
 
 
+def test_what_was_read_of_each_source(run, build, capsys):
+  """Over a change of batch size and one of weights, as visits count it."""
+  have = opened(run, build)
+  flags = ['--mixture', f'--workdir={run}', f'--build={build}']
+  whole = output(capsys, *flags)
+  assert [x for x in whole if not x.startswith('  ')] == [
+    'before step 12 of 30',
+    'before step 30 of 30',
+  ]
+  for step, weights in ((4, (2, 1)), (7, (2, 1)), (12, (1, 3))):
+    lines = output(capsys, *flags, f'--step={step}')
+    assert lines[0] == f'before step {step} of 30'
+    assert lines[1].split() == [
+      'source', 'tokens', 'weight', 'share', 'read', 'epochs'
+    ]  # fmt: skip
+    rows = [line.replace(',', '').split() for line in lines[2:]]
+    for row, name, weight in zip(rows, ('web', 'wiki'), weights, strict=True):
+      tokens = have.samples.cuts[name].source.manifest.tokens
+      read = sum(
+        x.stop - x.start
+        for x in locate.visits(have.samples, name, (0, tokens), (0, step))
+      )
+      assert row[:3] == [name, str(tokens), str(weight)]
+      # The last window of an epoch is padded.
+      assert read <= int(row[4]) <= read + 16 * (read // tokens + 1)
+      assert float(row[5]) == pytest.approx(int(row[4]) / tokens, abs=0.02)
+    assert sum(float(row[3].strip('%')) for row in rows) == pytest.approx(100)
+  assert lines[1:] == whole[1:4]
+
+
+def test_a_run_says_at_its_start_what_it_will_read(build):
+  c = settings(build, steps=9999, batch_size=8)
+  summary = setup.assemble(setup.fill(c)).summary().splitlines()
+  assert summary[1].split()[0] == 'source' and len(summary) == 4
+  assert [line.split()[0] for line in summary[2:]] == ['web', 'wiki']
+  assert summary[2].split()[3].startswith('66.')
+
+
 def test_a_rollback_leaves_steps_out(build, tmp_path, capsys, monkeypatch):
   monkeypatch.setenv(untrusted.VARIABLE, '/,tests')
   monkeypatch.setenv('FAULT', 'nan_grad@4-7')
@@ -273,6 +312,24 @@ def test_a_rollback_leaves_steps_out(build, tmp_path, capsys, monkeypatch):
   told = [x for x in output(capsys, 'o', *flags) if x.startswith('    step')]
   numbers = {int(x.split()[1].strip(',')): 'left out' in x for x in told}
   assert numbers == {n: n in out for n in range(12)}
+
+
+def test_a_run_that_stopped_early_sees_no_more(run, build, tmp_path):
+  """It has ended with its best checkpoint, and takes no further step."""
+  workdir = programs.rewind(run, tmp_path / 'run', 3)
+  assert opened(workdir, build).last == STEPS
+  c = config.load(workdir / 'config.json', [('early.patience', 1)], build)
+  with c.unlocked():
+    c.early.metric = 'valid/loss_nats'
+  config.store(c, workdir / 'config.json')
+  log = metrics_log.Log(workdir, 0, lambda: None)
+  for step, loss in ((3, 1.0), (6, 2.0)):
+    log.now(step, {'valid/loss_nats': loss})
+  log.close()
+  have = opened(workdir, build)
+  assert (have.step, have.last) == (3, 3)
+  assert have.when(2) == 'seen'
+  assert have.when(3) == 'beyond the end of the run'
 
 
 def test_what_an_objective_reads_is_said(build, tmp_path, capsys, monkeypatch):
@@ -301,10 +358,12 @@ def test_what_an_objective_reads_is_said(build, tmp_path, capsys, monkeypatch):
   ('flags', 'say'),
   [
     (['--build={build}'], 'give a text to look for, or --step'),
+    (['--mixture', '--build={build}'], '--step and --mixture need'),
+    (['x', '--mixture', '--workdir={run}'], 'give a text to look for, or'),
     (['x', '--step=3', '--workdir={run}'], 'give a text to look for, or'),
     (['  ', '--build={build}'], 'the text is empty: give what to look for'),
     (['x'], 'give --build, --workdir or both'),
-    (['--step=3', '--build={build}'], '--step needs --workdir'),
+    (['--step=3', '--build={build}'], '--step and --mixture need --workdir'),
     (['--step=-1', '--workdir={run}'], '--step=-1: give one from 0 on'),
     (['x', '--build={build}', '--limit=0'], '--limit=0: give one from 1'),
     (['x', '--build={none}'], 'holds no documents.parquet: give the folder'),
