@@ -87,6 +87,8 @@ class Reader:
       self.folder.mkdir(parents=True, exist_ok=True)
       known = self._bucket.read('evals.jsonl') or b''
       (self.folder / 'evals.jsonl').write_bytes(known)
+      if certificate := self._bucket.read('contamination.json'):
+        (self.folder / 'contamination.json').write_bytes(certificate)
       yield
     finally:
       ending.set()

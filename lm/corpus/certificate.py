@@ -74,6 +74,7 @@ def report(
   flagged = Counter(_column(tables, item_matches.FLAGGED, 'item'))
   checked = {*_column(tables, item_matches.COUNTED, 'item')}
   long_enough = {probe.item for probe in loaded.probes}
+  common = long_enough - checked
   paths = documents.find(clean) if clean else []
   recall = _recall(settings, tables, checked, sample, paths)
   files, first = {}, 0
@@ -86,7 +87,7 @@ def report(
       'items': len(numbers),
       'unchecked': {
         'too_short': sum(i not in long_enough for i in numbers),
-        'boilerplate': sum(i in long_enough - checked for i in numbers),
+        'boilerplate': sum(i in common for i in numbers),
       },
       'flagged': {
         loaded.items[i].id: flagged[i] for i in numbers if i in flagged

@@ -11,7 +11,6 @@ punctuation is deleted ('U.S.' has 'u' and 's', or 'us'), both forms count.
 """
 
 from collections.abc import Iterator, Sequence
-import functools
 import re
 import string
 from typing import NamedTuple
@@ -234,5 +233,6 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _union(parts: Sequence[np.ndarray]) -> np.ndarray:
-  """Joins distinct grams; one array stays as it is."""
-  return functools.reduce(np.union1d, parts, np.empty(0, np.int64))
+  """Joins distinct grams; one array with some stays as it is."""
+  some = [part for part in parts if len(part)]
+  return some[0] if len(some) == 1 else np.unique(_joined(some))
