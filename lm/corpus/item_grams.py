@@ -153,10 +153,11 @@ def _grams(
   rolled = list(_rolled(hashes, max(lengths)))
   result = []
   for view, start, end in zip(views, ends[:-1], ends[1:], strict=True):
-    n = lengths[view.is_chinese]
+    language = int(view.is_chinese)
+    n = lengths[language]
     if end - start < n:
       n = int(end - start)
-      if n < SHORTEST[view.is_chinese]:
+      if n < SHORTEST[language]:
         result.append(np.empty(0, np.int64))
         continue
     one = rolled[n - min(SHORTEST)][start : end - n + 1]
