@@ -84,10 +84,10 @@ def probes(
   bare = {x: without_punctuation(x) for x in plain}
   forms = {**plain, **dict.fromkeys(bare.values())}
   grams = dict(zip(forms, _grams(list(forms), lengths), strict=True))
-  keys, counts = np.unique(
-    _joined([grams[x] for x in plain]), return_counts=True
+  common = np.union1d(
+    _common([grams[x] for x in plain], most_texts),
+    _common([grams[x] for x in dict.fromkeys(bare.values())], most_texts),
   )
-  common = keys[counts > most_texts]
   result = []
   for n, item in enumerate(items):
     found = [
@@ -131,6 +131,12 @@ def find(text: str, grams: Grams) -> np.ndarray:
   places = np.searchsorted(grams.sorted, candidates)
   places = np.minimum(places, len(grams.sorted) - 1)
   return np.unique(candidates[grams.sorted[places] == candidates])
+
+
+def _common(grams: Sequence[np.ndarray], most_texts: int) -> np.ndarray:
+  """Lists the grams of more than so many texts."""
+  keys, counts = np.unique(_joined(grams), return_counts=True)
+  return keys[counts > most_texts]
 
 
 def _of_item(
