@@ -8,13 +8,16 @@ Every evaluator of a run's config, and of `--config`, evaluates every committed
 checkpoint once and adds a line to evals.jsonl:
 
   {"step": 120, "checkpoint": its content hash, "evaluator": "valid",
-   "task": ..., "code": ..., "metrics": {"valid/loss_nats": 1.5}}
+   "task": ..., "code": ..., "contamination": "unknown",
+   "metrics": {"valid/loss_nats": 1.5}}
 
-and "card", if the evaluator describes its questions. Checkpoint, evaluator,
-task and code are the key of a line: task is a hash of the evaluator's settings
-and of the files that they name, code a hash of the program behind it. Whatever
-is missing is done, so an evaluator may be added at any time, and the program
-may be killed at any time. Processes that evaluate the same runs share the work.
+and "card", if the evaluator describes its questions. `contamination` says which
+questions were in the data of the run (lm.evals.contamination). Checkpoint,
+evaluator, task and code are the key of a line: task is a hash of the
+evaluator's settings and of the files that they name, code a hash of the program
+behind it. Whatever is missing is done, so an evaluator may be added at any
+time, and the program may be killed at any time. Processes that evaluate the
+same runs share the work.
 Evaluators that score single items also write items/, which tools.compare reads.
 With `--watch` it waits for new checkpoints until training has ended: the last
 step is there, or nobody has trained in the folder for a minute.
@@ -36,7 +39,7 @@ from typing import Any
 
 from lm import config
 from lm.checkpoint import bucket
-from lm.evals import evaluators, records, runs
+from lm.evals import contamination, evaluators, records, runs
 from lm.evals.reports import html as report
 from lm.evals.reports import recipes, table
 from lm.reporting import html
@@ -193,6 +196,8 @@ def _report(
 ) -> None:
   """Prints the table, and writes the files that were asked for."""
   headlines = recipes.headlines(evaluated)
+  for line in contamination.lines(evaluated):
+    print(line, flush=True)
   print(table.table(table.rows(evaluated), headlines), flush=True)
   if csv_file is not None:
     table.write_csv(evaluated, csv_file)

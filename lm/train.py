@@ -39,6 +39,7 @@ from lm.runtime import (
   signals,
 )
 from lm.training import (
+  certificates,
   early_stopping,
   evaluations,
   metrics_logger,
@@ -82,6 +83,8 @@ def train(
     stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
     meta = setup.claim(c, folder, checkpointer, group)
+    if group.leads:
+      certificates.store(c, checkpointer, source)
     run = setup.assemble_in(c, folder, meta)
     stopping = early_stopping.EarlyStopping(c, folder, group)
     if stopping.ended is not None:

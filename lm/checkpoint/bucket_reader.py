@@ -54,7 +54,13 @@ class Reader:
     for old in manifest.candidates(self.folder):
       if old != step:
         self._delete(old)
+    self._download_certificate()
     return self.folder
+
+  def _download_certificate(self) -> None:
+    """Brings down what says which evaluation items its data had, if any."""
+    if certificate := self._bucket.read('contamination.json'):
+      (self.folder / 'contamination.json').write_bytes(certificate)
 
   def _delete(self, step: int) -> None:
     trash = self.folder / f'tmp.delete.{step}.{os.getpid()}'
@@ -87,6 +93,7 @@ class Reader:
       self.folder.mkdir(parents=True, exist_ok=True)
       known = self._bucket.read('evals.jsonl') or b''
       (self.folder / 'evals.jsonl').write_bytes(known)
+      self._download_certificate()
       yield
     finally:
       ending.set()

@@ -20,7 +20,8 @@ from typing import Any
 from lm import errors
 from lm.checkpoint import bucket, bucket_lease, manifest, read_locks, retention
 
-_LINES = ('config.json', 'metrics.jsonl')  # files that training writes
+# Files that training writes.
+_FILES = ('config.json', 'contamination.json', 'metrics.jsonl')
 _LOOK_SECONDS = 1.0
 
 
@@ -113,7 +114,7 @@ class Mirror:
     self._uploaded[f'{step}'] = manifest.digest(self.folder, step)
     if step < newest_here:
       return  # this machine is ahead, and so are its metrics
-    for name in _LINES:
+    for name in _FILES:
       with contextlib.suppress(FileNotFoundError):
         # By a rename, so that a kill never leaves half of the metrics.
         self._bucket.download(name, self.folder / f'tmp.{name}')
@@ -194,7 +195,7 @@ class Mirror:
     # step are on disk before the step is, so that a step in the bucket never
     # lacks them.
     steps = manifest.steps(self.folder)
-    for name in _LINES:
+    for name in _FILES:
       with contextlib.suppress(FileNotFoundError):
         stat = os.stat(self.folder / name)
         version = stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -10,6 +10,7 @@ _FOLDERS = ('checkpoints', 'items', 'read_locks', 'tensorboard')
 _FILES = (
   'config.json',
   'config.json.part',
+  'contamination.json',
   'evals.jsonl',
   'evals.lock',
   'lease',

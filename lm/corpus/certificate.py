@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,27 +30,10 @@ import pyarrow.parquet as pq
 from lm.corpus import decisions, item_grams, item_matches, perturbations
 from lm.data import documents
 
-_HOSTS = 200  # texts into which items are put
+_HOSTS = 50  # texts into which items are put
 _LONGEST_HOST = 4_000  # characters
 _LONGEST_CLEAN = 20_000  # characters; a longer text counts as several
 _Z = 1.959964  # 95 % of a normal distribution
-_Found = tuple[np.ndarray, np.ndarray]  # number of a text, gram
-
-
-class _Injection(NamedTuple):
-  """Items of a file that are sought in other text.
-
-  Attributes:
-    file: number of the file.
-    name: of the perturbation.
-    items: their numbers.
-    first: number of the first text.
-  """
-
-  file: int
-  name: str
-  items: list[int]
-  first: int
 
 
 def report(
@@ -74,6 +57,7 @@ def report(
   flagged = Counter(_column(tables, item_matches.FLAGGED, 'item'))
   checked = {*_column(tables, item_matches.COUNTED, 'item')}
   long_enough = {probe.item for probe in loaded.probes}
+  common = long_enough - checked
   paths = documents.find(clean) if clean else []
   recall = _recall(settings, tables, checked, sample, paths)
   files, first = {}, 0
@@ -86,7 +70,7 @@ def report(
       'items': len(numbers),
       'unchecked': {
         'too_short': sum(i not in long_enough for i in numbers),
-        'boilerplate': sum(i in long_enough - checked for i in numbers),
+        'boilerplate': sum(i in common for i in numbers),
       },
       'flagged': {
         loaded.items[i].id: flagged[i] for i in numbers if i in flagged
@@ -133,46 +117,36 @@ def _recall(
   loaded = item_matches.load(settings)
   hosts = _hosts(clean, tables)
   tasks, first, texts = [], 0, 0
-  for n, (_, file) in enumerate(loaded.files):
+  for file in (file for _, file in loaded.files):
     own = [i for i in range(first, first + len(file.items)) if i in checked]
     first += len(file.items)
     rng = np.random.default_rng(int(file.sha256[:16], 16))
     drawn = sorted(rng.choice(own, min(sample, len(own)), False).tolist())
-    for name in perturbations.PERTURBATIONS:
-      items = [i for i in drawn if perturbations.applies(name, loaded.items[i])]
-      if items:
-        tasks.append(_Injection(n, name, items, texts))
-        texts += len(items)
-  grams = tables.add(
-    f'{item_matches.STAGE}_injected',
-    _table(tables.run(_injected, [(settings, task, hosts) for task in tasks])),
-  )
-  found = tables.read(
-    item_matches.flag(settings, tables, grams, f'{item_matches.STAGE}_recalled')
-  )
-  pairs = {(row['id'], row['item']) for row in found.to_pylist()}
-  result: list[dict[str, Any]] = [{} for _ in loaded.files]
+    items = {
+      name: [i for i in drawn if perturbations.applies(name, loaded.items[i])]
+      for name in perturbations.PERTURBATIONS
+    }
+    tasks.append(_task(settings, texts, items=items, hosts=hosts))
+    texts += sum(map(len, items.values()))
+  pairs = {
+    (row['id'], row['item'])
+    for row in _flagged(settings, tables, 'injected', tables.run(inject, tasks))
+  }
+  result = []
   for task in tasks:
-    hits = sum((task.first + n, i) in pairs for n, i in enumerate(task.items))
-    result[task.file][task.name] = share(hits, len(task.items))
+    ids = itertools.count(task['first'])
+    hits = {
+      name: sum((next(ids), i) in pairs for i in items)
+      for name, items in task['items'].items()
+    }
+    result.append(
+      {
+        name: share(hits[name], len(items))
+        for name, items in task['items'].items()
+        if items
+      }
+    )
   return result
-
-
-def _injected(
-  task: tuple[item_matches.Settings, _Injection, Sequence[str]],
-) -> _Found:
-  """Finds the grams of perturbed items in their texts."""
-  settings, injection, hosts = task
-  loaded = item_matches.load(settings)
-  rng = np.random.default_rng(injection.first)
-  return _find(
-    loaded.grams,
-    (
-      perturbations.inject(injection.name, loaded.items[i], hosts, rng)
-      for i in injection.items
-    ),
-    injection.first,
-  )
 
 
 def _false_positives(
@@ -183,38 +157,76 @@ def _false_positives(
   """Measures how many clean documents are said to hold an item, by file."""
   if not clean:
     return None
-  # Results come in any order.
-  by_path = dict(tables.run(_count, clean))
-  counts = [by_path[path] for path in clean]
-  firsts = np.cumsum([0, *counts]).tolist()
-  grams = tables.add(
-    f'{item_matches.STAGE}_clean',
-    _table(
-      tables.run(
-        _clean,
-        [(settings, x, n) for x, n in zip(clean, firsts, strict=False)],
-      )
-    ),
-  )
-  found = tables.read(
-    item_matches.flag(settings, tables, grams, f'{item_matches.STAGE}_alarms')
-  )
-  ids = np.unique(np.array(found.column('id').to_pylist(), np.int64))
-  places = np.searchsorted(firsts, ids, 'right') - 1
+  tasks = [_task(settings, 0, file=n, path=x) for n, x in enumerate(clean)]
+  # Results may come in any order.
+  found = sorted(tables.run(search, tasks), key=lambda x: x['file'])
+  counts = [x['count'] for x in found]
+  firsts = [0, *itertools.accumulate(counts)]
+  for one, first in zip(found, firsts, strict=False):
+    one['ids'] = [first + i for i in one['ids']]
+  ids = {row['id'] for row in _flagged(settings, tables, 'clean', found)}
   return {
-    '/'.join(Path(path).parts[-2:]): share(int((places == n).sum()), count)
-    for n, (path, count) in enumerate(zip(clean, counts, strict=True))
+    '/'.join(Path(path).parts[-2:]): share(
+      sum(first <= i < first + count for i in ids), count
+    )
+    for path, first, count in zip(clean, firsts, counts, strict=False)
   }
 
 
-def _count(path: str) -> tuple[str, int]:
-  return path, sum(1 for _ in _clean_texts(path))
+def inject(task: Mapping[str, Any]) -> dict[str, Any]:
+  """Finds the grams of perturbed items in other texts, in some process."""
+  loaded = item_matches.load(_settings(task))
+  rng = np.random.default_rng(task['first'])
+  texts = (
+    perturbations.inject(name, loaded.items[i], task['hosts'], rng)
+    for name, items in task['items'].items()
+    for i in items
+  )
+  return _find(loaded.grams, texts, task['first'])
 
 
-def _clean(task: tuple[item_matches.Settings, str, int]) -> _Found:
-  """Finds the grams of all items in a clean file."""
-  settings, path, first = task
-  return _find(item_matches.load(settings).grams, _clean_texts(path), first)
+def search(task: Mapping[str, Any]) -> dict[str, Any]:
+  """Finds the grams of all items in a clean file, in some process."""
+  loaded = item_matches.load(_settings(task))
+  found = _find(loaded.grams, _clean_texts(task['path']), task['first'])
+  return {'file': task['file'], **found}
+
+
+def _task(
+  settings: item_matches.Settings, first: int, **more: Any
+) -> dict[str, Any]:
+  """Makes a task, which another machine may get as JSON."""
+  return {'settings': settings._asdict(), 'first': first, **more}
+
+
+def _settings(task: Mapping[str, Any]) -> item_matches.Settings:
+  found = item_matches.Settings(**task['settings'])
+  words, characters = found.lengths
+  return found._replace(lengths=(words, characters))
+
+
+def _flagged(
+  settings: item_matches.Settings,
+  tables: decisions.Tables,
+  name: str,
+  found: Iterable[Mapping[str, Any]],
+) -> list[dict[str, int]]:
+  """Decides which texts hold which items, from what was found in them."""
+  # In one order, or the table would depend on that of the tasks.
+  ordered = sorted(found, key=lambda x: x['ids'][:1])
+  keys = tables.add(
+    f'{item_matches.STAGE}_{name}',
+    pa.table(
+      {
+        'id': pa.array([i for x in ordered for i in x['ids']], pa.int64()),
+        'gram': pa.array([i for x in ordered for i in x['grams']], pa.int64()),
+      }
+    ),
+  )
+  table = item_matches.flag(
+    settings, tables, keys, f'{item_matches.STAGE}_in_{name}'
+  )
+  return tables.read(table).to_pylist()
 
 
 def _clean_texts(path: str) -> Iterator[str]:
@@ -241,25 +253,16 @@ def _hosts(clean: Sequence[str], tables: decisions.Tables) -> list[str]:
   return hosts[:_HOSTS] or ['']
 
 
-def _find(grams: item_grams.Grams, texts: Iterable[str], first: int) -> _Found:
+def _find(
+  grams: item_grams.Grams, texts: Iterable[str], first: int
+) -> dict[str, Any]:
   """Finds grams in texts, whose numbers begin at `first`."""
-  found = [item_grams.find(text, grams) for text in texts]
-  ids = np.repeat(np.arange(first, first + len(found)), [*map(len, found)])
-  return ids, np.concatenate([np.empty(0, np.int64), *found])
-
-
-def _table(found: Iterable[_Found]) -> pa.Table:
-  """Joins what was found into a table of keys, in the order of the texts."""
-  parts = sorted(found, key=lambda x: x[0][0] if len(x[0]) else -1)
-  return pa.table(
-    {
-      name: pa.array(
-        np.concatenate([np.empty(0, np.int64), *(x[n] for x in parts)]),
-        pa.int64(),
-      )
-      for n, name in enumerate(('id', 'gram'))
-    }
-  )
+  ids, found, count = [], [], 0
+  for count, text in enumerate(texts, 1):
+    own = item_grams.find(text, grams).tolist()
+    ids += [first + count - 1] * len(own)
+    found += own
+  return {'count': count, 'ids': ids, 'grams': found}
 
 
 def _column(tables: decisions.Tables, name: str, column: str) -> list[int]:

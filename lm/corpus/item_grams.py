@@ -11,7 +11,6 @@ punctuation is deleted ('U.S.' has 'u' and 's', or 'us'), both forms count.
 """
 
 from collections.abc import Iterator, Sequence
-import functools
 import re
 import string
 from typing import NamedTuple
@@ -85,10 +84,10 @@ def probes(
   bare = {x: without_punctuation(x) for x in plain}
   forms = {**plain, **dict.fromkeys(bare.values())}
   grams = dict(zip(forms, _grams(list(forms), lengths), strict=True))
-  keys, counts = np.unique(
-    _joined([grams[x] for x in plain]), return_counts=True
+  common = np.union1d(
+    _common([grams[x] for x in plain], most_texts),
+    _common([grams[x] for x in dict.fromkeys(bare.values())], most_texts),
   )
-  common = keys[counts > most_texts]
   result = []
   for n, item in enumerate(items):
     found = [
@@ -134,6 +133,12 @@ def find(text: str, grams: Grams) -> np.ndarray:
   return np.unique(candidates[grams.sorted[places] == candidates])
 
 
+def _common(grams: Sequence[np.ndarray], most_texts: int) -> np.ndarray:
+  """Lists the grams of more than so many texts."""
+  keys, counts = np.unique(_joined(grams), return_counts=True)
+  return keys[counts > most_texts]
+
+
 def _of_item(
   asked: Sequence[str], options: Sequence[str], grams: dict[str, np.ndarray]
 ) -> list[np.ndarray]:
@@ -154,10 +159,11 @@ def _grams(
   rolled = list(_rolled(hashes, max(lengths)))
   result = []
   for view, start, end in zip(views, ends[:-1], ends[1:], strict=True):
-    n = lengths[view.is_chinese]
+    language = int(view.is_chinese)
+    n = lengths[language]
     if end - start < n:
       n = int(end - start)
-      if n < SHORTEST[view.is_chinese]:
+      if n < SHORTEST[language]:
         result.append(np.empty(0, np.int64))
         continue
     one = rolled[n - min(SHORTEST)][start : end - n + 1]
@@ -234,5 +240,6 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _union(parts: Sequence[np.ndarray]) -> np.ndarray:
-  """Joins distinct grams; one array stays as it is."""
-  return functools.reduce(np.union1d, parts, np.empty(0, np.int64))
+  """Joins distinct grams; one array with some stays as it is."""
+  some = [part for part in parts if len(part)]
+  return some[0] if len(some) == 1 else np.unique(_joined(some))

@@ -125,11 +125,12 @@ def modules(spec: Mapping[str, Any]) -> dict[str, str]:
     is_own = top in own and _read(module) is not None
     if not is_own and _is_installed(module):
       result[top] = _version(top)
-    elif (source := _read(module)) is not None:
+      continue
+    # Importing a module runs the `__init__` of its packages first.
+    pending += [parent] if parent else []
+    if (source := _read(module)) is not None:
       result[module] = source.digest
       pending += source.imports
-      # Importing a module runs the `__init__` of its packages first.
-      pending += [parent] if parent else []
   return result
 
 
@@ -146,16 +147,22 @@ def _functions(value: Any) -> Iterator[str]:
 @functools.cache
 def _find(module: str) -> machinery.ModuleSpec | None:
   """Finds a module without importing it or its packages."""
-  parent, _, _ = module.rpartition('.')
+  parent, _, name = module.rpartition('.')
   try:
     if not parent:
       return util.find_spec(module)
     package = _find(parent)
     if package is None or package.submodule_search_locations is None:
       return None
-    return machinery.PathFinder.find_spec(
-      module, package.submodule_search_locations
-    )
+    places = list(package.submodule_search_locations)
+    try:
+      return machinery.PathFinder.find_spec(module, places)
+    except KeyError:
+      # A folder without __init__.py, of whose package Python asks where it was
+      # imported from. It was not.
+      spec = machinery.ModuleSpec(module, None, is_package=True)
+      spec.submodule_search_locations = [str(Path(x) / name) for x in places]
+      return spec
   except ValueError:  # a module made by hand, as in a notebook
     return None
 

@@ -5,7 +5,8 @@
 
 `checkpoint` is a hash of the checkpoint's content; `task` and `code` are those
 of `fingerprint`. These and the evaluator's name are the key of the line. A line
-has a `card` too, if the evaluator describes its questions.
+has `contamination` too, see lm.evals.contamination, and a `card`, if the
+evaluator describes its questions.
 """
 
 from pathlib import Path

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from lm import config, errors
 from lm.checkpoint import bucket, bucket_reader, manifest
-from lm.evals import evaluators, folders, items, records, results
+from lm.evals import contamination, evaluators, folders, items, records, results
 from lm.evals.reports import recipes, table
 from lm.reporting import metrics_log
 
@@ -219,7 +219,9 @@ class RunEvaluation:
     metrics = {
       f'{key.evaluator}/{k}': v for k, v in results.metrics(result).items()
     }
-    metrics_log.append(self.path, {**header, **card, 'metrics': metrics})
+    known = contamination.state(self.place.folder, result)
+    line = {**header, **card, 'contamination': known, 'metrics': metrics}
+    metrics_log.append(self.path, line)
     self.place.publish(*written)
     brief = table.without_categories(metrics)
     text = '  '.join(f'{k} {v:.4g}' for k, v in brief.items())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config, errors, train
-from lm.checkpoint import bucket, manifest, mirror
+from lm.checkpoint import bucket, bucket_reader, manifest, mirror
 from lm.reporting import metrics_log
 from tests import bucket as fake_bucket
 from tests import programs
@@ -139,6 +139,23 @@ def test_a_run_can_go_back_on_another_machine(place, monkeypatch):
   monkeypatch.setenv('LM_SCRATCH', str(place.parent / 'other'))
   with start_mirror(place, keep=2) as copy:
     assert manifest.steps(copy.folder) == [2, 5]
+
+
+def test_the_certificate_of_a_run_goes_with_it(place, monkeypatch):
+  with start_mirror(place) as copy:
+    (copy.folder / 'contamination.json').write_text('{"sources": {}}')
+    save(copy.folder, 1)
+  for machine, open_folder in (
+    ('trains', lambda: start_mirror(place)),
+    ('evaluates', lambda: bucket_reader.Reader(place).lock_evals()),
+  ):
+    monkeypatch.setenv('LM_SCRATCH', str(place.parent / machine))
+    with open_folder():
+      (found,) = (place.parent / machine).rglob('contamination.json')
+      assert found.read_text() == '{"sources": {}}'
+  monkeypatch.setenv('LM_SCRATCH', str(place.parent / 'starts_from_it'))
+  folder = bucket_reader.Reader(place).download()
+  assert (folder / 'contamination.json').read_text() == '{"sources": {}}'
 
 
 def test_an_object_is_read_whole_while_it_is_written(place):

@@ -18,6 +18,7 @@ from tests import programs
 FILES = (
   'config.json',
   'config.json.part',
+  'contamination.json',
   'evals.jsonl',
   'evals.lock',
   'lease',

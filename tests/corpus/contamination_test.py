@@ -7,7 +7,6 @@ import random
 import re
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ from lm.corpus import (
   stages,
 )
 from lm.evals import probes
+from tests.corpus import memory_tables
 
 SETS = {
   'arc_easy': 'evals/arc_easy/test.jsonl',
@@ -48,36 +48,7 @@ OPTIONS = ('a tide staff', 'a barometer', 'a sextant', 'a plumb line')
 SHORT = 'Why is the sky blue?'
 
 
-class Tables:
-  """The tables of a build, in the memory of DuckDB."""
-
-  def __init__(self):
-    self.database = duckdb.connect()
-
-  def query(self, name: str, sql: str) -> str:
-    self.database.execute(f'CREATE OR REPLACE TABLE {name} AS {sql}')
-    return name
-
-  def add(self, name: str, table: pa.Table) -> str:
-    self.database.register('given', table)
-    self.query(name, 'SELECT * FROM given')
-    self.database.unregister('given')
-    return name
-
-  def read(self, name: str) -> pa.Table:
-    return self.database.sql(f'FROM {name} ORDER BY ALL').to_arrow_table()
-
-  def run(self, fn, tasks):
-    return map(fn, reversed(tasks))
-
-  def folder(self, *identity: Any) -> str:
-    raise NotImplementedError(identity)  # the stage writes none
-
-  def text_parts(self):
-    return ()
-
-
-class SailTables(Tables):
+class SailTables(memory_tables.Tables):
   """The same tables, by the Spark API."""
 
   def __init__(self, session: Any, folder: Path):
@@ -124,14 +95,14 @@ def keys_of(stage: stages.Stage, texts, first: int = 0) -> pa.Table:
   return pa.concat_tables(tables)
 
 
-def report_of(stage: stages.Stage, tables: Tables):
+def report_of(stage: stages.Stage, tables: memory_tables.Tables):
   assert stage.report is not None
   return stage.report(tables)
 
 
 def decide(stage: stages.Stage, texts, tables=None):
   """Runs the stage; returns the tables and {id: (reason, value)}."""
-  tables = tables or Tables()
+  tables = tables or memory_tables.Tables()
   assert stage.decide is not None
   name = stage.decide(tables, tables.add('keys', keys_of(stage, texts)))
   rows = tables.read(name).to_pylist()

@@ -49,6 +49,7 @@ def test_a_line_a_checkpoint_and_evaluator(evaluated):
       'evaluator',
       'task',
       'code',
+      'contamination',
       'metrics',
       'crc32',
     }
@@ -625,7 +626,7 @@ def test_a_run_that_is_named_twice_is_evaluated_once(ladder, tmp_path, capsys):
     [f'--workdir={folder}/base-*', f'--workdir={folder}/base-0/', '--last']
   )
   out = capsys.readouterr().out.splitlines()
-  assert len(out) == 2 + 2 and out[2].split()[0] == 'step'
+  assert len(out) == 2 + 1 + 2 and out[3].split()[0] == 'step'
   # A name with marks in it, if it is there, is no pattern.
   marked = shutil.copytree(folder / 'base-0', folder / 'a[1]')
   evaluate.main([f'--workdir={marked}'])

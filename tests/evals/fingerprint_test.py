@@ -217,6 +217,16 @@ def test_all_modules_behind_an_evaluator_count(folder):
   assert fingerprint.modules(spec) == found
 
 
+def test_folders_without_init_count_inside_of_packages(folder):
+  deep = folder / 'pack' / 'plain' / 'deep'
+  deep.mkdir(parents=True)
+  (folder / 'pack' / '__init__.py').write_text('')
+  (deep / 'inner.py').write_text('X = 1')
+  (folder / 'helpers.py').write_text('from pack.plain.deep import inner')
+  found = fingerprint.modules({'fn': 'mine:make'})
+  assert found.keys() == {'mine', 'helpers', 'pack', 'pack.plain.deep.inner'}
+
+
 @pytest.mark.parametrize(
   ('fn', 'own', 'others'),
   [

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import datetime
 
+from lm.evals import contamination
 from lm.evals.reports import figures, recipes
 from lm.reporting import html
 
@@ -79,6 +80,7 @@ def render(
 <h2>Results</h2>
 {_summary(shown, heads)}
 {_ABOUT_RESULTS}
+{_contamination(runs)}
 <h2>Recipes</h2>
 {_ABOUT_RECIPES}
 {_recipes(shown)}
@@ -153,6 +155,12 @@ def _summary(shown: Sequence[figures.Recipe], heads: Mapping[str, str]) -> str:
     ' these numbers do not compare. See the cards.</p>'
   )
   return html.table(head, rows, 'numbers') + (warning if mixed else '')
+
+
+def _contamination(runs: Sequence[recipes.Run]) -> str:
+  """Shows how far the items of each task were in the data of each run."""
+  lines = map(html.text, contamination.lines(runs))
+  return f'<ul class="soft"><li>{"</li><li>".join(lines)}</li></ul>'
 
 
 def _is_constant(

@@ -37,6 +37,7 @@ class Evaluation(NamedTuple):
     code: hash of the program behind the evaluator.
     card: describes the questions; {} if the evaluator has none.
     metrics: by name, without that of the evaluator.
+    contamination: see `lm.evals.contamination`.
   """
 
   checkpoint: str
@@ -44,6 +45,7 @@ class Evaluation(NamedTuple):
   code: str
   card: Mapping[str, Any]
   metrics: Mapping[str, float]
+  contamination: str | Mapping[str, Any] = 'unknown'
 
 
 class Run(NamedTuple):
@@ -140,6 +142,7 @@ def run(
       line['code'],
       line.get('card', {}),
       {k.removeprefix(f'{evaluator}/'): v for k, v in line['metrics'].items()},
+      line.get('contamination', 'unknown'),
     )
   evaluations = {
     (step, evaluator): evaluation
@@ -264,10 +267,10 @@ def estimates(
     x_KF = [[metrics[metric] for metrics in xs] for xs in metrics_KF]
     values = [mean(x_F) for x_F in x_KF]
     x_KN, groups = _outcomes(rows_KF, metric, x_KF)
-    interval, basis = _interval(np.array(values, float), x_KN, groups)
+    between, basis = interval(np.array(values, float), x_KN, groups)
     K, N = x_KN.shape
     result[metric] = Estimate(
-      step, mean(values), deviation(values), K, N, interval, basis
+      step, mean(values), deviation(values), K, N, between, basis
     )
   return result, problems
 
@@ -345,7 +348,7 @@ def _outcomes(
   return x_KN, [row.get('group') or f'\0{i}' for i, row in first.items()]
 
 
-def _interval(
+def interval(
   x_K: np.ndarray, x_KN: np.ndarray, groups: Sequence[str]
 ) -> tuple[tuple[float, float] | None, str]:
   """Gives the interval of a mean and its basis; see `Estimate`.
