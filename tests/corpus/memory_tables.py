@@ -30,7 +30,7 @@ class Tables:
     texts = map(json.dumps, reversed(tasks))
     return [json.loads(json.dumps(fn(json.loads(text)))) for text in texts]
 
-  def folder(self, *identity: Any) -> str:
+  def folder(self, *identity: object) -> str:
     raise NotImplementedError(identity)  # no stage of these tests writes one
 
   def text_parts(self):
