@@ -1,6 +1,6 @@
 """Collects the English text that every Python machine already holds.
 
-  python -m tools.embedded_text --output data/embedded
+  python -m tools.embedded_text --output data/embedded/raw
 
 writes train.jsonl (about 95 %) and valid.jsonl. They hold the topics of `pydoc`
 and the distinct docstrings of the standard library and of the installed numpy,

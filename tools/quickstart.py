@@ -1,4 +1,4 @@
-"""The main job from nothing: text, tokenizer, shards, training, sweep, samples.
+"""The main job from nothing: text, dataset, training, sweep, samples.
 
   make quickstart
 
@@ -37,21 +37,15 @@ def _run(*command: str) -> None:
 
 
 def prepare(data: Path) -> None:
-  """Writes text, tokenizer and shards below `data`, where they are missing."""
-  if not (data / 'valid.jsonl').exists():
-    _run('tools.embedded_text', f'--output={data}')
-  model = data / 'tokenizer.model'
-  if not model.exists():
-    source = f'--input={data / "train.jsonl"}'
-    _run('tools.train_tokenizer', source, f'--output={model}', '--vocab=4096')
-  for split in ('train', 'valid'):
-    if not (data / split / 'manifest.json').exists():
-      _run(
-        'tools.prepare_data',
-        f'--input={data / split}.jsonl',
-        f'--tokenizer={model}',
-        f'--output={data / split}',
-      )
+  """Writes texts and builds their dataset in `data`, where it is missing."""
+  if not (data / 'raw/valid.jsonl').exists():
+    _run('tools.embedded_text', f'--output={data / "raw"}')
+  if not (data / 'audit.json').exists():  # is written last
+    _run(
+      'tools.factory',
+      f'--config=configs/data/embedded.py:{data / "raw"}',
+      f'--output={data}',
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     *steps,
   )
   _run('lm.evaluate', f'--workdir={workdir}', f'--data={data}')
-  bar = bzip2_bits_per_byte(data / 'valid.jsonl')
+  bar = bzip2_bits_per_byte(data / 'raw/valid.jsonl')
   last = records.read(workdir)[-1]
   found = last['metrics']['valid/bits_per_byte']
   picture = plot.report(workdir, bzip2_bits_per_byte=bar)
