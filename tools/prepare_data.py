@@ -27,7 +27,6 @@ _STDIN = {'text': '.txt', 'jsonl': '.jsonl', 'csv': '.csv', 'tsv': '.tsv'}
 
 def add_input(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that say which documents to read."""
-  default = documents.Settings()
   parser.add_argument(
     '--input',
     action='append',
@@ -40,6 +39,12 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     choices=sorted(_STDIN),
     help='kind of standard input, if its beginning does not say it',
   )
+  add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that say how files become documents."""
+  default = documents.Settings()
   parser.add_argument(
     '--field',
     default=default.field,
@@ -79,7 +84,7 @@ def inputs(flags: argparse.Namespace) -> list[str]:
 
 
 def settings(flags: argparse.Namespace) -> documents.Settings:
-  """Reads the flags of `add_input`."""
+  """Reads the flags of `add_settings`."""
   return documents.Settings(
     unit=flags.unit,
     field=flags.field,

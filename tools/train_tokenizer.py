@@ -19,6 +19,7 @@ if not __package__:  # run as a file: find the repository's packages
 
 from lm import config
 from lm.corpus import prepare
+from lm.data.tokenizers import auto
 from tools import prepare_data
 
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='number of pieces, 261 or more, 8192 if not given; of words the most '
     'ids, all if not given',
   )
-  parser.add_argument('--kind', choices=prepare.KINDS, default='bpe')
+  parser.add_argument('--kind', choices=auto.KINDS, default='bpe')
   parser.add_argument(
     '--coverage',
     type=float,

@@ -20,9 +20,10 @@ def get_config() -> Any:
       'shard_tokens': 1 << 28,  # a shard is closed when it has so many
       'tokenizer_file': None,  # its path, or 'bytes'; None: train_tokenizer
       'train_tokenizer': {
-        'kind': 'bpe',  # or unigram, characters
-        'vocab': 8192,  # pieces
+        'kind': 'bpe',  # or unigram, characters, words
+        'vocab': 8192,  # pieces, or most words
         'coverage': 0.9995,  # share of characters that get pieces
+        'least_count': 3,  # of a word that gets an id
         'sample_bytes': 100_000_000,  # of text that it is trained on
       },
       'engine': {

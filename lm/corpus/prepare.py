@@ -12,7 +12,7 @@ programs.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import os
 from pathlib import Path
 import shutil
@@ -23,9 +23,7 @@ from lm import config, types
 from lm.corpus import build, write
 from lm.data import documents
 from lm.data import manifest as manifests
-from lm.data.tokenizers import auto, characters, sentencepiece, words
-
-KINDS = ('bpe', 'unigram', 'characters', 'words')
+from lm.data.tokenizers import auto
 
 
 class TrainedTokenizer(NamedTuple):
@@ -70,18 +68,13 @@ def train_tokenizer(
 ) -> TrainedTokenizer:
   """Trains a tokenizer, writes it and loads it.
 
-  The same input gives the same file, byte for byte. All kinds but words, see
-  `lm.data.tokenizers.words`, lose no text.
-
   Args:
     inputs: files, folders or patterns, see `documents.find`.
     output: the file to write: `*.json` for characters and words, else
       `*.model`.
-    vocab: number of pieces, 261 or more; None: 8,192. Characters need none. Of
-      words it is the most ids; None: no limit.
-    kind: one of `KINDS`.
-    coverage: share of the occurrences of characters that get pieces, from 0.98
-      to 1; the rest are spelled by bytes.
+    vocab: number of pieces, or most words; see `auto.train`.
+    kind: one of `auto.KINDS`.
+    coverage: share of characters that get pieces, see `auto.train`.
     max_bytes: stop reading there, because training holds the text in memory.
     least_count: words that occur more seldom get no id.
     settings: how files become documents; None: those of
@@ -93,31 +86,21 @@ def train_tokenizer(
     OSError: the output cannot be written.
   """
   path = os.fspath(output)
-  if kind not in KINDS:
-    raise ValueError(f'kind={kind!r}: unknown; give one of {", ".join(KINDS)}')
-  # By its suffix a tokenizer is loaded, see `auto.load`.
-  suffix = '.json' if kind in ('characters', 'words') else '.model'
-  if not path.endswith(suffix):
-    raise ValueError(
-      f'output: a {kind} tokenizer is loaded by its suffix {suffix}; end the '
-      'name in it'
-    )
   counts: Counter[str] = Counter()
-  files = documents.find(inputs, counts)
-  texts = documents.read(files, settings or documents.Settings(), counts)
-  if kind == 'characters':
-    characters.train(texts, path)
-  elif kind == 'words':
-    words.train(texts, path, vocab=vocab, least_count=least_count)
-  else:
-    sentencepiece.train(
-      texts,
-      path,
-      8192 if vocab is None else vocab,
-      kind,
-      coverage=coverage,
-      max_bytes=max_bytes,
-    )
+
+  def texts() -> Iterator[str]:
+    files = documents.find(inputs, counts)
+    yield from documents.read(files, settings or documents.Settings(), counts)
+
+  auto.train(
+    texts(),
+    path,
+    kind,
+    vocab=vocab,
+    coverage=coverage,
+    max_bytes=max_bytes,
+    least_count=least_count,
+  )
   return TrainedTokenizer(auto.load(path), counts)
 
 

@@ -11,7 +11,7 @@ from lm import config, types
 from lm.corpus import encode, engines, index, maps, parts, progress
 from lm.data import manifest as manifests
 from lm.data import writer
-from lm.data.tokenizers import auto, characters, sentencepiece
+from lm.data.tokenizers import auto
 
 
 class Target(NamedTuple):
@@ -168,26 +168,27 @@ class Writer:
     )
     folder = self._root / 'tables' / parts.name(*identity)
     self.used.add(folder.name)
-    suffix = '.json' if settings.kind == 'characters' else '.model'
+    if settings.kind not in auto.KINDS:
+      raise ValueError(
+        f'train_tokenizer.kind={settings.kind!r}: unknown; give one of '
+        f'{", ".join(auto.KINDS)}'
+      )
+    name = f'tokenizer{auto.KINDS[settings.kind]}'
 
     def write(place: Path) -> None:
-      path = str(place / f'tokenizer{suffix}')
-      texts = self._sample(settings.sample_bytes, split)
-      if settings.kind == 'characters':
-        characters.train(texts, path)
-      else:
-        sentencepiece.train(
-          texts,
-          path,
-          settings.vocab,
-          settings.kind,
-          coverage=settings.coverage,
-          max_bytes=settings.sample_bytes,
-        )
+      auto.train(
+        self._sample(settings.sample_bytes, split),
+        str(place / name),
+        settings.kind,
+        vocab=settings.vocab,
+        coverage=settings.coverage,
+        max_bytes=settings.sample_bytes,
+        least_count=settings.least_count,
+      )
 
     with self._steps.one('tokenizer: train'):
       parts.make(folder, write)
-    return folder / f'tokenizer{suffix}'
+    return folder / name
 
   def _sample(self, most_bytes: int, split: encode.Split) -> Iterator[str]:
     """Samples kept training documents, by their hash and with that many bytes.

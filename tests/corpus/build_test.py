@@ -350,3 +350,45 @@ def test_ten_kills_change_nothing(corpus):
   assert shard_bytes(Path('killed')) == shard_bytes(Path('whole'))
   assert rows('killed') == rows('whole')
   assert not any(x.name[0] == '.' for x in Path('killed').rglob('*'))
+
+
+def test_a_source_can_be_wholly_for_one_side(corpus):
+  c = load(corpus, split_valid=0.0).unlock()
+  c.sources.a.side, c.sources.b.side = 'train', 'valid'
+  result = build.run(c.lock(), 'out')
+  assert sorted(result.datasets) == ['train', 'valid']
+  sides = {(x['source'], x['dataset']) for x in rows('out')}
+  assert sides == {('a', 'train'), ('b', 'valid'), ('b', '')}
+
+
+def test_a_source_can_skip_stages(corpus):
+  c = load(corpus).unlock()
+  c.sources.b.skip = ('near',)
+  build.run(c.lock(), 'out')
+  assert {x['reason'] for x in rows('out')} == {'', 'exact'}
+  c.unlock().sources.b.skip = ('nearly',)
+  with pytest.raises(ValueError, match='skip: nearly is no stage of this'):
+    build.run(c.lock(), 'out')
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'characters', 'words'])
+def test_a_tokenizer_is_trained_on_a_sample(corpus, kind):
+  c = load(corpus, tokenizer_file=None).unlock()
+  c.train_tokenizer.update(kind=kind, vocab=300, sample_bytes=20_000)
+  result = build.run(c.lock(), 'out')
+  (file,) = Path('out').glob('tokenizer.*')
+  opened = shards.load('out/train', result.tokenizer)
+  assert opened.manifest.tokenizer == result.tokenizer.sha256
+  first = file.read_bytes()
+  build.run(c, 'again')
+  assert Path('again', file.name).read_bytes() == first
+
+
+def test_held_out_texts_are_not_in_the_sample(corpus):
+  write(corpus / 'b.jsonl', ['\u4e16\u754c' * 20] * 3)
+  c = load(corpus, tokenizer_file=None, split_valid=0.0).unlock()
+  c.sources.a.side, c.sources.b.side = 'train', 'valid'
+  c.train_tokenizer.update(kind='characters', sample_bytes=10**9)
+  result = build.run(c.lock(), 'out')
+  assert '\u4e16' not in Path('out/tokenizer.json').read_text()
+  assert result.datasets['valid'].documents == 1

@@ -6,7 +6,7 @@ import pytest
 
 from lm.corpus import prepare
 from lm.data import documents, shards
-from lm.data.tokenizers import utf8_bytes
+from lm.data.tokenizers import auto, utf8_bytes
 
 TEXTS = [f'A sentence, number {n}.\n\nAnd more of it.' for n in range(200)]
 
@@ -30,7 +30,7 @@ def read(directory, tokenizer):
   ]
 
 
-@pytest.mark.parametrize('kind', prepare.KINDS)
+@pytest.mark.parametrize('kind', auto.KINDS)
 def test_a_trained_tokenizer_writes_a_dataset(source, tmp_path, kind):
   suffix = 'json' if kind in ('characters', 'words') else 'model'
   output = str(tmp_path / f'tokenizer.{suffix}')

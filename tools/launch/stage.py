@@ -27,7 +27,8 @@ from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
 SPLITS = ('train', 'valid', 'test')
-_TOKENIZER = re.compile(r'tokenizer[-\w.]*')
+# What goes with the datasets: their tokenizer, and a certificate.
+_BESIDE = re.compile(r'tokenizer[-\w.]*|contamination\.json')
 _SUFFIXES = (manifests.TOKENS, manifests.OFFSETS)
 _FILE_SECONDS = 3600.0  # to copy one file; a shard has about 1 GB
 _LOCK_SECONDS = 7200.0  # to wait for another process that copies to there
@@ -51,8 +52,8 @@ def wanted(folder: Path) -> dict[str, manifests.File]:
 
 
 def small_files(folder: Path) -> list[str]:
-  """Lists the files that are no shards: tokenizers and manifests."""
-  names = [x.name for x in folder.iterdir() if _TOKENIZER.fullmatch(x.name)]
+  """Lists the files that are no shards: manifests, and what goes with them."""
+  names = [x.name for x in folder.iterdir() if _BESIDE.fullmatch(x.name)]
   names += [
     f'{split}/{manifests.NAME}'
     for split in SPLITS
@@ -113,7 +114,7 @@ def copy(source: str, target: Path) -> str:
     tempfile.TemporaryDirectory(prefix='.stage.', dir=target) as folder,
   ):
     part = Path(folder)
-    tops = [x for x in origin.names('') if _TOKENIZER.fullmatch(x)]
+    tops = [x for x in origin.names('') if _BESIDE.fullmatch(x)]
     for name in (*tops, *(f'{split}/{manifests.NAME}' for split in SPLITS)):
       content = origin.read(name)
       if content is not None:

@@ -1,4 +1,6 @@
-"""Loads a tokenizer by its file's name, of whichever kind it is."""
+"""Loads a tokenizer by its file's name, or trains one, of whichever kind."""
+
+from collections.abc import Iterable
 
 from lm import errors, types
 from lm.data.tokenizers import (
@@ -8,6 +10,14 @@ from lm.data.tokenizers import (
   utf8_bytes,
   words,
 )
+
+# Kinds that are trained, by the suffix with which `load` knows their files.
+KINDS = {
+  'bpe': '.model',
+  'unigram': '.model',
+  'characters': '.json',
+  'words': '.json',
+}
 
 
 def load(name: str, reserved: int = 0) -> types.Tokenizer:
@@ -48,3 +58,56 @@ def load(name: str, reserved: int = 0) -> types.Tokenizer:
     'unknown kind; give x.model (sentencepiece), x.json (characters, words, '
     "Hugging Face) or the word 'bytes'",
   )
+
+
+def train(
+  texts: Iterable[str],
+  path: str,
+  kind: str = 'bpe',
+  *,
+  vocab: int | None = None,
+  coverage: float = 0.9995,
+  max_bytes: int = 1_000_000_000,
+  least_count: int = 3,
+) -> None:
+  """Trains a tokenizer on texts and writes its file.
+
+  The same texts give the same file, byte for byte. All kinds but words, see
+  `lm.data.tokenizers.words`, lose no text.
+
+  Args:
+    texts: documents.
+    path: the file to write, with the suffix of its kind.
+    kind: one of `KINDS`.
+    vocab: number of pieces, 261 or more; None: 8,192. Characters need none. Of
+      words it is the most ids; None: no limit.
+    coverage: share of the occurrences of characters that get pieces, from 0.98
+      to 1; the rest are spelled by bytes.
+    max_bytes: stop reading there, because training holds the text in memory.
+    least_count: words that occur more seldom get no id.
+
+  Raises:
+    ValueError: the kind is unknown, the name has another suffix, a setting is
+      out of range, or the vocabulary does not fit the texts.
+    OSError: the file cannot be written.
+  """
+  if kind not in KINDS:
+    raise ValueError(f'kind={kind!r}: unknown; give one of {", ".join(KINDS)}')
+  if not path.endswith(KINDS[kind]):
+    raise ValueError(
+      f'output: a {kind} tokenizer is loaded by its suffix {KINDS[kind]}; end '
+      'the name in it'
+    )
+  if kind == 'characters':
+    characters.train(texts, path)
+  elif kind == 'words':
+    words.train(texts, path, vocab=vocab, least_count=least_count)
+  else:
+    sentencepiece.train(
+      texts,
+      path,
+      8192 if vocab is None else vocab,
+      kind,
+      coverage=coverage,
+      max_bytes=max_bytes,
+    )
