@@ -48,7 +48,9 @@ def source(request, folder, monkeypatch):
         server.objects[name] = path.read_bytes()
     yield (
       ADDRESS,
-      lambda name, content: server.put(f'bucket/web/{name}', content),
+      lambda name, content: server.put(
+        os.path.normpath(f'bucket/web/{name}'), content
+      ),
     )
 
 
@@ -129,6 +131,30 @@ def test_other_data_takes_the_place_of_what_was_there(source, folder, tmp_path):
   want = {**lies_at(folder), 'tokenizer.model': b'new'}
   del want['notes.txt']
   assert lies_at(target) == want and not (target / 'test').exists()
+
+
+@both
+def test_a_dataset_for_each_source_comes_too(source, folder, tmp_path):
+  address, put = source
+  if address != str(folder):
+    address = 'gs://bucket/mixed'
+  else:
+    address = str(tmp_path / 'mixed')
+  for name, content in lies_at(folder).items():
+    split, _, file = name.rpartition('/')
+    for place in (f'{split}/web/{file}', f'{split}/books/{file}'):
+      path = tmp_path / 'mixed' / (place if split else file)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+      if address.startswith('gs'):
+        put(f'../mixed/{path.relative_to(tmp_path / "mixed")}', content)
+  want = lies_at(tmp_path / 'mixed')
+  del want['notes.txt']
+  target = tmp_path / 'host'
+  stage.copy(str(folder), target)  # other data, of one source
+  stage.copy(address, target)
+  assert lies_at(target) == want
+  assert stage.datasets(target)[:2] == ['train/books', 'train/web']
 
 
 def test_a_file_that_is_gone_is_refused(folder, tmp_path):

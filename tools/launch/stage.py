@@ -4,10 +4,11 @@
   python -m tools.launch.stage --check /tmp/web            lists what is missing
 
 The launchers run this on every host of a run. The data is a folder with a
-tokenizer and the datasets train, valid and perhaps test, as tools.prepare_data
-writes them; it lies in a bucket, or where this machine sees it. Files whose
-sha256 is that of their manifest are kept, so that a copy that was interrupted
-goes on. The manifest of a dataset is written last: half a copy is no dataset.
+tokenizer and the datasets train, valid and perhaps test, or one for each source
+in these, as tools.prepare_data and tools.factory write them; it lies in a
+bucket, or where this machine sees it. Files whose sha256 is that of their
+manifest are kept, so that a copy that was interrupted goes on. The manifest of
+a dataset is written last: half a copy is no dataset.
 """
 
 import argparse
@@ -36,6 +37,16 @@ _PARALLEL = 8
 _ROOT = 0  # the user
 
 
+def datasets(folder: Path) -> list[str]:
+  """Lists the datasets in a folder: 'train', or 'train/web' and others."""
+  return sorted(
+    str(path.parent.relative_to(folder))
+    for split in SPLITS
+    for pattern in ('', '*/')
+    for path in folder.glob(f'{split}/{pattern}{manifests.NAME}')
+  )
+
+
 def wanted(folder: Path) -> dict[str, manifests.File]:
   """Lists the files of all datasets in a folder, by name, from their manifests.
 
@@ -43,22 +54,20 @@ def wanted(folder: Path) -> dict[str, manifests.File]:
     ValueError: a manifest is damaged, or there are no training data.
   """
   found = {}
-  for split in SPLITS:
-    if split == 'train' or (folder / split).exists():
-      for shard in manifests.load(folder / split).shards:
-        for suffix, file in shard.files.items():
-          found[f'{split}/{shard.name}{suffix}'] = file
+  names = datasets(folder)
+  if not any(f'{x}/'.startswith('train/') for x in names):
+    names.insert(0, 'train')  # whose error says what is missing
+  for name in names:
+    for shard in manifests.load(folder / name).shards:
+      for suffix, file in shard.files.items():
+        found[f'{name}/{shard.name}{suffix}'] = file
   return found
 
 
 def small_files(folder: Path) -> list[str]:
   """Lists the files that are no shards: manifests, and what goes with them."""
   names = [x.name for x in folder.iterdir() if _BESIDE.fullmatch(x.name)]
-  names += [
-    f'{split}/{manifests.NAME}'
-    for split in SPLITS
-    if (folder / split / manifests.NAME).exists()
-  ]
+  names += [f'{name}/{manifests.NAME}' for name in datasets(folder)]
   return sorted(names)
 
 
@@ -80,11 +89,15 @@ def missing(folder: Path, files: dict[str, manifests.File]) -> list[str]:
 def clear(folder: Path, files: dict[str, manifests.File]) -> None:
   """Deletes shards of other data, which a dataset must not have."""
   for split in SPLITS:
-    for path in sorted((folder / split).glob('*')):
-      if path.suffix in _SUFFIXES and f'{split}/{path.name}' not in files:
-        path.unlink()
-    with contextlib.suppress(OSError):  # of a dataset that there still is
-      (folder / split).rmdir()
+    place = folder / split
+    inner = [x for x in sorted(place.glob('*')) if x.is_dir()]
+    for dataset in (*inner, place):
+      for path in sorted(dataset.glob('*')):
+        name = str(path.relative_to(folder))
+        if path.suffix in _SUFFIXES and name not in files:
+          path.unlink()
+      with contextlib.suppress(OSError):  # of a dataset that there still is
+        dataset.rmdir()
 
 
 def copy(source: str, target: Path) -> str:
@@ -115,10 +128,16 @@ def copy(source: str, target: Path) -> str:
   ):
     part = Path(folder)
     tops = [x for x in origin.names('') if _BESIDE.fullmatch(x)]
-    for name in (*tops, *(f'{split}/{manifests.NAME}' for split in SPLITS)):
+    for split in SPLITS:
+      inner = [f'{split}/{x}' for x in origin.names(split)]
+      whole = f'{split}/{manifests.NAME}'
+      tops += (
+        [whole] if whole in inner else [f'{x}/{manifests.NAME}' for x in inner]
+      )
+    for name in tops:
       content = origin.read(name)
       if content is not None:
-        (part / name).parent.mkdir(exist_ok=True)
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
         (part / name).write_bytes(content)
     if not (part / 'train').exists():
       raise config.ConfigError(
@@ -142,13 +161,13 @@ def copy(source: str, target: Path) -> str:
 
     def bring(name: str) -> None:
       _bring(origin, name, files[name], part)
-      (target / name).parent.mkdir(exist_ok=True)
+      (target / name).parent.mkdir(parents=True, exist_ok=True)
       os.replace(part / name, target / name)
 
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool:
       list(pool.map(bring, left))
     for name in small_files(part):
-      (target / name).parent.mkdir(exist_ok=True)
+      (target / name).parent.mkdir(parents=True, exist_ok=True)
       os.replace(part / name, target / name)
   kept = len(files) - len(left)
   return (
@@ -173,11 +192,9 @@ def _check_owner(target: Path) -> None:
 
 def _forget_other(target: Path, part: Path) -> None:
   """Takes the manifest from each dataset that will become another one."""
-  for split in SPLITS:
-    old, new = (x / split / manifests.NAME for x in (target, part))
-    if old.exists() and (
-      not new.exists() or old.read_bytes() != new.read_bytes()
-    ):
+  for dataset in datasets(target):
+    old, new = (x / dataset / manifests.NAME for x in (target, part))
+    if not new.exists() or old.read_bytes() != new.read_bytes():
       old.unlink()
 
 
