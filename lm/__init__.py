@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # editors see what `__getattr__` imports
   from lm import (
     checkpoint,
     config,
+    corpus,
     data,
     errors,
     evals,

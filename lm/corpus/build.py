@@ -44,7 +44,7 @@ _LOCK = 'lock'
 
 
 class Result(NamedTuple):
-  """What a build wrote.
+  """Describes a build that is done.
 
   Attributes:
     output: its folder.
