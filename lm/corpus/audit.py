@@ -46,6 +46,19 @@ def make(
   _name_tables(built, pieces, drops)
   names = sorted({x.source for x in pieces})
   sources: dict[str, Any] = {name: _empty() for name in names}
+  _count_documents(built, sources)
+  _count_changes(built, sources)
+  for (dataset, source), count in tokens.items():
+    sources[source]['tokens'][dataset] = count
+  return {
+    'sources': sources,
+    'witnesses_dropped': _witnesses_dropped(drops),
+    'examples': _examples(pieces, drops),
+  }
+
+
+def _count_documents(built: tables.Tables, sources: dict[str, Any]) -> None:
+  """Counts documents by reason, by language and by length."""
   for source, reason, documents, size, characters in _rows(
     built,
     'audit_reasons',
@@ -80,6 +93,10 @@ def make(
   ):
     lengths = sources[source]['lengths'].setdefault(reason or 'kept', {})
     lengths[str(2**power)] = documents
+
+
+def _count_changes(built: tables.Tables, sources: dict[str, Any]) -> None:
+  """Counts what was changed in texts, and what was seen and left."""
   for source, is_change, code, documents, count in _rows(
     built,
     'audit_changes',
@@ -91,13 +108,6 @@ def make(
   ):
     found = {'documents': documents, 'times': count}
     sources[source]['changes' if is_change else 'counts'][code] = found
-  for (dataset, source), count in tokens.items():
-    sources[source]['tokens'][dataset] = count
-  return {
-    'sources': sources,
-    'witnesses_dropped': _witnesses_dropped(drops),
-    'examples': _examples(pieces, drops),
-  }
 
 
 def _empty() -> dict[str, Any]:

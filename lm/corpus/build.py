@@ -24,7 +24,6 @@ import pyarrow as pa
 from lm import config, errors, types
 from lm.corpus import (
   audit,
-  audit_page,
   engines,
   index,
   maps,
@@ -353,6 +352,9 @@ class Build:
     tokens: Mapping[tuple[str, str], int],
   ) -> None:
     """Writes what was read, dropped and changed."""
+    # It draws with matplotlib, which takes a second and 50 MB to load.
+    from lm.corpus import audit_page
+
     found = audit.make(self._tables, pieces, drops, tokens)
     for name, about in found['sources'].items():
       about['read'] = dict(self._counts[name])

@@ -180,8 +180,9 @@ def _parquet(files: Sequence[str]) -> str:
 def _pool(workers: int) -> Iterator[process.ProcessPoolExecutor]:
   """Starts processes that end with this one, however it ends."""
   context = multiprocessing.get_context('forkserver')
-  # Loaded once, and shared by all workers.
-  context.set_forkserver_preload(['lm.corpus.maps'])
+  # Loaded once, and shared by all workers: what the main program loads, which
+  # they load too, and pandas, which pyarrow loads where it is installed.
+  context.set_forkserver_preload(['lm.corpus.build', 'pandas'])
   pool = process.ProcessPoolExecutor(workers, context, initializer=_initialize)
   try:
     yield pool
@@ -195,6 +196,8 @@ def _pool(workers: int) -> Iterator[process.ProcessPoolExecutor]:
 
 def _initialize() -> None:
   """Prepares a worker."""
+  # Arrow's own allocators keep what is free, a fifth of a worker's memory.
+  pa.set_memory_pool(pa.system_memory_pool())
   # Ctrl-C goes to the whole group of processes; the main one ends the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

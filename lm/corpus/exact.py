@@ -48,7 +48,7 @@ def make(unit: str = 'document', least_words: int = 0) -> stages.Stage:
 
   return stages.Stage(
     name,
-    1,
+    2,
     {'unit': unit, 'least_words': least_words},
     schema=pa.schema([*places, *_KEY]),
     keys=keys,
@@ -80,14 +80,15 @@ def _keys(batch: pa.RecordBatch, unit: str, least: int) -> pa.RecordBatch:
     else:
       views = [texts.Text(x) for x in _pieces(text, unit)[::2][:_PLACES]]
     for place, view in enumerate(views):
-      # Documents without words are compared by what they have.
-      data = ' '.join(view.words) or (view.text if unit == 'document' else '')
-      if not data or (unit != 'document' and len(view.words) < least):
+      if unit == 'document':
+        data = _content(view)
+      elif len(view.words) >= max(least, 1):
+        data = ' '.join(view.words).encode()
+      else:
         continue
-      digest = hashlib.blake2b(data.encode(), digest_size=16).digest()
+      digests.append(hashlib.blake2b(data, digest_size=16).digest())
       rows.append(row)
       places.append(place)
-      digests.append(digest)
   halves = np.frombuffer(b''.join(digests), '<i8').reshape(-1, 2)
   columns = [pa.array(rows, pa.int32())]
   names = ['row', 'high', 'low']
@@ -96,6 +97,16 @@ def _keys(batch: pa.RecordBatch, unit: str, least: int) -> pa.RecordBatch:
     names.insert(1, 'place')
   columns += [pa.array(halves[:, n].copy()) for n in (0, 1)]
   return pa.RecordBatch.from_arrays(columns, names=names)
+
+
+def _content(view: texts.Text) -> bytes:
+  """Returns what documents are compared by."""
+  if not len(view.hashes):  # no words: by what they have
+    return view.text.encode()
+  if view.lengths.max() > texts.HASHED:
+    return ' '.join(view.words).encode()
+  # Rules and other keys need the hashes too; a list of words takes longer.
+  return view.hashes.astype('<u8', copy=False).tobytes()
 
 
 def _decide_documents(tables: decisions.Tables, keys: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute
 import pyarrow.parquet as pq
 
 from lm import config
@@ -101,7 +102,7 @@ def _write(task: Mapping[str, Any], folder: Path) -> None:
       facts.add(rows)
       changes.add(_changes(batch, task['part'], first))
       reasons.update(batch.column('reason').to_pylist())
-      size += sum(rows.column('bytes').to_pylist())
+      size += int(rows.column('bytes').to_numpy().sum())
       first += batch.num_rows
       texts.view.cache_clear()
   counts = {'documents': first, 'bytes': size, 'reasons': reasons}
@@ -149,7 +150,7 @@ def draw(text: str) -> int:
 
 
 def _facts(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
-  given = batch.column('text').to_pylist()
+  text = batch.column('text')
   count = batch.num_rows
   return pa.RecordBatch.from_arrays(
     [
@@ -158,9 +159,9 @@ def _facts(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
       batch.column('reason'),
       batch.column('value'),
       batch.column('language'),
-      pa.array([len(x.encode()) for x in given], pa.int64()),
-      pa.array([len(x) for x in given], pa.int64()),
-      pa.array([draw(x) for x in given], pa.int64()),
+      compute.binary_length(text).cast(pa.int64()),
+      compute.utf8_length(text).cast(pa.int64()),
+      pa.array([draw(x) for x in text.to_pylist()], pa.int64()),
     ],
     schema=FACTS,
   )
@@ -170,6 +171,7 @@ def _changes(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
   rows = [
     (part, first + n, is_change, x['code'], x['count'])
     for is_change, name in ((True, 'changes'), (False, 'counts'))
+    if len(batch.column(name).flatten())  # most batches have none
     for n, found in enumerate(batch.column(name).to_pylist())
     for x in found
   ]

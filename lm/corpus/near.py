@@ -30,9 +30,7 @@ from lm.corpus import decisions, maps, parts, stages, texts
 BANDS, BAND_ROWS = 25, 5
 SHINGLE = 5  # words
 _SEED = 42
-_POWERS = np.cumprod(np.full(4096, 0x9E3779B97F4A7C15, np.uint64))
-_BASE = _POWERS[0]
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def make(threshold: float = 0.7) -> stages.Stage:
@@ -55,7 +53,7 @@ def make(threshold: float = 0.7) -> stages.Stage:
 
   return stages.Stage(
     'near',
-    1,
+    2,
     {'threshold': threshold},
     schema=pa.schema([('band', pa.int64())]),
     keys=band_keys,
@@ -73,36 +71,21 @@ def _min_hash() -> Any:
     ) from e
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-  """Spreads the bits of uint64 values, as the end of splitmix64 does."""
-  x = (x ^ (x >> np.uint64(30))) * _MIX[0]
-  x = (x ^ (x >> np.uint64(27))) * _MIX[1]
-  return x ^ (x >> np.uint64(31))
-
-
-def shingles(words: Sequence[str]) -> np.ndarray:
+def shingles(words: np.ndarray) -> np.ndarray:
   """Hashes the 5-grams of words; fewer than five words are one.
 
   Args:
-    words: of a text; at least one.
+    words: uint64 [W], hashes of the words of a text; at least one.
 
   Returns:
-    uint64 [max(1, len(words) - 4)].
+    uint64 [max(1, W - 4)].
   """
-  # All words in one array of bytes: a word's hash is a polynomial of its bytes,
-  # and a 5-gram's one of the hashes of its words.
-  data = np.frombuffer((' '.join(words) + ' ').encode(), np.uint8)
-  ends = np.flatnonzero(data == ord(' '))
-  starts = np.concatenate([[0], ends[:-1] + 1])
-  place = np.arange(len(data)) - np.repeat(starts, ends - starts + 1)
-  place = np.minimum(place, len(_POWERS) - 1)
-  terms = (data.astype(np.uint64) + np.uint64(1)) * _POWERS[place]
-  hashes = _mix(np.add.reduceat(terms, starts))
-  count = max(1, len(hashes) - SHINGLE + 1)
-  result = np.zeros(count, np.uint64)
-  for n in range(min(SHINGLE, len(hashes))):
-    result = result * _BASE + hashes[n : n + count]
-  return _mix(result)
+  count = max(1, len(words) - SHINGLE + 1)
+  result = words[:count].copy()
+  for n in range(1, min(SHINGLE, len(words))):
+    result *= _BASE
+    result += words[n : n + count]
+  return texts.mix(result)
 
 
 def bands(hashed: Sequence[np.ndarray]) -> np.ndarray:
@@ -122,8 +105,8 @@ def bands(hashed: Sequence[np.ndarray]) -> np.ndarray:
   digests = digests.reshape(-1, BANDS, BAND_ROWS)
   keys = np.zeros(digests.shape[:2], np.uint64)
   for row in range(BAND_ROWS):
-    keys = _mix(keys + digests[:, :, row] + np.uint64(row))
-  keys = _mix(keys + np.arange(BANDS, dtype=np.uint64))
+    keys = texts.mix(keys + digests[:, :, row] + np.uint64(row))
+  keys = texts.mix(keys + np.arange(BANDS, dtype=np.uint64))
   return (keys >> np.uint64(1)).astype(np.int64)
 
 
@@ -137,7 +120,7 @@ def band_keys(batch: pa.RecordBatch) -> pa.RecordBatch:
       strict=True,
     )
   ):
-    if not reason and (words := texts.view(text).words):
+    if not reason and len(words := texts.view(text).hashes):
       rows.append(row)
       hashed.append(shingles(words))
   keys = bands(hashed) if rows else np.zeros((0, BANDS), np.int64)
@@ -258,7 +241,7 @@ def write_sets(task: Mapping[str, Any]) -> str:
     ends = [0]
     with (folder / 'hashes').open('wb') as out:
       for text in maps.text_rows(Path(task['documents']), task['rows']):
-        hashes = np.unique(shingles(texts.Text(text).words))
+        hashes = np.unique(shingles(texts.Text(text).hashes))
         out.write(hashes.tobytes())
         ends.append(ends[-1] + len(hashes))
     np.save(folder / 'rows.npy', np.asarray(task['rows'], np.int64))
@@ -315,5 +298,7 @@ def compare(task: Mapping[str, Any]) -> str:
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
   """Computes the Jaccard similarity of two sets, as sorted arrays."""
-  shared = len(np.intersect1d(a, b, assume_unique=True))
+  both = np.concatenate([a, b])
+  both.sort(kind='stable')  # which merges what is sorted
+  shared = np.count_nonzero(both[1:] == both[:-1])
   return shared / (len(a) + len(b) - shared)

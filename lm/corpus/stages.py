@@ -8,7 +8,8 @@ table of keys from the texts, and `decide`, which finds by queries on these
 tables what to drop. Text itself never enters a query.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -86,19 +87,19 @@ class Stage(NamedTuple):
 
 def documents(batch: pa.RecordBatch) -> list[Document]:
   """Lists the documents of a record batch."""
-  columns = [batch.column(name).to_pylist() for name in Document._fields]
+  columns = [_values(batch.column(name)) for name in Document._fields]
+  return [*map(Document._make, zip(*columns, strict=True))]
+
+
+def _values(column: pa.Array) -> list[Any]:
+  """Lists the values of a column as those of a document's field."""
+  if column.type != _COUNTS:
+    return column.to_pylist()
+  if not len(column.flatten()):
+    return [()] * len(column)
   return [
-    Document(
-      text,
-      language,
-      reason,
-      value,
-      tuple((x['code'], x['count']) for x in changes),
-      tuple((x['code'], x['count']) for x in counts),
-    )
-    for text, language, reason, value, changes, counts in zip(
-      *columns, strict=True
-    )
+    tuple((x['code'], x['count']) for x in found)
+    for found in column.to_pylist()
   ]
 
 
@@ -110,25 +111,25 @@ def batch(places: pa.Array, rows: Sequence[Document]) -> pa.RecordBatch:
     rows: its documents.
   """
 
-  def counted(items: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    return [{'code': code, 'count': count} for code, count in items]
+  columns = [_column(name, [*x]) for name, x in _by_field(rows)]
+  return pa.RecordBatch.from_arrays([places, *columns], schema=DOCUMENTS)
 
-  columns = [
-    places,
-    *(
-      [getattr(row, name) for row in rows]
-      for name in ('text', 'language', 'reason', 'value')
-    ),
-    [counted(row.changes) for row in rows],
-    [counted(row.counts) for row in rows],
-  ]
-  return pa.RecordBatch.from_arrays(
-    [
-      x if isinstance(x, pa.Array) else pa.array(x, field.type)
-      for x, field in zip(columns, DOCUMENTS, strict=True)
-    ],
-    schema=DOCUMENTS,
-  )
+
+def _by_field(rows: Sequence[Document]) -> Iterator[tuple[str, Sequence[Any]]]:
+  """Lists the values of documents by field."""
+  values = zip(*rows, strict=True) if rows else ((),) * len(Document._fields)
+  yield from zip(Document._fields, values, strict=True)
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+  """Makes a column of `DOCUMENTS` of a field's values."""
+  kind = DOCUMENTS.field(name).type
+  if kind == _COUNTS:
+    values = [
+      [{'code': code, 'count': count} for code, count in items]
+      for items in values
+    ]
+  return pa.array(values, kind)
 
 
 def each(
@@ -137,7 +138,16 @@ def each(
   """Makes a map of a function of one document; dropped ones are passed over."""
 
   def run(given: pa.RecordBatch) -> pa.RecordBatch:
-    rows = [x if x.reason else fn(x) for x in documents(given)]
-    return batch(given.column('place'), rows)
+    before = documents(given)
+    after = [x if x.reason else fn(x) for x in before]
+    columns = [given.column('place')]
+    for (name, old), (_, new) in zip(
+      _by_field(before), _by_field(after), strict=True
+    ):
+      # Most stages change few fields; a column is kept where all its values
+      # are the very same objects.
+      is_same = all(map(operator.is_, old, new))
+      columns.append(given.column(name) if is_same else _column(name, new))
+    return pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS)
 
   return run

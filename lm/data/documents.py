@@ -142,13 +142,10 @@ def _is_known(file: str, may_open: bool = True) -> bool:
     return byte_files.suffix(file) in KINDS
   try:
     with byte_files.stored(file, 'input') as stored:
-      return (
-        parquet_files.is_parquet(stored)
-        or arrow_files.is_arrow(stored)
-        or web_archives.is_archive(
-          byte_files.as_unpacked(stored, file, 'input')
-        )
-      )
+      if parquet_files.is_parquet(stored) or arrow_files.is_arrow(stored):
+        return True
+      stream = byte_files.as_unpacked(stored, file, 'input')
+      return web_archives.is_archive(stream)
   except ValueError:
     return False
 

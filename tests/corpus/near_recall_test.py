@@ -206,7 +206,7 @@ def test_bands_meet_as_often_as_theory_says(shared_data):
     drawn = random.uniform(0.3, 1)
     kept = 2 * drawn / (1 + drawn)
     changed = planted_texts.mutate(text, 1 - kept**0.2, vocabulary, random)
-    pair = [near.shingles(texts.Text(x).words) for x in (text, changed)]
+    pair = [near.shingles(texts.Text(x).hashes) for x in (text, changed)]
     hashed += pair
     similarities.append(near.jaccard(*map(np.unique, pair)))
   keys = near.bands(hashed)

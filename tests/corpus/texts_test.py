@@ -45,9 +45,9 @@ def test_hashes_of_long_texts_are_made_in_blocks(monkeypatch):
   text = 'one two, 汉字three four-five  six ' * 3
   whole = texts.Text(text).hashes.tolist()
   for size in (5, 6, 7, 30, len(text) - 1):
-    monkeypatch.setattr(texts, '_BLOCK', size)
+    monkeypatch.setattr(texts, 'HASHED', size)
     assert texts.Text(text).hashes.tolist() == whole
-  monkeypatch.setattr(texts, '_BLOCK', 4)
+  monkeypatch.setattr(texts, 'HASHED', 4)
   three, thre = texts.Text('a three'), texts.Text('a thre')
   assert three.hashes.tolist() == thre.hashes.tolist()
   assert texts.Text(',' * 9).hashes.tolist() == []

@@ -72,7 +72,8 @@ def from_alphabet(
   def encode(text: str) -> list[int]:
     data = vocabulary.utf8(text)
     if not ids_of:
-      return [_FIRST_BYTE + byte for byte in data]
+      ids = np.frombuffer(data, np.uint8).astype(np.int32)
+      return (ids + _FIRST_BYTE).tolist()
     code_points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
     ids = table[np.minimum(code_points, highest + 1)]
     if ids.size == 0 or ids.min() >= 0:
