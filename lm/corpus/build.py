@@ -44,7 +44,7 @@ _LOCK = 'lock'
 
 
 class Result(NamedTuple):
-  """What a build wrote.
+  """Lists what a build wrote.
 
   Attributes:
     output: its folder.
@@ -148,6 +148,12 @@ class Build:
     self._tables = tables.Tables(root, engine)
     self._counts: dict[str, Counter[str]] = {}
     self._used: set[str] = set()
+    for name in c.order:
+      if name not in c.stages:
+        raise ValueError(
+          f'order: {name} is no stage of this config; give some of '
+          f'{", ".join(c.stages)[:120]}'
+        )
     self._specs = [config.plain(c.stages[name]) for name in c.order]
     self._stages = [maps.stage(spec) for spec in self._specs]
     self._skipped = {

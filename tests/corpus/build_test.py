@@ -258,6 +258,7 @@ def test_bad_settings_are_one_line(corpus, capsys):
   assert 'input: no documents' in error('--workers=1')
   assert 'split_valid=1.0 must be' in error('--config.split_valid=1.0')
   assert 'workers=0 must be 1' in error('--workers=0')
+  assert 'order: x is no stage of this config' in error("--config.order=('x',)")
   assert 'unknown argument --confg.x=1' in error('--confg.x=1')
   assert '--spark needs --engine=spark' in error('--spark=local')
 
