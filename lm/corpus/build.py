@@ -41,10 +41,11 @@ from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
 _LOCK = 'lock'
+_CERTIFIED = 'contamination'  # the report that training copies into a run
 
 
 class Result(NamedTuple):
-  """Lists what a build wrote.
+  """Describes a build that is done.
 
   Attributes:
     output: its folder.
@@ -340,6 +341,8 @@ class Build:
       pieces,
       drops,
     )
+    if _CERTIFIED not in reports:  # what is there tells of an earlier build
+      (self._root / f'{_CERTIFIED}.json').unlink(missing_ok=True)
     datasets = writer.run()
     if self._target.folder == self._root:
       with self._steps.one('audit: write'):

@@ -219,6 +219,31 @@ def test_each_source_can_be_a_dataset_of_its_own(corpus):
   assert {x['dataset'] for x in rows('out')} == {'', 'train/a', 'train/b'}
 
 
+def test_a_build_leaves_nothing_of_an_earlier_one(corpus):
+  def files() -> set[str]:
+    found = Path('out').rglob('*')
+    names = {x.relative_to('out').as_posix() for x in found if x.is_file()}
+    return {x for x in names if not x.startswith(('parts/', 'tables/'))}
+
+  build.run(load(corpus, by_source=True, split_valid=0.3), 'out')
+  Path('out/contamination.json').write_text('{}')
+  assert len([x for x in files() if 'manifest' in x]) > 2
+  sources = [x for x in files() if x.startswith('train/')]
+  fewer = load(corpus, by_source=True, split_valid=0.0)
+  name = sorted(fewer.sources)[0]
+  with fewer.unlocked():
+    del fewer.sources[name]
+  assert any(x.startswith(f'train/{name}/') for x in sources)
+  build.run(fewer, 'out')
+  left = files()
+  assert not any(x.startswith(('valid', f'train/{name}/')) for x in left)
+  assert 'contamination.json' not in left
+  for by_source in (False, True):
+    result = build.run(load(corpus, by_source=by_source), 'out')
+    found = {x for x in files() if x.endswith('manifest.json')}
+    assert found == {f'{x}/manifest.json' for x in result.datasets}
+
+
 def test_of_duplicates_the_one_of_the_first_rank_stays(corpus):
   c = load(corpus).unlock()
   c.sources.a.rank = 1

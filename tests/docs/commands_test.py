@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from lm import config
+from lm.config import files
 
 ROOT = Path(__file__).resolve().parents[2]
 # README.zh.md has the same commands as README.md, by a test of pages_test.py.
@@ -265,8 +266,8 @@ def test_flags_of_what_cannot_be_run_are_known(monkeypatch):
       name = given.pop('config', '')
       if name.startswith('configs/') and 'FOLDER' not in name:
         changes = [(k.removeprefix('config.'), v) for k, v in given.items()]
-        is_data = words[0] == 'tools.factory'
-        config.load(name, changes, **({'required': ()} if is_data else {}))
+        required = () if words[0] == 'tools.factory' else files.REQUIRED
+        config.load(name, changes, required=required)
   assert not wrong
 
 
@@ -293,8 +294,8 @@ def test_complete_configs_of_pages_load(tmp_path, monkeypatch):
       if block.language == 'python' and 'def get_config' in block.text:
         path = tmp_path / f'page{count}.py'
         path.write_text(block.text)
-        is_data = 'configs.data' in block.text
-        config.load(str(path), [], **({'required': ()} if is_data else {}))
+        required = () if 'configs.data' in block.text else files.REQUIRED
+        config.load(str(path), [], required=required)
         count += 1
   assert count
 
