@@ -244,6 +244,25 @@ def test_a_build_leaves_nothing_of_an_earlier_one(corpus):
     assert found == {f'{x}/manifest.json' for x in result.datasets}
 
 
+def test_a_rule_that_was_changed_works_again(corpus, monkeypatch):
+  monkeypatch.syspath_prepend('.')
+  rule = 'def short(most):\n  return lambda x: len(x.text) < most or None\n'
+  Path('own_rules.py').write_text(rule)
+  c = load(corpus).unlock()
+  c.stages.quality = {
+    'fn': 'lm.corpus.quality:make',
+    'rules': {'short': {'fn': 'own_rules:short', 'most': 1}},
+  }
+  c.order = ('quality', *c.order)
+  build.run(c, 'out')
+  assert not any(x['reason'] == 'quality.short' for x in rows('out'))
+  Path('own_rules.py').write_text(rule.replace('<', '>='))
+  monkeypatch.delitem(sys.modules, 'own_rules')  # as in another process
+  maps._built.cache_clear()
+  with pytest.raises(ValueError, match='every one was dropped'):
+    build.run(c, 'out')
+
+
 def test_of_duplicates_the_one_of_the_first_rank_stays(corpus):
   c = load(corpus).unlock()
   c.sources.a.rank = 1
