@@ -40,6 +40,7 @@ from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
 _LOCK = 'lock'
+_CERTIFIED = 'contamination'  # the report that training copies into a run
 
 
 class Result(NamedTuple):
@@ -147,6 +148,12 @@ class Build:
     self._tables = tables.Tables(root, engine)
     self._counts: dict[str, Counter[str]] = {}
     self._used: set[str] = set()
+    for name in c.order:
+      if name not in c.stages:
+        raise ValueError(
+          f'order: {name} is no stage of this config; give some of '
+          f'{", ".join(c.stages)[:120]}'
+        )
     self._specs = [config.plain(c.stages[name]) for name in c.order]
     self._stages = [maps.stage(spec) for spec in self._specs]
     self._skipped = {
@@ -333,6 +340,8 @@ class Build:
       pieces,
       drops,
     )
+    if _CERTIFIED not in reports:  # what is there tells of an earlier build
+      (self._root / f'{_CERTIFIED}.json').unlink(missing_ok=True)
     datasets = writer.run()
     if self._target.folder == self._root:
       with self._steps.one('audit: write'):

@@ -1,4 +1,4 @@
-"""What a stage that compares documents gets to decide with."""
+"""Declares what a stage that compares documents gets to decide with."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol

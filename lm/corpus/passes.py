@@ -1,12 +1,14 @@
 """Passes: which stages work on a part in one go, and what they are given."""
 
 from collections.abc import Mapping, Sequence
+import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from lm import config
 from lm.corpus import index, maps, parts, stages
 from lm.data import documents
 
@@ -58,8 +60,27 @@ def plan(listed: Sequence[stages.Stage]) -> list[list[int]]:
 
 def identity(stage: stages.Stage) -> list[Any]:
   """Describes all that a stage's results depend on beside its input."""
-  data = [documents.digest(file) for file in stage.data]
+  files = (*stage.data, *_own_code(stage.settings))
+  data = [documents.digest(file) for file in files]
   return [stage.name, stage.version, stage.settings, data]
+
+
+def _own_code(settings: Any) -> list[str]:
+  """Lists the files of the functions outside of `lm` that settings name.
+
+  A function of `lm` belongs to a stage whose version is raised with it. Who
+  writes a rule changes it and builds again, and must not see old results.
+  """
+  if isinstance(settings, Mapping):
+    inside = [x for value in settings.values() for x in _own_code(value)]
+    fn = settings.get('fn')
+    if not isinstance(fn, str) or fn.startswith('lm.'):
+      return inside
+    file = inspect.getsourcefile(config.resolve(fn))
+    return [*inside, file] if file else inside
+  if isinstance(settings, list | tuple):
+    return [x for value in settings for x in _own_code(value)]
+  return []
 
 
 def task(

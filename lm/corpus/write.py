@@ -1,6 +1,6 @@
 """The last steps of a build: tokenizer, datasets, index and audit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ from lm.corpus import encode, engines, index, maps, parts, progress
 from lm.data import manifest as manifests
 from lm.data import writer
 from lm.data.tokenizers import auto
+
+SIDES = ('train', 'valid')
 
 
 class Target(NamedTuple):
@@ -61,7 +63,7 @@ class Writer:
     name = self._tokenizer_name(split)
     self.tokenizer = auto.load(name)
     folders = self._encode(name, split)
-    datasets, names = {}, {}
+    planned, names = {}, {}
     sources = sorted({x.source for x in self._pieces})
     for side in split.names:
       for source in sources if self._c.by_source else ['']:
@@ -73,8 +75,7 @@ class Writer:
         # A source of few documents may have none for validation.
         if not any(len(encode.rows(x, side)) for x in chosen):
           continue
-        with self._steps.one(f'{dataset or side}: write'):
-          datasets[dataset] = self._assemble(dataset, side, chosen, split)
+        planned[dataset] = side, chosen
         for x in [source] if source else sources:
           names[side, x] = dataset
       for piece in self._pieces:
@@ -83,6 +84,12 @@ class Writer:
         key = names[side, piece.source], piece.source
         count = encode.tokens(folders[piece.first], side)
         self.tokens[key] = self.tokens.get(key, 0) + count
+    if self._target.replaces:
+      _remove_others(self._target.folder, planned)
+    datasets = {}
+    for dataset, (side, chosen) in planned.items():
+      with self._steps.one(f'{dataset or side}: write'):
+        datasets[dataset] = self._assemble(dataset, side, chosen, split)
     with self._steps.one('index: write'):
       index.write(
         self._root / index.NAME, self._pieces, self._drops, folders, names
@@ -267,3 +274,22 @@ class Writer:
       settings=about,
       replaces=self._target.replaces,
     )
+
+
+def _remove_others(folder: Path, names: Container[str]) -> None:
+  """Removes the datasets of an earlier build which this one does not write.
+
+  Training reads every dataset that it finds below a side.
+
+  Args:
+    folder: of the build.
+    names: of its datasets.
+  """
+  for side in SIDES:
+    inside = [x for x in (folder / side).glob('*') if x.is_dir()]
+    for path in (folder / side, *inside):
+      is_dataset = (path / manifests.NAME).is_file()
+      if is_dataset and path.relative_to(folder).as_posix() not in names:
+        shutil.rmtree(path)
+    if inside and not any((folder / side).glob('*')):
+      (folder / side).rmdir()

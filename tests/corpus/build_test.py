@@ -219,6 +219,50 @@ def test_each_source_can_be_a_dataset_of_its_own(corpus):
   assert {x['dataset'] for x in rows('out')} == {'', 'train/a', 'train/b'}
 
 
+def test_a_build_leaves_nothing_of_an_earlier_one(corpus):
+  def files() -> set[str]:
+    found = Path('out').rglob('*')
+    names = {x.relative_to('out').as_posix() for x in found if x.is_file()}
+    return {x for x in names if not x.startswith(('parts/', 'tables/'))}
+
+  build.run(load(corpus, by_source=True, split_valid=0.3), 'out')
+  Path('out/contamination.json').write_text('{}')
+  assert len([x for x in files() if 'manifest' in x]) > 2
+  sources = [x for x in files() if x.startswith('train/')]
+  fewer = load(corpus, by_source=True, split_valid=0.0)
+  name = sorted(fewer.sources)[0]
+  with fewer.unlocked():
+    del fewer.sources[name]
+  assert any(x.startswith(f'train/{name}/') for x in sources)
+  build.run(fewer, 'out')
+  left = files()
+  assert not any(x.startswith(('valid', f'train/{name}/')) for x in left)
+  assert 'contamination.json' not in left
+  for by_source in (False, True):
+    result = build.run(load(corpus, by_source=by_source), 'out')
+    found = {x for x in files() if x.endswith('manifest.json')}
+    assert found == {f'{x}/manifest.json' for x in result.datasets}
+
+
+def test_a_rule_that_was_changed_works_again(corpus, monkeypatch):
+  monkeypatch.syspath_prepend('.')
+  rule = 'def short(most):\n  return lambda x: len(x.text) < most or None\n'
+  Path('own_rules.py').write_text(rule)
+  c = load(corpus).unlock()
+  c.stages.quality = {
+    'fn': 'lm.corpus.quality:make',
+    'rules': {'short': {'fn': 'own_rules:short', 'most': 1}},
+  }
+  c.order = ('quality', *c.order)
+  build.run(c, 'out')
+  assert not any(x['reason'] == 'quality.short' for x in rows('out'))
+  Path('own_rules.py').write_text(rule.replace('<', '>='))
+  monkeypatch.delitem(sys.modules, 'own_rules')  # as in another process
+  maps._built.cache_clear()
+  with pytest.raises(ValueError, match='every one was dropped'):
+    build.run(c, 'out')
+
+
 def test_of_duplicates_the_one_of_the_first_rank_stays(corpus):
   c = load(corpus).unlock()
   c.sources.a.rank = 1
@@ -258,6 +302,7 @@ def test_bad_settings_are_one_line(corpus, capsys):
   assert 'input: no documents' in error('--workers=1')
   assert 'split_valid=1.0 must be' in error('--config.split_valid=1.0')
   assert 'workers=0 must be 1' in error('--workers=0')
+  assert 'order: x is no stage of this config' in error("--config.order=('x',)")
   assert 'unknown argument --confg.x=1' in error('--confg.x=1')
   assert '--spark needs --engine=spark' in error('--spark=local')
 

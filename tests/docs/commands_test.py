@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+import random
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from lm import config
+from lm.config import files
 
 ROOT = Path(__file__).resolve().parents[2]
 # README.zh.md has the same commands as README.md, by a test of pages_test.py.
@@ -98,16 +100,16 @@ def plant(folder: Path) -> None:
   """Makes a folder that looks like a checkout, with tiny texts in it."""
   for name in ('configs', 'experiments', 'lm', 'tools', 'Makefile'):
     (folder / name).symlink_to(ROOT / name)
-  words = TEXT.split()
-  texts = [
-    ' '.join(words[(i * i + 7 * j) % len(words)] for j in range(20 + i % 50))
-    for i in range(400)
-  ]
+  rng, words = random.Random(0), TEXT.split()
+  texts = [' '.join(rng.choices(words, k=60 + i % 50)) for i in range(400)]
   rows = [json.dumps({'text': f'{i}. {text}.'}) for i, text in enumerate(texts)]
   (folder / 'raw').mkdir()
   with gzip.open(folder / 'raw' / 'web.jsonl.gz', 'wt') as file:
     file.write('\n'.join(rows))
-  embedded = folder / 'data' / 'embedded'
+  (folder / 'notes').mkdir()
+  for i, text in enumerate(texts[:20]):
+    (folder / 'notes' / f'{i}.txt').write_text(f'Note {i}: {text[::-1]}.')
+  embedded = folder / 'data' / 'embedded' / 'raw'
   embedded.mkdir(parents=True)
   (embedded / 'train.jsonl').write_text('\n'.join(rows))
   (embedded / 'valid.jsonl').write_text('\n'.join(rows[:40]))
@@ -122,7 +124,16 @@ def quick(words: list[str]) -> list[str]:
     return [*words, '--length=8']
   if name == 'tools.train_tokenizer':
     return [re.sub('^--vocab=.*', f'--vocab={VOCAB}', x) for x in words]
+  if name == 'tools.factory':
+    return [*words, '--workers=1', f'--config.train_tokenizer.vocab={VOCAB}']
   return words
+
+
+def write_files(page: str, folder: Path) -> None:
+  """Writes the files of a page: blocks of Python that begin with a name."""
+  for block in blocks(page):
+    if name := re.match(r'# (\w+\.py)\n', block.text):
+      (folder / name[1]).write_text(block.text)
 
 
 def runnable(page: str) -> list[tuple[dict[str, str], list[str] | str]]:
@@ -152,6 +163,7 @@ def run(page: str, folder: Path) -> None:
 
   Code, and commands with settings of their own, have a process of their own.
   """
+  write_files(page, folder)
   groups: list[tuple[dict[str, str], list[list[str] | str]]] = []
   for settings, command in runnable(page):
     code = isinstance(command, str)
@@ -254,7 +266,8 @@ def test_flags_of_what_cannot_be_run_are_known(monkeypatch):
       name = given.pop('config', '')
       if name.startswith('configs/') and 'FOLDER' not in name:
         changes = [(k.removeprefix('config.'), v) for k, v in given.items()]
-        config.load(name, changes)
+        required = () if words[0] == 'tools.factory' else files.REQUIRED
+        config.load(name, changes, required=required)
   assert not wrong
 
 
@@ -271,15 +284,18 @@ def test_make_knows_the_targets_that_pages_name():
 
 def test_complete_configs_of_pages_load(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
+  monkeypatch.syspath_prepend(str(tmp_path))
   count = 0
   for page in PAGES:
     if page == 'docs/extending.md':
       continue  # its examples have a test of their own
+    write_files(page, tmp_path)
     for block in blocks(page):
       if block.language == 'python' and 'def get_config' in block.text:
         path = tmp_path / f'page{count}.py'
         path.write_text(block.text)
-        config.load(str(path), [])
+        required = () if 'configs.data' in block.text else files.REQUIRED
+        config.load(str(path), [], required=required)
         count += 1
   assert count
 
