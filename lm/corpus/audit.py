@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lm.corpus import index, maps, parts, tables
+from lm.corpus import index, maps, parts, personal, tables
 
 NAME = 'audit.json'
 _EXAMPLES = 10  # a reason
@@ -213,6 +213,7 @@ def _example(
 
 
 def _excerpt(piece: index.Piece, row: int) -> str:
-  """Reads how a document begins."""
+  """Reads how a document begins; personal data is masked."""
   (text,) = maps.text_rows(piece.folder / parts.DOCUMENTS, [row])
-  return text[:_EXCERPT]
+  # Masked before the cut, which could leave half of an address.
+  return personal.mask(text[: 2 * _EXCERPT])[:_EXCERPT]
