@@ -18,7 +18,9 @@ import sys
 
 from lm import config
 from lm.corpus import build, engines
+from lm.data import standard_input
 from lm.reporting import progress
+from lm.runtime import regular_files
 
 
 class Lines:
@@ -57,6 +59,22 @@ def report(result: build.Result) -> None:
   )
 
 
+def _check_inputs(c: config.Config) -> None:
+  """Refuses what cannot be read again after a kill.
+
+  Raises:
+    ValueError: a source is standard input.
+  """
+  for name, source in c.sources.items():
+    inputs = source.inputs
+    for x in [inputs] if isinstance(inputs, str) else inputs:
+      if standard_input.is_named(x):
+        raise ValueError(
+          f'sources.{name}.inputs={x}: standard input cannot be read again '
+          'after a kill; write it to a file and name that'
+        )
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the program; returns its exit code."""
   parser = argparse.ArgumentParser(
@@ -93,7 +111,8 @@ def main(argv: Sequence[str]) -> int:
   if flags.spark and flags.engine != 'spark':
     parser.error('--spark needs --engine=spark')
   c = config.load(flags.config, overrides, required=())
-  with config.user_errors():
+  with config.user_errors(), regular_files.writing(flags.output):
+    _check_inputs(c)
     result = build.run(
       c,
       flags.output,

@@ -87,7 +87,8 @@ def run(
     ValueError: the config or its input is bad.
     errors.Locked: another process works in this folder.
     errors.Failure: a package is missing, or a worker died.
-    OSError: the output cannot be written.
+    errors.Storage: the output cannot be made.
+    OSError: a file in it cannot be written.
   """
   start = time.monotonic()
   if not 0 <= c.split_valid < 1:
@@ -101,7 +102,12 @@ def run(
     about = {'sources': sorted(c.sources), 'stages': [*c.order]}
     about['split_valid'] = c.split_valid
     target = write.Target(root, about, replaces=True)
-  root.mkdir(parents=True, exist_ok=True)
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise errors.Storage(
+      f'{root}: cannot be made: {e.strerror}; name another folder'
+    ) from e
   busy = errors.Locked(
     f'{root}: another process builds here; wait for it, or end it'
   )

@@ -20,8 +20,10 @@ from multiprocessing import connection
 import os
 from pathlib import Path
 import signal
+import sys
 import threading
 from typing import Any, Protocol
+import warnings
 
 import duckdb
 import pyarrow as pa
@@ -33,6 +35,7 @@ Task = Mapping[str, Any]
 # DuckDB keeps whole row groups in memory while it writes them.
 _ROW_GROUP = 4096
 KINDS = ('duckdb', 'spark')
+_RESULTS = 'n int, result string, error string'  # of tasks, on Spark
 
 
 class Engine(Protocol):
@@ -161,10 +164,20 @@ class Duck:
       for name, view in views.items():
         body = view if isinstance(view, str) else _parquet(view)
         db.execute(f'CREATE VIEW {name} AS {body}')
-      db.execute(
-        f"COPY ({sql}) TO '{_quoted(folder / '0.parquet')}' "
-        f'(FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})'
-      )
+      try:
+        db.execute(
+          f"COPY ({sql}) TO '{_quoted(folder / '0.parquet')}' "
+          f'(FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})'
+        )
+      except duckdb.IOException as e:
+        raise errors.Storage(
+          f'{folder}: {_first_line(e)}: make room, or make it writable'
+        ) from e
+      except duckdb.OutOfMemoryException as e:
+        raise errors.Failure(
+          f'engine.memory_mb={self._memory_mb} is not enough, or the disk is '
+          f'full: {_first_line(e)}; give more'
+        ) from e
 
 
 def _quoted(path: str | Path) -> str:
@@ -219,30 +232,67 @@ def _spark(workers: int, address: str | None) -> Iterator[Any]:
     workers: of tasks, on this machine.
     address: 'spark://host:port' of a cluster, 'sc://host:port' of Spark
       Connect, 'local[2]'; None: Sail, inside of this process.
+
+  Raises:
+    errors.Failure: a package is missing, or the cluster does not answer.
   """
   try:
     sql = importlib.import_module('pyspark.sql')
+    is_client = importlib.import_module('pyspark.util').is_remote_only()
   except ModuleNotFoundError as e:
     raise errors.Failure(
       f'engine=spark needs pyspark: {errors.install("data")}; for a cluster '
       'install pyspark itself'
     ) from e
-  builder = sql.SparkSession.builder
+  if is_client and not (address or 'sc://').startswith('sc://'):
+    raise errors.Failure(
+      f'{address}: pyspark-client cannot reach it; install pyspark in its '
+      'place, or give the sc:// address of Spark Connect'
+    )
+  # It says so of every new version, and again for every query.
+  warnings.filterwarnings(
+    'ignore', 'PySpark does not yet fully support pandas', FutureWarning
+  )
   with contextlib.ExitStack() as stack:
     if address is None:
       address = stack.enter_context(_sail())
-    if address.startswith('sc://'):
-      session = builder.remote(address).getOrCreate()
-    else:
-      session = (
-        builder.master(address)
-        .appName('lm.corpus')
-        .config('spark.ui.enabled', 'false')
-        .config('spark.sql.shuffle.partitions', str(4 * workers))
-        .getOrCreate()
-      )
+    try:
+      session = _session(sql.SparkSession.builder, workers, address)
+    except Exception as e:  # of Java, of its gateway, or of the connection
+      raise errors.Failure(
+        f'{address}: no session of Spark: {_first_line(e)}; see that the '
+        'cluster runs and that Java 17 or later is installed'
+      ) from e
     stack.callback(session.stop)
     yield session
+
+
+def _session(builder: Any, workers: int, address: str) -> Any:
+  if address.startswith('sc://'):
+    return builder.remote(address).getOrCreate()
+  # Python of the same version, or what one sends the other cannot read.
+  os.environ.setdefault('PYSPARK_PYTHON', sys.executable)
+  # Where this package is, should the machines not have it installed.
+  paths = [str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')]
+  settings = {
+    'spark.executorEnv.PYTHONPATH': os.pathsep.join(filter(None, paths)),
+    'spark.log.level': 'ERROR',
+    'spark.sql.shuffle.partitions': str(4 * workers),
+    'spark.ui.enabled': 'false',
+    'spark.ui.showConsoleProgress': 'false',
+  }
+  return (
+    builder.master(address)
+    .appName('lm.corpus')
+    .config(map=settings)
+    .getOrCreate()
+  )
+
+
+def _first_line(e: Exception) -> str:
+  """Returns what an error says first; those of Java go on with their stack."""
+  lines = str(e).strip().splitlines() or [type(e).__name__]
+  return ' '.join(lines[:2])[:120] if lines[0].endswith(':') else lines[0][:120]
 
 
 @contextlib.contextmanager
@@ -254,6 +304,8 @@ def _sail() -> Iterator[str]:
     raise errors.Failure(
       f'engine=spark without an address needs pysail: {errors.install("data")}'
     ) from e
+  # Its log is of no use to who builds a corpus. The variable is read once.
+  os.environ.setdefault('RUST_LOG', 'off')
   server = sail.SparkConnectServer()
   server.start(background=True)
   try:
@@ -278,11 +330,20 @@ class Spark:
     rows = [(n, json.dumps(task)) for n, task in enumerate(tasks)]
     frame = self._session.createDataFrame(rows, 'n int, task string')
     # Each task by itself: they are minutes of work at most, and rows are few.
-    frame = frame.repartition(len(rows), 'n')
+    # From one partition they are dealt in turn; a key would be hashed, and
+    # several tasks would share a partition.
+    frame = frame.coalesce(1).repartition(len(rows))
     name = f'{fn.__module__}:{fn.__qualname__}'
-    results = frame.mapInArrow(
-      functools.partial(_run_tasks, name), 'n int, result string'
-    ).collect()
+    try:
+      results = frame.mapInArrow(
+        functools.partial(_run_tasks, name, os.getcwd()), _RESULTS
+      ).collect()
+    except Exception as e:  # pyspark's own, or Java's
+      raise _failed(e) from e
+    for row in results:
+      if row.error:
+        kind, text = json.loads(row.error)
+        raise ValueError(text) if kind == 'ValueError' else errors.Failure(text)
     yield from ((row.n, json.loads(row.result)) for row in results)
 
   def query(
@@ -292,11 +353,14 @@ class Spark:
       frame = (
         self._session.sql(view)
         if isinstance(view, str)
-        else self._session.read.parquet(*view)
+        else self._session.read.parquet(*map(os.path.abspath, view))
       )
       frame.createOrReplaceTempView(name)
     frame = self._session.sql(sql)
-    frame.write.mode('append').parquet(str(folder))
+    try:
+      frame.write.mode('append').parquet(os.path.abspath(folder))
+    except Exception as e:  # pyspark's own, or Java's
+      raise _failed(e) from e
     for file in folder.iterdir():
       if file.suffix != '.parquet':
         file.unlink()  # marks and checksums of Spark
@@ -304,18 +368,38 @@ class Spark:
       pq.write_table(frame.limit(0).toArrow(), folder / '0.parquet')
 
 
+def _failed(e: Exception) -> WorkerDied:
+  return WorkerDied(
+    f'Spark gave up: {_first_line(e)}; run the same again: what is finished '
+    'stays'
+  )
+
+
 def _run_tasks(
-  name: str, batches: Iterator[pa.RecordBatch]
+  name: str, folder: str, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-  """Runs the tasks of a partition, on a worker of Spark."""
+  """Runs the tasks of a partition, on a worker of Spark.
+
+  Args:
+    name: of the function, 'module:function'.
+    folder: from which relative paths of the tasks lead.
+    batches: of tasks, as `Spark.run` makes them.
+  """
+  os.chdir(folder)
   module, _, function = name.partition(':')
   fn = getattr(importlib.import_module(module), function)
   for batch in batches:
-    numbers = batch.column('n')
-    results = [
-      json.dumps(fn(json.loads(task)))
-      for task in batch.column('task').to_pylist()
-    ]
+    results: list[str] = []
+    wrong: list[str] = []
+    for task in batch.column('task').to_pylist():
+      # What a user can mend is no fault of the worker, to be tried again.
+      try:
+        results.append(json.dumps(fn(json.loads(task))))
+        wrong.append('')
+      except (ValueError, errors.Failure) as e:
+        results.append('null')
+        wrong.append(json.dumps([type(e).__name__, str(e)]))
     yield pa.RecordBatch.from_arrays(
-      [numbers, pa.array(results, pa.string())], names=['n', 'result']
+      [batch.column('n'), pa.array(results), pa.array(wrong)],
+      names=['n', 'result', 'error'],
     )

@@ -3,7 +3,8 @@
 The name of a part is a hash of its input, of the stages that made it, with
 their versions and settings, and of nothing else. A part is made under another
 name and renamed when it is whole, so that one which exists can be trusted: who
-finds it there does not make it again.
+finds it there does not make it again, unless a file is missing or has another
+size than it was written with.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ ROW_BITS = 20  # of an id; the bits above them number the part
 ROWS = 1 << ROW_BITS  # a part has fewer
 BATCH_BYTES = 1 << 20  # of text in a record batch, or one longer document
 _UNFINISHED = '.unfinished-'
+_SIZES = 'sizes.json'  # bytes of the part's files, by name
 # Fast to write and read: zstd's fastest level takes half as long again, and
 # parts of four fifths the size.
 _COMPRESSION = 'lz4'
@@ -56,6 +58,8 @@ def making(folder: Path) -> Iterator[Path]:
   part.mkdir()
   try:
     yield part
+    sizes = {x.name: x.stat().st_size for x in sorted(part.iterdir())}
+    write_json(part / _SIZES, sizes)
     for file in part.iterdir():
       _sync(file)
     _sync(part)
@@ -70,10 +74,20 @@ def making(folder: Path) -> Iterator[Path]:
 
 def make(folder: Path, write: Callable[[Path], None]) -> Path:
   """Makes a part by `write(folder)`, unless it exists, and returns its path."""
-  if not folder.is_dir():
+  if not _is_whole(folder):
+    shutil.rmtree(folder, ignore_errors=True)
     with making(folder) as part:
       write(part)
   return folder
+
+
+def _is_whole(folder: Path) -> bool:
+  """Tells whether a part exists with all that was written to it."""
+  try:
+    sizes = json.loads((folder / _SIZES).read_text(encoding='utf-8'))
+    return all((folder / x).stat().st_size == n for x, n in sizes.items())
+  except (OSError, ValueError):
+    return False
 
 
 def sweep(folder: Path, used: set[str] | None = None) -> None:

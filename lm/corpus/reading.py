@@ -87,6 +87,7 @@ def tasks(
     listed.append(
       {
         'files': [x.path for x in group],
+        'digests': [x.digest for x in group],
         'settings': settings._asdict(),
         'part_bytes': part_bytes,
         'output': str(folder / name),
@@ -99,15 +100,15 @@ def read(task: Mapping[str, Any]) -> dict[str, Any]:
   """Reads files into parts of `stages.DOCUMENTS`: 00000.parquet and so on.
 
   Args:
-    task: {'files', 'settings' (of `documents.Settings`), 'part_bytes', 'output'
-      (folder)}.
+    task: {'files', 'digests' (sha256 of each), 'settings' (of
+      `documents.Settings`), 'part_bytes', 'output' (folder)}.
 
   Returns:
     {'pieces': [{'name' (of a file), 'files': [[which of the files, first row of
     it], ...]}, ...], 'counts' (what was read and left out)}
 
   Raises:
-    ValueError: see `documents.records`.
+    ValueError: a file has changed, or see `documents.records`.
   """
   output = Path(task['output'])
 
@@ -131,6 +132,12 @@ def read(task: Mapping[str, Any]) -> dict[str, Any]:
           first += len(which)
           out.add(batch)
       pieces.append({'name': name, 'files': [*files.items()]})
+    # The part is named by what was there when the files were hashed.
+    for file, expected in zip(task['files'], task['digests'], strict=True):
+      if documents.digest(file) != expected:
+        raise ValueError(
+          f'input {file}: was changed while it was read; run the same again'
+        )
     about = {'pieces': pieces, 'counts': counts}
     parts.write_json(folder / parts.COUNTS, about)
 

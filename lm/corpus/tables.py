@@ -71,7 +71,7 @@ class Tables:
     folder = parts.make(self._root / 'tables' / identity, write)
     self.used.add(identity)
     self._identities[name] = identity
-    self._views[name] = sorted(str(x) for x in folder.iterdir())
+    self._views[name] = sorted(str(x) for x in folder.glob('*.parquet'))
     return name
 
   def _named_in(self, sql: str) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ A failure means that a corpus cannot be made again, or that a document was lost
 without a word.
 """
 
+from collections.abc import Callable
 import hashlib
 import json
 import os
@@ -322,21 +323,27 @@ def test_batches_of_documents_keep_all_they_say():
   assert stages.documents(batch) == [document]
 
 
-def start(corpus: Path, output: str, *flags: str) -> subprocess.Popen:
-  """Starts the factory as a program, on the sources of a folder."""
-  Path('config.py').write_text(
-    'from tests.corpus import build_test\n'
-    'from pathlib import Path\n'
-    'def get_config():\n'
-    f'  return build_test.load(Path({str(corpus)!r}))\n'
-  )
+def start(
+  corpus: Path,
+  output: str,
+  *flags: str,
+  before: Callable[[], None] | None = None,
+) -> subprocess.Popen[str]:
+  """Starts the factory as a program, on the sources of a folder.
+
+  Args:
+    corpus: the folder.
+    output: of the build.
+    *flags: more of the program's.
+    before: called in the new process.
+  """
   root = Path(__file__).resolve().parents[2]
   return subprocess.Popen(
     [
       sys.executable,
       '-m',
       'tools.factory',
-      '--config=config.py',
+      f'--config={root}/tests/corpus/sources_config.py:{corpus}',
       f'--output={output}',
       *flags,
     ],
@@ -344,6 +351,7 @@ def start(corpus: Path, output: str, *flags: str) -> subprocess.Popen:
     stderr=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
+    preexec_fn=before,
   )
 
 

@@ -1,7 +1,7 @@
 """Installs what tests and benchmarks compare with, on first use.
 
-make peers      the environment, and what else tests use: published weights, and
-                libtpu, which compiles for TPUs that are not here
+make peers      the environment, and what else tests use: published weights,
+                libtpu, which compiles for TPUs that are not here, and Spark
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,10 @@ PUBLISHED = workers.ROOT / '.cache' / 'published'
 # Beside the environment of the tests: where libtpu is installed, jax looks for
 # a TPU whenever it starts.
 LIBTPU = workers.ROOT / '.cache' / 'libtpu'
+# Spark with its jars, 490 MB. Its module is that of pyspark-client, with which
+# the tests run, so it lies apart, for PYTHONPATH.
+SPARK = workers.ROOT / '.cache' / 'pyspark'
+SPARK_REQUIREMENTS = ('pyspark==4.3.0', 'py4j==0.10.9.9')
 
 
 def installed(
@@ -90,6 +94,26 @@ def fetch_libtpu(python: str, folder: Path = LIBTPU) -> None:
     (folder / 'requirements').write_text(_libtpu())
 
 
+def spark(folder: Path = SPARK) -> Path | None:
+  """Returns the folder of Spark's modules, if this version is installed."""
+  return folder if installed(folder, SPARK_REQUIREMENTS) else None
+
+
+def fetch_spark(python: str, folder: Path = SPARK) -> None:
+  """Installs Spark, if it is not there.
+
+  Raises:
+    workers.Failed: the installation failed.
+  """
+  if spark(folder) is None:
+    wanted = SPARK_REQUIREMENTS
+    print(f'{folder}: installing {", ".join(wanted)}', file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    install = [python, '-m', 'pip', 'install', '--quiet', '--no-deps']
+    _run([*install, '--target', str(folder), *wanted])
+    (folder / 'requirements').write_text('\n'.join(wanted))
+
+
 def _libtpu() -> str:
   """Returns the requirement of libtpu that this version of jax has."""
   return next(
@@ -135,3 +159,4 @@ def _run(command: list[str]) -> None:
 if __name__ == '__main__':
   published(environment())
   fetch_libtpu(environment())
+  fetch_spark(environment())
