@@ -43,7 +43,7 @@ _LOCK = 'lock'
 
 
 class Result(NamedTuple):
-  """What a build wrote.
+  """Says what a build wrote.
 
   Attributes:
     output: its folder.

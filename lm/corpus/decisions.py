@@ -1,4 +1,4 @@
-"""What a stage that compares documents gets to decide with."""
+"""Gives a stage that compares documents what it needs to decide."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
