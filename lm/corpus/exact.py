@@ -99,14 +99,14 @@ def _keys(batch: pa.RecordBatch, unit: str, least: int) -> pa.RecordBatch:
   return pa.RecordBatch.from_arrays(columns, names=names)
 
 
-def _content(view: texts.Text) -> bytes:
+def _content(view: texts.Text) -> bytes | memoryview:
   """Returns what documents are compared by."""
   if not len(view.hashes):  # no words: by what they have
     return view.text.encode()
-  if view.lengths.max() > texts.HASHED:
+  if len(view.text) > texts.BLOCK and view.lengths.max() > texts.BLOCK:
     return ' '.join(view.words).encode()
   # Rules and other keys need the hashes too; a list of words takes longer.
-  return view.hashes.astype('<u8', copy=False).tobytes()
+  return view.hashes.astype('<u8', copy=False).data
 
 
 def _decide_documents(tables: decisions.Tables, keys: str) -> str:

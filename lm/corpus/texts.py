@@ -1,12 +1,15 @@
 """Views of a text that several rules share: its words and its lines."""
 
 import functools
+import itertools
+import re
 import sys
 
 import numpy as np
 
 _LOOKED_AT = 2000  # characters that tell whether a text is Chinese
-HASHED = 1 << 20  # characters of a word that decide on its hash
+BLOCK = 1 << 20  # characters at once; so many of a word decide on its hash
+_SPACE = re.compile(r'\s')
 _NO_WORD = {
   i: ' ' for i in range(128) if not (chr(i).isalnum() or chr(i) == '_')
 }
@@ -44,12 +47,14 @@ class Text:
     """
     if self.lower.isascii():
       return self.lower.translate(_NO_WORD).split()
+    if blocks := _blocks(self.text):
+      return [word for x in blocks for word in Text(x).words]
     codes, kinds = self._codes
-    chinese = (kinds & _CHINESE_KIND > 0).astype(np.intp)
-    ends = np.cumsum(1 + 2 * chinese)  # with a space on either side
-    spaced = np.full(ends[-1], 32, np.uint32)
-    spaced[ends - 1 - chinese] = np.where(kinds & _WORD_KIND, codes, 32)
-    return spaced.tobytes().decode(_UTF32, 'surrogatepass').split()
+    blocks = [
+      _spaced(codes[n : n + BLOCK], kinds[n : n + BLOCK])
+      for n in range(0, len(codes), BLOCK)
+    ]
+    return ''.join(blocks).split()
 
   @functools.cached_property
   def hashes(self) -> np.ndarray:
@@ -57,16 +62,18 @@ class Text:
 
     Of a word of more than a million characters the first million count.
     """
+    if blocks := _blocks(self.text):
+      return np.concatenate([Text(x).hashes for x in blocks])
     starts, ends = self._bounds
     codes, _ = self._codes
-    if len(codes) <= HASHED:
+    if len(codes) <= BLOCK:
       return _hash(codes, starts, ends)
-    # In blocks of words, for the memory; no word is longer than a block.
-    ends = np.minimum(ends, starts + HASHED)
+    # Without white space. No word is longer than a block.
+    ends = np.minimum(ends, starts + BLOCK)
     parts, first = [], 0
     while first < len(starts):
       begin = starts[first]
-      last = int(np.searchsorted(ends, begin + HASHED, 'right'))
+      last = int(np.searchsorted(ends, begin + BLOCK, 'right'))
       block = slice(first, last)
       part = codes[begin : ends[last - 1]]
       parts.append(_hash(part, starts[block] - begin, ends[block] - begin))
@@ -76,6 +83,8 @@ class Text:
   @functools.cached_property
   def lengths(self) -> np.ndarray:
     """The number of characters of each word."""
+    if blocks := _blocks(self.text):
+      return np.concatenate([Text(x).lengths for x in blocks])
     starts, ends = self._bounds
     return ends - starts
 
@@ -155,6 +164,23 @@ def view(text: str) -> Text:
   return Text(text)
 
 
+def _blocks(text: str) -> list[str]:
+  """Cuts a long text at white space, for the memory; else returns nothing.
+
+  Neither a word nor the context that decides on a small letter (of sigma) goes
+  over white space.
+  """
+  if len(text) <= BLOCK:
+    return []
+  ends = [0]
+  while ends[-1] < len(text):
+    found = _SPACE.search(text, ends[-1] + BLOCK)
+    ends.append(found.end() if found else len(text))
+  if len(ends) == 2:
+    return []
+  return [text[a:b] for a, b in itertools.pairwise(ends)]
+
+
 def _read(text: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns the code points of a text, and the kind of each."""
   if text.isascii():  # a quarter of the memory, and faster
@@ -162,7 +188,20 @@ def _read(text: str) -> tuple[np.ndarray, np.ndarray]:
     kinds = raw.translate(_kinds()[:256].tobytes())
     return np.frombuffer(raw, np.uint8), np.frombuffer(kinds, np.uint8)
   codes = np.frombuffer(text.encode(_UTF32, 'surrogatepass'), np.uint32)
-  return codes, _kinds().take(codes, mode='clip')
+  kinds = np.empty(len(codes), np.uint8)
+  for n in range(0, len(codes), BLOCK):  # `take` needs 8 bytes a code
+    block = slice(n, n + BLOCK)
+    kinds[block] = _kinds().take(codes[block], mode='clip')
+  return codes, kinds
+
+
+def _spaced(codes: np.ndarray, kinds: np.ndarray) -> str:
+  """Makes what is in no word a space; puts one on either side of Chinese."""
+  chinese = (kinds & _CHINESE_KIND > 0).astype(np.intp)
+  ends = np.cumsum(1 + 2 * chinese)
+  spaced = np.full(ends[-1], 32, np.uint32)
+  spaced[ends - 1 - chinese] = np.where(kinds & _WORD_KIND, codes, 32)
+  return spaced.tobytes().decode(_UTF32, 'surrogatepass')
 
 
 def _hash(
@@ -179,9 +218,12 @@ def _hash(
 
 def mix(hashes: np.ndarray) -> np.ndarray:
   """Spreads what differs between uint64 numbers over all their bits."""
-  hashes = (hashes ^ (hashes >> np.uint64(30))) * _MIX[0]
-  hashes = (hashes ^ (hashes >> np.uint64(27))) * _MIX[1]
-  return hashes ^ (hashes >> np.uint64(31))
+  mixed = hashes ^ (hashes >> np.uint64(30))
+  mixed *= _MIX[0]
+  mixed ^= mixed >> np.uint64(27)
+  mixed *= _MIX[1]
+  mixed ^= mixed >> np.uint64(31)
+  return mixed
 
 
 def powers(count: int) -> tuple[np.ndarray, np.ndarray]:

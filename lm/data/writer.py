@@ -142,7 +142,8 @@ def encode(
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
       if not tokenizer.lossless:
         lost += vocabulary.lost_bytes(text, tokenizer.decode(ids))
-      array = np.asarray([*ids, tokenizer.eos], np.int64)
+      array = np.empty(len(ids) + 1, np.int32)
+      array[:-1], array[-1] = ids, tokenizer.eos
       assert array.min() >= 0 and array.max() < vocab
       # Readers find documents by eos, so one inside would start another.
       forged = any((array[:-1] == x).any() for x in specials)

@@ -33,7 +33,7 @@ def test_texts_without_words_are_compared_by_what_they_have():
 
 
 def test_long_words_are_compared_to_their_ends(monkeypatch):
-  monkeypatch.setattr(texts, 'HASHED', 4)
+  monkeypatch.setattr(texts, 'BLOCK', 4)
   assert texts.Text('threa').hashes == texts.Text('threb').hashes
   a, b, c = keys('threa', 'threb', 'Threa.')
   assert a == c != b

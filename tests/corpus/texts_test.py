@@ -45,12 +45,20 @@ def test_hashes_of_long_texts_are_made_in_blocks(monkeypatch):
   text = 'one two, 汉字three four-five  six ' * 3
   whole = texts.Text(text).hashes.tolist()
   for size in (5, 6, 7, 30, len(text) - 1):
-    monkeypatch.setattr(texts, 'HASHED', size)
+    monkeypatch.setattr(texts, 'BLOCK', size)
     assert texts.Text(text).hashes.tolist() == whole
-  monkeypatch.setattr(texts, 'HASHED', 4)
+  monkeypatch.setattr(texts, 'BLOCK', 4)
   three, thre = texts.Text('a three'), texts.Text('a thre')
   assert three.hashes.tolist() == thre.hashes.tolist()
   assert texts.Text(',' * 9).hashes.tolist() == []
+
+
+def test_words_of_long_texts_are_found_in_blocks(monkeypatch):
+  text = 'one two, 汉字three four-five  six ' * 3
+  words = texts.Text(text).words
+  for size in (1, 5, 7, 30):
+    monkeypatch.setattr(texts, 'BLOCK', size)
+    assert texts.Text(text).words == words
 
 
 def test_hashes_are_the_same_in_every_process():

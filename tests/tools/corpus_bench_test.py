@@ -53,7 +53,15 @@ def report(name: str, seconds: float) -> corpus.Run:
   return corpus.Run(
     process_tree.Measured(seconds, 2 * seconds, 2**20, ''),
     {
-      'steps': [{'name': 'rules', 'wall_seconds': seconds}],
+      'steps': [
+        {'name': 'rules', 'wall_seconds': seconds},
+        {
+          'name': 'audit',
+          'wall_seconds': seconds / 2,
+          'cpu_seconds': seconds / 4,
+        },
+      ],
+      'apart': ['audit'] if name == 'a' else [],
       'documents': 7,
       'version': f'{name} 1',
     },
@@ -71,6 +79,11 @@ def test_a_table_of_medians_and_ratios_by_round():
   assert '| a (a 1) | 4.0 | 2.0 | 5.0 | 1 | 7 |' in text
   assert '| b (b 1) | 16.0 | 8.0 | 1.2 | 1 | 7 |' in text
   assert 'b takes 3.00, 4.00, 2.00 times the processor time of a' in text
+  # Without the audit of one second of two, and of half a second of four.
+  assert (
+    'b takes 3.43, 4.57, 2.29 times the processor time of a and 6.00, 8.00, '
+    '4.00 times its wall time for the core'
+  ) in text
   assert '| rules | 8.00 |  |' in text
 
 
