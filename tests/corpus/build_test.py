@@ -361,6 +361,14 @@ def test_a_source_can_be_wholly_for_one_side(corpus):
   assert sides == {('a', 'train'), ('b', 'valid'), ('b', '')}
 
 
+def test_a_source_of_which_nothing_is_kept_is_on_no_side(corpus):
+  write(corpus / 'c.jsonl', [text(n) for n in range(10)])
+  c = load(corpus).unlock()
+  c.sources.a.side, c.sources.b.side = 'train', 'valid'
+  result = build.run(c.lock(), 'out')
+  assert sorted(result.datasets) == ['train', 'valid']
+
+
 def test_a_source_can_skip_stages(corpus):
   c = load(corpus).unlock()
   c.sources.b.skip = ('near',)
