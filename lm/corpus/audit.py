@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lm.corpus import index, maps, parts, tables
+from lm.corpus import index, maps, parts, personal, tables
 
 NAME = 'audit.json'
 _EXAMPLES = 10  # a reason
@@ -45,7 +45,7 @@ def make(
   """
   _name_tables(built, pieces, drops)
   names = sorted({x.source for x in pieces})
-  sources: dict[str, Any] = {name: _empty() for name in names}
+  sources: dict[str, Any] = {name: empty() for name in names}
   for source, reason, documents, size, characters in _rows(
     built,
     'audit_reasons',
@@ -100,7 +100,8 @@ def make(
   }
 
 
-def _empty() -> dict[str, Any]:
+def empty() -> dict[str, Any]:
+  """Returns the counts of a source without documents."""
   none = {'documents': 0, 'bytes': 0, 'characters': 0}
   names = ('dropped', 'languages', 'changes', 'counts', 'lengths', 'tokens')
   return {**none, 'kept': {**none}, **{x: {} for x in names}}
@@ -203,6 +204,7 @@ def _example(
 
 
 def _excerpt(piece: index.Piece, row: int) -> str:
-  """Reads how a document begins."""
+  """Reads how a document begins, with personal data masked."""
   (text,) = maps.text_rows(piece.folder / parts.DOCUMENTS, [row])
-  return text[:_EXCERPT]
+  # What is cut in two is not known for what it is, so more is looked at.
+  return personal.mask(text[: 4 * _EXCERPT])[:_EXCERPT]

@@ -25,6 +25,7 @@ from lm import config, errors, types
 from lm.corpus import (
   audit,
   audit_page,
+  encode,
   engines,
   index,
   maps,
@@ -41,6 +42,7 @@ from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
 _LOCK = 'lock'
+_SPILL = '.spill'  # what does not fit in memory
 
 
 class Result(NamedTuple):
@@ -110,7 +112,7 @@ def run(
     _sweep(root)
     opened = stack.enter_context(
       engines.opened(
-        engine, workers, root / 'spill', c.engine.memory_mb, address
+        engine, workers, root / _SPILL, c.engine.memory_mb, address
       )
     )
     result = Build(c, root, target, opened, say).run()
@@ -126,7 +128,7 @@ def _sweep(root: Path, used: set[str] | None = None) -> None:
   """
   for name in ('parts', 'tables'):
     parts.sweep(root / name, used)
-  shutil.rmtree(root / 'spill', ignore_errors=True)
+  shutil.rmtree(root / _SPILL, ignore_errors=True)
 
 
 class Build:
@@ -148,7 +150,9 @@ class Build:
     self._tables = tables.Tables(root, engine)
     self._counts: dict[str, Counter[str]] = {}
     self._used: set[str] = set()
+    _check_names(c)
     self._specs = [config.plain(c.stages[name]) for name in c.order]
+    maps.forget_stages()
     self._stages = [maps.stage(spec) for spec in self._specs]
     self._skipped = {
       name: tuple(source.get('skip', ())) for name, source in c.sources.items()
@@ -354,6 +358,9 @@ class Build:
   ) -> None:
     """Writes what was read, dropped and changed."""
     found = audit.make(self._tables, pieces, drops, tokens)
+    # Of some sources there may be no document.
+    of_all = {x: found['sources'].get(x, audit.empty()) for x in self._counts}
+    found['sources'] = dict(sorted(of_all.items()))
     for name, about in found['sources'].items():
       about['read'] = dict(self._counts[name])
       for key in ('licence', 'about'):
@@ -361,6 +368,26 @@ class Build:
     config.store(self._c, self._root / 'config.json')
     parts.write_json(self._root / audit.NAME, found)
     audit_page.write(self._root, found, self._root.name)
+
+
+def _check_names(c: config.Config) -> None:
+  """Checks the names of stages and sides in a config.
+
+  Raises:
+    ValueError: one is unknown.
+  """
+  for name in c.order:
+    if name not in c.stages:
+      raise ValueError(
+        f'order: {name} is none of the stages; give some of '
+        f'{", ".join(sorted(c.stages))}'
+      )
+  for name, source in c.sources.items():
+    if source.get('side') not in (None, *encode.SIDES):
+      raise ValueError(
+        f'sources.{name}.side={source.side}: unknown; give one of '
+        f'{", ".join(encode.SIDES)}, or None'
+      )
 
 
 def _nothing(counts: Mapping[str, Counter[str]]) -> str:

@@ -16,6 +16,7 @@ from lm.data import writer
 from lm.data.tokenizers import auto
 
 VERSION = 1
+SIDES = ('train', 'valid')  # of a split
 
 
 class Split(NamedTuple):

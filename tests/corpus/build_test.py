@@ -85,7 +85,8 @@ def corpus(tmp_path, monkeypatch):
 
 
 def rows(output: str | Path) -> list[dict]:
-  return pq.read_table(Path(output) / index.NAME).to_pylist()
+  file = Path(output) / index.NAME
+  return pq.ParquetFile(file).read().to_pylist()
 
 
 def test_every_document_is_kept_or_has_a_reason(corpus):
@@ -260,6 +261,96 @@ def test_bad_settings_are_one_line(corpus, capsys):
   assert 'workers=0 must be 1' in error('--workers=0')
   assert 'unknown argument --confg.x=1' in error('--confg.x=1')
   assert '--spark needs --engine=spark' in error('--spark=local')
+
+
+def test_names_that_a_config_does_not_have_are_one_line(corpus):
+  c = load(corpus, order=('exakt',))
+  with pytest.raises(ValueError, match='order: exakt is none of the stages'):
+    build.run(c, 'out')
+  c = load(corpus).unlock()
+  c.sources.b.side = 'validation'
+  with pytest.raises(ValueError, match='side=validation: unknown'):
+    build.run(c.lock(), 'out')
+
+
+def test_a_source_without_documents_is_in_the_audit(corpus):
+  (corpus / 'c.jsonl').write_text('{"body": "of another field"}\n' * 3)
+  build.run(load(corpus), 'out')
+  audit = json.loads(Path('out/audit.json').read_text())
+  assert audit['sources']['c']['documents'] == 0
+  read = audit['sources']['c']['read']
+  assert read['records without the field, left out'] == 3
+  assert '\n| c |' in Path('out/card.md').read_text()
+
+
+def test_names_are_quoted_in_the_card(corpus):
+  c = load(corpus).unlock()
+  c.sources.a.licence = 'a|b\n<c>'
+  build.run(c.lock(), 'out')
+  card = Path('out/card.md').read_text()
+  assert '\n| a | a\\|b &lt;c> |' in card
+
+
+@pytest.mark.parametrize('name', ['id=3', 'part=7'])
+def test_the_name_of_the_folder_adds_no_column(corpus, name):
+  build.run(load(corpus), f'{name}/out')
+  build.run(load(corpus), 'out')
+  assert rows(f'{name}/out') == rows('out')
+  audits = [Path(x, 'out/audit.json').read_bytes() for x in (name, '.')]
+  assert audits[0] == audits[1]
+
+
+def test_what_else_is_in_the_folder_stays(corpus):
+  build.run(load(corpus), 'out')
+  kept = [Path('out', x, 'mine/notes') for x in ('parts', 'tables', 'spill')]
+  for file in kept:
+    file.parent.mkdir(parents=True)
+    file.touch()
+  Path('out/parts/file').touch()
+  build.run(load(corpus), 'out')
+  assert all(x.exists() for x in [*kept, Path('out/parts/file')])
+
+
+def marked(file: str) -> stages.Stage:
+  """Makes a stage that drops texts with the word that a file holds."""
+  word = Path(file).read_text()
+
+  def drop(x: stages.Document) -> stages.Document:
+    return x._replace(reason='marked') if word in x.text.split() else x
+
+  return stages.Stage('marked', 1, {}, map=stages.each(drop), data=(file,))
+
+
+def test_a_file_of_a_stage_that_changes_is_read_again(corpus):
+  c = load(corpus, order=('marked',)).unlock()
+  c.stages.marked = {
+    'fn': 'tests.corpus.build_test:marked',
+    'file': 'word',
+  }
+  for word, reasons in (('none', {''}), (text(3).split()[0], {'', 'marked'})):
+    Path('word').write_text(word)
+    build.run(c, 'out')
+    assert {x['reason'] for x in rows('out')} == reasons
+
+
+def flagged() -> stages.Stage:
+  """Makes a stage that drops texts with an address."""
+
+  def drop(x: stages.Document) -> stages.Document:
+    return x._replace(reason='flagged') if '@' in x.text else x
+
+  return stages.Stage('flagged', 1, {}, map=stages.each(drop))
+
+
+def test_the_audit_masks_personal_data(corpus):
+  address = 'john.smith@example.com'
+  write(corpus / 'c.jsonl', [f'{address} {text(1)}', f'{"y" * 287} {address}'])
+  c = load(corpus, order=('flagged',)).unlock()
+  c.stages.flagged = {'fn': 'tests.corpus.build_test:flagged'}
+  build.run(c, 'out')
+  for name in ('audit.json', 'audit.html'):
+    said = Path('out', name).read_text()
+    assert 'flagged' in said and 'john.smi' not in said
 
 
 def test_a_map_that_fails_leaves_no_part(tmp_path):

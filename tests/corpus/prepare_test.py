@@ -7,6 +7,8 @@ import pytest
 from lm.corpus import prepare
 from lm.data import documents, shards
 from lm.data.tokenizers import auto, utf8_bytes
+from lm.runtime import regular_files
+from tools import prepare_data
 
 TEXTS = [f'A sentence, number {n}.\n\nAnd more of it.' for n in range(200)]
 
@@ -141,3 +143,15 @@ def test_a_refusal_leaves_the_tokenizer_of_the_dataset(tmp_path, source):
     write('b')
   first = (tmp_path / 'a.json').read_bytes()
   assert (data / 'tokenizer.json').read_bytes() == first
+
+
+def test_two_programs_that_write_the_same_are_told_apart(
+  tmp_path, source, capsys
+):
+  work = tmp_path / '.data.unfinished'
+  work.mkdir()
+  flags = ['--input', str(source), '--tokenizer=bytes', '--field=body']
+  with regular_files.exclusive(work / 'lock', 0.0, ValueError()):
+    code = prepare_data.main([*flags, f'--output={tmp_path / "data"}'])
+  error = capsys.readouterr().err
+  assert code == 3 and error.startswith('error: ') and error.count('\n') == 1
