@@ -128,6 +128,11 @@ def _sweep(root: Path, used: set[str] | None = None) -> None:
   """
   for name in ('parts', 'tables'):
     parts.sweep(root / name, used)
+  for side in encode.SIDES:
+    # Datasets that were being written, see `writer.assemble`.
+    for pattern in (f'.{side}.????????', f'{side}/.*.????????'):
+      for path in root.glob(pattern):
+        shutil.rmtree(path)
   shutil.rmtree(root / _SPILL, ignore_errors=True)
 
 
@@ -196,6 +201,12 @@ class Build:
         **{x: source[x] for x in documents.Settings._fields if x in source}
       )
       found = documents.find(source.inputs, counts)
+      made = self._parts.resolve()
+      if any(made in Path(x).resolve().parents for x in found):
+        raise ValueError(
+          f'sources.{name}.inputs: the folder of the build is in them; write '
+          'to another'
+        )
       hashed = self._steps.run(
         f'{name}: hash',
         self._engine.run(reading.digest, [{'file': x} for x in found]),

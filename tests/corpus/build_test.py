@@ -11,6 +11,7 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pyarrow as pa
@@ -300,6 +301,16 @@ def test_the_name_of_the_folder_adds_no_column(corpus, name):
   assert audits[0] == audits[1]
 
 
+def test_a_build_does_not_read_its_own_parts(corpus):
+  c = load(corpus).unlock()
+  c.sources = {'all': {'inputs': str(corpus), 'rank': 0}}
+  output = corpus / 'out'
+  build.run(c, output)
+  (output / index.NAME).unlink()  # as after a kill, when parts are there
+  with pytest.raises(ValueError, match='the folder of the build is in them'):
+    build.run(c, output)
+
+
 def test_what_else_is_in_the_folder_stays(corpus):
   build.run(load(corpus), 'out')
   kept = [Path('out', x, 'mine/notes') for x in ('parts', 'tables', 'spill')]
@@ -309,6 +320,17 @@ def test_what_else_is_in_the_folder_stays(corpus):
   Path('out/parts/file').touch()
   build.run(load(corpus), 'out')
   assert all(x.exists() for x in [*kept, Path('out/parts/file')])
+
+
+def test_datasets_that_a_killed_build_was_writing_are_removed(corpus):
+  build.run(load(corpus, by_source=True), 'out')
+  left = [
+    Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    for prefix, folder in (('.train.', 'out'), ('.a.', 'out/train'))
+  ]
+  (left[0] / '00000.bin').touch()
+  build.run(load(corpus, by_source=True), 'out')
+  assert not any(x.exists() for x in left)
 
 
 def marked(file: str) -> stages.Stage:
