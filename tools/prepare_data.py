@@ -17,7 +17,7 @@ import sys
 if not __package__:  # run as a file: find the repository's packages
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lm import config
+from lm import config, errors
 from lm.corpus import prepare
 from lm.data import documents, standard_input
 
@@ -141,6 +141,9 @@ def run(action, flags: argparse.Namespace) -> int:
   except ValueError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
+  except errors.Failure as e:
+    print(f'error: {e}', file=sys.stderr)
+    return e.exit_code
   except OSError as e:
     print(f'error: {e.filename or flags.output}: {e.strerror}', file=sys.stderr)
     return 5

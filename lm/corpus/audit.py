@@ -45,7 +45,7 @@ def make(
   """
   _name_tables(built, pieces, drops)
   names = sorted({x.source for x in pieces})
-  sources: dict[str, Any] = {name: _empty() for name in names}
+  sources: dict[str, Any] = {name: empty() for name in names}
   _count_documents(built, sources)
   _count_changes(built, sources)
   for (dataset, source), count in tokens.items():
@@ -110,7 +110,8 @@ def _count_changes(built: tables.Tables, sources: dict[str, Any]) -> None:
     sources[source]['changes' if is_change else 'counts'][code] = found
 
 
-def _empty() -> dict[str, Any]:
+def empty() -> dict[str, Any]:
+  """Returns the counts of a source without documents."""
   none = {'documents': 0, 'bytes': 0, 'characters': 0}
   names = ('dropped', 'languages', 'changes', 'counts', 'lengths', 'tokens')
   return {**none, 'kept': {**none}, **{x: {} for x in names}}
@@ -215,5 +216,5 @@ def _example(
 def _excerpt(piece: index.Piece, row: int) -> str:
   """Reads how a document begins; personal data is masked."""
   (text,) = maps.text_rows(piece.folder / parts.DOCUMENTS, [row])
-  # Masked before the cut, which could leave half of an address.
-  return personal.mask(text[: 2 * _EXCERPT])[:_EXCERPT]
+  # What is cut in two is not known for what it is: so much more is masked.
+  return personal.mask(text[: 100 * _EXCERPT])[:_EXCERPT]

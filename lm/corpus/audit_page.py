@@ -185,7 +185,7 @@ def card(audit: Mapping[str, Any], name: str) -> str:
       f'{x["kept"]["bytes"]:,}',
       f'{sum(x["tokens"].values()):,}',
     )
-    lines.append(f'| {" | ".join(cells)} |')
+    lines.append(f'| {" | ".join(map(_cell, cells))} |')
   for title, key, column in (
     ('Dropped', 'dropped', 'documents'),
     ('Changed', 'changes', 'documents'),
@@ -201,3 +201,8 @@ def card(audit: Mapping[str, Any], name: str) -> str:
     if not found:
       lines.append('Nothing.')
   return '\n'.join([*lines, ''])
+
+
+def _cell(text: str) -> str:
+  """Makes a text fit for a cell of a table of Markdown."""
+  return ' '.join(text.split()).replace('|', r'\|').replace('<', '&lt;')

@@ -24,6 +24,7 @@ import pyarrow as pa
 from lm import config, errors, types
 from lm.corpus import (
   audit,
+  encode,
   engines,
   index,
   maps,
@@ -41,6 +42,7 @@ from lm.runtime import regular_files
 
 _LOCK = 'lock'
 _CERTIFIED = 'contamination'  # the report that training copies into a run
+_SPILL = '.spill'  # what does not fit in memory
 
 
 class Result(NamedTuple):
@@ -116,7 +118,7 @@ def run(
     _sweep(root)
     opened = stack.enter_context(
       engines.opened(
-        engine, workers, root / 'spill', c.engine.memory_mb, address
+        engine, workers, root / _SPILL, c.engine.memory_mb, address
       )
     )
     result = Build(c, root, target, opened, say).run()
@@ -132,7 +134,12 @@ def _sweep(root: Path, used: set[str] | None = None) -> None:
   """
   for name in ('parts', 'tables'):
     parts.sweep(root / name, used)
-  shutil.rmtree(root / 'spill', ignore_errors=True)
+  for side in encode.SIDES:
+    # Datasets that were being written, see `writer.assemble`.
+    for pattern in (f'.{side}.????????', f'{side}/.*.????????'):
+      for path in root.glob(pattern):
+        shutil.rmtree(path)
+  shutil.rmtree(root / _SPILL, ignore_errors=True)
 
 
 class Build:
@@ -154,13 +161,9 @@ class Build:
     self._tables = tables.Tables(root, engine)
     self._counts: dict[str, Counter[str]] = {}
     self._used: set[str] = set()
-    for name in c.order:
-      if name not in c.stages:
-        raise ValueError(
-          f'order: {name} is no stage of this config; give some of '
-          f'{", ".join(c.stages)[:120]}'
-        )
+    _check_names(c)
     self._specs = [config.plain(c.stages[name]) for name in c.order]
+    maps.forget_stages()
     self._stages = [maps.stage(spec) for spec in self._specs]
     self._skipped = {
       name: tuple(source.get('skip', ())) for name, source in c.sources.items()
@@ -204,6 +207,12 @@ class Build:
         **{x: source[x] for x in documents.Settings._fields if x in source}
       )
       found = documents.find(source.inputs, counts)
+      made = self._parts.resolve()
+      if any(made in Path(x).resolve().parents for x in found):
+        raise ValueError(
+          f'sources.{name}.inputs: the folder of the build is in them; write '
+          'to another'
+        )
       hashed = self._steps.run(
         f'{name}: hash',
         self._engine.run(reading.digest, [{'file': x} for x in found]),
@@ -371,6 +380,9 @@ class Build:
     from lm.corpus import audit_page
 
     found = audit.make(self._tables, pieces, drops, tokens)
+    # Of some sources there may be no document.
+    of_all = {x: found['sources'].get(x, audit.empty()) for x in self._counts}
+    found['sources'] = dict(sorted(of_all.items()))
     for name, about in found['sources'].items():
       about['read'] = dict(self._counts[name])
       for key in ('licence', 'about'):
@@ -378,6 +390,26 @@ class Build:
     config.store(self._c, self._root / 'config.json')
     parts.write_json(self._root / audit.NAME, found)
     audit_page.write(self._root, found, self._root.name)
+
+
+def _check_names(c: config.Config) -> None:
+  """Checks the names of stages and sides in a config.
+
+  Raises:
+    ValueError: one is unknown.
+  """
+  for name in c.order:
+    if name not in c.stages:
+      raise ValueError(
+        f'order: {name} is no stage of this config; give some of '
+        f'{", ".join(sorted(c.stages))[:120]}'
+      )
+  for name, source in c.sources.items():
+    if source.get('side') not in (None, *encode.SIDES):
+      raise ValueError(
+        f'sources.{name}.side={source.side}: unknown; give one of '
+        f'{", ".join(encode.SIDES)}, or None'
+      )
 
 
 def _nothing(counts: Mapping[str, Counter[str]]) -> str:

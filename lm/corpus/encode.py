@@ -16,6 +16,7 @@ from lm.data import writer
 from lm.data.tokenizers import auto
 
 VERSION = 1
+SIDES = ('train', 'valid')  # of a split
 
 
 class Split(NamedTuple):
@@ -48,8 +49,12 @@ def cut_place(text: str, share: float) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(name: str) -> types.Tokenizer:
-  return auto.load(name)
+def _tokenizer(name: str, sha256: str) -> types.Tokenizer:
+  """Loads a tokenizer once in a process, unless its file has changed."""
+  tokenizer = auto.load(name)
+  if tokenizer.sha256 != sha256:
+    raise ValueError(f'tokenizer {name}: was changed meanwhile; run it again')
+  return tokenizer
 
 
 def run(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,11 +62,14 @@ def run(task: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     task: {'documents' (path of their table), 'rows' (that are kept, ascending),
-      'tokenizer' (name), 'split' (a `Split`), 'side' (of all documents; None
-      splits them), 'output' (folder)}.
+      'tokenizer' (name), 'sha256' (of the tokenizer), 'split' (a `Split`),
+      'side' (of all documents; None splits them), 'output' (folder)}.
 
   Returns:
     {'documents', 'bytes'}: of all sides.
+
+  Raises:
+    ValueError: the tokenizer is not the one that was expected.
   """
   output = Path(task['output'])
   parts.make(output, lambda folder: _write(task, folder))
@@ -74,7 +82,7 @@ def run(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(task: Mapping[str, Any], folder: Path) -> None:
   split = Split(*task['split'])
-  tokenizer = _tokenizer(task['tokenizer'])
+  tokenizer = _tokenizer(task['tokenizer'], task['sha256'])
   counts = {}
   for side in split.names:
     rows: list[int] = []

@@ -186,7 +186,7 @@ def _quoted(path: str | Path) -> str:
 
 def _parquet(files: Sequence[str]) -> str:
   listed = ', '.join(f"'{_quoted(file)}'" for file in files)
-  return f'SELECT * FROM read_parquet([{listed}])'
+  return f'SELECT * FROM read_parquet([{listed}], hive_partitioning=false)'
 
 
 @contextlib.contextmanager

@@ -53,6 +53,11 @@ def stage(spec: Mapping[str, Any]) -> stages.Stage:
   return _built(json.dumps(spec, sort_keys=True))
 
 
+def forget_stages() -> None:
+  """Lets stages be built again, because files that they read may change."""
+  _built.cache_clear()
+
+
 def run(task: Mapping[str, Any]) -> dict[str, Any]:
   """Runs consecutive stages over a part.
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 import uuid
@@ -28,6 +29,7 @@ ROWS = 1 << ROW_BITS  # a part has fewer
 BATCH_BYTES = 1 << 20  # of text in a record batch, or one longer document
 _UNFINISHED = '.unfinished-'
 _SIZES = 'sizes.json'  # bytes of the part's files, by name
+_NAME = re.compile('[0-9a-f]{32}')
 # Fast to write and read: zstd's fastest level takes half as long again, and
 # parts of four fifths the size.
 _COMPRESSION = 'lz4'
@@ -101,7 +103,9 @@ def sweep(folder: Path, used: set[str] | None = None) -> None:
     return
   for path in folder.iterdir():
     is_left = path.name.startswith(_UNFINISHED)
-    if is_left or (used is not None and path.name not in used):
+    # The folder may hold what is no part, and somebody else's.
+    is_part = bool(_NAME.fullmatch(path.name))
+    if is_left or (is_part and used is not None and path.name not in used):
       shutil.rmtree(path)
 
 

@@ -84,7 +84,8 @@ class Tables:
     files = self._views[name]
     assert not isinstance(files, str), f'{name} is a view'
     table = pa.concat_tables(
-      [pq.read_table(file) for file in files], promote_options='permissive'
+      [pq.ParquetFile(file).read() for file in files],
+      promote_options='permissive',
     )
     return table.sort_by([(x, 'ascending') for x in table.column_names])
 

@@ -90,6 +90,8 @@ class Writer:
     for dataset, (side, chosen) in planned.items():
       with self._steps.one(f'{dataset or side}: write'):
         datasets[dataset] = self._assemble(dataset, side, chosen, split)
+    # Not before: a dataset that is there already may be refused.
+    self._copy_tokenizer(name)
     with self._steps.one('index: write'):
       index.write(
         self._root / index.NAME, self._pieces, self._drops, folders, names
@@ -125,7 +127,8 @@ class Writer:
         can_cut = can_cut or 0 < encode.cut_place(text, share) < len(text)
         if can_cut:
           break
-    fixed = {self._side(piece) for piece in self._pieces}
+    written = zip(self._pieces, self._kept, strict=True)
+    fixed = {self._side(piece) for piece, rows in written if rows}
     names = ('train', 'valid') if share or 'valid' in fixed else ('train',)
     if not share or len(sides) == 2 or None not in fixed:
       return encode.Split(share, False, names)
@@ -144,22 +147,18 @@ class Writer:
     """Finds the tokenizer of the config, or trains it on a sample.
 
     Returns:
-      What `auto.load` takes: 'bytes', or the path of a file, of which the
-      build's folder has a copy.
+      What `auto.load` takes: 'bytes', or the path of a file.
     """
     given = self._c.tokenizer_file
-    if given == 'bytes':
-      return given
-    if given is None:
-      given = self._train(split)
-    if self._target.is_flat:
-      return str(given)
-    self._target.folder.mkdir(parents=True, exist_ok=True)
-    copy = self._target.folder / f'tokenizer{Path(given).suffix}'
-    if not (copy.exists() and copy.read_bytes() == Path(given).read_bytes()):
-      auto.load(str(given))  # raises where it is no tokenizer
-      shutil.copyfile(given, copy)
-    return str(copy)
+    return str(self._train(split) if given is None else given)
+
+  def _copy_tokenizer(self, name: str) -> None:
+    """Puts a copy of the tokenizer's file beside the datasets."""
+    if name == 'bytes' or self._target.is_flat:
+      return
+    copy = self._target.folder / f'tokenizer{Path(name).suffix}'
+    if not (copy.exists() and copy.read_bytes() == Path(name).read_bytes()):
+      shutil.copyfile(name, copy)
 
   def _train(self, split: encode.Split) -> Path:
     """Trains a tokenizer on a sample of the kept documents, once."""
@@ -248,6 +247,7 @@ class Writer:
           'documents': str(piece.folder / parts.DOCUMENTS),
           'rows': rows,
           'tokenizer': tokenizer,
+          'sha256': self.tokenizer.sha256,
           'split': [*split],
           'side': self._side(piece),
           'output': str(folder),

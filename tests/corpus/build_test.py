@@ -12,6 +12,7 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pyarrow as pa
@@ -86,7 +87,8 @@ def corpus(tmp_path, monkeypatch):
 
 
 def rows(output: str | Path) -> list[dict]:
-  return pq.read_table(Path(output) / index.NAME).to_pylist()
+  file = Path(output) / index.NAME
+  return pq.ParquetFile(file).read().to_pylist()
 
 
 def test_every_document_is_kept_or_has_a_reason(corpus):
@@ -308,6 +310,117 @@ def test_bad_settings_are_one_line(corpus, capsys):
   assert '--spark needs --engine=spark' in error('--spark=local')
 
 
+def test_names_that_a_config_does_not_have_are_one_line(corpus):
+  c = load(corpus, order=('exakt',))
+  with pytest.raises(ValueError, match='order: exakt is none of the stages'):
+    build.run(c, 'out')
+  c = load(corpus).unlock()
+  c.sources.b.side = 'validation'
+  with pytest.raises(ValueError, match='side=validation: unknown'):
+    build.run(c.lock(), 'out')
+
+
+def test_a_source_without_documents_is_in_the_audit(corpus):
+  (corpus / 'c.jsonl').write_text('{"body": "of another field"}\n' * 3)
+  build.run(load(corpus), 'out')
+  audit = json.loads(Path('out/audit.json').read_text())
+  assert audit['sources']['c']['documents'] == 0
+  read = audit['sources']['c']['read']
+  assert read['records without the field, left out'] == 3
+  assert '\n| c |' in Path('out/card.md').read_text()
+
+
+def test_names_are_quoted_in_the_card(corpus):
+  c = load(corpus).unlock()
+  c.sources.a.licence = 'a|b\n<c>'
+  build.run(c.lock(), 'out')
+  card = Path('out/card.md').read_text()
+  assert '\n| a | a\\|b &lt;c> |' in card
+
+
+@pytest.mark.parametrize('name', ['id=3', 'part=7'])
+def test_the_name_of_the_folder_adds_no_column(corpus, name):
+  build.run(load(corpus), f'{name}/out')
+  build.run(load(corpus), 'out')
+  assert rows(f'{name}/out') == rows('out')
+  audits = [Path(x, 'out/audit.json').read_bytes() for x in (name, '.')]
+  assert audits[0] == audits[1]
+
+
+def test_a_build_does_not_read_its_own_parts(corpus):
+  c = load(corpus).unlock()
+  c.sources = {'all': {'inputs': str(corpus), 'rank': 0}}
+  output = corpus / 'out'
+  build.run(c, output)
+  (output / index.NAME).unlink()  # as after a kill, when parts are there
+  with pytest.raises(ValueError, match='the folder of the build is in them'):
+    build.run(c, output)
+
+
+def test_what_else_is_in_the_folder_stays(corpus):
+  build.run(load(corpus), 'out')
+  kept = [Path('out', x, 'mine/notes') for x in ('parts', 'tables', 'spill')]
+  for file in kept:
+    file.parent.mkdir(parents=True)
+    file.touch()
+  Path('out/parts/file').touch()
+  build.run(load(corpus), 'out')
+  assert all(x.exists() for x in [*kept, Path('out/parts/file')])
+
+
+def test_datasets_that_a_killed_build_was_writing_are_removed(corpus):
+  build.run(load(corpus, by_source=True), 'out')
+  left = [
+    Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    for prefix, folder in (('.train.', 'out'), ('.a.', 'out/train'))
+  ]
+  (left[0] / '00000.bin').touch()
+  build.run(load(corpus, by_source=True), 'out')
+  assert not any(x.exists() for x in left)
+
+
+def marked(file: str) -> stages.Stage:
+  """Makes a stage that drops texts with the word that a file holds."""
+  word = Path(file).read_text()
+
+  def drop(x: stages.Document) -> stages.Document:
+    return x._replace(reason='marked') if word in x.text.split() else x
+
+  return stages.Stage('marked', 1, {}, map=stages.each(drop), data=(file,))
+
+
+def test_a_file_of_a_stage_that_changes_is_read_again(corpus):
+  c = load(corpus, order=('marked',)).unlock()
+  c.stages.marked = {
+    'fn': 'tests.corpus.build_test:marked',
+    'file': 'word',
+  }
+  for word, reasons in (('none', {''}), (text(3).split()[0], {'', 'marked'})):
+    Path('word').write_text(word)
+    build.run(c, 'out')
+    assert {x['reason'] for x in rows('out')} == reasons
+
+
+def flagged() -> stages.Stage:
+  """Makes a stage that drops texts with an address."""
+
+  def drop(x: stages.Document) -> stages.Document:
+    return x._replace(reason='flagged') if '@' in x.text else x
+
+  return stages.Stage('flagged', 1, {}, map=stages.each(drop))
+
+
+def test_the_audit_masks_personal_data(corpus):
+  address = 'john.smith@example.com'
+  write(corpus / 'c.jsonl', [f'{address} {text(1)}', f'{"y" * 287} {address}'])
+  c = load(corpus, order=('flagged',)).unlock()
+  c.stages.flagged = {'fn': 'tests.corpus.build_test:flagged'}
+  build.run(c, 'out')
+  for name in ('audit.json', 'audit.html'):
+    said = Path('out', name).read_text()
+    assert 'flagged' in said and 'john.smi' not in said
+
+
 def test_a_map_that_fails_leaves_no_part(tmp_path):
   with pytest.raises(RuntimeError), parts.making(tmp_path / 'x') as part:
     (part / 'half').write_text('half')
@@ -412,6 +525,14 @@ def test_a_source_can_be_wholly_for_one_side(corpus):
   assert sorted(result.datasets) == ['train', 'valid']
   sides = {(x['source'], x['dataset']) for x in rows('out')}
   assert sides == {('a', 'train'), ('b', 'valid'), ('b', '')}
+
+
+def test_a_source_of_which_nothing_is_kept_is_on_no_side(corpus):
+  write(corpus / 'c.jsonl', [text(n) for n in range(10)])
+  c = load(corpus).unlock()
+  c.sources.a.side, c.sources.b.side = 'train', 'valid'
+  result = build.run(c.lock(), 'out')
+  assert sorted(result.datasets) == ['train', 'valid']
 
 
 def test_a_source_can_skip_stages(corpus):

@@ -7,6 +7,8 @@ import pytest
 from lm.corpus import prepare
 from lm.data import documents, shards
 from lm.data.tokenizers import auto, utf8_bytes
+from lm.runtime import regular_files
+from tools import prepare_data
 
 TEXTS = [f'A sentence, number {n}.\n\nAnd more of it.' for n in range(200)]
 
@@ -100,3 +102,56 @@ def test_errors_of_use_are_one_line(source, tmp_path):
       action()
     assert message in str(e.value) and '\n' not in str(e.value)
   assert not (tmp_path / 'x').exists()
+
+
+def test_a_tokenizer_that_is_trained_again_is_read_again(tmp_path, source):
+  (tmp_path / 'other.txt').write_text('a quick brown fox jumps over dogs ' * 99)
+  text = tmp_path / 'text.txt'
+  text.write_text('And more, number 7.')
+  model = str(tmp_path / 'x.model')
+  for inputs, settings in ((source, SETTINGS), (tmp_path / 'other.txt', None)):
+    trained = prepare.train_tokenizer(
+      [str(inputs)], model, vocab=290, settings=settings
+    )
+    output = tmp_path / f'of-{inputs.stem}'
+    prepare.write_dataset(str(text), output, model)
+    assert read(output, trained.tokenizer) == [text.read_text()]
+
+
+def test_a_refusal_leaves_the_tokenizer_of_the_dataset(tmp_path, source):
+  (tmp_path / 'other.txt').write_text('zyx ' * 99)
+  for name, text in (('a', source), ('b', tmp_path / 'other.txt')):
+    prepare.train_tokenizer(
+      [str(text)],
+      tmp_path / f'{name}.json',
+      kind='characters',
+      settings=SETTINGS,
+    )
+  data = tmp_path / 'data'
+
+  def write(name):
+    prepare.write_dataset(
+      str(source),
+      data,
+      str(tmp_path / f'{name}.json'),
+      split_valid=0.2,
+      settings=SETTINGS,
+    )
+
+  write('a')
+  with pytest.raises(ValueError, match='holds another dataset'):
+    write('b')
+  first = (tmp_path / 'a.json').read_bytes()
+  assert (data / 'tokenizer.json').read_bytes() == first
+
+
+def test_two_programs_that_write_the_same_are_told_apart(
+  tmp_path, source, capsys
+):
+  work = tmp_path / '.data.unfinished'
+  work.mkdir()
+  flags = ['--input', str(source), '--tokenizer=bytes', '--field=body']
+  with regular_files.exclusive(work / 'lock', 0.0, ValueError()):
+    code = prepare_data.main([*flags, f'--output={tmp_path / "data"}'])
+  error = capsys.readouterr().err
+  assert code == 3 and error.startswith('error: ') and error.count('\n') == 1
