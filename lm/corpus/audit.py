@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lm.corpus import index, maps, parts, tables
+from lm.corpus import index, maps, parts, personal, tables
 
 NAME = 'audit.json'
 _EXAMPLES = 10  # a reason
 _EXCERPT = 300  # characters
+# Masked before the excerpt is cut, since half of an address is not found. The
+# longest key has less.
+_MASKED = 50_000
 _SUMS = (
   'count(*) AS documents, CAST(sum(f.bytes) AS BIGINT) AS bytes, '
   'CAST(sum(f.characters) AS BIGINT) AS characters'
@@ -203,6 +206,6 @@ def _example(
 
 
 def _excerpt(piece: index.Piece, row: int) -> str:
-  """Reads how a document begins."""
+  """Reads how a document begins, with its personal data masked."""
   (text,) = maps.text_rows(piece.folder / parts.DOCUMENTS, [row])
-  return text[:_EXCERPT]
+  return personal.mask(text[:_MASKED])[:_EXCERPT]

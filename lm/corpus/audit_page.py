@@ -1,7 +1,4 @@
-"""The audit of a build for people: a page of HTML, and a card of the dataset.
-
-Personal data in the excerpts of documents is masked.
-"""
+"""Writes the audit of a build for people: a page, and a card of the dataset."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +6,9 @@ from typing import Any
 
 from matplotlib import figure
 
-from lm.corpus import personal
 from lm.reporting import html, progress
 
 PAGE, CARD = 'audit.html', 'card.md'
-_SHOWN = 300  # characters of an excerpt
 
 _ABOUT_REASONS = """<p class="soft">The first rule that a document breaks drops
 it. Rules about one text come before duplicates: see the order of the stages in
@@ -170,7 +165,7 @@ def _examples(reason: str, listed: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _excerpt(text: str) -> str:
-  return html.text(' '.join(personal.mask(text)[:_SHOWN].split()))
+  return html.text(' '.join(text.split()))
 
 
 def card(audit: Mapping[str, Any], name: str) -> str:
