@@ -157,6 +157,8 @@ def test_it_is_unknown_without_a_certificate_of_every_source(tmp_path):
   # Another reader calls the items by other names.
   renamed = certify(path, questions[:1], 'gsm8k')
   assert state({'a': renamed}) == 'unknown'
+  few = result._replace(items=result.items[:3])  # of an evaluator with a limit
+  assert state({'a': renamed}, few) == 'unknown'
   (tmp_path / 'contamination.json').write_text('{"sources": 3}')
   assert contamination.state(tmp_path, result) == 'unknown'
 
