@@ -83,9 +83,9 @@ def train(
     stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
     meta = setup.claim(c, folder, checkpointer, group)
-    if group.leads:
-      certificates.store(c, checkpointer, source)
     run = setup.assemble_in(c, folder, meta)
+    if group.leads:  # now that the data are known to be those of the run
+      certificates.store(c, checkpointer, source, resumes=bool(meta))
     stopping = early_stopping.EarlyStopping(c, folder, group)
     if stopping.ended is not None:
       checkpointer.end_at(stopping.ended)

@@ -204,6 +204,11 @@ def search(
     else:
       source = opened[record.dataset]
       yield f'  {_place(record.dataset, source, record.number)}'
+      if 'split' in source.manifest.settings:
+        yield (
+          '  the build cut each document in two, so that the text may lie in '
+          'its end, which is for validation and not read by these steps'
+        )
       yield from _steps(run, source, record.number, limit)
   yield from _rest(count, len(found.records))
 

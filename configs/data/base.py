@@ -50,7 +50,9 @@ def source(inputs: str | tuple[str, ...], **changes: Any) -> dict[str, Any]:
     'errors': 'replace',  # or skip, or strict
     'max_bytes': 16 << 20,  # longer texts are cut
     'side': None,  # train or valid, for all of it; None splits it by hash
-    'skip': (),  # stages that do not work on this source
+    # Stages that do not work on this source. If one is contamination, the build
+    # has no certificate.
+    'skip': (),
     'licence': '',  # for the card of the dataset
     'about': '',
   } | changes

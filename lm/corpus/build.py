@@ -27,6 +27,7 @@ from lm.corpus import (
   encode,
   engines,
   index,
+  item_matches,
   maps,
   parts,
   passes,
@@ -41,7 +42,6 @@ from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
 _LOCK = 'lock'
-_CERTIFIED = 'contamination'  # the report that training copies into a run
 _SPILL = '.spill'  # what does not fit in memory
 
 
@@ -189,7 +189,7 @@ class Build:
           edit = (n, found)
         else:
           drops.append(found)
-        if stage.report:
+        if stage.report and self._has_seen_all(n, pieces):
           reports[stage.name] = stage.report(self._tables)
     if edit:  # the last stage cuts places from texts
       pieces = self._map(pieces, [], edit)
@@ -311,6 +311,17 @@ class Build:
     """Tells whether a stage works on a part: its source may skip it."""
     return self._c.order[n] not in self._skipped[piece.source]
 
+  def _has_seen_all(self, n: int, pieces: Sequence[index.Piece]) -> bool:
+    """Tells whether a stage has seen all training text.
+
+    What it reports, such as that no evaluation item is in the data, would not
+    hold for a source that skips it.
+    """
+    return all(
+      self._works_on(n, x) or self._c.sources[x.source].get('side') == 'valid'
+      for x in pieces
+    )
+
   def _decide(self, stage: stages.Stage, drops: Sequence[pa.Table]) -> pa.Table:
     """Lets a stage decide on the documents that no earlier one drops."""
     assert stage.schema is not None and stage.decide is not None
@@ -346,6 +357,8 @@ class Build:
     reports: Mapping[str, Any],
   ) -> Result:
     """Writes datasets, index and audit, and removes what is not needed."""
+    # That of an earlier build does not hold for the datasets of this one.
+    (self._root / f'{item_matches.STAGE}.json').unlink(missing_ok=True)
     writer = write.Writer(
       self._c,
       self._root,
@@ -355,8 +368,6 @@ class Build:
       pieces,
       drops,
     )
-    if _CERTIFIED not in reports:  # what is there tells of an earlier build
-      (self._root / f'{_CERTIFIED}.json').unlink(missing_ok=True)
     datasets = writer.run()
     if self._target.folder == self._root:
       with self._steps.one('audit: write'):

@@ -94,10 +94,16 @@ def tempered(
       name: float((decimal.Decimal(n) / total) ** exponent)
       for name, n in tokens.items()
     }
-  return [
+  result = [
     (step, {name: value * scale[name] for name, value in share.items()})
     for step, share in weights
   ]
+  if not all(any(share.values()) for _, share in result):
+    raise ValueError(
+      f'data.temperature: {temperature} is too small: all shares are 0; give a '
+      'larger one'
+    )
+  return result
 
 
 def capped(

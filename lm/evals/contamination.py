@@ -64,7 +64,9 @@ def state(workdir: Path, result: results.Result | Mapping[str, float]) -> State:
     unchecked = max(unchecked, sum(sum(x['unchecked'].values()) for x in found))
   clean = [x for x in result.items if x['id'] not in flagged]
   hits = len(result.items) - len(clean)
-  if flagged and not hits and len(result.items) >= items:
+  sets = {name.partition('/')[0] for name in flagged}
+  is_other = sets.isdisjoint(x['id'].partition('/')[0] for x in result.items)
+  if flagged and not hits and (is_other or len(result.items) >= items):
     return UNKNOWN  # the certificate calls the items by other names
   return {
     'items': len(result.items),

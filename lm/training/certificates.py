@@ -24,6 +24,8 @@ def store(
   c: config.Config,
   checkpointer: checkpoint.Checkpointer,
   source: Path | None,
+  *,
+  resumes: bool,
 ) -> None:
   """Writes the certificates into the folder of a run, if there is one at all.
 
@@ -31,12 +33,15 @@ def store(
     c: of the run.
     checkpointer: of its folder.
     source: the run whose parameters it starts from now, if any.
+    resumes: whether it goes on from a checkpoint, on the same data as before.
 
   Raises:
     config.ConfigError: a certificate is damaged.
   """
-  # A run may go on where its data lie without their certificates.
-  before = read(checkpointer.workdir) or {}
+  stored = read(checkpointer.workdir)
+  # A run may go on where its data lie without their certificates. What a run
+  # that never saved has left may be of other data.
+  before = (stored or {}) if resumes else {}
   found: dict[str, Any] = {
     name: _of_dataset(Path(one['path'])) or before.get(name)
     for name, one in sorted(c.data.get('sources', {}).items())
@@ -51,7 +56,7 @@ def store(
       theirs = read(source) or {'train': None}
       earlier = {f'init_from/{name}': x for name, x in theirs.items()}
     found |= earlier or {'init_from/train': None}
-  if any(found.values()):
+  if stored is not None or any(found.values()):
     text = json.dumps({'sources': found}, ensure_ascii=False, sort_keys=True)
     checkpointer.store(NAME, text.encode() + b'\n')
 

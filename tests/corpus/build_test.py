@@ -545,6 +545,56 @@ def test_a_source_can_skip_stages(corpus):
     build.run(c.lock(), 'out')
 
 
+def test_only_a_build_that_was_searched_has_a_certificate(corpus):
+  (corpus.parent / 'quiz.jsonl').write_text(
+    json.dumps({'question': text(40)}) + '\n'
+  )
+  fields = {'path': 'quiz.jsonl', 'fields': ('question',)}
+  c = load(corpus).unlock()
+  c.stages.contamination = {
+    'fn': 'lm.corpus.contamination:make',
+    'sets': {'quiz': fields},
+  }
+  c.order = ('contamination', 'exact')
+  path = Path('out/contamination.json')
+
+  def flagged() -> int | None:
+    build.run(c, 'out')
+    if not path.exists():
+      return None
+    (found,) = json.loads(path.read_text())['files'].values()
+    return len(found['flagged'])
+
+  assert flagged() == 1
+  c.sources.a.skip = ('contamination',)  # which has the item
+  assert flagged() is None
+  c.sources.a.side = 'valid'
+  assert flagged() == 0
+  c.sources.a.skip, c.order = (), ('exact',)
+  assert flagged() is None
+
+
+def test_examples_show_no_personal_data(corpus):
+  # The excerpt ends within the first address, and a rule drops both documents
+  # before a stage masks them.
+  mine = [f'{"x " * 145}jane.doe@corp.org', 'mail jane.doe@corp.org']
+  write(corpus / 'b.jsonl', [*mine, text(1)])
+  c = load(corpus).unlock()
+  c.stages.quality = {
+    'fn': 'lm.corpus.quality:make',
+    'rules': {
+      'length': {'fn': 'lm.corpus.rules.gopher:word_length', 'least': 6.0}
+    },
+    'languages': ('',),
+  }
+  c.order = ('quality', 'exact')
+  build.run(c, 'out')
+  examples = json.loads(Path('out/audit.json').read_text())['examples']
+  assert len(examples['quality.length']) == 2
+  for name in ('audit.json', 'audit.html'):
+    assert 'jane' not in Path('out', name).read_text(), name
+
+
 @pytest.mark.parametrize('kind', ['bpe', 'characters', 'words'])
 def test_a_tokenizer_is_trained_on_a_sample(corpus, kind):
   c = load(corpus, tokenizer_file=None).unlock()

@@ -167,6 +167,12 @@ def test_what_goes_wrong_is_one_line(memory, monkeypatch, tmp_path):
         assert words in fails(f'memory://b/raw/{name}')
 
 
+def test_an_error_does_not_show_the_login_of_an_address(memory):
+  with pytest.raises(ValueError) as error:
+    documents.find(['memory://me:secret@host/none.txt'])
+  assert str(error.value).startswith('input memory://host/none.txt: no such')
+
+
 def test_a_missing_package_is_one_line(monkeypatch):
   def fail(address):
     raise ImportError('Please install gcsfs to access Google Storage')

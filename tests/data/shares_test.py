@@ -42,6 +42,11 @@ def test_temperature_gives_powers_of_sizes(tokens, temperature):
   assert shares.tempered([(0, weight)], sizes, None) == [(0, weight)]
 
 
+def test_a_temperature_that_leaves_no_share_is_refused():
+  with pytest.raises(ValueError, match='1e-05 is too small'):
+    shares.tempered([(0, {'a': 1.0, 'b': 1.0})], {'a': 10, 'b': 9}, 1e-5)
+
+
 def test_temperatures_one_and_many():
   sizes = {'a': 100, 'b': 300}
   ((_, found),) = shares.tempered([(0, {'a': 1.0, 'b': 1.0})], sizes, 1.0)

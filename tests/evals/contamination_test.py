@@ -1,6 +1,7 @@
 """A score says how much of its evaluation set the run has seen."""
 
 import json
+import shutil
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from lm import config, evaluate, sharding, train, types
 from lm.corpus import contamination as stage_lib
 from lm.corpus import evaluation_items, stages
+from lm.data import writer
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import contamination, context, fairness, items, probes, results
 from lm.reporting import metrics_log
@@ -155,6 +157,8 @@ def test_it_is_unknown_without_a_certificate_of_every_source(tmp_path):
   # Another reader calls the items by other names.
   renamed = certify(path, questions[:1], 'gsm8k')
   assert state({'a': renamed}) == 'unknown'
+  few = result._replace(items=result.items[:3])  # of an evaluator with a limit
+  assert state({'a': renamed}, few) == 'unknown'
   (tmp_path / 'contamination.json').write_text('{"sources": 3}')
   assert contamination.state(tmp_path, result) == 'unknown'
 
@@ -180,6 +184,27 @@ def test_a_damaged_certificate_is_an_error_before_training(tmp_path):
       f'{path}: no certificate of contamination: build the data again, or '
       'delete it'
     )
+
+
+def test_certificates_are_those_of_the_data_that_a_run_reads(run, tmp_path):
+  folder, _ = run
+  programs.write_data(tmp_path)  # without one
+  workdir = tmp_path / 'run'
+  shutil.copytree(folder / 'run', workdir)
+  stored = (workdir / 'contamination.json').read_bytes()
+  other = tmp_path / 'other'
+  writer.write(other, ['other text'] * 99, utf8_bytes.make())
+  (other / 'contamination.json').write_text('{"files": {}}')
+  c = programs.on_eight(tmp_path, steps=4, save_every=4).unlock()
+  c.data.sources.train.path = str(other)
+  with pytest.raises(config.ConfigError, match='was trained on'):
+    train.train(c.lock(), workdir)
+  assert (workdir / 'contamination.json').read_bytes() == stored
+  # Nothing was saved: the run begins again, on data of which nothing is known.
+  shutil.rmtree(workdir / 'checkpoints')
+  (workdir / 'metrics.jsonl').unlink()
+  train.train(programs.on_eight(tmp_path, steps=4, save_every=4), workdir)
+  assert certificates.read(workdir) == {'train': None}
 
 
 def test_a_run_has_the_certificates_of_the_run_that_it_starts_from(run):

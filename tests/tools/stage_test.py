@@ -124,6 +124,7 @@ def test_other_data_takes_the_place_of_what_was_there(source, folder, tmp_path):
   programs.write_data(before)
   (before / 'valid').rename(before / 'test')
   (before / 'tokenizer.model').write_text('others')
+  (before / 'tokenizer.json').write_text('others')
   stage.copy(str(before), target)
   (target / 'train/other.bin').touch()
   put('tokenizer.model', b'new')
@@ -131,6 +132,15 @@ def test_other_data_takes_the_place_of_what_was_there(source, folder, tmp_path):
   want = {**lies_at(folder), 'tokenizer.model': b'new'}
   del want['notes.txt']
   assert lies_at(target) == want and not (target / 'test').exists()
+
+
+def test_a_certificate_goes_with_its_data(folder, tmp_path):
+  target, other = tmp_path / 'host', tmp_path / 'other'
+  stage.copy(str(folder), target)
+  assert (target / 'contamination.json').exists()
+  programs.write_data(other)  # without one
+  stage.copy(str(other), target)
+  assert not (target / 'contamination.json').exists()
 
 
 @both

@@ -10,6 +10,7 @@ import pytest
 
 from lm import config, train
 from lm.config import untrusted
+from lm.corpus import build as factory
 from lm.corpus import provenance
 from lm.data import locate, shards
 from lm.data.tokenizers import utf8_bytes
@@ -110,6 +111,17 @@ def test_a_text_is_found_with_its_fate(build, capsys):
     'itself dropped by near.duplicate',
   ]
   assert sum(CANARY in line for line in lines) == 6  # the previews
+
+
+def test_a_document_that_was_cut_may_hold_the_text_in_its_end(tmp_path, capsys):
+  text = '\n'.join(f'line {n} of one text' for n in range(200))
+  (tmp_path / 'one.txt').write_text(text)
+  c = config.load('configs/data/base.py', required=()).unlock()
+  c.sources = {'one': {'inputs': str(tmp_path / 'one.txt'), 'rank': 0}}
+  c.tokenizer_file, c.split_valid = 'bytes', 0.3
+  factory.run(c.lock(), tmp_path / 'build')
+  lines = output(capsys, 'line 199 of', f'--build={tmp_path / "build"}')
+  assert any('may lie in its end, which is for validation' in x for x in lines)
 
 
 def test_a_place_in_a_shard_holds_the_text(build, capsys):

@@ -191,9 +191,12 @@ def _check_owner(target: Path) -> None:
 
 
 def _forget_other(target: Path, part: Path) -> None:
-  """Takes the manifest from each dataset that will become another one."""
-  for dataset in datasets(target):
-    old, new = (x / dataset / manifests.NAME for x in (target, part))
+  """Removes what says of other data what they are.
+
+  A dataset has no manifest until it is whole, and other data no certificate.
+  """
+  for name in small_files(target):
+    old, new = target / name, part / name
     if not new.exists() or old.read_bytes() != new.read_bytes():
       old.unlink()
 
