@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 import contextlib
 from pathlib import Path
+import re
 import shutil
 import time
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ from lm.corpus import (
   tables,
   write,
 )
-from lm.data import documents
+from lm.data import documents, names
 from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
@@ -162,9 +163,13 @@ class Build:
     self._counts: dict[str, Counter[str]] = {}
     self._used: set[str] = set()
     _check_names(c)
-    self._specs = [config.plain(c.stages[name]) for name in c.order]
+    specs = [config.plain(c.stages[name]) for name in c.order]
     maps.forget_stages()
-    self._stages = [maps.stage(spec) for spec in self._specs]
+    self._stages = [maps.stage(spec) for spec in specs]
+    self._specs = [
+      passes.Spec(spec, passes.identity(stage))
+      for spec, stage in zip(specs, self._stages, strict=True)
+    ]
     self._skipped = {
       name: tuple(source.get('skip', ())) for name, source in c.sources.items()
     }
@@ -207,6 +212,7 @@ class Build:
         **{x: source[x] for x in documents.Settings._fields if x in source}
       )
       found = documents.find(source.inputs, counts)
+      _check_files(name, found)
       made = self._parts.resolve()
       if any(made in Path(x).resolve().parents for x in found):
         raise ValueError(
@@ -404,10 +410,10 @@ class Build:
 
 
 def _check_names(c: config.Config) -> None:
-  """Checks the names of stages and sides in a config.
+  """Checks the names of stages, sources and sides in a config.
 
   Raises:
-    ValueError: one is unknown.
+    ValueError: one is unknown, or cannot be used.
   """
   for name in c.order:
     if name not in c.stages:
@@ -416,11 +422,32 @@ def _check_names(c: config.Config) -> None:
         f'{", ".join(sorted(c.stages))[:120]}'
       )
   for name, source in c.sources.items():
+    if not re.fullmatch(r'\w[\w-]*', name):
+      raise ValueError(
+        f'sources.{names.short(name)}: is the name of a folder, too: use '
+        'letters, digits, _ and -'
+      )
     if source.get('side') not in (None, *encode.SIDES):
       raise ValueError(
         f'sources.{name}.side={source.side}: unknown; give one of '
         f'{", ".join(encode.SIDES)}, or None'
       )
+
+
+def _check_files(source: str, found: Sequence[str]) -> None:
+  """Checks that the index can name the files of a source.
+
+  Raises:
+    ValueError: the name of one is not UTF-8.
+  """
+  for file in found:
+    try:
+      file.encode()
+    except UnicodeEncodeError as e:
+      raise ValueError(
+        f'sources.{source}: file {names.short(file)}: its name is not UTF-8; '
+        'rename it'
+      ) from e
 
 
 def _nothing(counts: Mapping[str, Counter[str]]) -> str:

@@ -66,6 +66,8 @@ _NAME = re.compile(
   r'|secret[ _-]?key|encryption[ _-]?key|signing[ _-]?key'
   r'|密码|密钥|口令|令牌)(?:_?[A-Z0-9a-z]{1,6})?["\'”`\])]{0,2}[ \t]{0,2}:?\Z'
 )
+# A name in code, such as ed25519.PrivateKey.from_bytes.
+_DOTTED = re.compile(r'[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+')
 _LEAST_BITS = 2.75  # a character; twenty random hexadecimal digits have more
 
 
@@ -93,12 +95,14 @@ def is_random(text: str) -> bool:
 
   It has letters, 2.75 bits a character or more by the counts of its own
   characters, and two digits or more that do not stand only at its end: those of
-  `token_v2` make no key of a name.
+  `token_v2` make no key of a name. Names of code joined by points are none.
   """
   digits = sum(map(str.isdigit, text))
   if digits < 2 or not any(map(str.isalpha, text)):
     return False
   if not any(map(str.isdigit, text.rstrip('0123456789'))):
+    return False
+  if _DOTTED.fullmatch(text):
     return False
   size = len(text)
   bits = -sum(n / size * math.log2(n / size) for n in Counter(text).values())

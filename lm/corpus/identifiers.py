@@ -72,9 +72,15 @@ _SPELLED = re.compile(
   r'(?:[A-Za-z0-9-]{1,63}+(?: ?[\[({] ?(?i:dot) ?[\])}] ?|\.)){1,6}+'
   r'[A-Za-z]{2,24}(?![A-Za-z0-9])'
 )
-_FILES = frozenset(
-  ['png', 'jpg', 'jpeg', 'gif', 'svg', 'webp', 'css', 'js']
-)  # logo@2x.png
+# Names of files (logo@2x.png) and code (a@b.shape) have other endings. All
+# countries' have two letters, of which these are code more often.
+_TOP_LEVEL = re.compile(
+  '[a-z]{2}|aero|app|arpa|art|asia|biz|blog|cat|cloud|club|com|coop|dev|edu'
+  '|email|example|gov|group|info|int|invalid|jobs|link|live|local|ltd|mil|mobi'
+  '|museum|name|net|news|online|org|page|post|pro|shop|site|space|store|studio'
+  '|team|tech|tel|test|top|travel|vip|website|wiki|work|world|xyz'
+)
+_CODE = frozenset(['js', 'rb'])
 
 
 def emails(narrow: Narrow) -> Iterator[Span]:
@@ -83,12 +89,19 @@ def emails(narrow: Narrow) -> Iterator[Span]:
   if '@' in text:
     for match in _AT.finditer(text):
       local = _before(match.start(), text)
-      if local is not None and match[1].lower() not in _FILES:
+      if local is not None and _is_top_level(match, text):
         yield Span(local, match.end())
   for match in _SPELLED.finditer(text):
     end = match.start() - (text[match.start() - 1 : match.start()] == ' ')
     if (local := _before(end, text)) is not None:
       yield Span(local, match.end())
+
+
+def _is_top_level(match: re.Match[str], text: str) -> bool:
+  """Returns True if a domain ends as domains do, and is not called."""
+  end = match[1].lower()
+  is_known = bool(_TOP_LEVEL.fullmatch(end)) and end not in _CODE
+  return is_known and text[match.end() : match.end() + 1] != '('
 
 
 def _before(end: int, text: str) -> int | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm.corpus import encode, parts
+from lm.data import names as names_lib
 
 NAME = 'documents.parquet'
 SCHEMA = pa.schema(
@@ -146,7 +147,7 @@ def _batches(
       [
         pa.array(piece.first + rows),
         pa.array([piece.source] * count),
-        pa.array([files[n] for n in which]),
+        pa.array([names_lib.without_login(files[n]) for n in which]),
         places.column('place').combine_chunks(),
         pa.array([piece.folder.name] * count),
         pa.array(rows.astype(np.int32)),

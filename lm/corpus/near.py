@@ -17,6 +17,7 @@ instead, where the ends of a chain may have nothing in common.
 
 from collections.abc import Mapping, Sequence
 import importlib
+from importlib import metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def make(threshold: float = 0.7) -> stages.Stage:
   return stages.Stage(
     'near',
     2,
-    {'threshold': threshold},
+    {'threshold': threshold, 'rensa': metadata.version('rensa')},
     schema=pa.schema([('band', pa.int64())]),
     keys=band_keys,
     decide=decide,

@@ -3,14 +3,27 @@
 from collections.abc import Mapping, Sequence
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
 
 from lm import config
-from lm.corpus import index, maps, parts, stages
+from lm.corpus import index, maps, parts, stages, texts
 from lm.data import documents
+
+
+class Spec(NamedTuple):
+  """A stage of a build, as tasks name it.
+
+  Attributes:
+    spec: from which processes build it.
+    identity: see `identity`; found once, because it reads the stage's files.
+  """
+
+  spec: Mapping[str, Any]
+  identity: list[Any]
 
 
 def check(
@@ -62,7 +75,10 @@ def identity(stage: stages.Stage) -> list[Any]:
   """Describes all that a stage's results depend on beside its input."""
   files = (*stage.data, *_own_code(stage.settings))
   data = [documents.digest(file) for file in files]
-  return [stage.name, stage.version, stage.settings, data]
+  # Which characters are letters, and in which form, comes with Python.
+  unicode = unicodedata.unidata_version
+  about = [stage.name, stage.version, stage.settings, data]
+  return [*about, texts.VERSION, unicode]
 
 
 def _own_code(settings: Any) -> list[str]:
@@ -85,8 +101,8 @@ def _own_code(settings: Any) -> list[str]:
 
 def task(
   piece: index.Piece,
-  specs: Sequence[Mapping[str, Any]],
-  edit: tuple[Mapping[str, Any], pa.Table] | None,
+  specs: Sequence[Spec],
+  edit: tuple[Spec, pa.Table] | None,
   folder: Path,
 ) -> dict[str, Any]:
   """Makes the task of a part in a pass, see `maps.run`.
@@ -94,30 +110,34 @@ def task(
   Args:
     piece: the part.
     specs: of the stages.
-    edit: spec of a stage and its table of places to cut, before the stages.
+    edit: a stage and its table of places to cut, before the stages.
     folder: for the parts.
   """
   is_first = piece.folder == piece.path.parent
   given = piece.path if is_first else piece.folder / parts.DOCUMENTS
   cuts = None
-  built = [identity(maps.stage(x)) for x in specs]
   cut_by: Any = None
   if edit:
     ids = edit[1].column('id').to_numpy()
     ends = slice(*np.searchsorted(ids, (piece.first, piece.first + parts.ROWS)))
     cuts = {
-      'stage': edit[0],
+      'stage': edit[0].spec,
       'rows': (ids[ends] - piece.first).tolist(),
       'places': edit[1].column('place').to_numpy()[ends].tolist(),
     }
-    cut_by = [identity(maps.stage(edit[0])), cuts['rows'], cuts['places']]
+    cut_by = [edit[0].identity, cuts['rows'], cuts['places']]
   name = parts.name(
-    'map', maps.VERSION, given.parent.name, given.name, built, cut_by
+    'map',
+    maps.VERSION,
+    given.parent.name,
+    given.name,
+    [x.identity for x in specs],
+    cut_by,
   )
   return {
     'input': str(given),
     'part': piece.part,
-    'stages': [*specs],
+    'stages': [x.spec for x in specs],
     'edit': cuts,
     'output': str(folder / name),
   }

@@ -165,12 +165,18 @@ def write_dataset(
   if settings.extract == documents.Settings().extract:
     del about['extract']  # so that data from before it keep their fingerprints
   work = target.parent / f'.{target.name}.unfinished'
-  result = build.run(
-    c,
-    work,
-    workers=workers,
-    target=write.Target(target, about, is_flat=not split_valid),
-  )
+  is_new = not work.exists()
+  try:
+    result = build.run(
+      c,
+      work,
+      workers=workers,
+      target=write.Target(target, about, is_flat=not split_valid),
+    )
+  except ValueError:
+    if is_new:  # nobody goes on with what was refused
+      shutil.rmtree(work, ignore_errors=True)
+    raise
   shutil.rmtree(work)
   counts = dict(result.counts)
   if 'split' in next(iter(result.datasets.values())).settings:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from lm.corpus import parts, stages
+from lm.corpus import parts, personal, stages
 from lm.data import byte_files, documents
 
 VERSION = 1
@@ -182,9 +182,15 @@ def _pieces(
       yield (
         which,
         stages.batch(
-          pa.array(places, pa.string()), [stages.Document(x) for x in texts]
+          pa.array([_masked(x) for x in places], pa.string()),
+          [stages.Document(x) for x in texts],
         ),
       )
 
   while following:
     yield piece()
+
+
+def _masked(place: str) -> str:
+  """Masks personal data in the address of a page; other places have none."""
+  return personal.mask(place) if '://' in place else place

@@ -7,6 +7,10 @@ import sys
 
 import numpy as np
 
+# Is raised when words or lines of a text become others. Then the results of all
+# stages may be others, too.
+VERSION = 1
+
 _LOOKED_AT = 2000  # characters that tell whether a text is Chinese
 BLOCK = 1 << 20  # characters at once; so many of a word decide on its hash
 _SPACE = re.compile(r'\s')

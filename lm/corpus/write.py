@@ -1,6 +1,7 @@
 """The last steps of a build: tokenizer, datasets, index and audit."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
@@ -166,6 +167,7 @@ class Writer:
     rows = [np.asarray(x).tolist() for x in self._kept]
     identity = (
       'tokenizer',
+      metadata.version('sentencepiece'),
       [x.folder.name for x in self._pieces],
       rows,
       [*split],

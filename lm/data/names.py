@@ -13,5 +13,10 @@ def short(name: str | os.PathLike[str]) -> str:
   The login in an address is left out.
   """
   text = ''.join(c if c.isprintable() else '?' for c in os.fspath(name))
-  text = _LOGIN.sub('', text)
+  text = without_login(text)
   return text if len(text) <= _WIDTH else f'...{text[3 - _WIDTH :]}'
+
+
+def without_login(address: str) -> str:
+  """Takes the login out of an address, or out of each in a text."""
+  return _LOGIN.sub('', address)

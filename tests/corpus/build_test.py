@@ -312,7 +312,9 @@ def test_bad_settings_are_one_line(corpus, capsys):
 
 def test_names_that_a_config_does_not_have_are_one_line(corpus):
   c = load(corpus, order=('exakt',))
-  with pytest.raises(ValueError, match='order: exakt is none of the stages'):
+  with pytest.raises(
+    ValueError, match='order: exakt is no stage of this config'
+  ):
     build.run(c, 'out')
   c = load(corpus).unlock()
   c.sources.b.side = 'validation'
@@ -616,3 +618,9 @@ def test_held_out_texts_are_not_in_the_sample(corpus):
   result = build.run(c.lock(), 'out')
   assert '\u4e16' not in Path('out/tokenizer.json').read_text()
   assert result.datasets['valid'].documents == 1
+
+
+def test_the_name_of_a_source_is_the_name_of_a_folder(corpus):
+  (corpus / 'b.jsonl').rename(corpus / 'b c.jsonl')
+  with pytest.raises(ValueError, match=r'sources\.b c: is the name of'):
+    build.run(load(corpus), 'out')

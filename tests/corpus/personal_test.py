@@ -305,3 +305,18 @@ def test_hostile_text_takes_no_longer_than_its_length(piece):
 def test_hostile_text_is_masked(piece):
   once = personal.mask(piece * (10_000 // len(piece)))
   assert personal.mask(once) is once
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'y = (Q@K.transpose(1, 2))',
+    'np.dot(a@b.shape)',
+    'W1@x.mean()',
+    'private_key: ed25519.Ed25519PrivateKey',
+    'private_key = ed25519.Ed25519PrivateKey.from_private_bytes(data)',
+    'logo@2x.png',
+  ],
+)
+def test_code_is_no_personal_data(text):
+  assert personal.mask(text) == text

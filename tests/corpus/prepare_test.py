@@ -155,3 +155,9 @@ def test_two_programs_that_write_the_same_are_told_apart(
     code = prepare_data.main([*flags, f'--output={tmp_path / "data"}'])
   error = capsys.readouterr().err
   assert code == 3 and error.startswith('error: ') and error.count('\n') == 1
+
+
+def test_what_is_refused_leaves_nothing(source, tmp_path):
+  with pytest.raises(ValueError, match='no documents'):
+    prepare.write_dataset(str(source), tmp_path / 'x', 'bytes')
+  assert sorted(x.name for x in tmp_path.iterdir()) == [source.name]
