@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 import contextlib
 from pathlib import Path
-import re
 import shutil
 import time
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import pyarrow as pa
 from lm import config, errors, types
 from lm.corpus import (
   audit,
+  checks,
   encode,
   engines,
   index,
@@ -38,7 +38,7 @@ from lm.corpus import (
   tables,
   write,
 )
-from lm.data import documents, names
+from lm.data import documents
 from lm.data import manifest as manifests
 from lm.runtime import regular_files
 
@@ -162,7 +162,7 @@ class Build:
     self._tables = tables.Tables(root, engine)
     self._counts: dict[str, Counter[str]] = {}
     self._used: set[str] = set()
-    _check_names(c)
+    checks.check_names(c)
     specs = [config.plain(c.stages[name]) for name in c.order]
     maps.forget_stages()
     self._stages = [maps.stage(spec) for spec in specs]
@@ -212,7 +212,7 @@ class Build:
         **{x: source[x] for x in documents.Settings._fields if x in source}
       )
       found = documents.find(source.inputs, counts)
-      _check_files(name, found)
+      checks.check_files(name, found)
       made = self._parts.resolve()
       if any(made in Path(x).resolve().parents for x in found):
         raise ValueError(
@@ -252,7 +252,7 @@ class Build:
           )
       self._counts[name] = counts
     if not pieces:
-      raise ValueError(_nothing(self._counts))
+      raise ValueError(checks.nothing_read(self._counts))
     if len({x.part for x in pieces}) < len(pieces):
       raise ValueError('two parts have one number; rename a source')
     return pieces
@@ -407,52 +407,3 @@ class Build:
     config.store(self._c, self._root / 'config.json')
     parts.write_json(self._root / audit.NAME, found)
     audit_page.write(self._root, found, self._root.name)
-
-
-def _check_names(c: config.Config) -> None:
-  """Checks the names of stages, sources and sides in a config.
-
-  Raises:
-    ValueError: one is unknown, or cannot be used.
-  """
-  for name in c.order:
-    if name not in c.stages:
-      raise ValueError(
-        f'order: {name} is no stage of this config; give some of '
-        f'{", ".join(sorted(c.stages))[:120]}'
-      )
-  for name, source in c.sources.items():
-    if not re.fullmatch(r'\w[\w-]*', name):
-      raise ValueError(
-        f'sources.{names.short(name)}: is the name of a folder, too: use '
-        'letters, digits, _ and -'
-      )
-    if source.get('side') not in (None, *encode.SIDES):
-      raise ValueError(
-        f'sources.{name}.side={source.side}: unknown; give one of '
-        f'{", ".join(encode.SIDES)}, or None'
-      )
-
-
-def _check_files(source: str, found: Sequence[str]) -> None:
-  """Checks that the index can name the files of a source.
-
-  Raises:
-    ValueError: the name of one is not UTF-8.
-  """
-  for file in found:
-    try:
-      file.encode()
-    except UnicodeEncodeError as e:
-      raise ValueError(
-        f'sources.{source}: file {names.short(file)}: its name is not UTF-8; '
-        'rename it'
-      ) from e
-
-
-def _nothing(counts: Mapping[str, Counter[str]]) -> str:
-  total: Counter[str] = Counter()
-  for x in counts.values():
-    total.update(x)
-  why = ', '.join(f'{n} {word}' for word, n in total.items())
-  return f'input: no documents ({why[:120]}); check it and the field'
