@@ -28,7 +28,7 @@ def get_config() -> Any:
       },
       'engine': {
         'part_bytes': 8 << 20,  # of text in a part, the unit of work
-        'memory_mb': 256,  # MiB that DuckDB uses before it spills to disk
+        'memory_mb': 96,  # MiB that DuckDB uses before it spills to disk
       },
     }
   )
