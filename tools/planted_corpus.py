@@ -30,6 +30,7 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 from pathlib import Path
 from random import Random
@@ -119,7 +120,11 @@ def write(plan: Plan, workers: int = 1) -> list[Truth]:
     made = [_write_copy(shared, n) for n in range(plan.copies)]
   else:
     with futures.ProcessPoolExecutor(
-      min(workers, plan.copies), initializer=_start, initargs=(shared,)
+      min(workers, plan.copies),
+      # A plain fork would copy a process whose threads hold locks.
+      multiprocessing.get_context('forkserver'),
+      initializer=_start,
+      initargs=(shared,),
     ) as pool:
       made = list(pool.map(_write_started, range(plan.copies)))
   truth = [x for rows in made for x in rows if x['kind'] != 'canary']

@@ -7,7 +7,6 @@ without a word, or ends with more than one line.
 import json
 import os
 from pathlib import Path
-import resource
 import shutil
 import signal
 import subprocess
@@ -131,10 +130,8 @@ def test_two_builds_of_a_folder_at_once(corpus):
 @pytest.mark.parametrize('kilobytes', [1, 20, 100])
 @pytest.mark.parametrize('count', [1, 2])
 def test_a_full_disk_is_one_line(corpus, kilobytes, count):
-  def limited():
-    size = kilobytes << 10
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
+  # A file cannot grow further, as on a disk that is full.
+  limited = ('bash', '-c', f'ulimit -f {kilobytes}; exec "$@"', 'bash')
   build_test.write(corpus / 'c.jsonl', [build_test.text(7, 20_000)] * 30)
   child = build_test.start(corpus, 'out', f'--workers={count}', before=limited)
   _, err = child.communicate(timeout=SECONDS)

@@ -4,7 +4,7 @@ A failure means that a corpus cannot be made again, or that a document was lost
 without a word.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import hashlib
 import json
 import os
@@ -442,7 +442,7 @@ def start(
   corpus: Path,
   output: str,
   *flags: str,
-  before: Callable[[], None] | None = None,
+  before: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
   """Starts the factory as a program, on the sources of a folder.
 
@@ -450,11 +450,12 @@ def start(
     corpus: the folder.
     output: of the build.
     *flags: more of the program's.
-    before: called in the new process.
+    before: a command that runs the program.
   """
   root = Path(__file__).resolve().parents[2]
   return subprocess.Popen(
     [
+      *before,
       sys.executable,
       '-m',
       'tools.factory',
@@ -466,7 +467,6 @@ def start(
     stderr=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
-    preexec_fn=before,
   )
 
 

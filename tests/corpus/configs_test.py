@@ -21,7 +21,7 @@ DATA = Path(os.environ.get('LM_DATA', '../shared/data'))
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_loads_and_its_stages_can_be_made(name):
   text = (FOLDER / name).read_text()
-  argument = '' if 'get_config()' in text else f':{DATA}'
+  argument = '' if 'def get_config()' in text else f':{DATA}'
   c = config.load(f'{FOLDER / name}{argument}', required=())
   assert c.is_locked
   assert set(c.order) <= set(c.stages)
