@@ -6,6 +6,10 @@ and the others are dropped. Of paragraphs and lines the first occurrence stays
 and the others are cut from their documents, as in CCNet (Wenzek et al. 2020,
 section 3.1) and Dolma (Soldaini et al. 2024, section 5.1), which keep none or
 one at random.
+
+Cuts come before later stages see the texts. So if a later stage drops the
+document that has the first occurrence of a paragraph, no document has it any
+more: put rules that drop documents before.
 """
 
 from collections.abc import Mapping

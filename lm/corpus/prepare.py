@@ -17,11 +17,11 @@ import os
 from pathlib import Path
 import shutil
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm import config, types
 from lm.corpus import build, write
-from lm.data import documents
+from lm.data import documents, shards, writer
 from lm.data import manifest as manifests
 from lm.data.tokenizers import auto
 
@@ -164,6 +164,7 @@ def write_dataset(
   about = {**settings._asdict(), 'split_valid': split_valid}
   if settings.extract == documents.Settings().extract:
     del about['extract']  # so that data from before it keep their fingerprints
+  _check_target(target, bool(split_valid), tokenizer, about)
   work = target.parent / f'.{target.name}.unfinished'
   is_new = not work.exists()
   try:
@@ -187,3 +188,21 @@ def write_dataset(
     name: WrittenDataset(target / name, manifest, counts, seconds)
     for name, manifest in result.datasets.items()
   }
+
+
+def _check_target(
+  target: Path, is_split: bool, tokenizer: str, about: Mapping[str, Any]
+) -> None:
+  """Checks before any work that a directory holds no other dataset.
+
+  Raises:
+    ValueError: it does, or the tokenizer cannot be loaded.
+  """
+  for side in ('train', 'valid') if is_split else ('',):
+    place = target / side
+    if not place.is_dir() or not any(place.iterdir()):
+      continue
+    old = shards.load(place).manifest
+    settings = {x: y for x, y in old.settings.items() if x in about}
+    if (old.tokenizer, settings) != (auto.load(tokenizer).sha256, about):
+      raise writer.occupied(place)

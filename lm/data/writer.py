@@ -101,7 +101,7 @@ def assemble(
     if (old.tokenizer, old.settings) != (tokenizer.sha256, kept) and (
       not replaces
     ):
-      raise _occupied(target)
+      raise occupied(target)
   target.parent.mkdir(parents=True, exist_ok=True)
   part = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
   try:
@@ -109,7 +109,7 @@ def assemble(
     if old == new:
       return new
     if old is not None and not replaces:
-      raise _occupied(target)
+      raise occupied(target)
     if old is not None:
       # A kill between the two leaves no dataset, and never half of one.
       target.rename(part / 'old')
@@ -122,7 +122,8 @@ def assemble(
   return new
 
 
-def _occupied(target: Path) -> ValueError:
+def occupied(target: Path) -> ValueError:
+  """Makes the error of a directory with another dataset."""
   return ValueError(
     f'dataset {names.short(target)}: holds another dataset; remove it or '
     'write to another directory'

@@ -161,3 +161,17 @@ def test_what_is_refused_leaves_nothing(source, tmp_path):
   with pytest.raises(ValueError, match='no documents'):
     prepare.write_dataset(str(source), tmp_path / 'x', 'bytes')
   assert sorted(x.name for x in tmp_path.iterdir()) == [source.name]
+
+
+def test_another_dataset_is_refused_before_any_work(
+  source, tmp_path, monkeypatch
+):
+  def write(**settings):
+    prepare.write_dataset(
+      str(source), tmp_path / 'x', 'bytes', settings=SETTINGS, **settings
+    )
+
+  write(split_valid=0.1)
+  monkeypatch.setattr(prepare.build, 'run', None)
+  with pytest.raises(ValueError, match='train: holds another dataset'):
+    write(split_valid=0.2)
