@@ -83,7 +83,9 @@ def check_goes_on(corpus: Path) -> None:
 @pytest.mark.process
 def test_a_worker_that_is_killed_is_one_line(corpus):
   work(corpus)
-  child = build_test.start(corpus, 'out', '--workers=2')
+  # Where the tests run in the background, a shell has them ignore Ctrl-C.
+  heard = ('env', '--default-signal=INT')
+  child = build_test.start(corpus, 'out', '--workers=2', before=heard)
   pids = wait('out', 30, child)
   # Of the processes, workers are those that have no children.
   os.kill(
@@ -102,7 +104,9 @@ def test_a_worker_that_is_killed_is_one_line(corpus):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_a_build_that_is_stopped(corpus, number):
   work(corpus)
-  child = build_test.start(corpus, 'out', '--workers=2')
+  # Where the tests run in the background, a shell has them ignore Ctrl-C.
+  heard = ('env', '--default-signal=INT')
+  child = build_test.start(corpus, 'out', '--workers=2', before=heard)
   pids = wait('out', 30, child)
   assert len(pids) >= 3
   child.send_signal(number)

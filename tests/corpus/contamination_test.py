@@ -5,11 +5,9 @@ import json
 from pathlib import Path
 import random
 import re
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lm.corpus import (
@@ -46,30 +44,6 @@ QUESTION = (
 )
 OPTIONS = ('a tide staff', 'a barometer', 'a sextant', 'a plumb line')
 SHORT = 'Why is the sky blue?'
-
-
-class SailTables(memory_tables.Tables):
-  """The same tables, by the Spark API."""
-
-  def __init__(self, session: Any, folder: Path):
-    self.session, self.place, self.names = session, folder, set()
-
-  def query(self, name: str, sql: str) -> str:
-    # Sail itself would write no file, and so no columns, where there is no row.
-    return self.add(name, self.session.sql(sql).toArrow())
-
-  def add(self, name: str, table: pa.Table) -> str:
-    (self.place / name).mkdir()
-    pq.write_table(table, self.place / name / 'part.parquet')
-    frame = self.session.read.parquet(str(self.place / name))
-    frame.createOrReplaceTempView(name)
-    return name
-
-  def read(self, name: str) -> pa.Table:
-    table = self.session.table(name).toArrow()
-    return table.sort_by(
-      [(column, 'ascending') for column in table.schema.names]
-    )
 
 
 def write_set(folder: Path, rows=None) -> Path:
@@ -337,32 +311,3 @@ def test_clean_text_is_kept_with_all_sets_together(shared_data):
     assert one['share'] < 0.01, (file, one)
   total = sum(x['of'] for x in report['false_positives'].values())
   assert total > 500
-
-
-@pytest.mark.slow
-@pytest.mark.process
-@pytest.mark.filterwarnings('ignore:PySpark does not yet fully support pandas')
-def test_spark_finds_the_same(tmp_path):
-  spark = pytest.importorskip('pysail.spark')
-  sql = pytest.importorskip('pyspark.sql')
-  path = str(write_set(tmp_path))
-  stage = contamination.make(
-    sets={'quiz': {'path': path, 'reader': 'arc_easy'}}, documents=5
-  )
-  texts = [
-    f'{filler(n)} {QUESTION if n % 3 else QUESTION[:60]}' for n in range(40)
-  ]
-  server = spark.SparkConnectServer()
-  server.start(background=True)
-  _, port = server.listening_address
-  session = sql.SparkSession.builder.remote(
-    f'sc://localhost:{port}'
-  ).getOrCreate()
-  try:
-    tables, found = decide(stage, texts, SailTables(session, tmp_path))
-    own, expected = decide(stage, texts)
-    assert found == expected and len(found) > 20
-    assert report_of(stage, tables) == report_of(stage, own)
-  finally:
-    session.stop()
-    server.stop()

@@ -24,7 +24,7 @@ def folder(tmp_path) -> Path:
   made = tmp_path / 'prepared'
   programs.write_data(made)
   (made / 'tokenizer.model').write_text('pieces')
-  (made / 'contamination.json').write_text('{}')
+  (made / 'contamination.json').write_text('{"files": {}}')
   (made / 'notes.txt').write_text('not for the hosts')
   return made
 
