@@ -404,6 +404,6 @@ class Build:
       about['read'] = dict(self._counts[name])
       for key in ('licence', 'about'):
         about[key] = self._c.sources[name].get(key, '')
-    config.store(self._c, self._root / 'config.json')
+    config.store(config.fill(self._c), self._root / 'config.json')
     parts.write_json(self._root / audit.NAME, found)
     audit_page.write(self._root, found, self._root.name)

@@ -144,6 +144,9 @@ def test_the_audit_counts_what_the_index_lists(corpus):
   page = Path('out/audit.html').read_text()
   assert 'near' in page and 'Examples' in page
   assert '| a | not stated |' in Path('out/card.md').read_text()
+  stored = json.loads(Path('out/config.json').read_text())
+  # The default of its function, in case that another version has another one.
+  assert stored['stages']['near']['threshold'] == 0.7
 
 
 def test_building_again_makes_nothing_and_changes_nothing(corpus, monkeypatch):
