@@ -96,7 +96,7 @@ def make(
   )
   return stages.Stage(
     name=item_matches.STAGE,
-    version=1,
+    version=2,
     settings={
       **settings._asdict(),
       # The files count by their content.

@@ -11,7 +11,6 @@ punctuation is deleted ('U.S.' has 'u' and 's', or 'us'), both forms count.
 """
 
 from collections.abc import Iterator, Sequence
-import re
 import string
 from typing import NamedTuple
 
@@ -23,13 +22,11 @@ from lm.corpus import evaluation_items, texts
 # many as this, in words and in Chinese characters.
 SHORTEST = (6, 10)
 _ENOUGH = 6  # grams of a question that give it away without its options
-_PIECE = 1 << 20  # characters of a text that are looked at at once
-_CUT = re.compile(r'[\s\u3400-\u9fff]')
+_PIECE = 1 << 18  # words of a text that are looked at at once
 _PUNCTUATION = str.maketrans(
   '', '', string.punctuation + '‘’“”…—–·、。，；：？！（）《》【】「」『』'
 )
-_POWERS = np.cumprod(np.full(4096, 0x9E3779B97F4A7C15, np.uint64))
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, see `_rolled`
 _MOST_BITS = 25  # of a hash, by which grams of a text are passed over: 32 MiB
 
 
@@ -116,15 +113,15 @@ def index(found: Sequence[Probe], lengths: tuple[int, int]) -> Grams:
 
 def find(text: str, grams: Grams) -> np.ndarray:
   """Finds which grams occur in a text: int64, distinct, ascending."""
-  found, kept = [], np.empty(0, np.uint64)
+  found = []
   bits = len(grams.maybe).bit_length() - 1
-  for words in _pieces(text):
+  hashes = texts.view(text).hashes
+  for start in range(0, len(hashes), _PIECE):
     # A gram may begin in the piece before.
-    hashes = np.concatenate([kept, _hashes(words)])
-    for rolled in _rolled(hashes, grams.most):
+    first = max(0, start - grams.most + 1)
+    for rolled in _rolled(hashes[first : start + _PIECE], grams.most):
       rolled = rolled[grams.maybe[_first(rolled, bits)]]
       found.append(rolled[grams.maybe[_last(rolled, bits)]])
-    kept = hashes[-(grams.most - 1) :]
   candidates = np.sort(_joined(found))  # neighbours share cache lines
   if not len(grams.sorted):
     return candidates[:0]
@@ -155,7 +152,9 @@ def _grams(
   """Makes the grams of each text: int64, distinct, ascending."""
   views = [texts.Text(x) for x in all_texts]
   ends = np.cumsum([0, *(len(x.words) for x in views)])
-  hashes = _hashes([word for x in views for word in x.words])
+  # All at once; a word never goes over the end of a line.
+  hashes = texts.Text('\n'.join(all_texts)).hashes
+  assert len(hashes) == ends[-1]
   rolled = list(_rolled(hashes, max(lengths)))
   result = []
   for view, start, end in zip(views, ends[:-1], ends[1:], strict=True):
@@ -171,35 +170,6 @@ def _grams(
   return result
 
 
-def _pieces(text: str) -> Iterator[list[str]]:
-  """Yields the words of a text, of a long one piece by piece."""
-  if len(text) <= _PIECE:
-    yield texts.view(text).words
-    return
-  start = 0
-  while start < len(text):
-    # A word may be cut in no place.
-    cut = _CUT.search(text, start + _PIECE)
-    end = cut.start() if cut else len(text)
-    yield texts.Text(text[start:end]).words
-    start = end
-
-
-def _hashes(words: list[str]) -> np.ndarray:
-  """Hashes words: uint64. Of a word's bytes, those after 4,096 count alike."""
-  if not words:
-    return np.empty(0, np.uint64)
-  # Surrogates are no UTF-8, and a text may have them.
-  raw = np.frombuffer(
-    (' '.join(words) + ' ').encode('utf-8', 'surrogatepass'), np.uint8
-  )
-  ends = np.flatnonzero(raw == ord(' '))
-  starts = np.concatenate([[0], ends[:-1] + 1])
-  place = np.arange(len(raw)) - np.repeat(starts, ends - starts + 1)
-  power = _POWERS[np.minimum(place, len(_POWERS) - 1)]
-  return _mixed(np.add.reduceat((raw + np.uint64(1)) * power, starts))
-
-
 def _rolled(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
   """Yields int64 hashes of all n-grams, for each n from the shortest on.
 
@@ -209,22 +179,11 @@ def _rolled(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
   total = hashes
   for n in range(1, most + 1):
     if n > 1:
-      total = total[:-1] * _POWERS[0] + hashes[n - 1 :]
+      total = total[:-1] * _BASE + hashes[n - 1 :]
     if n >= min(SHORTEST):
-      yield _mixed(total + np.uint64(n)).view(np.int64)
+      yield texts.mix(total + np.uint64(n)).view(np.int64)
     if not len(total):
       return
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-  """Spreads every bit over all 64; the finalizer of splitmix64.
-
-  Reference: Steele, Lea and Flood 2014, Fast splittable pseudorandom number
-    generators, OOPSLA.
-  """
-  x = (x ^ (x >> np.uint64(30))) * _MIX[0]
-  x = (x ^ (x >> np.uint64(27))) * _MIX[1]
-  return x ^ (x >> np.uint64(31))
 
 
 def _first(grams: np.ndarray, bits: int) -> np.ndarray:

@@ -24,7 +24,6 @@ class Steps:
   ):
     self._say = say
     self._clock = clock
-    self.seconds: dict[str, float] = {}  # of every step
 
   def run(
     self, name: str, results: Iterable[tuple[int, Any]], count: int
@@ -54,7 +53,6 @@ class Steps:
 
   def _end(self, name: str, count: int, words: list[str], start: float) -> None:
     seconds = self._clock() - start
-    self.seconds[name] = self.seconds.get(name, 0.0) + seconds
     self._tell(name, count, count, [*words, f'{seconds:.1f} s'], True)
 
   def _tell(
