@@ -42,20 +42,24 @@ def source(inputs: str | tuple[str, ...], **changes: Any) -> dict[str, Any]:
     inputs: files, folders and patterns.
     **changes: of the keys below.
   """
-  return {
+  keys = {
     'inputs': inputs,
     'rank': 0,  # of duplicates the one from the source of least rank stays
     'field': 'text',  # of JSON and tables
     'unit': 'file',  # what is a document in text: file, line, paragraph
     'errors': 'replace',  # or skip, or strict
     'max_bytes': 16 << 20,  # longer texts are cut
+    'extract': 'main',  # text of web archives; all takes menus, too
     'side': None,  # train or valid, for all of it; None splits it by hash
     # Stages that do not work on this source. If one is contamination, the build
     # has no certificate.
     'skip': (),
     'licence': '',  # for the card of the dataset
     'about': '',
-  } | changes
+  }
+  if unknown := sorted(changes.keys() - keys.keys()):
+    raise ValueError(f'source: unknown key {unknown[0]}; see its keys')
+  return keys | changes
 
 
 def cleaning() -> dict[str, Any]:

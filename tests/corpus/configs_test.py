@@ -50,3 +50,16 @@ def test_a_misspelt_rule_is_refused_before_anything_is_read():
       [('stages.quality.rules.wrods.least', '20')],
       required=(),
     )
+
+
+def test_a_misspelt_key_of_a_source_is_refused(tmp_path):
+  path = tmp_path / 'c.py'
+  path.write_text(
+    'from configs.data import base\n'
+    'def get_config():\n'
+    '  c = base.get_config()\n'
+    "  c.sources = {'a': base.source('raw', feild='text')}\n"
+    '  return c.lock()\n'
+  )
+  with pytest.raises(config.ConfigError, match='unknown key feild'):
+    config.load(path, required=())
