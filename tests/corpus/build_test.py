@@ -631,3 +631,16 @@ def test_the_name_of_a_source_is_the_name_of_a_folder(corpus):
   (corpus / 'b.jsonl').rename(corpus / 'b c.jsonl')
   with pytest.raises(ValueError, match=r'sources\.b c: is the name of'):
     build.run(load(corpus), 'out')
+
+
+def test_the_witness_is_the_earliest_document_that_is_like_it(corpus):
+  words = [f'word{n}' for n in range(140)]
+  # The last is like both of the others, which are not like each other.
+  first, second, between = (' '.join(words[n : n + 100]) for n in (0, 20, 10))
+  write(corpus / 'a.jsonl', [first, second, between])
+  (corpus / 'b.jsonl').unlink()
+  build.run(load(corpus, split_valid=0.0), 'out')
+  listed = rows('out')
+  assert [x['reason'] for x in listed] == ['', '', 'near']
+  assert listed[2]['witness'] == listed[0]['id']
+  assert listed[2]['value'] == pytest.approx(86 / 106)
