@@ -31,6 +31,12 @@ def place():
     yield Path(folder)
 
 
+@pytest.fixture
+def start(place, start):
+  """Starts programs that have ended when their folder is removed."""
+  return start
+
+
 def refused(
   c, workdir, kind: type[Exception] = config.ConfigError, code=2
 ) -> str:
