@@ -84,7 +84,10 @@ def main(argv: Sequence[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    '--config', required=True, help='a file, such as configs/data/english.py'
+    '--config',
+    required=True,
+    help='a file, such as configs/data/english.py, or the config.json of a '
+    'build, to repeat it',
   )
   parser.add_argument('--output', required=True, help='folder of the build')
   parser.add_argument(
@@ -101,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
     'output and the sources under the same paths; default: Sail, in this '
     'process',
   )
+  config.trust_flag(parser)
   flags, rest = parser.parse_known_args(argv)
   overrides = []
   for word in rest:
@@ -110,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     overrides.append((key.removeprefix('--config.'), value))
   if flags.spark and flags.engine != 'spark':
     parser.error('--spark needs --engine=spark')
-  c = config.load(flags.config, overrides, required=())
+  c = config.load(flags.config, overrides, required=(), is_build=True)
   with config.user_errors(), regular_files.writing(flags.output):
     _check_inputs(c)
     result = build.run(

@@ -107,9 +107,10 @@ def _run(path: Path, argument: str | None) -> Any:
     raise ConfigError(f'{where}: {kind}{error}') from error
 
 
-def _read(path: Path) -> Config:
+def _read(path: Path, is_build: bool) -> Config:
+  named = untrusted.STAGES if is_build else untrusted.FACTORIES
   try:
-    return untrusted.read_untrusted(path.read_text(encoding='utf-8'))
+    return untrusted.read_untrusted(path.read_text(encoding='utf-8'), named)
   except (ConfigError, UnicodeDecodeError, OSError) as error:
     raise ConfigError(f'{path}: {error}') from error
 
@@ -119,6 +120,7 @@ def load(
   overrides: Iterable[tuple[str, Any]] = (),
   data: str | Path | None = None,
   required: Iterable[str] = REQUIRED,
+  is_build: bool = False,
 ) -> Config:
   """Loads a config file and applies overrides, checked and locked.
 
@@ -131,6 +133,8 @@ def load(
     data: a folder of prepared data that the config shall read, see
       `data_folder`; None leaves its paths as they are.
     required: keys that the config must have; those of a run.
+    is_build: whether it is for the data factory: JSON may then name stages in
+      the place of parts of a run, and files anywhere.
 
   Raises:
     ConfigError: one line that names the file or the key.
@@ -147,7 +151,7 @@ def load(
     folder = find(file.parent)
     near = [f'{file.parent}/{x.name}' for x in folder.glob(f'*{file.suffix}')]
     raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
-  c = _run(file, argument) if file.suffix == '.py' else _read(file)
+  c = _run(file, argument) if file.suffix == '.py' else _read(file, is_build)
   if not hints.is_tree(c):
     raise ConfigError(f'{name}: get_config() must return a ConfigDict')
   try:
@@ -164,7 +168,7 @@ def load(
     given |= dict(overrides)
     for key, value in given.items():
       overrides_lib.override(c, key, value)
-    if file.suffix == '.json':
+    if file.suffix == '.json' and not is_build:
       untrusted.check_files(c, file.parent, tuple(given))
     # references have done their work: overriding one changed what follows it
     c = c.copy_and_resolve_references().lock()

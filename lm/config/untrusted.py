@@ -5,6 +5,10 @@ stranger. It may name the functions of `FACTORIES` alone, which build parts and
 read files of their known type, and neither import nor execute what a config
 says. It may read files that lie inside its own folder, or that the user named.
 
+A config of the data factory builds no run, and the user names it to repeat that
+build: it may name `STAGES` alone, and files anywhere, since sources lie outside
+of its folder.
+
 The user adds to both with words: packages, whose functions a config may name,
 and folders, which it may read. `--trust=WORD` gives one, and the environment
 variable LM_TRUST several, parted by commas. A word is a folder if it has a
@@ -12,7 +16,7 @@ slash.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import glob
 import os
 from pathlib import Path
@@ -23,7 +27,7 @@ from lm.config.values import Config
 
 VARIABLE = 'LM_TRUST'
 FLAG = (
-  "a package whose functions a run's config may name, or a folder (with a "
+  'a package whose functions a stored config may name, or a folder (with a '
   f'slash) that it may read; may be repeated; {VARIABLE}=A,B is the same'
 )
 # The keys that name files.
@@ -124,9 +128,66 @@ _FACTORIES = {
   'lm.optim.rules': ('adafactor', 'adamw', 'lion', 'muon', 'sgd'),
   'lm.training.privacy': ('gaussian',),
 }
-FACTORIES = frozenset(
-  f'{module}:{name}' for module, names in _FACTORIES.items() for name in names
-)
+# The same for a config of the data factory.
+_STAGES = {
+  'lm.corpus.classifier': ('make',),
+  'lm.corpus.contamination': ('make',),
+  'lm.corpus.exact': ('make',),
+  'lm.corpus.language': ('make',),
+  'lm.corpus.lines': ('contains', 'few_words', 'long_words', 'unfinished'),
+  'lm.corpus.near': ('make',),
+  'lm.corpus.normalise': ('make',),
+  'lm.corpus.personal': ('make',),
+  'lm.corpus.quality': ('make',),
+  'lm.corpus.rules.c4': (
+    'curly_brackets',
+    'long_words',
+    'phrases',
+    'sentences',
+  ),
+  'lm.corpus.rules.chinese': (
+    'characters',
+    'debris',
+    'punctuation',
+    'share',
+    'short_lines',
+  ),
+  'lm.corpus.rules.fineweb': (
+    'duplicate_characters',
+    'newlines',
+    'punctuated_lines',
+    'short_lines',
+  ),
+  'lm.corpus.rules.gopher': (
+    'alphabetic',
+    'bullets',
+    'ellipses',
+    'stop_words',
+    'symbols',
+    'word_length',
+    'words',
+  ),
+  'lm.corpus.rules.repetition': (
+    'duplicate_line_characters',
+    'duplicate_lines',
+    'duplicate_ngrams',
+    'duplicate_paragraph_characters',
+    'duplicate_paragraphs',
+    'top_ngram',
+  ),
+  'lm.corpus.thin': ('make',),
+  'lm.corpus.toxicity': ('bias', 'make'),
+}
+
+
+def _names(listed: Mapping[str, Iterable[str]]) -> frozenset[str]:
+  return frozenset(
+    f'{module}:{name}' for module, names in listed.items() for name in names
+  )
+
+
+FACTORIES = _names(_FACTORIES)  # of a run
+STAGES = _names(_STAGES)  # of a build
 
 
 def trust(*words: str) -> None:
@@ -146,19 +207,31 @@ def trust_flag(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def read_untrusted(text: str) -> Config:
+def read_untrusted(
+  text: str, factories: Collection[str] = FACTORIES
+) -> Config:
   """Reads the JSON of a config that came with a file.
+
+  Args:
+    text: the JSON.
+    factories: functions that it may name, beside those the user trusts.
 
   Raises:
     ConfigError: it is no config, or names a function that it may not name.
   """
   c = values.from_json(text)
-  check_functions(c)
+  check_functions(c, factories)
   return c
 
 
-def check_functions(c: Config) -> None:
+def check_functions(
+  c: Config, factories: Collection[str] = FACTORIES
+) -> None:
   """Refuses a config that names other functions than it may.
+
+  Args:
+    c: the config.
+    factories: functions that it may name, beside those the user trusts.
 
   Raises:
     ConfigError: naming the first of them, and the flag that trusts it.
@@ -167,12 +240,12 @@ def check_functions(c: Config) -> None:
   for key, spec in specs.walk(c):
     name, place = spec['fn'], f'{key}.fn' if key else 'fn'
     package = sources.split(name)[0].partition('.')[0]
-    if name in FACTORIES or package in packages:
+    if name in factories or package in packages:
       continue
     if package == 'lm':
       raise ConfigError(
         f'{place}: {show(name)} is refused in a config that came with a file: '
-        'it builds no part of a run'
+        f'it builds no part of a {"run" if factories is FACTORIES else "build"}'
       )
     raise ConfigError(
       f'{place}: {show(name)} is code outside of lm, refused in a config that '
