@@ -35,7 +35,6 @@ import os
 from pathlib import Path
 from random import Random
 import sys
-import tempfile
 from typing import Any, NamedTuple
 
 from lm.corpus import texts
@@ -223,11 +222,10 @@ def _write_copy(shared: _Shared, number: int) -> list[Truth]:
 
 def _write_lines(path: Path, rows: Iterator[Truth] | list[Truth]) -> None:
   encode = json.JSONEncoder(ensure_ascii=False).encode
-  with tempfile.NamedTemporaryFile(
-    'w', encoding='utf-8', dir=path.parent, prefix='.', delete=False
-  ) as file:
+  part = path.with_name(f'.{path.name}.unfinished')
+  with part.open('w', encoding='utf-8') as file:
     file.writelines(f'{encode(x)}\n' for x in rows)
-  Path(file.name).replace(path)
+  part.replace(path)
 
 
 class _Copy:

@@ -18,11 +18,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from typing import NamedTuple
 
 from lm import errors
+from lm.runtime import temporary
 from tools.bench import peers, process_tree, workers
 
 _START_SECONDS = 120.0
@@ -130,9 +130,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
-  """Runs a cluster until Ctrl-C; returns the exit code."""
+  """Runs a cluster until Ctrl-C or SIGTERM; returns the exit code."""
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   with (
-    tempfile.TemporaryDirectory(prefix='spark-') as folder,
+    temporary.folder('spark-') as folder,
     contextlib.suppress(KeyboardInterrupt),
   ):
     try:

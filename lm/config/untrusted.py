@@ -207,9 +207,7 @@ def trust_flag(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def read_untrusted(
-  text: str, factories: Collection[str] = FACTORIES
-) -> Config:
+def read_untrusted(text: str, factories: Collection[str] = FACTORIES) -> Config:
   """Reads the JSON of a config that came with a file.
 
   Args:
@@ -224,9 +222,7 @@ def read_untrusted(
   return c
 
 
-def check_functions(
-  c: Config, factories: Collection[str] = FACTORIES
-) -> None:
+def check_functions(c: Config, factories: Collection[str] = FACTORIES) -> None:
   """Refuses a config that names other functions than it may.
 
   Args:

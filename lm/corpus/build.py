@@ -14,6 +14,7 @@ goes on by what its folder holds.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 import contextlib
+import functools
 from pathlib import Path
 import shutil
 import time
@@ -84,7 +85,8 @@ def run(
     engine: 'duckdb' or 'spark'.
     address: of a Spark cluster, see `engines.opened`.
     say: shows the progress; None: nothing is shown.
-    target: for the datasets; None: the folder of the build.
+    target: for the datasets, where they are not for the folder of the build.
+      That is removed then when they are written, or if its input is refused.
 
   Raises:
     ValueError: the config or its input is bad.
@@ -101,6 +103,7 @@ def run(
   if c.shard_tokens < 1:
     raise ValueError(f'shard_tokens={c.shard_tokens} must be positive')
   root = Path(output)
+  is_work = target is not None
   if target is None:
     about = {'sources': sorted(c.sources), 'stages': [*c.order]}
     about['split_valid'] = c.split_valid
@@ -117,6 +120,8 @@ def run(
   with contextlib.ExitStack() as stack:
     stack.enter_context(regular_files.exclusive(root / _LOCK, 0.0, busy))
     _sweep(root)
+    if is_work:
+      stack.push(functools.partial(_remove, root, (root / 'parts').exists()))
     opened = stack.enter_context(
       engines.opened(
         engine, workers, root / _SPILL, c.engine.memory_mb, address
@@ -141,6 +146,28 @@ def _sweep(root: Path, used: set[str] | None = None) -> None:
       for path in root.glob(pattern):
         shutil.rmtree(path)
   shutil.rmtree(root / _SPILL, ignore_errors=True)
+
+
+def _remove(
+  root: Path, goes_on: bool, kind: type[BaseException] | None, *unused: object
+) -> None:
+  """Removes the folder of a build while its lock is held, unless it goes on.
+
+  Args:
+    root: the folder.
+    goes_on: whether there were parts in it before.
+    kind: of the error that ends the build; None: it is done.
+  """
+  if kind is not None and (goes_on or not issubclass(kind, ValueError)):
+    return
+  for path in root.iterdir():
+    if path.is_dir():
+      shutil.rmtree(path)
+    elif path.name != _LOCK:
+      path.unlink()
+  (root / _LOCK).unlink()
+  with contextlib.suppress(OSError):  # another process may have begun here
+    root.rmdir()
 
 
 class Build:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 import os
 from pathlib import Path
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -166,19 +165,12 @@ def write_dataset(
     del about['extract']  # so that data from before it keep their fingerprints
   _check_target(target, bool(split_valid), tokenizer, about)
   work = target.parent / f'.{target.name}.unfinished'
-  is_new = not work.exists()
-  try:
-    result = build.run(
-      c,
-      work,
-      workers=workers,
-      target=write.Target(target, about, is_flat=not split_valid),
-    )
-  except ValueError:
-    if is_new:  # nobody goes on with what was refused
-      shutil.rmtree(work, ignore_errors=True)
-    raise
-  shutil.rmtree(work)
+  result = build.run(
+    c,
+    work,
+    workers=workers,
+    target=write.Target(target, about, is_flat=not split_valid),
+  )
   counts = dict(result.counts)
   if 'split' in next(iter(result.datasets.values())).settings:
     ends = result.datasets['valid'].documents

@@ -5,6 +5,7 @@ known by its beginning or its end.
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import tempfile
 
 from lm.data import byte_files
+from lm.runtime import temporary
 
 NAME = '-'  # of standard input, or '-.csv' to say which kind it is
 _JSON = re.compile(rb'\s*(\[\s*)?\{\s*["}\r\n]')
@@ -25,7 +27,7 @@ def is_named(pattern: str) -> bool:
 
 @functools.cache  # there is one, which can be read once
 def file(name: str) -> str:
-  """Copies standard input to a file, which goes when this process ends.
+  """Copies standard input to a file, which goes with this process.
 
   Args:
     name: '-', or '-' and the ending of the kind that it is. Without one, what
@@ -40,8 +42,9 @@ def file(name: str) -> str:
   if sys.stdin is None:
     raise ValueError('input -: standard input is closed; give a file')
   try:
-    folder = tempfile.mkdtemp(prefix='lm-stdin-')
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    kept = contextlib.ExitStack()
+    atexit.register(kept.close)
+    folder = kept.enter_context(temporary.folder('lm-stdin-'))
     copy = os.path.join(folder, 'stdin')
     with open(copy, 'xb') as output:
       shutil.copyfileobj(sys.stdin.buffer, output, 1 << 20)

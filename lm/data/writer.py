@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-import tempfile
 from typing import Any, NamedTuple
 import zlib
 
@@ -17,6 +16,7 @@ from lm import types
 from lm.data import manifest as manifests
 from lm.data import names, shards
 from lm.data.tokenizers import vocabulary
+from lm.runtime import temporary
 
 _TEXT_AT_ONCE = 1 << 20  # characters encoded together
 
@@ -103,8 +103,8 @@ def assemble(
     ):
       raise occupied(target)
   target.parent.mkdir(parents=True, exist_ok=True)
-  part = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
-  try:
+  with temporary.folder(f'.{target.name}.', target.parent) as place:
+    part = Path(place)
     new = _write(part, blocks, tokenizer, shard_tokens, kept)
     if old == new:
       return new
@@ -113,12 +113,10 @@ def assemble(
     if old is not None:
       # A kill between the two leaves no dataset, and never half of one.
       target.rename(part / 'old')
-    part.chmod(0o755)  # mkdtemp lets only the owner read
+    part.chmod(0o755)  # only its owner may read it
     part.rename(target)
     shutil.rmtree(target / 'old', ignore_errors=True)
     _sync(target.parent)
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
   return new
 
 

@@ -83,18 +83,28 @@ def exclusive(path: Path, seconds: float, late: Exception) -> Iterator[None]:
     late: raised when that was not enough.
   """
   deadline = time.monotonic() + seconds
-  with open_append(path) as file:
-    while True:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError:
-        if time.monotonic() > deadline:
-          raise late from None
-        time.sleep(0.01)
-      except OSError:
-        break
+  with contextlib.ExitStack() as stack:
+    while not _is_locked(stack.enter_context(open_append(path)), path):
+      stack.close()
+      if time.monotonic() > deadline:
+        raise late from None
+      time.sleep(0.01)
     yield
+
+
+def _is_locked(file: io.BufferedRandom, path: Path) -> bool:
+  """Locks a file; tells whether it could, and the path still leads to it."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError:
+    pass
+  # The process that had the lock may have removed the file with its folder.
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
 
 
 def kind(path: Path) -> str | None:

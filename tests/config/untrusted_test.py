@@ -209,9 +209,7 @@ def test_what_configs_name_may_stand_in_a_run():
   assert found - untrusted.FACTORIES == set()
 
 
-@pytest.mark.parametrize(
-  'name', sorted(untrusted.FACTORIES | untrusted.STAGES)
-)
+@pytest.mark.parametrize('name', sorted(untrusted.FACTORIES | untrusted.STAGES))
 def test_what_is_on_the_list_has_typed_parameters(name):
   """A type that is missing would let any value through."""
   module, function = name.split(':')

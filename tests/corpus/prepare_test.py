@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lm.corpus import prepare
+from lm.corpus import build, prepare
 from lm.data import documents, shards
 from lm.data.tokenizers import auto, utf8_bytes
 from lm.runtime import regular_files
@@ -175,3 +175,54 @@ def test_another_dataset_is_refused_before_any_work(
   monkeypatch.setattr(prepare.build, 'run', None)
   with pytest.raises(ValueError, match='train: holds another dataset'):
     write(split_valid=0.2)
+
+
+def test_the_work_is_removed_while_nobody_else_can_begin(
+  source, tmp_path, monkeypatch
+):
+  """Or the work of a second process would be removed."""
+  real, refused = build._remove, []
+
+  def remove(root, *words):
+    with (
+      pytest.raises(ZeroDivisionError),
+      regular_files.exclusive(root / 'lock', 0.0, ZeroDivisionError()),
+    ):
+      pass
+    refused.append(root)
+    real(root, *words)
+
+  monkeypatch.setattr(build, '_remove', remove)
+  prepare.write_dataset(
+    str(source), tmp_path / 'data', 'bytes', settings=SETTINGS
+  )
+  with pytest.raises(ValueError, match='no documents'):
+    prepare.write_dataset(str(source), tmp_path / 'x', 'bytes')
+  assert len(refused) == 2
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['data', source.name]
+
+
+def test_a_lock_whose_file_was_removed_is_none(tmp_path, monkeypatch):
+  """So is one that a process opened before the one that had it removed it."""
+  path = tmp_path / 'lock'
+  real = regular_files.open_append
+
+  def opened(path):
+    file = real(path)
+    path.unlink()
+    return file
+
+  monkeypatch.setattr(regular_files, 'open_append', opened)
+  with (
+    pytest.raises(ZeroDivisionError),
+    regular_files.exclusive(path, 0.0, ZeroDivisionError()),
+  ):
+    pass
+
+
+def test_refused_input_leaves_work_that_was_begun(source, tmp_path):
+  work = tmp_path / '.data.unfinished'
+  (work / 'parts').mkdir(parents=True)
+  with pytest.raises(ValueError, match='no documents'):
+    prepare.write_dataset(str(source), tmp_path / 'data', 'bytes')
+  assert (work / 'parts').is_dir()

@@ -5,8 +5,10 @@ import io
 import json
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
+import time
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -140,3 +142,40 @@ def test_a_pipe_is_read_and_nothing_is_left_behind(tmp_path):
   found = texts(tmp_path / 'out/train') + texts(tmp_path / 'out/valid')
   assert sorted(found) == sorted(map(str, range(1000)))
   assert not list((tmp_path / 'spool').iterdir())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+  'number, code',
+  (
+    (signal.SIGINT, 130),
+    (signal.SIGTERM, -signal.SIGTERM),
+    (signal.SIGKILL, -signal.SIGKILL),
+  ),
+)
+@pytest.mark.parametrize('tool', ('prepare_data', 'train_tokenizer'))
+def test_its_copy_goes_with_the_program(tmp_path, tool, number, code):
+  spool = tmp_path / 'spool'
+  spool.mkdir()
+  flags = {
+    'prepare_data': ['--tokenizer=bytes', f'--output={tmp_path / "data"}'],
+    'train_tokenizer': [f'--output={tmp_path / "x.model"}'],
+  }
+  child = subprocess.Popen(
+    [sys.executable, '-m', f'tools.{tool}', '--input=-', *flags[tool]],
+    cwd=ROOT,
+    env={**os.environ, 'TMPDIR': str(spool)},
+    stdin=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+  deadline = time.monotonic() + 60.0
+  # More may come: so it waits.
+  while not any(spool.glob('lm-stdin-*/*')):
+    assert child.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  child.send_signal(number)
+  _, err = child.communicate()
+  assert child.returncode == code and b'Traceback' not in err
+  while any(spool.glob('lm-*')):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)

@@ -33,9 +33,9 @@ import os
 from pathlib import Path
 import statistics
 import sys
-import tempfile
 from typing import Any, NamedTuple
 
+from lm.runtime import temporary
 from tools import planted_corpus
 from tools.bench import peers, process_tree, workers
 
@@ -97,7 +97,7 @@ def compare(
   result: dict[str, list[Run]] = {name: [] for name in commands}
   for _ in range(rounds):
     for name, program in commands.items():
-      with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+      with temporary.folder('bench-') as folder:
         cost = process_tree.measure(
           [*program, str(given), str(Path(folder, 'out')), str(count)], {}
         )
@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
   load = os.getloadavg()[0]
   try:
     commands = {name: command(name) for name in names}
-    with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+    with temporary.folder('bench-') as folder:
       given = Path(folder, 'corpus')
       made = planted_corpus.main(
         [

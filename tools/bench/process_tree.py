@@ -14,11 +14,11 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from typing import NamedTuple
 
+from lm.runtime import temporary
 from tools.bench import workers
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -53,7 +53,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Measured:
   Raises:
     workers.Failed: the program failed.
   """
-  with tempfile.TemporaryDirectory(prefix='bench-') as folder:
+  with temporary.folder('bench-') as folder:
     result = Path(folder, 'result.json')
     done = subprocess.run(
       [sys.executable, '-m', __name__, str(result), *command],

@@ -7,8 +7,8 @@ file by file, and only files that a worker lacks.
 import contextlib
 from pathlib import Path
 import shlex
-import tempfile
 
+from lm.runtime import temporary
 from tools.launch import commands, stage, tpu_workers
 
 _FOLDER = 'lm-launch/data'  # below the home of a worker
@@ -37,7 +37,7 @@ def send(workers: tpu_workers.Workers, source: str) -> None:
   with contextlib.ExitStack() as closing:
     place = '/tmp'
     if not dry_run:
-      place = closing.enter_context(tempfile.TemporaryDirectory())
+      place = closing.enter_context(temporary.folder('lm-data-'))
     tar = f'{place}/lm-data.tar.gz'
     small = stage.small_files(folder)
     workers.shell.run(['tar', '-czf', tar, '-C', source, *small])

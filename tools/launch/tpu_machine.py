@@ -12,11 +12,11 @@ import secrets
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
 from lm import config
+from lm.runtime import temporary
 from tools.launch import arguments, commands, slices, tpu_data, tpu_workers
 
 _SHOWN_BYTES = 1 << 16  # of an older log, before what is new
@@ -156,7 +156,7 @@ class Machine:
     with contextlib.ExitStack() as closing:
       folder = '/tmp'
       if not self.shell.dry_run:
-        folder = closing.enter_context(tempfile.TemporaryDirectory())
+        folder = closing.enter_context(temporary.folder('lm-launch-'))
       tree = f'{folder}/lm-launch.tar.gz'
       words = ['git', 'archive', '--format=tar.gz', f'--output={tree}']
       if self._slice.hosts > 1:

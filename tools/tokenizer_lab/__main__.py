@@ -25,7 +25,6 @@ import json
 import os
 from pathlib import Path
 import re
-import tempfile
 from typing import Any
 
 from lm import checkpoint, config
@@ -33,6 +32,7 @@ from lm.data import documents
 from lm.data.tokenizers import auto
 from lm.data.tokenizers import pieces as pieces_lib
 from lm.reporting import html
+from lm.runtime import temporary
 from tools import neighbours
 from tools.tokenizer_lab import glitches, measures, page
 
@@ -123,7 +123,7 @@ def _load(name: str, train: Sequence[str]) -> measures.Subject:
     if match := _JIEBA.fullmatch(name):
       if not train:
         raise ValueError(f'{name} needs --train, whose words it takes')
-      with tempfile.TemporaryDirectory() as folder:
+      with temporary.folder('words-') as folder:
         path = str(Path(folder) / 'words.json')
         return measures.jieba_words(train, int(match[1]), path)
     return measures.Subject(name, auto.load(name), pieces_lib.read(name))
