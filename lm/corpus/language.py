@@ -73,9 +73,14 @@ def make(
     'least': least,
     'characters': characters,
     'among': list(among),
-    'py3langid': version,
   }
-  return stages.Stage('language', 1, settings, map=stages.each(find))
+  return stages.Stage(
+    'language',
+    1,
+    settings,
+    map=stages.each(find),
+    packages={'py3langid': version},
+  )
 
 
 def _check(name: str, codes: tuple[str, ...], known: Any) -> None:

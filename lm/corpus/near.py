@@ -17,7 +17,6 @@ instead, where the ends of a chain may have nothing in common.
 
 from collections.abc import Mapping, Sequence
 import importlib
-from importlib import metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -55,10 +54,11 @@ def make(threshold: float = 0.7) -> stages.Stage:
   return stages.Stage(
     'near',
     2,
-    {'threshold': threshold, 'rensa': metadata.version('rensa')},
+    {'threshold': threshold},
     schema=pa.schema([('band', pa.int64())]),
     keys=band_keys,
     decide=decide,
+    packages=parts.versions('rensa'),
   )
 
 

@@ -81,8 +81,9 @@ def make(
         'none of this stage'
       )
   specs = config.plain(config.fill(lines or {}))
+  packages = {'ftfy': mojibake_lib.version()} if mojibake else {}
   settings = {
-    'mojibake': mojibake_lib.version() if mojibake else None,
+    'mojibake': mojibake,
     'unicode': unicode,
     'controls': controls,
     'line_ends': line_ends,
@@ -109,7 +110,13 @@ def make(
       )
     return x._replace(text=text, changes=x.changes + changes)
 
-  return stages.Stage('normalise', 1, settings, map=stages.each(run))
+  return stages.Stage(
+    'normalise',
+    1,
+    settings,
+    map=stages.each(run),
+    packages=packages,
+  )
 
 
 def _characters(

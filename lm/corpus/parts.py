@@ -10,6 +10,7 @@ size than it was written with.
 from collections.abc import Callable, Iterator
 import contextlib
 import hashlib
+from importlib import metadata
 import json
 import os
 from pathlib import Path
@@ -39,6 +40,19 @@ def name(*identity: Any) -> str:
   """Names a part by what it is made of, which is plain JSON."""
   text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
   return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+  """Finds the versions of outside packages; None: it is not installed.
+
+  Another version may give other results, so versions belong to the identity of
+  each part that a package works on.
+  """
+  found: dict[str, str | None] = dict.fromkeys(packages)
+  for package in packages:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      found[package] = metadata.version(package)
+  return found
 
 
 def number(part: str) -> int:

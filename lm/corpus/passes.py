@@ -78,7 +78,7 @@ def identity(stage: stages.Stage) -> list[Any]:
   # Which characters are letters, and in which form, comes with Python.
   unicode = unicodedata.unidata_version
   about = [stage.name, stage.version, stage.settings, data]
-  return [*about, texts.VERSION, unicode]
+  return [*about, texts.VERSION, unicode, stage.packages]
 
 
 def _own_code(settings: Any) -> list[str]:

@@ -18,18 +18,26 @@ _MOST_PARTS = 4  # that small files fill which are read together
 
 
 class File(NamedTuple):
-  """A file of a source, its size as it is stored and its sha256."""
+  """A file of a source.
+
+  Attributes:
+    path: of it.
+    bytes: as it is stored.
+    digest: its sha256.
+    packages: that read it, see `documents.packages`.
+  """
 
   path: str
   bytes: int
   digest: str
+  packages: Sequence[str] = ()
 
 
 def digest(task: Mapping[str, Any]) -> list[Any]:
-  """Hashes a file: {'file'} -> [path, bytes, sha256], a `File`."""
+  """Hashes a file: {'file'} -> a `File`, as a list."""
   path = task['file']
   size = os.path.getsize(path) if os.path.exists(path) else sys.maxsize
-  return [path, size, documents.digest(path)]
+  return [path, size, documents.digest(path), documents.packages(path)]
 
 
 def groups(files: Sequence[File], part_bytes: int) -> Iterator[list[File]]:
@@ -79,6 +87,7 @@ def tasks(
       content,
       settings._asdict(),
       part_bytes,
+      parts.versions(*(name for x in group for name in x.packages)),
     ]
     # The same content twice is read twice: it is for later stages to drop.
     copy = seen[parts.name(identity)]

@@ -67,6 +67,8 @@ class Stage(NamedTuple):
     edit: (batch, places to cut by row of the batch) -> batch. Its stage decides
       on places inside of documents, and later stages see the texts without.
     data: files that decide on its results, beside the settings.
+    packages: versions of the outside packages that decide on them, by name; see
+      `parts.versions`.
     report: of the tables, once all is decided: plain JSON that the build writes
       as NAME.json; None where there is nothing to write.
   """
@@ -82,6 +84,7 @@ class Stage(NamedTuple):
     Callable[[pa.RecordBatch, Mapping[int, list[int]]], pa.RecordBatch] | None
   ) = None
   data: tuple[str, ...] = ()
+  packages: Mapping[str, str | None] = {}
   report: Callable[[decisions.Tables], Mapping[str, Any]] | None = None
 
 

@@ -1,7 +1,6 @@
 """The last steps of a build: tokenizer, datasets, index and audit."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
@@ -167,7 +166,7 @@ class Writer:
     rows = [np.asarray(x).tolist() for x in self._kept]
     identity = (
       'tokenizer',
-      metadata.version('sentencepiece'),
+      parts.versions('sentencepiece'),
       [x.folder.name for x in self._pieces],
       rows,
       [*split],
@@ -232,6 +231,7 @@ class Writer:
   def _encode(self, tokenizer: str, split: encode.Split) -> dict[int, Path]:
     """Encodes all parts; returns the folders by the first id of the part."""
     tasks = []
+    packages = parts.versions(*auto.packages(tokenizer))
     for piece, rows in zip(self._pieces, self._kept, strict=True):
       name = parts.name(
         'encode',
@@ -239,6 +239,7 @@ class Writer:
         piece.folder.name,
         rows,
         self.tokenizer.sha256,
+        packages,
         [*split],
         self._side(piece),
       )

@@ -150,6 +150,15 @@ def _is_known(file: str, may_open: bool = True) -> bool:
     return False
 
 
+def packages(file: str) -> tuple[str, ...]:
+  """Lists the outside packages that decide on what is read from a file."""
+  try:
+    with byte_files.unpacked(file, 'input') as stream:
+      return web_archives.PACKAGES if web_archives.is_archive(stream) else ()
+  except ValueError:
+    return ()  # who reads the file says what is wrong with it
+
+
 def read(
   files: Sequence[str],
   settings: Settings,

@@ -18,6 +18,7 @@ from lm.data import byte_files, text_files
 
 SUFFIXES = ('.warc', '.wet')
 EXTRACTS = ('main', 'all')
+PACKAGES = ('fastwarc', 'resiliparse')
 _MAGIC = b'WARC/'
 # Pages that are longer are cut. Common Crawl cut all pages there for years, and
 # the parser's time grows with the square of what a hostile page may hold.

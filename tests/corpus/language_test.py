@@ -68,8 +68,8 @@ def test_dropped_documents_are_passed_over():
   assert run(language.make(keep=('en',)), row) == [row]
 
 
-def test_the_version_of_the_model_is_part_of_the_settings():
-  assert language.make().settings['py3langid']
+def test_the_version_of_the_model_is_known():
+  assert language.make().packages['py3langid']
 
 
 @pytest.mark.parametrize(

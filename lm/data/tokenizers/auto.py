@@ -60,6 +60,13 @@ def load(name: str, reserved: int = 0) -> types.Tokenizer:
   )
 
 
+def packages(name: str) -> tuple[str, ...]:
+  """Lists the outside packages by which the tokenizer of a name encodes."""
+  if name.endswith('.model'):
+    return ('sentencepiece',)
+  return ('tokenizers',) if files.is_tokenizer_json(name) else ()
+
+
 def train(
   texts: Iterable[str],
   path: str,
