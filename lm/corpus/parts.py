@@ -3,8 +3,8 @@
 The name of a part is a hash of its input, of the stages that made it, with
 their versions and settings, and of nothing else. A part is made under another
 name and renamed when it is whole, so that one which exists can be trusted: who
-finds it there does not make it again, unless a file is missing or has another
-size than it was written with.
+finds it there does not make it again, unless a file is missing or holds other
+bytes than were written. Each build checks this once, before it uses the part.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ import re
 import shutil
 from typing import Any
 import uuid
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +30,7 @@ ROW_BITS = 20  # of an id; the bits above them number the part
 ROWS = 1 << ROW_BITS  # a part has fewer
 BATCH_BYTES = 1 << 20  # of text in a record batch, or one longer document
 _UNFINISHED = '.unfinished-'
-_SIZES = 'sizes.json'  # bytes of the part's files, by name
+_SUMS = 'sums.json'  # [bytes, CRC-32] of the part's files, by name
 _NAME = re.compile('[0-9a-f]{32}')
 # Fast to write and read: zstd's fastest level takes half as long again, and
 # parts of four fifths the size.
@@ -74,8 +75,8 @@ def making(folder: Path) -> Iterator[Path]:
   part.mkdir()
   try:
     yield part
-    sizes = {x.name: x.stat().st_size for x in sorted(part.iterdir())}
-    write_json(part / _SIZES, sizes)
+    sums = {x.name: _sum(x) for x in sorted(part.iterdir())}
+    write_json(part / _SUMS, sums)
     for file in part.iterdir():
       _sync(file)
     _sync(part)
@@ -100,10 +101,19 @@ def make(folder: Path, write: Callable[[Path], None]) -> Path:
 def _is_whole(folder: Path) -> bool:
   """Tells whether a part exists with all that was written to it."""
   try:
-    sizes = json.loads((folder / _SIZES).read_text(encoding='utf-8'))
-    return all((folder / x).stat().st_size == n for x, n in sizes.items())
+    sums = json.loads((folder / _SUMS).read_text(encoding='utf-8'))
+    return all(_sum(folder / x) == expected for x, expected in sums.items())
   except (OSError, ValueError):
     return False
+
+
+def _sum(path: Path) -> list[int]:
+  """Returns the bytes of a file and their CRC-32, as shards have it."""
+  size = check = 0
+  with path.open('rb', buffering=0) as file:
+    while block := file.read(1 << 18):
+      size, check = size + len(block), zlib.crc32(block, check)
+  return [size, check]
 
 
 def sweep(folder: Path, used: set[str] | None = None) -> None:

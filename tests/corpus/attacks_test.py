@@ -249,12 +249,42 @@ def test_standard_input_is_refused(corpus, capsys):
   assert code == 2 and 'standard input cannot be read again' in text
 
 
-def test_a_part_says_how_large_its_files_are(tmp_path):
+@pytest.mark.parametrize('damage', ['tex', 'tent', 'texts', None])
+def test_a_part_that_was_changed_is_made_again(tmp_path, damage):
   def write(folder: Path) -> None:
     (folder / 'x').write_text('text')
 
   part = parts.make(tmp_path / 'part', write)
-  assert json.loads((part / 'sizes.json').read_text()) == {'x': 4}
-  (part / 'x').write_text('tex')
+  if damage is None:
+    (part / 'x').unlink()
+  else:
+    (part / 'x').write_text(damage)
   parts.make(tmp_path / 'part', write)
   assert (part / 'x').read_text() == 'text'
+
+
+def test_a_part_that_is_whole_is_not_made_again(tmp_path):
+  part = parts.make(tmp_path / 'part', lambda x: (x / 'x').touch())
+  assert json.loads((part / 'sums.json').read_text()) == {'x': [0, 0]}
+  parts.make(tmp_path / 'part', lambda _: pytest.fail('made again'))
+
+
+def test_a_build_mends_whatever_has_changed_in_its_parts(corpus):
+  c = build_test.load(corpus)
+  build.run(c, 'out')
+  expected = build_test.shard_bytes(Path('out')), build_test.rows('out')
+  before = {x: x.read_bytes() for x in Path('out').glob('[pt]a*/*/*')}
+  assert len(before) > 100
+  for path, data in before.items():
+    if data:
+      flipped = bytearray(data)
+      flipped[len(data) // 2] ^= 1
+      path.write_bytes(flipped)
+  for side in ('train', 'valid'):
+    shutil.rmtree(Path('out') / side)
+  build.run(c, 'out')
+  assert (
+    build_test.shard_bytes(Path('out')),
+    build_test.rows('out'),
+  ) == expected
+  assert {x: x.read_bytes() for x in before} == before
