@@ -193,10 +193,7 @@ class Build:
     specs = [config.plain(c.stages[name]) for name in c.order]
     maps.forget_stages()
     self._stages = [maps.stage(spec) for spec in specs]
-    self._specs = [
-      passes.Spec(spec, passes.identity(stage))
-      for spec, stage in zip(specs, self._stages, strict=True)
-    ]
+    self._specs = [maps.identified(spec) for spec in specs]
     self._skipped = {
       name: tuple(source.get('skip', ())) for name, source in c.sources.items()
     }

@@ -13,6 +13,7 @@ import concurrent.futures
 from concurrent.futures import process
 import contextlib
 import functools
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -336,7 +337,7 @@ class Spark:
     name = f'{fn.__module__}:{fn.__qualname__}'
     try:
       results = frame.mapInArrow(
-        functools.partial(_run_tasks, name, os.getcwd()), _RESULTS
+        functools.partial(_run_tasks, name, os.getcwd(), _code()), _RESULTS
       ).collect()
     except Exception as e:  # pyspark's own, or Java's
       raise _failed(e) from e
@@ -375,14 +376,27 @@ def _failed(e: Exception) -> WorkerDied:
   )
 
 
+@functools.cache
+def _code() -> str:
+  """Hashes the code of this package, as this process found it at first."""
+  root = Path(__file__).parents[1]
+  found = hashlib.sha256()
+  for path in sorted(root.rglob('*.py')):
+    found.update(f'{path.relative_to(root).as_posix()}\0'.encode())
+    found.update(hashlib.sha256(path.read_bytes()).digest())
+  return found.hexdigest()
+
+
 def _run_tasks(
-  name: str, folder: str, batches: Iterator[pa.RecordBatch]
+  name: str, folder: str, code: str, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
   """Runs the tasks of a partition, on a worker of Spark.
 
   Args:
     name: of the function, 'module:function'.
     folder: from which relative paths of the tasks lead.
+    code: of the main program, see `_code`. A worker may live from one build to
+      the next, and have loaded what was there before.
     batches: of tasks, as `Spark.run` makes them.
   """
   os.chdir(folder)
@@ -394,6 +408,11 @@ def _run_tasks(
     for task in batch.column('task').to_pylist():
       # What a user can mend is no fault of the worker, to be tried again.
       try:
+        if code != _code():
+          raise errors.Failure(
+            'a worker of Spark has other code of lm than this program; install '
+            'the same on all machines, start the workers anew, and run it again'
+          )
         results.append(json.dumps(fn(json.loads(task))))
         wrong.append('')
       except (ValueError, errors.Failure) as e:

@@ -5,17 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 from pathlib import Path
-from typing import Any
+import sys
+import types
+from typing import Any, NamedTuple
+import unicodedata
+import weakref
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 import pyarrow.parquet as pq
 
-from lm import config
+from lm import config, errors
 from lm.corpus import parts, stages, texts
+from lm.data import documents
 
 VERSION = 1
 # What the audit and the split need to know of each document.
@@ -43,14 +49,60 @@ CHANGES_SCHEMA = pa.schema(
 )
 
 
+class Spec(NamedTuple):
+  """A stage of a build, as tasks name it.
+
+  Attributes:
+    spec: from which processes build it.
+    identity: names all that its results depend on beside its input.
+  """
+
+  spec: Mapping[str, Any]
+  identity: str
+
+
+class _Built(NamedTuple):
+  stage: stages.Stage
+  identity: str
+
+
 @functools.lru_cache(maxsize=64)
-def _built(spec: str) -> stages.Stage:
-  return config.build(json.loads(spec))
+def _built(spec: str) -> _Built:
+  tree = json.loads(spec)
+  built = config.build(tree)
+  return _Built(built, parts.name(*_identity(built), *_own_code(tree)))
 
 
 def stage(spec: Mapping[str, Any]) -> stages.Stage:
   """Builds a stage from its spec, once in a process."""
-  return _built(json.dumps(spec, sort_keys=True))
+  return _built(json.dumps(spec, sort_keys=True)).stage
+
+
+def identified(spec: Mapping[str, Any]) -> Spec:
+  """Finds the identity that a stage has in this process."""
+  return Spec(spec, _built(json.dumps(spec, sort_keys=True)).identity)
+
+
+def _expected(given: Sequence[Any]) -> stages.Stage:
+  """Builds a stage of a task, which has to be as in the main program.
+
+  A worker of Spark may live from one build to the next.
+
+  Args:
+    given: a `Spec`, which may have been JSON.
+
+  Raises:
+    errors.Failure: its code, a package or a file of it is another one here.
+  """
+  spec, identity = given
+  if identified(spec).identity != identity:
+    forget_stages()  # a file of it may have changed since
+  if identified(spec).identity != identity:
+    raise errors.Failure(
+      f'stage {stage(spec).name}: a worker has other code, packages or files '
+      'of it than this program; start the workers anew and run it again'
+    )
+  return stage(spec)
 
 
 def forget_stages() -> None:
@@ -58,13 +110,53 @@ def forget_stages() -> None:
   _built.cache_clear()
 
 
+def _identity(built: stages.Stage) -> list[Any]:
+  """Describes all that a stage's results depend on beside its input."""
+  data = [documents.digest(file) for file in built.data]
+  # Which characters are letters, and in which form, comes with Python.
+  unicode = unicodedata.unidata_version
+  about = [built.name, built.version, built.settings, data]
+  return [*about, texts.VERSION, unicode, built.packages]
+
+
+# Of modules, as they were when a stage first used them.
+_CODE: weakref.WeakKeyDictionary[types.ModuleType, str] = (
+  weakref.WeakKeyDictionary()
+)
+
+
+def _own_code(spec: Any) -> list[str]:
+  """Lists the sha256 of the functions' files outside of `lm` in a spec.
+
+  A function of `lm` belongs to a stage whose version is raised with it. Who
+  writes a rule changes it and builds again, and must not see old results.
+  """
+  if isinstance(spec, Mapping):
+    inside = [x for value in spec.values() for x in _own_code(value)]
+    fn = spec.get('fn')
+    if not isinstance(fn, str) or fn.startswith('lm.'):
+      return inside
+    found = config.resolve(fn)
+    module = inspect.getmodule(found) or sys.modules[fn.partition(':')[0]]
+    file = getattr(module, '__file__', None)
+    if file is None:
+      return inside
+    # A process that goes on has the code which it has loaded.
+    if module not in _CODE:
+      _CODE[module] = documents.digest(file)
+    return [*inside, _CODE[module]]
+  if isinstance(spec, list | tuple):
+    return [x for value in spec for x in _own_code(value)]
+  return []
+
+
 def run(task: Mapping[str, Any]) -> dict[str, Any]:
   """Runs consecutive stages over a part.
 
   Args:
     task: {'input' (path of a table of documents), 'part' (number in tables),
-      'stages' (specs), 'edit' (None, or {'stage' (spec), 'rows', 'places'} of
-      what a stage decided to cut), 'output' (folder)}.
+      'stages' (of `Spec`), 'edit' (None, or {'stage' (a `Spec`), 'rows',
+      'places'} of what a stage decided to cut), 'output' (folder)}.
 
   Returns:
     {'documents', 'bytes', 'reasons'}
@@ -75,7 +167,7 @@ def run(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(task: Mapping[str, Any], folder: Path) -> None:
-  built = [stage(spec) for spec in task['stages']]
+  built = [_expected(x) for x in task['stages']]
   edit = task['edit']
   with contextlib.ExitStack() as files:
 
@@ -93,7 +185,7 @@ def _write(task: Mapping[str, Any], folder: Path) -> None:
     for batch in parts.batches(Path(task['input'])):
       if edit:
         cuts = _cuts(edit, first, batch.num_rows)
-        apply = stage(edit['stage']).edit
+        apply = _expected(edit['stage']).edit
         assert apply is not None
         batch = apply(batch, cuts)
       for x in built:

@@ -1,29 +1,13 @@
 """Passes: which stages work on a part in one go, and what they are given."""
 
 from collections.abc import Mapping, Sequence
-import inspect
 from pathlib import Path
-from typing import Any, NamedTuple
-import unicodedata
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from lm import config
-from lm.corpus import index, maps, parts, stages, texts
-from lm.data import documents
-
-
-class Spec(NamedTuple):
-  """A stage of a build, as tasks name it.
-
-  Attributes:
-    spec: from which processes build it.
-    identity: see `identity`; found once, because it reads the stage's files.
-  """
-
-  spec: Mapping[str, Any]
-  identity: list[Any]
+from lm.corpus import index, maps, parts, stages
 
 
 def check(
@@ -71,38 +55,10 @@ def plan(listed: Sequence[stages.Stage]) -> list[list[int]]:
   return groups
 
 
-def identity(stage: stages.Stage) -> list[Any]:
-  """Describes all that a stage's results depend on beside its input."""
-  files = (*stage.data, *_own_code(stage.settings))
-  data = [documents.digest(file) for file in files]
-  # Which characters are letters, and in which form, comes with Python.
-  unicode = unicodedata.unidata_version
-  about = [stage.name, stage.version, stage.settings, data]
-  return [*about, texts.VERSION, unicode, stage.packages]
-
-
-def _own_code(settings: Any) -> list[str]:
-  """Lists the files of the functions outside of `lm` that settings name.
-
-  A function of `lm` belongs to a stage whose version is raised with it. Who
-  writes a rule changes it and builds again, and must not see old results.
-  """
-  if isinstance(settings, Mapping):
-    inside = [x for value in settings.values() for x in _own_code(value)]
-    fn = settings.get('fn')
-    if not isinstance(fn, str) or fn.startswith('lm.'):
-      return inside
-    file = inspect.getsourcefile(config.resolve(fn))
-    return [*inside, file] if file else inside
-  if isinstance(settings, list | tuple):
-    return [x for value in settings for x in _own_code(value)]
-  return []
-
-
 def task(
   piece: index.Piece,
-  specs: Sequence[Spec],
-  edit: tuple[Spec, pa.Table] | None,
+  specs: Sequence[maps.Spec],
+  edit: tuple[maps.Spec, pa.Table] | None,
   folder: Path,
 ) -> dict[str, Any]:
   """Makes the task of a part in a pass, see `maps.run`.
@@ -121,7 +77,7 @@ def task(
     ids = edit[1].column('id').to_numpy()
     ends = slice(*np.searchsorted(ids, (piece.first, piece.first + parts.ROWS)))
     cuts = {
-      'stage': edit[0].spec,
+      'stage': edit[0],
       'rows': (ids[ends] - piece.first).tolist(),
       'places': edit[1].column('place').to_numpy()[ends].tolist(),
     }
@@ -137,7 +93,7 @@ def task(
   return {
     'input': str(given),
     'part': piece.part,
-    'stages': [x.spec for x in specs],
+    'stages': [*specs],
     'edit': cuts,
     'output': str(folder / name),
   }
