@@ -25,6 +25,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lm import splitmix
+
 Part = Sequence[slice] | None  # of an array, a slice a dimension; None is all
 
 _AT_ONCE = 1 << 16  # values that fit a core's cache with all that they need
@@ -214,7 +216,5 @@ def _mix(index: np.ndarray, key: int) -> np.ndarray:
   """Turns places into bits that look random: uint64, in the same shape."""
   with np.errstate(over='ignore'):  # arithmetic modulo 2^64 is what is meant
     # Weyl's sequence: neighbours are far apart before they are mixed.
-    z = (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z = (index + np.uint64(1)) * np.uint64(splitmix.STEP) + np.uint64(key)
+    return splitmix.mix(z)

@@ -117,3 +117,22 @@ def contamination(folder: str, language: str) -> dict[str, Any]:
     'fn': 'lm.corpus.contamination:make',
     'sets': {name: {'path': f'{folder}/{x}'} for name, x in sets.items()},
   }
+
+
+def one_language(language: str, folder: str, **quality: Any) -> Any:
+  """A config for texts of one language of the shared data folder.
+
+  Args:
+    language: 'en' or 'zh'.
+    folder: with its evaluation sets.
+    **quality: stages of rules, by name.
+  """
+  c = get_config()
+  sets = contamination(folder, language)
+  c.stages = cleaning() | quality | {'contamination': sets}
+  c.order = (*order(*quality), 'contamination')
+  c.stages['language']['keep'] = (language,)
+  c.split_valid = 0.02
+  c.train_tokenizer.vocab = 8192
+  c.train_tokenizer.sample_bytes = 10_000_000
+  return c

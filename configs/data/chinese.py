@@ -11,19 +11,10 @@ from configs.data import base, rules
 
 def get_config(folder: str = '../shared/data'):
   """Returns the config."""
-  c = base.get_config()
+  c = base.one_language('zh', folder, quality_zh=rules.chinese())
   c.sources = sources(folder)
-  c.stages = base.cleaning() | {
-    'quality_zh': rules.chinese(),
-    'contamination': base.contamination(folder, 'zh'),
-  }
-  c.order = (*base.order('quality_zh'), 'contamination')
-  c.stages['language']['keep'] = ('zh',)
   # Old Chinese is seldom what the model of languages was trained on.
   c.stages['language']['least'] = 0.0
-  c.split_valid = 0.02
-  c.train_tokenizer.vocab = 8192
-  c.train_tokenizer.sample_bytes = 10_000_000
   return c.lock()
 
 

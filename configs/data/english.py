@@ -11,17 +11,8 @@ from configs.data import base, rules
 
 def get_config(folder: str = '../shared/data'):
   """Returns the config."""
-  c = base.get_config()
+  c = base.one_language('en', folder, quality=rules.english())
   c.sources = sources(folder)
-  c.stages = base.cleaning() | {
-    'quality': rules.english(),
-    'contamination': base.contamination(folder, 'en'),
-  }
-  c.order = (*base.order('quality'), 'contamination')
-  c.stages['language']['keep'] = ('en',)
-  c.split_valid = 0.02
-  c.train_tokenizer.vocab = 8192
-  c.train_tokenizer.sample_bytes = 10_000_000
   return c.lock()
 
 

@@ -28,6 +28,7 @@ import zlib
 
 import numpy as np
 
+from lm import splitmix
 from lm.corpus import stages, texts
 
 _FORMAT = 1  # is raised when features or the file change
@@ -44,7 +45,7 @@ _BROKEN = (
   zipfile.BadZipFile,
   zlib.error,
 )
-_PAIR = np.uint64(0x9E3779B97F4A7C15)
+_PAIR = np.uint64(splitmix.STEP)
 
 
 class Classifier(NamedTuple):
@@ -172,7 +173,7 @@ def train(
   if not 0 < count < len(rows):
     raise ValueError('give at least one good and one bad text')
   # Sorting by hashes mixes the kinds, and depends on no generator.
-  order = np.argsort(texts.mix(np.arange(1, len(rows) + 1, dtype=np.uint64)))
+  order = np.argsort(splitmix.mix(np.arange(1, len(rows) + 1, dtype=np.uint64)))
   share = {1.0: len(rows) / (2 * count), 0.0: len(rows) / 2}
   share[0.0] /= len(rows) - count
 
@@ -211,7 +212,7 @@ def _write(path: str, weights: np.ndarray, bias: float) -> None:
 def _features(text: texts.Text, buckets: int) -> np.ndarray:
   """Returns the features of each word, and of each pair of words."""
   words = text.hashes
-  pairs = texts.mix(words[:-1] * _PAIR + words[1:])
+  pairs = splitmix.mix(words[:-1] * _PAIR + words[1:])
   features = np.concatenate([words, pairs]) % np.uint64(buckets)
   return features.astype(np.intp)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm import splitmix
 from lm.corpus import evaluation_items, texts
 
 # A text with fewer words than an n-gram is one gram as a whole, if it has as
@@ -26,7 +27,7 @@ _PIECE = 1 << 18  # words of a text that are looked at at once
 _PUNCTUATION = str.maketrans(
   '', '', string.punctuation + '‘’“”…—–·、。，；：？！（）《》【】「」『』'
 )
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, see `_rolled`
+_BASE = np.uint64(splitmix.STEP)  # odd, see `_rolled`
 _MOST_BITS = 25  # of a hash, by which grams of a text are passed over: 32 MiB
 
 
@@ -181,7 +182,7 @@ def _rolled(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
     if n > 1:
       total = total[:-1] * _BASE + hashes[n - 1 :]
     if n >= min(SHORTEST):
-      yield texts.mix(total + np.uint64(n)).view(np.int64)
+      yield splitmix.mix(total + np.uint64(n)).view(np.int64)
     if not len(total):
       return
 

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lm import errors
+from lm import errors, splitmix
 from lm.corpus import decisions, maps, parts, stages, texts
 
 BANDS, BAND_ROWS = 25, 5
 SHINGLE = 5  # words
 _SEED = 42
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+_BASE = np.uint64(splitmix.STEP)
 
 
 def make(threshold: float = 0.7) -> stages.Stage:
@@ -86,7 +86,7 @@ def shingles(words: np.ndarray) -> np.ndarray:
   for n in range(1, min(SHINGLE, len(words))):
     result *= _BASE
     result += words[n : n + count]
-  return texts.mix(result)
+  return splitmix.mix(result)
 
 
 def bands(hashed: Sequence[np.ndarray]) -> np.ndarray:
@@ -106,8 +106,8 @@ def bands(hashed: Sequence[np.ndarray]) -> np.ndarray:
   digests = digests.reshape(-1, BANDS, BAND_ROWS)
   keys = np.zeros(digests.shape[:2], np.uint64)
   for row in range(BAND_ROWS):
-    keys = texts.mix(keys + digests[:, :, row] + np.uint64(row))
-  keys = texts.mix(keys + np.arange(BANDS, dtype=np.uint64))
+    keys = splitmix.mix(keys + digests[:, :, row] + np.uint64(row))
+  keys = splitmix.mix(keys + np.arange(BANDS, dtype=np.uint64))
   return (keys >> np.uint64(1)).astype(np.int64)
 
 

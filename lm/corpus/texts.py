@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 
+from lm import splitmix
+
 # Is raised when words or lines of a text become others. Then the results of all
 # stages may be others, too.
 VERSION = 1
@@ -22,8 +24,7 @@ _LETTER_KIND, _WORD_KIND, _CHINESE_KIND, _SPACE_KIND = map(
   np.uint8, (1, 2, 4, 8)
 )
 _UTF32 = 'utf-32-le' if sys.byteorder == 'little' else 'utf-32-be'
-_POWER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_POWER = splitmix.STEP  # odd, so that it has an inverse modulo 2^64
 
 
 class Text:
@@ -217,17 +218,7 @@ def _hash(
   sums = np.zeros(len(codes) + 1, np.uint64)
   np.multiply(codes, factors[: len(codes)], out=sums[1:])
   np.cumsum(sums, out=sums)
-  return mix((sums[ends] - sums[starts]) * inverses[starts])
-
-
-def mix(hashes: np.ndarray) -> np.ndarray:
-  """Spreads what differs between uint64 numbers over all their bits."""
-  mixed = hashes ^ (hashes >> np.uint64(30))
-  mixed *= _MIX[0]
-  mixed ^= mixed >> np.uint64(27)
-  mixed *= _MIX[1]
-  mixed ^= mixed >> np.uint64(31)
-  return mixed
+  return splitmix.mix((sums[ends] - sums[starts]) * inverses[starts])
 
 
 def powers(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,16 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import types
+from lm import splitmix, types
 from lm.data import shards
 
 # Rounds of the Feistel network: 4 give a pseudorandom permutation (Luby and
 # Rackoff 1988), and two more are cheap.
 _ROUNDS = 6
-# Multipliers and increment of splitmix64 (Steele, Lea and Flood 2014).
-_STEP = 0x9E3779B97F4A7C15
-_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Windows(NamedTuple):
@@ -265,8 +261,4 @@ def _walk(
 
 def _mix(x: np.ndarray) -> np.ndarray:
   """Applies one step of splitmix64 to uint64 values."""
-  # Overflow of unsigned arrays wraps, as the algorithm wants.
-  x = x + np.uint64(_STEP)
-  x = (x ^ (x >> np.uint64(30))) * _MULTIPLY_1
-  x = (x ^ (x >> np.uint64(27))) * _MULTIPLY_2
-  return x ^ (x >> np.uint64(31))
+  return splitmix.mix(x + np.uint64(splitmix.STEP))

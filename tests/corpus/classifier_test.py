@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lm import config
+from lm import config, splitmix
 from lm.corpus import classifier, stages, texts
 
 DATA = Path(os.environ.get('LM_DATA', '../shared/data'))
@@ -100,7 +100,7 @@ def test_scores_are_sums_of_whole_numbers(path):
   model = classifier.load(path)
   text = texts.Text('The bridge')
   hashes = text.hashes
-  pair = texts.mix(hashes[:1] * classifier._PAIR + hashes[1:])
+  pair = splitmix.mix(hashes[:1] * classifier._PAIR + hashes[1:])
   total = sum(
     int(model.weights[int(x) % len(model.weights)]) for x in (*hashes, *pair)
   )
