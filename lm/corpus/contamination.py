@@ -84,39 +84,19 @@ def make(
   Raises:
     ValueError: a setting or a file cannot be used.
   """
-  if not sets:
-    raise ValueError('sets: there is none; name evaluation sets')
-  if not 0 < coverage <= 1:
-    raise ValueError(f'coverage: {coverage} is no share above 0; use 0.5')
   words, characters = lengths
-  if words < item_grams.SHORTEST[0] or characters < item_grams.SHORTEST[1]:
-    raise ValueError(
-      f'lengths: {words} words and {characters} characters are too short; use '
-      'at least {} and {}'.format(*item_grams.SHORTEST)
-    )
-  for name, value in (
-    ('documents', documents),
-    ('texts', texts),
-    ('sample', sample),
-  ):
-    if value < 1:
-      raise ValueError(f'{name}: {value} is below 1')
-  if clean:
-    files.find(clean)  # an error now, and not after the build
-  # The files may be others than those of an earlier build of this process.
-  item_matches.load.cache_clear()
-  plain = {name: dict(sets[name]) for name in sorted(sets)}
-  for name, one in plain.items():
-    evaluation_items.check(name, one)
-  text = json.dumps(plain, sort_keys=True)
   settings = item_matches.Settings(
-    text,
+    json.dumps({x: dict(sets[x]) for x in sorted(sets)}, sort_keys=True),
     coverage,
     (words, characters),
     documents,
     texts,
     None if cut is None else passages.cut(cut),
   )
+  _check(settings, sample, clean)
+  # The files may be others than those of an earlier build of this process.
+  item_matches.load.cache_clear()
+  plain = json.loads(settings.sets)
   return stages.Stage(
     name=item_matches.STAGE,
     version=3,
@@ -139,6 +119,36 @@ def make(
       certificate.report, settings, tuple(clean), sample
     ),
   )
+
+
+def _check(
+  settings: item_matches.Settings, sample: int, clean: Sequence[str]
+) -> None:
+  """Checks settings, see `make`."""
+  sets = json.loads(settings.sets)
+  if not sets:
+    raise ValueError('sets: there is none; name evaluation sets')
+  if not 0 < settings.coverage <= 1:
+    raise ValueError(
+      f'coverage: {settings.coverage} is no share above 0; use 0.5'
+    )
+  words, characters = settings.lengths
+  if words < item_grams.SHORTEST[0] or characters < item_grams.SHORTEST[1]:
+    raise ValueError(
+      f'lengths: {words} words and {characters} characters are too short; use '
+      'at least {} and {}'.format(*item_grams.SHORTEST)
+    )
+  for name, value in (
+    ('documents', settings.documents),
+    ('texts', settings.texts),
+    ('sample', sample),
+  ):
+    if value < 1:
+      raise ValueError(f'{name}: {value} is below 1')
+  if clean:
+    files.find(clean)  # an error now, and not after the build
+  for name, one in sets.items():
+    evaluation_items.check(name, one)
 
 
 def decide(
