@@ -195,7 +195,8 @@ class Build:
         else:
           drops.append(found)
         if stage.report and self._has_seen_all(n, pieces):
-          reports[stage.name] = stage.report(self._tables)
+          with self._steps.one(f'{stage.name}: report'):
+            reports[stage.name] = stage.report(self._tables)
     if edit:  # the last stage cuts places from texts
       pieces = self._map(pieces, [], edit)
       self._name_tables(pieces, [])

@@ -611,6 +611,11 @@ def test_an_item_is_cut_out_of_a_long_document_for_good(corpus):
     'contamination.passages': {'documents': 2, 'times': 2},
     'contamination.quiz': {'documents': 2, 'times': 2},
   }
+  page = Path('out/audit.html').read_text()
+  # What was read stands beside what was kept, so that one sees the cut.
+  assert audit['read']['bytes'] > audit['bytes'] > audit['kept']['bytes']
+  for size in (audit['read']['bytes'], audit['kept']['bytes']):
+    assert f'{size:,}' in page
   listed = [x for x in rows('out') if x['source'] == 'c']
   assert [x['reason'] for x in listed] == ['', '', 'contamination.quiz']
   assert [x['value'] for x in listed] == [None, None, 1.0]
@@ -643,18 +648,29 @@ def test_an_item_is_cut_out_of_a_long_document_for_good(corpus):
 
 
 def test_parts_without_anything_to_cut_stay_as_they_are(corpus):
+  short = [text(n, 20) for n in range(1000, 1007)]
+  write(corpus / 'c.jsonl', [*short, text(3)])
   c = load(corpus).unlock()
   c.stages.lines = {'fn': 'lm.corpus.exact:make', 'unit': 'line'}
-  c.order = ('lines',)
-  said: list[tuple[str, int]] = []
+  c.stages.quality = {
+    'fn': 'lm.corpus.quality:make',
+    'rules': {'words': {'fn': 'lm.corpus.rules.gopher:words', 'least': 30}},
+    'languages': ('',),
+  }
+  c.order = ('quality', 'lines')
+  counts, said = {}, {}
 
   def say(step, count, done, words, is_over):
     if is_over:
-      said.append((step, count))
+      counts[step], said[step] = count, words
 
   build.run(c.lock(), 'out', say=say)
-  counts = dict(said)
-  assert 0 < counts['exact_line: cut'] < counts['exact_line']
+  first, second = 'quality, exact_line', 'exact_line: cut'
+  assert 0 < counts[second] < counts[first]
+  # Each pass says what it drops itself.
+  assert 'quality.words 7' in said[first]
+  assert 'exact_line.all 6' in said[second]
+  assert not any('quality' in x for x in said[second])
 
 
 def test_examples_show_no_personal_data(corpus):
