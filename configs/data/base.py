@@ -91,8 +91,8 @@ def contamination(folder: str, language: str) -> dict[str, Any]:
   """Keeps the evaluation sets of the shared data folder out of a corpus.
 
   Args:
-    folder: with `evals` and `qa`.
-    language: 'en' or 'zh', of the sets.
+    folder: with `evals`, `qa`, `lm_en` and `lm_zh`.
+    language: 'en' or 'zh', of the sets and of the text to measure them with.
   """
   english = {
     'arc_challenge': 'evals/arc_challenge/test.jsonl',
@@ -112,10 +112,30 @@ def contamination(folder: str, language: str) -> dict[str, Any]:
     'cmrc2018': 'qa/cmrc2018/dev.json.gz',
     'drcd': 'qa/drcd/test.json.gz',
   }
+  # Held-out texts of several kinds, and pages of the web.
+  clean = {
+    'en': (
+      'gutenberg/test.jsonl.gz',
+      'gutenberg/valid.jsonl.gz',
+      'peps/test.jsonl.gz',
+      'peps/valid.jsonl.gz',
+      'web_demo/c4_demo.jsonl',
+      'wikitext2/wiki.test.tokens.gz',
+      'wikitext2/wiki.valid.tokens.gz',
+    ),
+    'zh': (
+      'novels/test.jsonl.gz',
+      'novels/valid.jsonl.gz',
+      'wiki_passages/valid.jsonl.gz',
+    ),
+  }
   sets = english if language == 'en' else chinese
   return {
     'fn': 'lm.corpus.contamination:make',
     'sets': {name: {'path': f'{folder}/{x}'} for name, x in sets.items()},
+    'clean': tuple(f'{folder}/lm_{language}/{x}' for x in clean[language]),
+    # Of what goes with an item that is found, see lm/corpus/passages.py.
+    'cut': {'margin': 200, 'least': 200, 'most_pieces': 10},
   }
 
 

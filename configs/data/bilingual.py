@@ -18,12 +18,14 @@ def get_config(folder: str = '../shared/data'):
         # The language of short poems is not looked for, see chinese.py.
         source['skip'] = (*source['skip'], 'quality')
       c.sources[f'{language}_{name}'] = source
-  clean = base.contamination(folder, 'en')
-  clean['sets'] |= base.contamination(folder, 'zh')['sets']
+  both = base.contamination(folder, 'en')
+  chinese_sets = base.contamination(folder, 'zh')
+  both['sets'] |= chinese_sets['sets']
+  both['clean'] += chinese_sets['clean']
   c.stages = base.cleaning() | {
     'quality': rules.english(),
     'quality_zh': rules.chinese(),
-    'contamination': clean,
+    'contamination': both,
   }
   c.order = (*base.order('quality', 'quality_zh'), 'contamination')
   c.stages['language']['keep'] = ('en', 'zh')

@@ -14,9 +14,12 @@ _ABOUT_REASONS = """<p class="soft">The first rule that a document breaks drops
 it. Rules about one text come before duplicates: see the order of the stages in
 the config. The witness of a duplicate is the earlier document that it is a
 duplicate of.</p>"""
+_ABOUT_CHANGES = """<p class="soft">How many documents a stage changed, and how
+often. Of <code>contamination</code>, the name of a set counts its items that
+were cut out, and <code>passages</code> the cuts.</p>"""
 _ABOUT_EXAMPLES = """<p class="soft">Up to ten documents a rule, chosen by a
-hash. The value is what broke the rule, or the similarity to the witness.
-Personal data is masked.</p>"""
+hash. The value is what broke the rule, the similarity to the witness, or the
+number of the evaluation item. Personal data is masked.</p>"""
 
 
 def write(folder: Path, audit: Mapping[str, Any], name: str) -> None:
@@ -39,7 +42,7 @@ def render(audit: Mapping[str, Any], name: str) -> str:
   sources = audit['sources']
   total = sum(x['documents'] for x in sources.values())
   kept = sum(x['kept']['documents'] for x in sources.values())
-  read = sum(x['bytes'] for x in sources.values())
+  read = sum(map(_bytes_read, sources.values()))
   body = f"""<h1>Audit of {html.text(name)}</h1>
 <p class="soft">{total:,} documents read, {kept:,} kept ·
 {progress.short(read)}B of text read</p>
@@ -50,6 +53,7 @@ def render(audit: Mapping[str, Any], name: str) -> str:
 {_by_code(sources, _dropped, ('documents', 'bytes'))}
 {_witnesses(audit['witnesses_dropped'])}
 <h2>Changed</h2>
+{_ABOUT_CHANGES}
 {_by_code(sources, lambda x: x['changes'], ('documents', 'times'))}
 <h2>Counted</h2>
 {_by_code(sources, lambda x: x['counts'], ('documents', 'times'))}
@@ -76,13 +80,18 @@ def _sources(sources: Mapping[str, Any]) -> str:
         f'{x["documents"]:,}',
         f'{x["kept"]["documents"]:,}',
         f'{share:.1%}',
-        f'{x["bytes"]:,}',
+        f'{_bytes_read(x):,}',
         f'{x["kept"]["bytes"]:,}',
         f'{tokens:,}',
       ]
     )
-  head = ('source', 'documents', 'kept', '', 'bytes', 'kept', 'tokens')
+  head = ('source', 'documents', 'kept', '', 'bytes read', 'kept', 'tokens')
   return html.table(head, rows, 'numbers')
+
+
+def _bytes_read(source: Mapping[str, Any]) -> int:
+  """Returns the bytes of texts before any stage changed them."""
+  return source.get('read', source).get('bytes', 0)
 
 
 def _dropped(source: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -219,7 +219,8 @@ class Build:
         else:
           drops.append(found)
         if stage.report and self._has_seen_all(n, pieces):
-          reports[stage.name] = stage.report(self._tables)
+          with self._steps.one(f'{stage.name}: report'):
+            reports[stage.name] = stage.report(self._tables)
     if edit:  # the last stage cuts places from texts
       pieces = self._map(pieces, [], edit)
       self._name_tables(pieces, [])
@@ -291,27 +292,29 @@ class Build:
     group: Sequence[int],
     edit: tuple[int, pa.Table] | None,
   ) -> list[index.Piece]:
-    """Runs stages over all parts, after an edit."""
-    tasks = []
+    """Runs stages over all parts, after an edit.
+
+    A part without work for them that the edit leaves alone stays as it is.
+    """
+    tasks, done = [], []
     for piece in pieces:
-      task = passes.task(
-        piece,
-        [self._specs[n] for n in group if self._works_on(n, piece)],
-        edit and (self._specs[edit[0]], edit[1]),
-        self._parts,
-      )
-      tasks.append(task)
+      specs = [self._specs[n] for n in group if self._works_on(n, piece)]
+      cuts = edit and (self._specs[edit[0]], edit[1])
+      task = passes.task(piece, specs, cuts, self._parts)
+      if not edit or specs or task['edit']['rows']:
+        piece = piece._replace(folder=Path(task['output']))
+        tasks.append(task)
+      self._used.add(piece.folder.name)
+      done.append(piece)
     names = [self._stages[n].name for n in group]
-    label = ', '.join(names) or 'store'
-    for _ in self._steps.run(
-      label, self._engine.run(maps.run, tasks), len(tasks)
-    ):
-      pass
-    done = []
-    for piece, task in zip(pieces, tasks, strict=True):
-      folder = Path(task['output'])
-      self._used.add(folder.name)
-      done.append(piece._replace(folder=folder))
+    if edit:
+      names.insert(0, f'{self._stages[edit[0]].name}: cut')
+    if tasks:
+      self._steps.run(
+        ', '.join(names) or 'store',
+        self._engine.run(maps.run, tasks),
+        len(tasks),
+      )
     return done
 
   def _name_tables(

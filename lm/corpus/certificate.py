@@ -80,7 +80,7 @@ def report(
   return {
     'version': 1,
     'settings': {
-      key: value for key, value in settings._asdict().items() if key != 'sets'
+      key: value for key, value in settings.plain().items() if key != 'sets'
     },
     'files': files,
     'false_positives': _false_positives(settings, tables, paths),
@@ -175,7 +175,7 @@ def _false_positives(
 
 def inject(task: Mapping[str, Any]) -> dict[str, Any]:
   """Finds the grams of perturbed items in other texts, in some process."""
-  loaded = item_matches.load(_settings(task))
+  loaded = item_matches.load(item_matches.settings_of(task['settings']))
   rng = np.random.default_rng(task['first'])
   texts = (
     perturbations.inject(name, loaded.items[i], task['hosts'], rng)
@@ -187,7 +187,7 @@ def inject(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def search(task: Mapping[str, Any]) -> dict[str, Any]:
   """Finds the grams of all items in a clean file, in some process."""
-  loaded = item_matches.load(_settings(task))
+  loaded = item_matches.load(item_matches.settings_of(task['settings']))
   found = _find(loaded.grams, _clean_texts(task['path']), task['first'])
   return {'file': task['file'], **found}
 
@@ -196,13 +196,7 @@ def _task(
   settings: item_matches.Settings, first: int, **more: Any
 ) -> dict[str, Any]:
   """Makes a task, which another machine may get as JSON."""
-  return {'settings': settings._asdict(), 'first': first, **more}
-
-
-def _settings(task: Mapping[str, Any]) -> item_matches.Settings:
-  found = item_matches.Settings(**task['settings'])
-  words, characters = found.lengths
-  return found._replace(lengths=(words, characters))
+  return {'settings': settings.plain(), 'first': first, **more}
 
 
 def _flagged(

@@ -116,19 +116,50 @@ def find(text: str, grams: Grams) -> np.ndarray:
   """Finds which grams occur in a text: int64, distinct, ascending."""
   found = []
   bits = len(grams.maybe).bit_length() - 1
-  hashes = texts.view(text).hashes
+  for _, _, rolled in _in_pieces(texts.view(text).hashes, grams.most):
+    rolled = rolled[grams.maybe[_first(rolled, bits)]]
+    found.append(rolled[grams.maybe[_last(rolled, bits)]])
+  candidates = np.sort(_joined(found))  # neighbours share cache lines
+  return np.unique(candidates[_is_among(candidates, grams.sorted)])
+
+
+def spans(text: str, grams: np.ndarray, most: int) -> np.ndarray:
+  """Finds the words of a text that make grams.
+
+  Args:
+    text: the text.
+    grams: int64, distinct, ascending.
+    most: words that a gram has at most.
+
+  Returns:
+    int64 [N, 2], for each place, in any order: the number of the first word,
+    and of the word after the last.
+  """
+  found = [np.empty((0, 2), np.int64)]
+  for start, n, rolled in _in_pieces(texts.view(text).hashes, most):
+    first = start + np.flatnonzero(_is_among(rolled, grams))
+    found.append(np.stack([first, first + n], 1))
+  return np.concatenate(found)
+
+
+def _in_pieces(
+  hashes: np.ndarray, most: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+  """Yields (first word, n, n-grams from there on); some of them come twice."""
   for start in range(0, len(hashes), _PIECE):
     # A gram may begin in the piece before.
-    first = max(0, start - grams.most + 1)
-    for rolled in _rolled(hashes[first : start + _PIECE], grams.most):
-      rolled = rolled[grams.maybe[_first(rolled, bits)]]
-      found.append(rolled[grams.maybe[_last(rolled, bits)]])
-  candidates = np.sort(_joined(found))  # neighbours share cache lines
-  if not len(grams.sorted):
-    return candidates[:0]
-  places = np.searchsorted(grams.sorted, candidates)
-  places = np.minimum(places, len(grams.sorted) - 1)
-  return np.unique(candidates[grams.sorted[places] == candidates])
+    first = max(0, start - most + 1)
+    piece = hashes[first : start + _PIECE]
+    for n, rolled in enumerate(_rolled(piece, most), min(SHORTEST)):
+      yield first, n, rolled
+
+
+def _is_among(grams: np.ndarray, known: np.ndarray) -> np.ndarray:
+  """Tells which grams are among others, which ascend."""
+  if not len(known):
+    return np.zeros(len(grams), bool)
+  places = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+  return known[places] == grams
 
 
 def _common(grams: Sequence[np.ndarray], most_texts: int) -> np.ndarray:

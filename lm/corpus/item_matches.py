@@ -2,12 +2,12 @@
 
 import functools
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from lm.corpus import decisions, evaluation_items, item_grams
+from lm.corpus import decisions, evaluation_items, item_grams, passages
 
 STAGE = 'contamination'  # its name, with which the names of its tables begin
 FLAGGED = f'{STAGE}_flagged'  # documents and their items
@@ -27,6 +27,18 @@ class Settings(NamedTuple):
   lengths: tuple[int, int]
   documents: int
   texts: int
+  cut: passages.Cut | None
+
+  def plain(self) -> dict[str, Any]:
+    """Returns them as JSON."""
+    return {**self._asdict(), 'cut': self.cut and self.cut._asdict()}
+
+
+def settings_of(plain: dict[str, Any]) -> Settings:
+  """Reads settings from JSON."""
+  words, characters = plain['lengths']
+  cut = plain['cut'] and passages.Cut(**plain['cut'])
+  return Settings(**{**plain, 'lengths': (words, characters), 'cut': cut})
 
 
 class Loaded(NamedTuple):
@@ -35,14 +47,22 @@ class Loaded(NamedTuple):
   Attributes:
     files: (name of the set, file), in the order of the items' numbers.
     items: of all files, with their numbers from 0 on.
-    probes: of all items, with these numbers.
+    reasons: code of each item's set.
+    numbers: of each item in its set, from 0 on.
+    probes: of all items, with the numbers of these.
     grams: of all probes.
+    places: int64, the grams of each probe after those of the one before.
+    ends: int64, where in `places` those of a probe have ended.
   """
 
   files: list[tuple[str, evaluation_items.File]]
   items: list[evaluation_items.Item]
+  reasons: list[str]
+  numbers: list[int]
   probes: list[item_grams.Probe]
   grams: item_grams.Grams
+  places: np.ndarray
+  ends: np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
@@ -53,6 +73,7 @@ def load(settings: Settings) -> Loaded:
     ValueError: a file cannot be used, or two sets name the same one.
   """
   files, items, probes = [], [], []
+  reasons, numbers = [], []
   seen: dict[str, str] = {}
   for name, one in json.loads(settings.sets).items():
     found = evaluation_items.read(name, one)
@@ -70,8 +91,20 @@ def load(settings: Settings) -> Loaded:
       for probe in item_grams.probes(own, settings.lengths, settings.texts)
     ]
     items += own
+    reasons += [f'{STAGE}.{name}'] * len(own)
+    numbers += range(len(own))
   grams = item_grams.index(probes, settings.lengths)
-  return Loaded(files, items, probes, grams)
+  listed = [np.empty(0, np.int64), *(probe.grams for probe in probes)]
+  return Loaded(
+    files,
+    items,
+    reasons,
+    numbers,
+    probes,
+    grams,
+    np.concatenate(listed),
+    np.cumsum([len(x) for x in listed[1:]], dtype=np.int64),
+  )
 
 
 def keys(settings: Settings, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -168,33 +201,49 @@ def flag(
     f'LEFT JOIN {STAGE}_boilerplate b ON k.gram = b.gram '
     'WHERE b.gram IS NULL GROUP BY k.id, g.probe',
   )
-  return tables.query(
-    name,
-    f'SELECT DISTINCT m.id AS id, c.item AS item FROM {matched} m '
-    f'JOIN {COUNTED} c ON m.probe = c.probe '
+  hits = tables.query(
+    _probes_of(name),
+    'SELECT m.id AS id, m.probe AS probe, c.item AS item '
+    f'FROM {matched} m JOIN {COUNTED} c ON m.probe = c.probe '
     f'WHERE m.matched * 1000 >= c.counted * {least} '
     f'AND (m.matched >= {_FEW} OR m.matched >= c.counted)',
   )
+  return tables.query(name, f'SELECT DISTINCT id, item FROM {hits}')
+
+
+def places(tables: decisions.Tables, keys: str, name: str) -> str:
+  """Lists the grams by which documents hold items, as `Loaded.places` has them.
+
+  Args:
+    tables: that `prepare` and `flag` have worked on.
+    keys: name of the table of grams by document.
+    name: that `flag` was given.
+  """
+  return tables.query(
+    f'{name}_places',
+    f'SELECT h.id AS id, g.place AS place FROM {_probes_of(name)} h '
+    f'JOIN {STAGE}_grams g ON h.probe = g.probe '
+    f'JOIN {keys} k ON k.id = h.id AND k.gram = g.gram '
+    f'LEFT JOIN {STAGE}_boilerplate b ON g.gram = b.gram '
+    'WHERE b.gram IS NULL',
+  )
+
+
+def _probes_of(name: str) -> str:
+  return f'{name}_probes'
 
 
 def _add(tables: decisions.Tables, loaded: Loaded) -> None:
   """Makes the tables of the items, their probes and their grams."""
-  reasons, numbers = [], []
-  count: dict[str, int] = {}
-  for name, file in loaded.files:
-    for _ in file.items:
-      reasons.append(f'{STAGE}.{name}')
-      numbers.append(float(count.get(name, 0)))
-      count[name] = count.get(name, 0) + 1
-  sizes = np.array([len(probe.grams) for probe in loaded.probes], np.int64)
+  sizes = np.diff(loaded.ends, prepend=0)
   ids = np.arange(len(loaded.probes))
   tables.add(
     f'{STAGE}_items',
     pa.table(
       {
-        'item': pa.array(range(len(reasons)), pa.int64()),
-        'reason': pa.array(reasons, pa.string()),
-        'number': pa.array(numbers, pa.float64()),
+        'item': pa.array(range(len(loaded.items)), pa.int64()),
+        'reason': pa.array(loaded.reasons, pa.string()),
+        'number': pa.array(loaded.numbers, pa.float64()),
       }
     ),
   )
@@ -209,12 +258,12 @@ def _add(tables: decisions.Tables, loaded: Loaded) -> None:
       }
     ),
   )
-  grams = [np.empty(0, np.int64), *(probe.grams for probe in loaded.probes)]
   tables.add(
     f'{STAGE}_grams',
     pa.table(
       {
-        'gram': pa.array(np.concatenate(grams), pa.int64()),
+        'place': pa.array(np.arange(len(loaded.places))),
+        'gram': pa.array(loaded.places),
         'probe': pa.array(np.repeat(ids, sizes), pa.int64()),
       }
     ),

@@ -183,6 +183,7 @@ def _write(task: Mapping[str, Any], folder: Path) -> None:
     reasons: Counter[str] = Counter()
     first = size = 0
     for batch in parts.batches(Path(task['input'])):
+      was_kept = compute.call_function('equal', [batch.column('reason'), ''])
       if edit:
         cuts = _cuts(edit, first, batch.num_rows)
         apply = _expected(edit['stage']).edit
@@ -198,7 +199,8 @@ def _write(task: Mapping[str, Any], folder: Path) -> None:
       rows = _facts(batch, task['part'], first)
       facts.add(rows)
       changes.add(_changes(batch, task['part'], first))
-      reasons.update(batch.column('reason').to_pylist())
+      # Earlier passes have shown what they dropped.
+      reasons.update(batch.column('reason').filter(was_kept).to_pylist())
       size += int(rows.column('bytes').to_numpy().sum())
       first += batch.num_rows
       texts.view.cache_clear()

@@ -15,6 +15,8 @@ from lm.reporting import progress
 # (step, number of tasks, tasks that are done, words of the line, is it over)
 Say = Callable[[str, int, int, list[str], bool], None]
 
+_REASONS = 3  # that a line has, the most frequent ones
+
 
 class Steps:
   """Follows the steps of a build."""
@@ -75,5 +77,7 @@ def _words(
   dropped = Counter({x: n for x, n in reasons.items() if x})
   if dropped:
     words.append(f'kept {reasons[""] / documents:.1%}')
-    words += [f'{x} {n / documents:.1%}' for x, n in dropped.most_common(3)]
+    words += [
+      f'{x} {progress.short(n)}' for x, n in dropped.most_common(_REASONS)
+    ]
   return words

@@ -94,6 +94,26 @@ class Text:
     return ends - starts
 
   @functools.cached_property
+  def places(self) -> tuple[np.ndarray, np.ndarray]:
+    """The places in the text where words begin, and where they have ended."""
+    if blocks := _blocks(self.text):
+      before = np.cumsum([0, *map(len, blocks)])
+      inside = [Text(x).places for x in blocks]
+      starts, ends = (
+        np.concatenate([x[n] + m for x, m in zip(inside, before, strict=False)])
+        for n in (0, 1)
+      )
+      return starts, ends
+    starts, ends = self._bounds
+    # In lower case only this letter becomes longer, by a dot.
+    longer = np.array([x.end() for x in re.finditer('\u0130', self.text)], int)
+    if len(longer):
+      longer += np.arange(len(longer))
+      starts = starts - np.searchsorted(longer, starts, 'left')
+      ends = ends - np.searchsorted(longer, ends, 'left')
+    return starts, ends
+
+  @functools.cached_property
   def tokens(self) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of characters and of letters in each token.
 

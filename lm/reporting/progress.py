@@ -79,8 +79,8 @@ class Progress:
       parts.append(f'{bits_per_byte:.4f} bits/byte')
     if rate and self._tokens_per_step:
       parts.append(f'{short(rate * self._tokens_per_step)} tokens/s')
-    if rate:
-      left = round(max(0, self._steps - step) / rate)
+    if rate and step < self._steps:
+      left = round((self._steps - step) / rate)
       parts.append(f'ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}')
     self._draw('  '.join(parts), step)
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lm import config, errors
-from lm.corpus import build, index, maps, parts, stages
+from lm.corpus import build, index, maps, parts, provenance, stages
 from lm.data import shards
 from tools import factory
 
@@ -581,6 +581,96 @@ def test_only_a_build_that_was_searched_has_a_certificate(corpus):
   assert flagged() == 0
   c.sources.a.skip, c.order = (), ('exact',)
   assert flagged() is None
+
+
+def test_an_item_is_cut_out_of_a_long_document_for_good(corpus):
+  asked = [text(n, 30) for n in (1000, 1001)]
+  Path('quiz.jsonl').write_text(
+    ''.join(json.dumps({'question': x}) + '\n' for x in asked)
+  )
+  long = [f'{text(n, 90)} {asked[n % 2]} {text(n + 9, 90)}' for n in (500, 701)]
+  write(corpus / 'c.jsonl', [*long, f'{asked[1]} and no more'])
+  c = load(corpus, split_valid=0.0).unlock()
+  c.stages.contamination = {
+    'fn': 'lm.corpus.contamination:make',
+    'sets': {'quiz': {'path': 'quiz.jsonl', 'fields': ('question',)}},
+  }
+  c.order = (*c.order, 'contamination')
+
+  def flagged(output: str) -> dict[str, int]:
+    report = json.loads(Path(output, 'contamination.json').read_text())
+    return next(iter(report['files'].values()))['flagged']
+
+  result = build.run(c.lock(), 'out')
+  # An item counts whether it was cut out of its document or this was dropped.
+  assert flagged('out') == {'quiz/0': 1, 'quiz/1': 2}
+  audit = json.loads(Path('out/audit.json').read_text())['sources']['c']
+  assert audit['dropped'].keys() == {'contamination.quiz'}
+  assert audit['dropped']['contamination.quiz']['documents'] == 1
+  assert audit['changes'] == {
+    'contamination.passages': {'documents': 2, 'times': 2},
+    'contamination.quiz': {'documents': 2, 'times': 2},
+  }
+  page = Path('out/audit.html').read_text()
+  # What was read stands beside what was kept, so that one sees the cut.
+  assert audit['read']['bytes'] > audit['bytes'] > audit['kept']['bytes']
+  for size in (audit['read']['bytes'], audit['kept']['bytes']):
+    assert f'{size:,}' in page
+  listed = [x for x in rows('out') if x['source'] == 'c']
+  assert [x['reason'] for x in listed] == ['', '', 'contamination.quiz']
+  assert [x['value'] for x in listed] == [None, None, 1.0]
+  # Documents are where the index says, without the passage.
+  opened = shards.load('out/train', result.tokenizer)
+  kept = []
+  for x in rows('out'):
+    if not x['reason']:
+      kept.append(
+        result.tokenizer.decode(opened.document(x['number']).tolist())
+      )
+      record = provenance.Record(**x)
+      assert provenance.text(Path('out'), record) == kept[-1]
+  for whole, left in zip(long, kept[-2:], strict=True):
+    before, after = left.split('\n\n')
+    assert whole.startswith(before) and whole.endswith(after)
+    found = provenance.find(Path('out'), provenance.Query(after[-50:]), 9)
+    assert [x.id for x in found.records] == [
+      x['id'] for x in listed if x['number'] == kept.index(left)
+    ]
+  # What is left is searched again.
+  for file in corpus.iterdir():
+    file.unlink()
+  write(corpus / 'left.jsonl', kept)
+  c = load(corpus, split_valid=0.0, stages=c.stages, order=c.order)
+  build.run(c, 'again')
+  assert flagged('again') == {}
+  again = [x['reason'] for x in rows('again')]
+  assert again == [''] * len(kept)
+
+
+def test_parts_without_anything_to_cut_stay_as_they_are(corpus):
+  short = [text(n, 20) for n in range(1000, 1007)]
+  write(corpus / 'c.jsonl', [*short, text(3)])
+  c = load(corpus).unlock()
+  c.stages.lines = {'fn': 'lm.corpus.exact:make', 'unit': 'line'}
+  c.stages.quality = {
+    'fn': 'lm.corpus.quality:make',
+    'rules': {'words': {'fn': 'lm.corpus.rules.gopher:words', 'least': 30}},
+    'languages': ('',),
+  }
+  c.order = ('quality', 'lines')
+  counts, said = {}, {}
+
+  def say(step, count, done, words, is_over):
+    if is_over:
+      counts[step], said[step] = count, words
+
+  build.run(c.lock(), 'out', say=say)
+  first, second = 'quality, exact_line', 'exact_line: cut'
+  assert 0 < counts[second] < counts[first]
+  # Each pass says what it drops itself.
+  assert 'quality.words 7' in said[first]
+  assert 'exact_line.all 6' in said[second]
+  assert not any('quality' in x for x in said[second])
 
 
 def test_examples_show_no_personal_data(corpus):

@@ -15,6 +15,7 @@ from lm.corpus import (
   contamination,
   evaluation_items,
   item_grams,
+  perturbations,
   stages,
 )
 from lm.evals import probes
@@ -57,6 +58,11 @@ def write_set(folder: Path, rows=None) -> Path:
   return path
 
 
+def make(**settings) -> stages.Stage:
+  """Makes a stage that drops documents, so that tests see what is found."""
+  return contamination.make(**{'cut': None, **settings})
+
+
 def keys_of(stage: stages.Stage, texts, first: int = 0) -> pa.Table:
   """Draws the keys of texts, in batches of a few documents."""
   assert stage.keys is not None
@@ -94,7 +100,7 @@ def filler(seed: int, count: int = 300) -> str:
 @pytest.fixture
 def stage(tmp_path):
   path = str(write_set(tmp_path))
-  return contamination.make(sets={'quiz': {'path': path, 'reader': 'arc_easy'}})
+  return make(sets={'quiz': {'path': path, 'reader': 'arc_easy'}})
 
 
 def test_a_document_with_an_item_is_dropped_and_says_which(stage):
@@ -134,7 +140,7 @@ def test_a_short_question_is_sought_as_a_whole(tmp_path):
   asked = 'who painted the drowned bells first'
   rows = [{'id': 1, 'question': asked, 'choices': ['a', 'b'], 'gold': 0}]
   path = str(write_set(tmp_path, rows))
-  stage = contamination.make(sets={'arc_easy': {'path': path}})
+  stage = make(sets={'arc_easy': {'path': path}})
   words = asked.split()
   _, found = decide(stage, [f'x {asked} y', ' '.join(words[1:]), filler(1)])
   assert set(found) == {0}
@@ -145,7 +151,7 @@ def test_a_short_question_needs_one_of_its_options(tmp_path):
   asked = 'so what would the keeper of the tower do'
   rows = [{'id': 1, 'question': asked, 'choices': options, 'gold': 0}]
   path = str(write_set(tmp_path, rows))
-  stage = contamination.make(sets={'arc_easy': {'path': path}})
+  stage = make(sets={'arc_easy': {'path': path}})
   _, found = decide(stage, [asked, f'{asked}\n{options[2]}'])
   assert set(found) == {1}
 
@@ -158,9 +164,7 @@ def test_boilerplate_does_not_count_but_a_copied_item_does(tmp_path):
     {'id': 'tide', 'question': QUESTION, 'choices': OPTIONS, 'gold': 0},
   ]
   path = str(write_set(tmp_path, rows))
-  stage = contamination.make(
-    sets={'arc_easy': {'path': path}}, documents=10, coverage=0.25
-  )
+  stage = make(sets={'arc_easy': {'path': path}}, documents=10, coverage=0.25)
   texts = [f'{filler(n)} {notice}' for n in range(2, 32)]
   assert set(decide(stage, texts[:10])[1]) == set(range(10))  # few: it counts
   copies = [f'{filler(n)} {QUESTION}' for n in range(40, 80)]
@@ -174,7 +178,7 @@ def test_an_item_of_boilerplate_alone_is_reported_as_unchecked(tmp_path):
   asked = 'this page was last changed by nobody in particular'
   rows = [{'id': 1, 'question': asked, 'choices': ['a', 'b'], 'gold': 0}]
   path = str(write_set(tmp_path, rows))
-  stage = contamination.make(sets={'arc_easy': {'path': path}}, documents=10)
+  stage = make(sets={'arc_easy': {'path': path}}, documents=10)
   tables, found = decide(stage, [f'{filler(n)} {asked}' for n in range(11)])
   assert found == {}
   (file,) = report_of(stage, tables)['files'].values()
@@ -191,12 +195,12 @@ def test_a_turn_of_phrase_of_a_set_does_not_count(tmp_path):
     for n in range(12)
   ]
   path = str(write_set(tmp_path, rows))
-  make = functools.partial(
-    contamination.make, sets={'arc_easy': {'path': path, 'reader': 'gsm8k'}}
+  of_set = functools.partial(
+    make, sets={'arc_easy': {'path': path, 'reader': 'gsm8k'}}
   )
   text = f'{filler(50)} {phrase} {filler(51)}'
-  assert set(decide(make(coverage=0.2), [text])[1]) == set()
-  assert set(decide(make(coverage=0.2, texts=12), [text])[1]) == {0}
+  assert set(decide(of_set(coverage=0.2), [text])[1]) == set()
+  assert set(decide(of_set(coverage=0.2, texts=12), [text])[1]) == {0}
 
 
 def test_long_texts_are_read_in_pieces(stage, monkeypatch):
@@ -204,6 +208,66 @@ def test_long_texts_are_read_in_pieces(stage, monkeypatch):
   texts = [f'{filler(n, n)} {QUESTION} {filler(n, 20)}' for n in range(30)]
   _, found = decide(stage, texts)
   assert set(found) == set(range(30))
+
+
+def cut_out(stage: stages.Stage, texts) -> list[stages.Document]:
+  """Runs the stage; returns the documents as it leaves them."""
+  tables = memory_tables.Tables()
+  assert stage.decide is not None and stage.edit is not None
+  name = stage.decide(tables, tables.add('keys', keys_of(stage, texts)))
+  cuts: dict[int, list[int]] = {}
+  for row in tables.read(name).to_pylist():
+    cuts.setdefault(row['id'], []).append(row['place'])
+  rows = [*map(stages.Document, texts)]
+  batch = stages.batch(pa.array([''] * len(rows)), rows)
+  return stages.documents(stage.edit(batch, cuts))
+
+
+def test_a_long_document_loses_the_passage_and_a_short_one_goes(tmp_path):
+  path = str(write_set(tmp_path))
+  sets = {'quiz': {'path': path, 'reader': 'arc_easy'}}
+  stage = contamination.make(sets=sets)
+  long = f'{filler(1)}\n{QUESTION}\n{filler(2)}\n{QUESTION}\n{filler(3)}'
+  often = ''.join(f'{filler(n)}\n{QUESTION}\n' for n in range(11))
+  short = f'{filler(4, 20)}\n{QUESTION}'
+  clean, cut, *dropped = cut_out(stage, [filler(5), long, often, short])
+  assert clean == stages.Document(filler(5))
+  assert cut.reason == '' and 'lighthouse' not in cut.text
+  assert len(long) - len(cut.text) < 2 * (len(QUESTION) + 430)
+  assert cut.changes == (
+    ('contamination.quiz', 1),
+    ('contamination.passages', 2),
+  )
+  for document, text in zip(dropped, (often, short), strict=True):
+    assert document.text == text and document.changes == ()
+    assert (document.reason, document.value) == ('contamination.quiz', 0.0)
+  again = [clean.text, cut.text]
+  assert [x.text for x in cut_out(stage, again)] == again
+  assert [
+    x.reason
+    for x in cut_out(
+      contamination.make(
+        sets=sets, cut={'least': 0, 'margin': 0, 'most_pieces': 12}
+      ),
+      [long, often, short],
+    )
+  ] == ['', '', '']
+
+
+def test_boilerplate_of_an_item_is_not_cut(tmp_path):
+  notice = 'all rights reserved by the harbour board of Marrow Point and others'
+  rows = [
+    {'id': 1, 'question': f'{notice} {QUESTION}', 'choices': [], 'gold': 0}
+  ]
+  path = str(write_set(tmp_path, rows))
+  stage = contamination.make(
+    sets={'quiz': {'path': path, 'reader': 'gsm8k'}}, documents=10
+  )
+  texts = [f'{filler(n)} {notice} {filler(n + 50)}' for n in range(30)]
+  texts[3] += f' {QUESTION} {filler(99)}'
+  found = cut_out(stage, texts)
+  assert [n for n, x in enumerate(found) if x.changes] == [3]
+  assert notice in found[3].text and QUESTION not in found[3].text
 
 
 def test_two_runs_and_two_orders_of_settings_give_the_same(tmp_path):
@@ -215,7 +279,7 @@ def test_two_runs_and_two_orders_of_settings_give_the_same(tmp_path):
   texts = [QUESTION, filler(7, 9), filler(8)]
   results = []
   for sets in ({'b': one, 'a': two}, {'a': two, 'b': one}):
-    stage = contamination.make(sets=sets)
+    stage = make(sets=sets)
     tables, found = decide(stage, texts)
     results.append(
       (stage.settings, stage.data, found, report_of(stage, tables))
@@ -239,20 +303,27 @@ def test_errors_name_the_setting_and_the_cause(tmp_path):
   ]
   for sets, text in cases:
     with pytest.raises(ValueError, match=re.escape(text)) as error:
-      contamination.make(sets=sets)
+      make(sets=sets)
     assert len(str(error.value)) <= 200
   good = {'arc_easy': {'path': path}}
   with pytest.raises(ValueError, match='coverage: 2 is no share above 0'):
-    contamination.make(sets=good, coverage=2)
+    make(sets=good, coverage=2)
   with pytest.raises(ValueError, match='lengths: 3 words and 13 characters'):
-    contamination.make(sets=good, lengths=(3, 13))
+    make(sets=good, lengths=(3, 13))
   with pytest.raises(ValueError, match='sample: 0 is below 1'):
-    contamination.make(sets=good, sample=0)
+    make(sets=good, sample=0)
   with pytest.raises(ValueError, match='no such file'):
-    contamination.make(sets=good, clean=(f'{path}x',))
+    make(sets=good, clean=(f'{path}x',))
+  for cut, text in (
+    ({'side': 1}, 'cut.side: no such setting; use margin, least, most_pieces'),
+    ({'margin': -1}, 'cut.margin: -1 is too small'),
+    ({'most_pieces': 0}, 'cut.most_pieces: 0 is too small'),
+  ):
+    with pytest.raises(ValueError, match=text):
+      make(sets=good, cut=cut)
   twice = {'arc_easy': {'path': path}, 'piqa': {'path': path}}
   with pytest.raises(ValueError, match='the same file as in sets'):
-    decide(contamination.make(sets=twice), ['text'])
+    decide(make(sets=twice), ['text'])
 
 
 def test_intervals_are_wilsons():
@@ -282,7 +353,7 @@ def test_questions_are_read_with_their_passages(shared_data):
 
 
 def measured(shared_data, names, sample, clean=CLEAN, texts=('',)):
-  stage = contamination.make(
+  stage = make(
     sets={name: {'path': str(shared_data / SETS[name])} for name in names},
     clean=tuple(str(shared_data / x) for x in clean),
     sample=sample,
@@ -301,6 +372,31 @@ def test_items_are_found_after_each_perturbation(shared_data, name):
   assert file['recall'].keys() >= {*names, 'without_punctuation'}
   for perturbation, one in file['recall'].items():
     assert one['share'] >= 0.95, (perturbation, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SETS)
+def test_nothing_is_found_again_after_it_was_cut(shared_data, name):
+  sets = {name: {'path': str(shared_data / SETS[name])}}
+  (file,) = evaluation_items.read(name, sets[name])
+  stage = contamination.make(sets=sets)
+  rng = np.random.default_rng(0)
+  drawn = [file.items[n] for n in rng.choice(len(file.items), 30, False)]
+  hosts = [filler(n, 600) for n in range(20)]
+  texts = [
+    perturbations.inject(form, item, hosts, rng)
+    for form in perturbations.PERTURBATIONS
+    for item in drawn
+    if perturbations.applies(form, item)
+  ]
+  found = cut_out(stage, texts)
+  hit = [n for n, x in enumerate(found) if x.changes or x.reason]
+  assert len(hit) >= 0.9 * len(texts)
+  # Each host is longer than what goes with an item.
+  assert not any(found[n].reason for n in hit)
+  left = [x.text for x in found]
+  assert min(map(len, left)) > 1_000
+  assert all(not x.changes for x in cut_out(stage, left))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import hypothesis
 from hypothesis import strategies
 import numpy as np
+import pytest
 
 from lm.corpus import texts
 
@@ -27,6 +28,19 @@ def test_words_are_those_of_the_definition(text):
   assert view.words == words
   assert view.lengths.tolist() == [len(x) for x in words]
   assert len(view.hashes) == len(words)
+
+
+@hypothesis.given(TEXT, strategies.integers(1, 9))
+@hypothesis.example('İİ aİb İ', 2)
+def test_places_are_those_of_words(text, block):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(texts, 'BLOCK', block)
+    view = texts.Text(text)
+    starts, ends = view.places
+    assert len(starts) == len(view.words)
+    for start, end, word in zip(starts, ends, view.words, strict=True):
+      # The dot of İ is no letter: 'i' is a word whose place is that of İ.
+      assert text[start:end].lower().rstrip('\u0307') == word
 
 
 @hypothesis.given(TEXT, TEXT)
