@@ -20,7 +20,7 @@ from lm import config
 from lm.corpus import build, engines
 from lm.data import standard_input
 from lm.reporting import progress
-from lm.runtime import regular_files
+from lm.runtime import logins, regular_files
 
 
 class Lines:
@@ -110,7 +110,9 @@ def main(argv: Sequence[str]) -> int:
   for word in rest:
     key, equals, value = word.partition('=')
     if not key.startswith('--config.') or not equals:
-      parser.error(f'unknown argument {word}; give --config.KEY=VALUE')
+      parser.error(
+        f'unknown argument {logins.hidden(word)}; give --config.KEY=VALUE'
+      )
     overrides.append((key.removeprefix('--config.'), value))
   if flags.spark and flags.engine != 'spark':
     parser.error('--spark needs --engine=spark')

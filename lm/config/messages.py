@@ -5,6 +5,8 @@ import difflib
 import re
 from typing import Any
 
+from lm.runtime import logins
+
 _LINE = 200  # characters of an error, so that it stays one line of a log
 
 # What other libraries call our keys, as `_stem` leaves it, by the ends of the
@@ -84,16 +86,16 @@ class ConfigError(ValueError):
 def one_line(text: str) -> str:
   """Joins the lines of a message; of a long one, the middle is cut out.
 
-  The place stands at its front and the fix at its end.
+  The place stands at its front and the fix at its end. Logins are left out.
   """
-  text = ' '.join(text.split())
+  text = logins.hidden(' '.join(text.split()))
   half = (_LINE - 5) // 2
   return text if len(text) <= _LINE else f'{text[:half]} ... {text[-half:]}'
 
 
 def show(value: Any) -> str:
   """Prints a value in at most 40 characters, for an error line."""
-  text = repr(value)
+  text = logins.hidden(repr(value))  # before a cut could hide its end
   return text if len(text) <= 40 else text[:37] + '...'
 
 

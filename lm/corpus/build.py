@@ -41,7 +41,7 @@ from lm.corpus import (
 )
 from lm.data import documents
 from lm.data import manifest as manifests
-from lm.runtime import regular_files
+from lm.runtime import logins, regular_files
 
 _LOCK = 'lock'
 _SPILL = '.spill'  # what does not fit in memory
@@ -427,10 +427,12 @@ class Build:
     # Of some sources there may be no document.
     of_all = {x: found['sources'].get(x, audit.empty()) for x in self._counts}
     found['sources'] = dict(sorted(of_all.items()))
+    c = config.fill(self._c).unlock()
+    c.update(logins.hidden(config.plain(c)))
     for name, about in found['sources'].items():
       about['read'] = dict(self._counts[name])
       for key in ('licence', 'about'):
-        about[key] = self._c.sources[name].get(key, '')
-    config.store(config.fill(self._c), self._root / 'config.json')
+        about[key] = c.sources[name].get(key, '')
+    config.store(c.lock(), self._root / 'config.json')
     parts.write_json(self._root / audit.NAME, found)
     audit_page.write(self._root, found, self._root.name)

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from lm.corpus import decisions, item_grams, item_matches, perturbations
 from lm.data import documents
+from lm.runtime import logins
 
 _HOSTS = 50  # texts into which items are put
 _LONGEST_HOST = 4_000  # characters
@@ -66,7 +67,7 @@ def report(
     first += len(file.items)
     files[file.sha256] = {
       'set': name,
-      'file': '/'.join(Path(file.path).parts[-2:]),
+      'file': '/'.join(Path(logins.hidden(file.path)).parts[-2:]),
       'items': len(numbers),
       'unchecked': {
         'too_short': sum(i not in long_enough for i in numbers),
@@ -166,7 +167,7 @@ def _false_positives(
     one['ids'] = [first + i for i in one['ids']]
   ids = {row['id'] for row in _flagged(settings, tables, 'clean', found)}
   return {
-    '/'.join(Path(path).parts[-2:]): share(
+    '/'.join(Path(logins.hidden(path)).parts[-2:]): share(
       sum(first <= i < first + count for i in ids), count
     )
     for path, first, count in zip(clean, firsts, counts, strict=False)

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm import errors
+from lm.data import names
 
 Task = Mapping[str, Any]
 # DuckDB keeps whole row groups in memory while it writes them.
@@ -247,8 +248,8 @@ def _spark(workers: int, address: str | None) -> Iterator[Any]:
     ) from e
   if is_client and not (address or 'sc://').startswith('sc://'):
     raise errors.Failure(
-      f'{address}: pyspark-client cannot reach it; install pyspark in its '
-      'place, or give the sc:// address of Spark Connect'
+      f'{names.short(str(address))}: pyspark-client cannot reach it; install '
+      'pyspark in its place, or give the sc:// address of Spark Connect'
     )
   # It says so of every new version, and again for every query.
   warnings.filterwarnings(
@@ -261,8 +262,8 @@ def _spark(workers: int, address: str | None) -> Iterator[Any]:
       session = _session(sql.SparkSession.builder, workers, address)
     except Exception as e:  # of Java, of its gateway, or of the connection
       raise errors.Failure(
-        f'{address}: no session of Spark: {_first_line(e)}; see that the '
-        'cluster runs and that Java 17 or later is installed'
+        f'{names.short(address)}: no session of Spark: {_first_line(e)}; see '
+        'that the cluster runs and that Java 17 or later is installed'
       ) from e
     stack.callback(session.stop)
     yield session

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lm.corpus import encode, parts
-from lm.data import names as names_lib
+from lm.runtime import logins
 
 NAME = 'documents.parquet'
 SCHEMA = pa.schema(
@@ -138,7 +138,7 @@ def _batches(
       numbers[chosen] = written[name] + np.arange(len(chosen))
       written[name] += len(chosen)
     starts = np.asarray([start for _, start in piece.starts])
-    files = [piece.files[n] for n, _ in piece.starts]
+    files = [logins.hidden(piece.files[n]) for n, _ in piece.starts]
     which = np.searchsorted(starts, rows, 'right') - 1
     places = pa.Table.from_batches(
       parts.batches(piece.folder / parts.DOCUMENTS, ['place'])
@@ -147,7 +147,7 @@ def _batches(
       [
         pa.array(piece.first + rows),
         pa.array([piece.source] * count),
-        pa.array([names_lib.without_login(files[n]) for n in which]),
+        pa.array([files[n] for n in which]),
         places.column('place').combine_chunks(),
         pa.array([piece.folder.name] * count),
         pa.array(rows.astype(np.int32)),

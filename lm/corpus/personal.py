@@ -12,20 +12,20 @@ something else.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from lm.corpus import credentials, identifiers, stages
+from lm.corpus import credentials, emails, identifiers, phones, stages
 
-VERSION = 1
+VERSION = 2
 # Where findings overlap, the kind that stands first wins.
 _FINDERS: dict[
   str, Callable[[identifiers.Narrow], Iterator[identifiers.Span]]
 ] = {
   'key': credentials.keys,
-  'email': identifiers.emails,
+  'email': emails.emails,
   'iban': identifiers.ibans,
   'chinese_id': identifiers.chinese_ids,
   'card': identifiers.cards,
   'ip': identifiers.public_ips,
-  'phone': identifiers.phones,
+  'phone': phones.phones,
 }
 KINDS = tuple(_FINDERS)
 # A placeholder may free what stood beside it, such as the second of two numbers

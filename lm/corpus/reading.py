@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lm.corpus import parts, personal, stages
-from lm.data import byte_files, documents
+from lm.data import byte_files, documents, names
 
 VERSION = 1
 _MOST_PARTS = 4  # that small files fill which are read together
@@ -145,7 +145,8 @@ def read(task: Mapping[str, Any]) -> dict[str, Any]:
     for file, expected in zip(task['files'], task['digests'], strict=True):
       if documents.digest(file) != expected:
         raise ValueError(
-          f'input {file}: was changed while it was read; run the same again'
+          f'input {names.short(file)}: was changed while it was read; run the '
+          'same again'
         )
     about = {'pieces': pieces, 'counts': counts}
     parts.write_json(folder / parts.COUNTS, about)

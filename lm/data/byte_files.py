@@ -16,6 +16,7 @@ import itertools
 import lzma
 import os
 from pathlib import Path
+import re
 import stat
 from typing import Any, BinaryIO
 import zlib
@@ -71,6 +72,8 @@ def suffix(path: str) -> str:
   """Returns the suffix of what is packed: '.txt' for 'a.TXT.gz'."""
   if remote_files.is_address(path):
     path = path.partition('::')[0]  # a file inside of what follows
+    if path.startswith('http'):
+      path = re.split('[?#]', path, maxsplit=1)[0]
   name, last = os.path.splitext(path.lower())
   return os.path.splitext(name)[1] if last in PACKED else last
 

@@ -25,6 +25,7 @@ from lm.data import (
   text_files,
   web_archives,
 )
+from lm.runtime import logins
 
 JSON = ('.jsonl', '.json', '.ndjson')
 # How names end, packed or not. The last are known by their content too.
@@ -132,7 +133,8 @@ def find(
     x if remote_files.is_address(x) else os.path.realpath(x): x
     for x in sorted(found)[::-1]
   }
-  return sorted(real.values())
+  # Another login or token leaves the files in their order.
+  return sorted(real.values(), key=lambda x: (logins.hidden(x), x))
 
 
 def _is_known(file: str, may_open: bool = True) -> bool:

@@ -1,22 +1,17 @@
 """Makes the names inside errors short and printable, whatever the path is."""
 
 import os
-import re
 
-_LOGIN = re.compile(r'(?<=://)[^/@\s]+@')  # user:password@ in an address
+from lm.runtime import logins
+
 _WIDTH = 60  # leaves room for a cause and a fix within 200 characters
 
 
 def short(name: str | os.PathLike[str]) -> str:
   """Shortens a name from the left, because the end of a path says the most.
 
-  The login in an address is left out.
+  A login in an address is left out.
   """
   text = ''.join(c if c.isprintable() else '?' for c in os.fspath(name))
-  text = without_login(text)
+  text = logins.hidden(text)
   return text if len(text) <= _WIDTH else f'...{text[3 - _WIDTH :]}'
-
-
-def without_login(address: str) -> str:
-  """Takes the login out of an address, or out of each in a text."""
-  return _LOGIN.sub('', address)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from lm import errors
 from lm.data import names
+from lm.runtime import logins
 
 T = TypeVar('T')
 _ADDRESS = re.compile(r'([a-zA-Z][a-zA-Z0-9+.-]+)://')
@@ -103,7 +104,9 @@ def _system(address: str, where: str) -> tuple[Any, str]:
     return core.url_to_fs(address)
   except ImportError as e:
     how = errors.install('gcs') if address.startswith(('gs:', 'gcs:')) else e
-    raise ValueError(f'{where}: needs a package: {str(how)[:90]}') from e
+    raise ValueError(
+      f'{where}: needs a package: {logins.hidden(str(how))[:90]}'
+    ) from e
 
 
 def _addresses(system: Any, paths: list[str], address: str) -> list[str]:
@@ -128,7 +131,7 @@ def _asked(call: Callable[[], T], where: str) -> T:
   except Exception as e:  # each protocol has errors of its own
     if type(e) is ValueError and str(e).startswith(where):
       raise
-    why = ' '.join(str(e).split())[:60] or type(e).__name__
+    why = logins.hidden(' '.join(str(e).split()))[:60] or type(e).__name__
     raise ValueError(
       f'{where}: cannot be read ({why}); check the address and the network'
     ) from e

@@ -285,7 +285,9 @@ REPEATED = (
   '-----BEGIN PRIVATE KEY-----', '-----BEGIN PRIVATE KEY-----a b',
   f'-----BEGIN PRIVATE KEY-----\n{"a" * 40}\n', 'sk-a', 'xoxb-', 'ghp_',
   'token=', 'token=a1b2c3d4e5f6', '://a:', '://a:b', 'DE89', 'DE89 ', 'de89a',
-  'Bearer a', '4111 ', '4111-', '212-555-1234-', '212 555 1234 ',
+  'Bearer a', 'a=[13800138000,', 'x=13800138000,', '[[', 'a_b=[[1,', 'a=[b',
+  'é@', 'é', '李', '李@', 'a@é.', 'ไ', '李雷@例子.', 'é (at) ',
+  '4111 ', '4111-', '212-555-1234-', '212 555 1234 ',
   '13812345678 ', '1381234567813812345678', 'a (at) ', 'x[at]a[dot]', 'a@b.co',
   '8.8.8.8.', '81.2.3.4 ', 'tel 1', '电话1', '１', '＠', 'AKIA', 'SG.a', ':AA',
   '11010519491231002X', '0086-', '+44 20 7946 0958 ', '密码是',
@@ -305,6 +307,94 @@ def test_hostile_text_takes_no_longer_than_its_length(piece):
 def test_hostile_text_is_masked(piece):
   once = personal.mask(piece * (10_000 // len(piece)))
   assert personal.mask(once) is once
+
+
+@pytest.mark.parametrize(
+  'address',
+  [
+    'bob@münchen.de',
+    'jürgen.müller@firma.de',
+    'mu\u0308ller@firma.de',
+    'иван@почта.рф',
+    'محمد@مثال.مصر',
+    'संपर्क@उदाहरण.भारत',
+    'bob@xn--fiqs8s.xn--fiqs8s',
+    'müller (at) münchen (dot) de',
+    '李雷@例子.中国',
+    '李雷2020@例子.公司',
+    '王小明@qq.com',
+    '김철수@예시.한국',
+    'ทดสอบ@ตัวอย่าง.ไทย',
+    'ｂｏｂ＠münchen.de',
+  ],
+)
+def test_addresses_beyond_ascii_are_found_whole(address):
+  assert found(f'Contact: {address}, or come by.') == [('email', address)]
+  assert found(f'邮箱：{address}。') == [('email', address)]
+
+
+@pytest.mark.parametrize(
+  ('text', 'masked'),
+  [
+    # No space says where a name begins: what may be part of it goes with it.
+    ('联系李雷@例子.中国查询', '<EMAIL>查询'),
+    ('请联系anna@example.com查询', '请联系<EMAIL>查询'),
+    ('회신은anna@example.com으로', '회신은<EMAIL>으로'),
+    ('转发@小明.今天天气很好', '转发@小明.今天天气很好'),
+    ('y = A@é.T, a@b.größe', 'y = A@é.T, a@b.größe'),
+  ],
+)
+def test_text_around_addresses_beyond_ascii(text, masked):
+  assert personal.mask(text) == masked
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'seed = 13800138000',
+    'seed=13800138000',
+    'make(seed=13800138000, depth=2)',
+    'python train.py --seed=13800138000',
+    'self.seeds[0]: int = 13800138000  # drawn once',
+    'if count == 13800138000:',
+    'total += 13800138000;',
+    'x = 212-555-1234',
+    'x = [212-555-1234]',
+    'offset = +14155552671',
+    'seeds = [13800138000, 13912345678]',
+    'seeds = (\n  13800138000,\n  13912345678,\n)',
+    'table = {1: 13800138000, 2: 13912345678}',
+    'np.array([[1, 2],\n  [13800138000, -13912345678]])',
+    'b = (17643225600., 8821612800.)',
+  ],
+)
+def test_numbers_of_a_program_are_no_telephones(text):
+  assert found(text) == []
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'phone = 13800138000',
+    'PHONE_NUMBER=212-555-1234',
+    'user.telNo = 13800138000',
+    'mobiles = [13800138000, 13912345678]',
+    'x = 13800138000  # the phone of Bob',
+    '手机号 = 13800138000',
+    'x = "13800138000"',
+    'https://example.com/?to=13800138000&text=hello',
+    'x = 0571-8765432',
+    'x = 212-555-0123',
+    'x = 13800138000 is what she wrote',
+    'Bob [212-555-1234]',
+    '[13800138000](about.html)',
+    '张三(13800138000)，李四(13912345678)',
+    '{"name": "Bob", "number": 13800138000}',
+  ],
+)
+def test_telephones_in_a_program_are_found(text):
+  assert {kind for kind, _ in found(text)} == {'phone'}
+  assert not re.search('[0-9]{4}', personal.mask(text))
 
 
 @pytest.mark.parametrize(
