@@ -17,7 +17,7 @@ import os
 import sys
 
 from lm import config
-from lm.corpus import build, engines
+from lm.corpus import build, engines, workers
 from lm.data import standard_input
 from lm.reporting import progress
 from lm.runtime import logins, regular_files
@@ -77,6 +77,7 @@ def _check_inputs(c: config.Config) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the program; returns its exit code."""
+  workers.without_pandas()
   parser = argparse.ArgumentParser(
     prog='python -m tools.factory',
     description=__doc__,

@@ -4,7 +4,7 @@ It says nothing of times and machines, so that the same build gives the same
 audit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import heapq
 from typing import Any
 
@@ -167,56 +167,68 @@ def _examples(
   pieces: Sequence[index.Piece], drops: index.Drops
 ) -> dict[str, list[dict[str, Any]]]:
   """Chooses documents of each reason by their hash; shows how they begin."""
-  chosen: dict[str, list[tuple[int, int, int]]] = {}
-  for n, piece in enumerate(pieces):
+  chosen: dict[str, list[tuple[int, int, float]]] = {}
+  for piece in pieces:
     facts = index.facts(piece)
     reasons = np.asarray(facts.column('reason').to_pylist(), object)
+    values = facts.column('value').to_numpy().copy()
     dropped = drops.of(piece)
-    reasons[dropped.ids - piece.first] = dropped.reasons
+    at = dropped.ids - piece.first
+    reasons[at] = dropped.reasons
+    values[at] = dropped.values
     draws = facts.column('draw').to_numpy()
     for row in np.flatnonzero(reasons.astype(bool)).tolist():
       heap = chosen.setdefault(reasons[row], [])
-      entry = (-int(draws[row]), -n, -row)  # the smallest stay
+      # The smallest stay, and of equal ones the first.
+      entry = (-int(draws[row]), -piece.first - row, float(values[row]))
       if len(heap) < _EXAMPLES:
         heapq.heappush(heap, entry)
       else:
         heapq.heappushpop(heap, entry)
+  ids = {-x for heap in chosen.values() for _, x, _ in heap}
+  witnesses = {x: w for x in ids if (w := _witness(drops, x)) is not None}
+  excerpts = _excerpts(pieces, ids | {*witnesses.values()})
+
+  def example(number: int, value: float) -> dict[str, Any]:
+    result: dict[str, Any] = {
+      'id': number,
+      'source': pieces[number >> parts.ROW_BITS].source,
+      'value': None if np.isnan(value) else value,
+      'text': excerpts[number],
+    }
+    if number in witnesses:
+      result['witness'] = witnesses[number]
+      result['witness_text'] = excerpts[witnesses[number]]
+    return result
+
   return {
-    reason: [
-      _example(pieces, drops, -n, -row)
-      for _, n, row in sorted(heap, reverse=True)
-    ]
+    reason: [example(-x, value) for _, x, value in sorted(heap, reverse=True)]
     for reason, heap in sorted(chosen.items())
   }
 
 
-def _example(
-  pieces: Sequence[index.Piece], drops: index.Drops, n: int, row: int
-) -> dict[str, Any]:
-  piece = pieces[n]
-  dropped = drops.of(piece)
-  at = int(np.searchsorted(dropped.ids, piece.first + row))
-  is_decided = at < len(dropped.ids) and dropped.ids[at] == piece.first + row
-  value = float(
-    dropped.values[at]
-    if is_decided
-    else index.facts(piece).column('value').to_numpy()[row]
-  )
-  example: dict[str, Any] = {
-    'id': piece.first + row,
-    'source': piece.source,
-    'value': None if np.isnan(value) else value,
-    'text': _excerpt(piece, row),
-  }
-  if is_decided and dropped.witnesses[at] >= 0:
-    witness = int(dropped.witnesses[at])
-    other = pieces[witness >> parts.ROW_BITS]
-    example['witness'] = witness
-    example['witness_text'] = _excerpt(other, witness % parts.ROWS)
-  return example
+def _witness(drops: index.Drops, number: int) -> int | None:
+  """Returns the id of the document that another was dropped for."""
+  at = int(np.searchsorted(drops.ids, number))
+  if at == len(drops.ids) or drops.ids[at] != number:
+    return None
+  witness = int(drops.witnesses[at])
+  return witness if witness >= 0 else None
 
 
-def _excerpt(piece: index.Piece, row: int) -> str:
-  """Reads how a document begins, with its personal data masked."""
-  (text,) = maps.text_rows(piece.folder / parts.DOCUMENTS, [row])
-  return personal.mask(text[:_MASKED])[:_EXCERPT]
+def _excerpts(
+  pieces: Sequence[index.Piece], ids: Iterable[int]
+) -> dict[int, str]:
+  """Reads how documents begin, with their personal data masked."""
+  by_piece: dict[int, list[int]] = {}
+  for number in sorted(ids):
+    rows = by_piece.setdefault(number >> parts.ROW_BITS, [])
+    rows.append(number % parts.ROWS)
+  result = {}
+  for n, rows in by_piece.items():
+    # A piece's texts are read in one go: each of its row groups once.
+    texts = maps.text_rows(pieces[n].folder / parts.DOCUMENTS, rows)
+    for row, text in zip(rows, texts, strict=True):
+      masked = personal.mask(text[:_MASKED])[:_EXCERPT]
+      result[(n << parts.ROW_BITS) + row] = masked
+  return result

@@ -25,6 +25,7 @@ import pyarrow as pa
 from lm import config, errors, types
 from lm.corpus import (
   audit,
+  audit_page,
   checks,
   encode,
   engines,
@@ -246,7 +247,9 @@ class Build:
         )
       hashed = self._steps.run(
         f'{name}: hash',
-        self._engine.run(reading.digest, [{'file': x} for x in found]),
+        self._engine.run(
+          reading.digest, [{'file': x} for x in found], in_threads=True
+        ),
         len(found),
       )
       tasks = reading.tasks(
@@ -420,9 +423,6 @@ class Build:
     tokens: Mapping[tuple[str, str], int],
   ) -> None:
     """Writes what was read, dropped and changed."""
-    # It draws with matplotlib, which takes a second and 50 MB to load.
-    from lm.corpus import audit_page
-
     found = audit.make(self._tables, pieces, drops, tokens)
     # Of some sources there may be no document.
     of_all = {x: found['sources'].get(x, audit.empty()) for x in self._counts}

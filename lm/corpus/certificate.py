@@ -17,20 +17,31 @@ sought by the queries that searched the corpus. Intervals are Wilson's at 95 %.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import itertools
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lm.corpus import decisions, item_grams, item_matches, perturbations
-from lm.data import documents
+from lm.corpus import (
+  decisions,
+  evaluation_items,
+  item_grams,
+  item_matches,
+  parts,
+  perturbations,
+  reading,
+)
+from lm.data import byte_files, documents
 from lm.runtime import logins
 
+_VERSION = 1  # of how items are put into texts and sought there
+FOUND = 'found.json'  # in the folders of tasks that search
 _HOSTS = 50  # texts into which items are put
 _LONGEST_HOST = 4_000  # characters
 _LONGEST_CLEAN = 20_000  # characters; a longer text counts as several
@@ -54,28 +65,26 @@ def report(
   Raises:
     ValueError: a file cannot be used.
   """
-  loaded = item_matches.load(settings)
+  found = _listed(settings, tables)
   flagged = Counter(_column(tables, item_matches.FLAGGED, 'item'))
   checked = {*_column(tables, item_matches.COUNTED, 'item')}
-  long_enough = {probe.item for probe in loaded.probes}
+  long_enough = {*_column(tables, f'{item_matches.STAGE}_probes', 'item')}
   common = long_enough - checked
   paths = documents.find(clean) if clean else []
   recall = _recall(settings, tables, checked, sample, paths)
   files, first = {}, 0
-  for n, (name, file) in enumerate(loaded.files):
-    numbers = range(first, first + len(file.items))
-    first += len(file.items)
+  for n, file in enumerate(found.files):
+    numbers = range(first, first + file.items)
+    first += file.items
     files[file.sha256] = {
-      'set': name,
+      'set': file.set,
       'file': '/'.join(Path(logins.hidden(file.path)).parts[-2:]),
       'items': len(numbers),
       'unchecked': {
         'too_short': sum(i not in long_enough for i in numbers),
         'boilerplate': sum(i in common for i in numbers),
       },
-      'flagged': {
-        loaded.items[i].id: flagged[i] for i in numbers if i in flagged
-      },
+      'flagged': {found.labels[i]: flagged[i] for i in numbers if i in flagged},
       'recall': recall[n],
     }
   return {
@@ -86,6 +95,48 @@ def report(
     'files': files,
     'false_positives': _false_positives(settings, tables, paths),
   }
+
+
+class _File(NamedTuple):
+  """A file of a set, its hash and the number of its items."""
+
+  set: str
+  path: str
+  sha256: str
+  items: int
+
+
+class _Listed(NamedTuple):
+  """What is listed of evaluation sets.
+
+  Attributes:
+    files: in the order of the items' numbers.
+    labels: ids of the items, by their numbers.
+    options: how many each item has.
+  """
+
+  files: list[_File]
+  labels: list[str]
+  options: list[int]
+
+
+def _listed(
+  settings: item_matches.Settings, tables: decisions.Tables
+) -> _Listed:
+  folder = item_matches.listed(settings, tables)
+  text = (folder / item_matches.FILES).read_text(encoding='utf-8')
+  paths = [
+    path
+    for one in json.loads(settings.sets).values()
+    for path in evaluation_items.paths(one)
+  ]
+  files = [
+    _File(name, path, sha256, count)
+    for path, (name, sha256, count) in zip(paths, json.loads(text), strict=True)
+  ]
+  items = f'{item_matches.STAGE}_items'
+  labels = _column(tables, items, 'label')
+  return _Listed(files, labels, _column(tables, items, 'options'))
 
 
 def share(found: int, total: int) -> dict[str, Any]:
@@ -115,19 +166,24 @@ def _recall(
   clean: Sequence[str],
 ) -> list[dict[str, Any]]:
   """Measures the recall of each file by perturbation."""
-  loaded = item_matches.load(settings)
+  listed = _listed(settings, tables)
   hosts = _hosts(clean, tables)
+  identity = item_matches.identity(settings)
   tasks, first, texts = [], 0, 0
-  for file in (file for _, file in loaded.files):
-    own = [i for i in range(first, first + len(file.items)) if i in checked]
-    first += len(file.items)
+  for file in listed.files:
+    own = [i for i in range(first, first + file.items) if i in checked]
+    first += file.items
     rng = np.random.default_rng(int(file.sha256[:16], 16))
     drawn = sorted(rng.choice(own, min(sample, len(own)), False).tolist())
     items = {
-      name: [i for i in drawn if perturbations.applies(name, loaded.items[i])]
+      name: [i for i in drawn if perturbations.applies(name, listed.options[i])]
       for name in perturbations.PERTURBATIONS
     }
-    tasks.append(_task(settings, texts, items=items, hosts=hosts))
+    task = _task(settings, texts, items=items, hosts=hosts)
+    task['output'] = tables.folder(
+      'injected', _VERSION, identity, texts, items, hosts
+    )
+    tasks.append(task)
     texts += sum(map(len, items.values()))
   pairs = {
     (row['id'], row['item'])
@@ -158,7 +214,15 @@ def _false_positives(
   """Measures how many clean documents are said to hold an item, by file."""
   if not clean:
     return None
-  tasks = [_task(settings, 0, file=n, path=x) for n, x in enumerate(clean)]
+  identity = item_matches.identity(settings)
+  tasks = []
+  for n, path in enumerate(clean):
+    content = [documents.digest(path), byte_files.suffix(path)]
+    task = _task(settings, 0, file=n, path=path)
+    task['output'] = tables.folder(
+      'searched', _VERSION, reading.VERSION, identity, content
+    )
+    tasks.append(task)
   # Results may come in any order.
   found = sorted(tables.run(search, tasks), key=lambda x: x['file'])
   counts = [x['count'] for x in found]
@@ -176,21 +240,38 @@ def _false_positives(
 
 def inject(task: Mapping[str, Any]) -> dict[str, Any]:
   """Finds the grams of perturbed items in other texts, in some process."""
-  loaded = item_matches.load(item_matches.settings_of(task['settings']))
-  rng = np.random.default_rng(task['first'])
-  texts = (
-    perturbations.inject(name, loaded.items[i], task['hosts'], rng)
-    for name, items in task['items'].items()
-    for i in items
-  )
-  return _find(loaded.grams, texts, task['first'])
+
+  def find() -> dict[str, Any]:
+    loaded = item_matches.load(item_matches.settings_of(task['settings']))
+    rng = np.random.default_rng(task['first'])
+    texts = (
+      perturbations.inject(name, loaded.items[i], task['hosts'], rng)
+      for name, items in task['items'].items()
+      for i in items
+    )
+    return _find(loaded.grams, texts, task['first'])
+
+  return _once(task['output'], find)
 
 
 def search(task: Mapping[str, Any]) -> dict[str, Any]:
   """Finds the grams of all items in a clean file, in some process."""
-  loaded = item_matches.load(item_matches.settings_of(task['settings']))
-  found = _find(loaded.grams, _clean_texts(task['path']), task['first'])
-  return {'file': task['file'], **found}
+
+  def find() -> dict[str, Any]:
+    loaded = item_matches.load(item_matches.settings_of(task['settings']))
+    return _find(loaded.grams, _clean_texts(task['path']), task['first'])
+
+  return {'file': task['file'], **_once(task['output'], find)}
+
+
+def _once(output: str, find: Callable[[], Any]) -> Any:
+  """Finds something, unless it was found and written before."""
+
+  def write(folder: Path) -> None:
+    (folder / FOUND).write_text(json.dumps(find()), encoding='utf-8')
+
+  folder = parts.make(Path(output), write)
+  return json.loads((folder / FOUND).read_text(encoding='utf-8'))
 
 
 def _task(
@@ -260,5 +341,5 @@ def _find(
   return {'count': count, 'ids': ids, 'grams': found}
 
 
-def _column(tables: decisions.Tables, name: str, column: str) -> list[int]:
+def _column(tables: decisions.Tables, name: str, column: str) -> list[Any]:
   return tables.read(name).column(column).to_pylist()

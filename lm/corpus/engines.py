@@ -8,29 +8,26 @@ Tasks and results are plain JSON. What a task writes is a part, which each
 machine of a cluster must see under the same path.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import concurrent.futures
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import process
 import contextlib
 import functools
 import hashlib
 import importlib
 import json
-import multiprocessing
-from multiprocessing import connection
 import os
 from pathlib import Path
-import signal
 import sys
-import threading
 from typing import Any, Protocol
 import warnings
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm import errors
+from lm.corpus import parts
+from lm.corpus import workers as workers_lib
 from lm.data import names
 
 Task = Mapping[str, Any]
@@ -44,9 +41,20 @@ class Engine(Protocol):
   """Runs tasks and queries."""
 
   def run(
-    self, fn: Callable[[Any], Any], tasks: Sequence[Task]
+    self,
+    fn: Callable[[Any], Any],
+    tasks: Sequence[Task],
+    *,
+    in_threads: bool = False,
   ) -> Iterator[tuple[int, Any]]:
     """Calls a function of a module for each task.
+
+    Args:
+      fn: the function. If a task has an 'output', it is a folder that
+        `parts.make` makes, and where that is whole the call is cheap.
+      tasks: its arguments.
+      in_threads: whether threads of one process do as well, because the
+        function leaves the interpreter to others, as hashing does.
 
     Yields:
       (number of the task, its result), in any order.
@@ -101,7 +109,7 @@ def opened(
   with contextlib.ExitStack() as stack:
     pool = None
     if workers > 1:
-      pool = stack.enter_context(_pool(workers))
+      pool = stack.enter_context(workers_lib.pool(workers))
     yield Duck(pool, workers, spill, memory_mb)
 
 
@@ -121,35 +129,60 @@ class Duck:
     self._memory_mb = memory_mb
 
   def run(
-    self, fn: Callable[[Any], Any], tasks: Sequence[Task]
+    self,
+    fn: Callable[[Any], Any],
+    tasks: Sequence[Task],
+    *,
+    in_threads: bool = False,
   ) -> Iterator[tuple[int, Any]]:
     if self._pool is None:
       for n, task in enumerate(tasks):
         yield n, fn(task)
       return
-    # A few tasks ahead of the workers, so that none waits, and an error does
-    # not wait for the tasks of a long list.
-    ahead = 2 * self._workers
-    waiting: dict[concurrent.futures.Future[Any], int] = {}
-    numbered = enumerate(tasks)
+    # What is there already takes no worker, and these start with the first
+    # task: a build of which little is new starts few of them or none.
+    new: list[tuple[int, Task]] = []
+    for n, task in enumerate(tasks):
+      if _is_done(task):
+        yield n, fn(task)
+      else:
+        new.append((n, task))
+    if in_threads:
+      with futures.ThreadPoolExecutor(self._workers) as threads:
+        yield from self._run(threads, fn, new)
+      return
     try:
-      while True:
-        for n, task in numbered:
-          waiting[self._pool.submit(fn, task)] = n
-          if len(waiting) >= ahead:
-            break
-        if not waiting:
-          return
-        done, _ = concurrent.futures.wait(
-          waiting, return_when=concurrent.futures.FIRST_COMPLETED
-        )
-        for future in done:
-          yield waiting.pop(future), future.result()
+      yield from self._run(self._pool, fn, new)
     except process.BrokenProcessPool as e:
       raise WorkerDied(
         'a worker was killed, perhaps because memory ran out: run the same '
         'again, with fewer workers; what is finished stays'
       ) from e
+
+  def _run(
+    self,
+    pool: futures.Executor,
+    fn: Callable[[Any], Any],
+    numbered: Iterable[tuple[int, Task]],
+  ) -> Iterator[tuple[int, Any]]:
+    """Runs tasks, a few ahead of the workers, so that none waits.
+
+    An error does not wait for the tasks of a long list.
+    """
+    ahead = 2 * self._workers
+    waiting: dict[futures.Future[Any], int] = {}
+    left = iter(numbered)
+    try:
+      while True:
+        for n, task in left:
+          waiting[pool.submit(fn, task)] = n
+          if len(waiting) >= ahead:
+            break
+        if not waiting:
+          return
+        done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+        for future in done:
+          yield waiting.pop(future), future.result()
     finally:
       for future in waiting:
         future.cancel()
@@ -157,6 +190,8 @@ class Duck:
   def query(
     self, sql: str, views: Mapping[str, str | Sequence[str]], folder: Path
   ) -> None:
+    import duckdb  # workers, and builds without a new query, do without it
+
     with duckdb.connect() as db:
       # A setting for the folder is needed, or DuckDB does not spill at all.
       db.execute(f"SET temp_directory = '{_quoted(self._spill)}'")
@@ -182,6 +217,11 @@ class Duck:
         ) from e
 
 
+def _is_done(task: Task) -> bool:
+  """Tells whether the part that a task makes is there."""
+  return 'output' in task and parts.is_whole(Path(task['output']))
+
+
 def _quoted(path: str | Path) -> str:
   return str(path).replace("'", "''")
 
@@ -189,41 +229,6 @@ def _quoted(path: str | Path) -> str:
 def _parquet(files: Sequence[str]) -> str:
   listed = ', '.join(f"'{_quoted(file)}'" for file in files)
   return f'SELECT * FROM read_parquet([{listed}], hive_partitioning=false)'
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[process.ProcessPoolExecutor]:
-  """Starts processes that end with this one, however it ends."""
-  context = multiprocessing.get_context('forkserver')
-  # Loaded once, and shared by all workers: what the main program loads, which
-  # they load too, and pandas, which pyarrow loads where it is installed.
-  context.set_forkserver_preload(['lm.corpus.build', 'pandas'])
-  pool = process.ProcessPoolExecutor(workers, context, initializer=_initialize)
-  try:
-    yield pool
-    pool.shutdown()
-  except BaseException:
-    for worker in [*(pool._processes or {}).values()]:
-      worker.kill()  # parts are whole or not there
-    pool.shutdown(wait=False, cancel_futures=True)
-    raise
-
-
-def _initialize() -> None:
-  """Prepares a worker."""
-  # Arrow's own allocators keep what is free, a fifth of a worker's memory.
-  pa.set_memory_pool(pa.system_memory_pool())
-  # Ctrl-C goes to the whole group of processes; the main one ends the others.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-  sentinel = parent.sentinel
-
-  def watch() -> None:
-    connection.wait([sentinel])
-    os._exit(1)  # nobody waits for a result any more
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -325,7 +330,11 @@ class Spark:
     self._workers = workers
 
   def run(
-    self, fn: Callable[[Any], Any], tasks: Sequence[Task]
+    self,
+    fn: Callable[[Any], Any],
+    tasks: Sequence[Task],
+    *,
+    in_threads: bool = False,
   ) -> Iterator[tuple[int, Any]]:
     if not tasks:
       return

@@ -2,16 +2,29 @@
 
 import functools
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from lm.corpus import decisions, evaluation_items, item_grams, passages
+from lm.corpus import (
+  decisions,
+  evaluation_items,
+  item_grams,
+  parts,
+  passages,
+  texts,
+)
+from lm.data import documents
 
 STAGE = 'contamination'  # its name, with which the names of its tables begin
 FLAGGED = f'{STAGE}_flagged'  # documents and their items
 COUNTED = f'{STAGE}_counted'  # probes that can be found, and their items
+FILES, ITEMS = 'files.json', 'items.parquet'  # see `listed`
+_VERSION = 2  # of what is listed of evaluation sets
 SCHEMA = pa.schema([('gram', pa.int64())])
 # A probe of fewer grams must be there as a whole.
 _FEW = 4
@@ -140,7 +153,9 @@ def prepare(settings: Settings, tables: decisions.Tables, keys: str) -> None:
     tables: of the build.
     keys: name of the table of grams by document.
   """
-  _add(tables, load(settings))
+  folder = listed(settings, tables)
+  for name in ('items', 'probes', 'grams'):
+    tables.add(f'{STAGE}_{name}', pq.read_table(folder / f'{name}.parquet'))
   query = tables.query
   frequent = query(
     f'{STAGE}_frequent',
@@ -233,38 +248,62 @@ def _probes_of(name: str) -> str:
   return f'{name}_probes'
 
 
-def _add(tables: decisions.Tables, loaded: Loaded) -> None:
-  """Makes the tables of the items, their probes and their grams."""
+def identity(settings: Settings) -> list[Any]:
+  """Describes all that the grams of evaluation sets depend on."""
+  sets = [
+    [
+      name,
+      {key: value for key, value in one.items() if key != 'path'},
+      [documents.digest(path) for path in evaluation_items.paths(one)],
+    ]
+    for name, one in json.loads(settings.sets).items()
+  ]
+  versions = [_VERSION, texts.VERSION, unicodedata.unidata_version]
+  return [STAGE, *versions, sets, settings.lengths, settings.texts]
+
+
+def listed(settings: Settings, tables: decisions.Tables) -> Path:
+  """Lists the items of the sets, their probes and their grams, once.
+
+  To read the sets takes a second for some thousand items, which a build with
+  nothing new need not spend.
+
+  Returns:
+    A folder: items.parquet, probes.parquet, grams.parquet, and `FILES`: [[name
+    of the set, sha256 of the file, number of its items], ...].
+  """
+  folder = Path(tables.folder(*identity(settings)))
+  return parts.make(folder, lambda place: _list(load(settings), place))
+
+
+def _list(loaded: Loaded, folder: Path) -> None:
   sizes = np.diff(loaded.ends, prepend=0)
   ids = np.arange(len(loaded.probes))
-  tables.add(
-    f'{STAGE}_items',
-    pa.table(
-      {
-        'item': pa.array(range(len(loaded.items)), pa.int64()),
-        'reason': pa.array(loaded.reasons, pa.string()),
-        'number': pa.array(loaded.numbers, pa.float64()),
-      }
-    ),
+  items = pa.table(
+    {
+      'item': pa.array(range(len(loaded.items)), pa.int64()),
+      'reason': pa.array(loaded.reasons, pa.string()),
+      'number': pa.array(loaded.numbers, pa.float64()),
+      'label': pa.array([x.id for x in loaded.items], pa.string()),
+      'options': pa.array([len(x.options) for x in loaded.items], pa.int64()),
+    }
   )
-  tables.add(
-    f'{STAGE}_probes',
-    pa.table(
-      {
-        'probe': pa.array(ids, pa.int64()),
-        'item': pa.array([x.item for x in loaded.probes], pa.int64()),
-        'size': pa.array(sizes, pa.int64()),
-        'whole': pa.array([x.all for x in loaded.probes], pa.int64()),
-      }
-    ),
+  probes = pa.table(
+    {
+      'probe': pa.array(ids, pa.int64()),
+      'item': pa.array([x.item for x in loaded.probes], pa.int64()),
+      'size': pa.array(sizes, pa.int64()),
+      'whole': pa.array([x.all for x in loaded.probes], pa.int64()),
+    }
   )
-  tables.add(
-    f'{STAGE}_grams',
-    pa.table(
-      {
-        'place': pa.array(np.arange(len(loaded.places))),
-        'gram': pa.array(loaded.places),
-        'probe': pa.array(np.repeat(ids, sizes), pa.int64()),
-      }
-    ),
+  grams = pa.table(
+    {
+      'place': pa.array(np.arange(len(loaded.places))),
+      'gram': pa.array(loaded.places),
+      'probe': pa.array(np.repeat(ids, sizes), pa.int64()),
+    }
   )
+  for name, table in (('items', items), ('probes', probes), ('grams', grams)):
+    pq.write_table(table, folder / f'{name}.parquet')
+  files = [[name, file.sha256, len(file.items)] for name, file in loaded.files]
+  parts.write_json(folder / FILES, files)

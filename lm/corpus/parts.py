@@ -91,14 +91,14 @@ def making(folder: Path) -> Iterator[Path]:
 
 def make(folder: Path, write: Callable[[Path], None]) -> Path:
   """Makes a part by `write(folder)`, unless it exists, and returns its path."""
-  if not _is_whole(folder):
+  if not is_whole(folder):
     shutil.rmtree(folder, ignore_errors=True)
     with making(folder) as part:
       write(part)
   return folder
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
   """Tells whether a part exists with all that was written to it."""
   try:
     sums = json.loads((folder / _SUMS).read_text(encoding='utf-8'))

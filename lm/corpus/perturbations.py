@@ -62,9 +62,9 @@ PERTURBATIONS: Mapping[
 )
 
 
-def applies(name: str, item: evaluation_items.Item) -> bool:
-  """Tells whether a perturbation changes anything about an item."""
-  return name != 'shuffled_options' or len(item.options) > 1
+def applies(name: str, options: int) -> bool:
+  """Tells whether a perturbation changes an item with so many options."""
+  return name != 'shuffled_options' or options > 1
 
 
 def inject(

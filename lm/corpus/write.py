@@ -10,7 +10,7 @@ import numpy as np
 from lm import config, types
 from lm.corpus import encode, engines, index, maps, parts, progress
 from lm.data import manifest as manifests
-from lm.data import writer
+from lm.data import shards, writer
 from lm.data.tokenizers import auto
 
 SIDES = ('train', 'valid')
@@ -269,14 +269,38 @@ class Writer:
     about = {**self._target.settings, 'part': dataset}
     if split.is_cut:
       about['split'] = 'each document is cut'
-    return writer.assemble(
-      self._target.folder / dataset,
+    name = parts.name(
+      'dataset',
+      manifests.FORMAT,
+      [x.name for x in folders],
+      side,
+      self.tokenizer.sha256,
+      self._c.shard_tokens,
+      about,
+    )
+    self.used.add(name)
+    target = self._target.folder / dataset
+    made, there = (
+      x / manifests.NAME for x in (self._root / 'tables' / name, target)
+    )
+    # A dataset that is there, of the very same parts, stays as it is.
+    is_made = parts.is_whole(made.parent) and there.is_file()
+    if is_made and made.read_bytes() == there.read_bytes():
+      return shards.load(target).manifest
+    result = writer.assemble(
+      target,
       encode.blocks(folders, side, self.tokenizer),
       self.tokenizer,
       shard_tokens=self._c.shard_tokens,
       settings=about,
       replaces=self._target.replaces,
     )
+
+    def keep(folder: Path) -> None:
+      shutil.copyfile(there, folder / manifests.NAME)
+
+    parts.make(made.parent, keep)
+    return result
 
 
 def _remove_others(folder: Path, names: Container[str]) -> None:

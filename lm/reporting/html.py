@@ -8,20 +8,12 @@ are never trusted: `text` escapes them.
 from collections.abc import Iterable, Sequence
 import contextlib
 import html
-import io
 import os
 from pathlib import Path
 import re
 from typing import Any
 
-import matplotlib
-from matplotlib import figure
-
 from lm import errors
-
-# Stand-ins that matplotlib draws with; `svg` puts the page's own colours there.
-INK = '#0a0bff'  # the colour of text
-COLOURS = tuple(f'#0a0b0{n}' for n in range(6))  # --c0 to --c5 of the style
 
 _STYLE = """
 :root { color-scheme: light dark; --page: light-dark(#fff, #14161a);
@@ -161,40 +153,3 @@ def table(
     f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
     f'<tbody>{"".join(lines)}</tbody></table></div>'
   )
-
-
-@contextlib.contextmanager
-def style():
-  """Sets what matplotlib must know before a figure of a page is drawn."""
-  with matplotlib.rc_context(
-    {
-      'axes.formatter.useoffset': False,
-      'svg.fonttype': 'none',  # text stays text: searched, in the page's font
-      'svg.hashsalt': 'lm',  # equal figures give equal bytes
-    }
-  ):
-    yield
-
-
-def svg(drawn: figure.Figure, prefix: str) -> str:
-  """Turns a figure into an element with the page's colours and font.
-
-  Args:
-    drawn: with the colours `INK` and `COLOURS`, under `style`.
-    prefix: of the ids in the figure, another one for each figure of a page.
-  """
-  out = io.StringIO()
-  drawn.savefig(out, format='svg', transparent=True)
-  result = out.getvalue()
-  result = result[result.index('<svg') :].strip()
-  for old, new in (
-    (r' xmlns(:xlink)?="[^"]*"', ''),  # HTML knows them
-    (r'xlink:href', 'href'),
-    (r'(?s)<metadata>.*?</metadata>', ''),
-    (r'( id="|href="#|url\(#)', rf'\g<1>{prefix}'),  # each id once on a page
-    (r'\s*\n\s*', ' '),
-    (INK, 'currentColor'),
-    *((colour, f'var(--c{n})') for n, colour in enumerate(COLOURS)),
-  ):
-    result = re.sub(old, new, result)
-  return result

@@ -5,6 +5,7 @@ without a word.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import process
 import hashlib
 import json
 import os
@@ -20,10 +21,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from lm import config, errors
-from lm.corpus import build, index, maps, parts, provenance, stages
-from lm.data import shards
+from lm.corpus import (
+  build,
+  certificate,
+  index,
+  item_matches,
+  maps,
+  parts,
+  provenance,
+  stages,
+)
+from lm.data import shards, writer
 from tools import factory
 
+SAID = ('audit.json', 'audit.html', 'contamination.json', index.NAME)
 WORDS = ['the', 'of', 'river', 'stone', 'bird', 'house', 'water', 'tree']
 
 
@@ -149,18 +160,54 @@ def test_the_audit_counts_what_the_index_lists(corpus):
   assert stored['stages']['near']['threshold'] == 0.7
 
 
+@pytest.mark.process  # a pool has a process that counts its semaphores
 def test_building_again_makes_nothing_and_changes_nothing(corpus, monkeypatch):
-  build.run(load(corpus), 'out')
+  c = with_evaluation_set(load(corpus))
+  build.run(c, 'out')
   before = shard_bytes(Path('out'))
-  audit = Path('out/audit.json').read_bytes()
+  said = [Path('out', x).read_bytes() for x in SAID]
 
-  def refuse(*unused):
+  def refuse(*unused, **also_unused):
     raise AssertionError('made again')
 
-  monkeypatch.setattr(maps, '_write', refuse)
-  build.run(load(corpus), 'out')
+  monkeypatch.setattr(parts, 'making', refuse)
+  monkeypatch.setattr(writer, 'assemble', refuse)
+  monkeypatch.setattr(item_matches, 'load', refuse)
+  monkeypatch.setattr(process.ProcessPoolExecutor, 'submit', refuse)
+  build.run(c, 'out', workers=2)
   assert shard_bytes(Path('out')) == before
-  assert Path('out/audit.json').read_bytes() == audit
+  assert [Path('out', x).read_bytes() for x in SAID] == said
+
+
+def with_evaluation_set(c):
+  """Adds an evaluation set of three items, of which the corpus has one."""
+  rows = [{'question': text(n), 'id': str(n)} for n in (3, 1000, 1001)]
+  lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
+  Path('set.jsonl').write_text(lines)
+  with c.unlocked():
+    c.stages.contamination = {
+      'fn': 'lm.corpus.contamination:make',
+      'sets': {'quiz': {'path': 'set.jsonl', 'fields': ('question',)}},
+    }
+    c.order = (*c.order, 'contamination')
+  return c
+
+
+def test_of_a_source_added_later_only_its_own_is_made(corpus):
+  def folders(name: str) -> set[Path]:
+    return {*Path('out', name).iterdir()}
+
+  build.run(with_evaluation_set(load(corpus)), 'out')
+  before = {x: folders(x) for x in ('parts', 'tables')}
+  write(corpus / 'c.jsonl', [text(n) for n in range(200, 206)])
+  build.run(with_evaluation_set(load(corpus)), 'out')
+  # What was read, its texts and keys, and its tokens.
+  assert len(folders('parts') - before['parts']) == 3
+  # Evaluation sets are not read again, and their items not sought again.
+  names = (item_matches.ITEMS, certificate.FOUND)
+  found = {x for x in folders('tables') if any((x / y).exists() for y in names)}
+  assert len(found) == 2
+  assert found <= before['tables']
 
 
 def test_a_source_added_later_gives_what_a_build_from_scratch_gives(

@@ -87,6 +87,20 @@ def test_wrong_settings_are_refused_in_one_line(settings, error):
     language.make(**settings)
 
 
+def test_the_codes_are_those_of_the_model():
+  labels = language._identifier(()).labels
+  assert sorted(labels) == sorted(language.CODES)
+  langid = pytest.importorskip('py3langid.langid')
+  model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+  assert {x for x in model.labels if len(x) == 2} == language.CODES
+
+
+def test_the_model_is_loaded_only_for_texts(monkeypatch):
+  language._identifier.cache_clear()
+  language.make(keep=('en',), among=('en', 'zh'))
+  assert not language._identifier.cache_info().currsize
+
+
 def test_a_missing_package_is_one_line(monkeypatch):
   def missing(name):
     raise language.importlib.metadata.PackageNotFoundError(name)

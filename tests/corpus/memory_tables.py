@@ -1,9 +1,15 @@
 """The tables of a build in memory, for tests of stages that decide."""
 
 import json
+from pathlib import Path
+import shutil
+import tempfile
+import weakref
 
 import duckdb
 import pyarrow as pa
+
+from lm.corpus import parts
 
 
 class Tables:
@@ -11,6 +17,8 @@ class Tables:
 
   def __init__(self):
     self.database = duckdb.connect()
+    self._folder = Path(tempfile.mkdtemp())
+    weakref.finalize(self, shutil.rmtree, self._folder)
 
   def query(self, name: str, sql: str) -> str:
     self.database.execute(f'CREATE OR REPLACE TABLE {name} AS {sql}')
@@ -31,7 +39,7 @@ class Tables:
     return [json.loads(json.dumps(fn(json.loads(text)))) for text in texts]
 
   def folder(self, *identity: object) -> str:
-    raise NotImplementedError(identity)  # no stage of these tests writes one
+    return str(self._folder / parts.name(*identity))
 
   def text_parts(self):
     return ()

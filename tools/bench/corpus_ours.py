@@ -14,7 +14,7 @@ import sys
 import time
 
 from configs.data import base, rules
-from lm.corpus import build
+from lm.corpus import build, workers
 from tools.bench import process_tree
 
 _APART = ('audit: write',)
@@ -65,7 +65,8 @@ def _cpu() -> float:
 
 def main(argv: list[str]) -> int:
   """Runs a build; returns the exit code."""
-  given, output, workers = argv[0], argv[1], int(argv[2])
+  workers.without_pandas()
+  given, output, count = argv[0], argv[1], int(argv[2])
   c = base.get_config()
   c.sources = {'given': base.source(f'{given}/part-*.jsonl')}
   c.stages = {
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
   c.tokenizer_file = 'bytes'
   c.split_valid = 0.0
   steps = Steps()
-  result = build.run(c.lock(), output, workers=workers, say=steps)
+  result = build.run(c.lock(), output, workers=count, say=steps)
   print(
     json.dumps(
       {

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib import figure
 
-from lm.reporting import html, metrics_log
+from lm.reporting import html, metrics_log, pictures
 
 # Columns of the table: keys of a row, and what a reader sees.
 COLUMNS = {
@@ -208,13 +208,13 @@ def _premiums(report: Mapping[str, Any], names: Sequence[str]) -> str:
   if len(languages) < 2:
     return ''
   keys = []
-  with html.style():
+  with pictures.style():
     size = (9, 0.3 * len(languages) + 0.6)
     drawn = figure.Figure(size, layout='constrained')
     axes = drawn.subplots()
     for n, name in enumerate(names):
-      colour = html.COLOURS[n % len(html.COLOURS)]
-      marker = 'osD^v*'[n // len(html.COLOURS) % 6]
+      colour = pictures.COLOURS[n % len(pictures.COLOURS)]
+      marker = 'osD^v*'[n // len(pictures.COLOURS) % 6]
       axes.plot(
         [of[name, x] for x in languages],
         range(len(languages)),
@@ -226,14 +226,14 @@ def _premiums(report: Mapping[str, Any], names: Sequence[str]) -> str:
         f'<span class="key"><span style="color: var(--c{n % 6})">●</span>'
         f' {html.text(name)}</span>'
       )
-    axes.axvline(1, color=html.INK, linewidth=0.8)
-    axes.set_yticks(range(len(languages)), languages, color=html.INK)
-    axes.tick_params(colors=html.INK, labelsize=9)
+    axes.axvline(1, color=pictures.INK, linewidth=0.8)
+    axes.set_yticks(range(len(languages)), languages, color=pictures.INK)
+    axes.tick_params(colors=pictures.INK, labelsize=9)
     axes.invert_yaxis()
     for spine in axes.spines.values():
-      spine.set_color(html.INK)
+      spine.set_color(pictures.INK)
     axes.grid(axis='x', alpha=0.3)
-    svg = html.svg(drawn, 'premium')
+    svg = pictures.svg(drawn, 'premium')
   caption = f'Tokens, by those of {html.text(report["base"])}'
   svg = svg.replace('<svg', f'<svg role="img" aria-label="{caption}"', 1)
   return (

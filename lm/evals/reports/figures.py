@@ -9,12 +9,12 @@ from matplotlib import figure, ticker
 import numpy as np
 
 from lm.evals.reports import recipes
-from lm.reporting import html
+from lm.reporting import html, pictures
 
 # A recipe's marker and line, in figures and in text.
 _MARKERS = tuple(zip('os^DvP', '●■▲◆▼✚', strict=True))
 _LINES = (('-', ''), ('--', '╌'), (':', '┈'), ('-.', '─·'))
-assert len(_MARKERS) == len(html.COLOURS), 'a marker has one colour'
+assert len(_MARKERS) == len(pictures.COLOURS), 'a marker has one colour'
 
 
 class Recipe(NamedTuple):
@@ -112,21 +112,21 @@ def _figure(
 def _draw(prefix: str, curves: Sequence[_Curve]) -> str:
   """Draws curves as SVG."""
   steps = {step for curve in curves for step in curve.values}
-  with html.style():
+  with pictures.style():
     # pyplot would keep a global state, and look for a display.
     drawn = figure.Figure((4.2, 2.5), layout='constrained')
     axes = drawn.subplots()
     axes.spines[['top', 'right']].set_visible(False)
-    axes.spines[['left', 'bottom']].set_color(html.INK)
-    axes.tick_params(colors=html.INK, labelsize=9)
-    axes.grid(color=html.INK, alpha=0.12, linewidth=0.6)
+    axes.spines[['left', 'bottom']].set_color(pictures.INK)
+    axes.tick_params(colors=pictures.INK, labelsize=9)
+    axes.grid(color=pictures.INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)
     if len(steps) > 1:
       _draw_steps(axes, curves)
     else:
       drawn.set_figheight(0.75 + 0.22 * len(curves))
       _draw_rows(axes, curves)
-    return html.svg(drawn, prefix)
+    return pictures.svg(drawn, prefix)
 
 
 def _draw_steps(axes: Any, curves: Sequence[_Curve]) -> None:
@@ -160,7 +160,7 @@ def _draw_steps(axes: Any, curves: Sequence[_Curve]) -> None:
   if axes.get_yscale() == 'log':
     ends = low, high
   axes.set_ylim(min(ends), max(ends))
-  axes.set_xlabel('step', color=html.INK)
+  axes.set_xlabel('step', color=pictures.INK)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
 
@@ -184,7 +184,7 @@ def _look(recipe: Recipe) -> dict[str, Any]:
   """Gives a recipe's marker, line and colour as matplotlib takes them."""
   turn, place = divmod(recipe.n, len(_MARKERS))
   return {
-    'color': html.COLOURS[place],
+    'color': pictures.COLOURS[place],
     'marker': _MARKERS[place][0],
     'linestyle': _LINES[turn % len(_LINES)][0],
     'markersize': 4,
