@@ -71,22 +71,21 @@ def store(
   for state in states.values():
     if state is not None and state.digest is not None:
       found['patches'][state.digest] = state.patch
-  found['starts'].append(
-    {
-      'step': step,
-      'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-      'command': _command(asked),
-      'folder': os.getcwd(),
-      'config': None if asked is None else config.asked(asked),
-      'seed': c.seed,
-      'data': {key: data[key] for key in _DATA if key in data},
-      'code': {
-        'lm': code_state.package_digest(),
-        **{name: state and state.to_json() for name, state in states.items()},
-      },
-      **here(),
-    }
-  )
+  start = {
+    'step': step,
+    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': _command(asked),
+    'folder': os.getcwd(),
+    'config': None if asked is None else config.asked(asked),
+    'seed': c.seed,
+    'data': {key: data[key] for key in _DATA if key in data},
+    'code': {
+      'lm': code_state.package_digest(),
+      **{name: state and state.to_json() for name, state in states.items()},
+    },
+    **here(),
+  }
+  found['starts'].append(json.loads(names.without_login(json.dumps(start))))
   # A patch that no start names any more cannot occur: starts are only added.
   checkpointer.store(NAME, json.dumps(found, sort_keys=True).encode() + b'\n')
 
@@ -139,12 +138,12 @@ def _code() -> dict[str, code_state.CodeState | None]:
 
 
 def _command(asked: Sequence[str] | None) -> list[str] | None:
-  """Returns the words that started this program, without logins."""
+  """Returns the words that started this program."""
   if asked is None:
     return None
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   program = ['-m', spec.name] if spec is not None else [sys.argv[0]]
-  return ['python', *program, *map(names.without_login, asked)]
+  return ['python', *program, *asked]
 
 
 @functools.cache  # it takes a tenth of a second
