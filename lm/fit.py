@@ -18,6 +18,7 @@ _ARGS = (
   else None
 )
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,10 +26,14 @@ import jax.numpy as jnp
 from lm import checkpoint, tree, types
 from lm.data import shards
 from lm.runtime import compilation_cache, devices, memory
-from lm.training import setup
+from lm.training import run_record, setup
 
 
-def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
+def fit(
+  c: config.Config,
+  workdir: str | Path,
+  asked: Sequence[str] | None = None,
+) -> types.TrainState:
   """Fits a model, unless its run has one already.
 
   Args:
@@ -36,6 +41,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
       function `(documents, *, vocab, bos, ...) -> Params`. Documents count once
       each, whatever the weights of sources.
     workdir: the run's folder, made when missing.
+    asked: the arguments of the command, for the run's record.
 
   Returns:
     The state, which is also the checkpoint.
@@ -62,6 +68,8 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
       )
     else:
       checkpointer.store('config.json', config.to_json(c).encode() + b'\n')
+      now = data.state(0)
+      run_record.store(c, checkpointer, step=0, data=now, asked=asked)
       sources = [
         shards.load(c.data.sources[name].path, tokenizer)
         for name in sorted(c.data.sources)
@@ -94,7 +102,7 @@ def main(argv: list[str]) -> None:
   memory.prepare()
   compilation_cache.prepare()
   devices.announce()
-  fit(c, workdir)
+  fit(c, workdir, argv)
 
 
 if __name__ == '__main__':

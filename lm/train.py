@@ -9,6 +9,7 @@ Resuming is starting the same command again. A run's folder:
   config.json     the whole config, defaults of functions included
   checkpoints/    one folder a step, see lm.checkpoint
   metrics.jsonl   training metrics, one line every `log_every` steps
+  record.json     what the run was started from, see lm.training.run_record
   evals.jsonl     results of lm.evaluate
 
 Several processes can train one run together, see lm.runtime.processes.
@@ -24,6 +25,7 @@ _ARGS = (
   config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
 )
 
+from collections.abc import Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -44,6 +46,7 @@ from lm.training import (
   evaluations,
   metrics_logger,
   rollback,
+  run_record,
   saving,
   setup,
 )
@@ -53,6 +56,7 @@ def train(
   c: config.Config,
   workdir: str | Path,
   group: process_group.ProcessGroup | None = None,
+  asked: Sequence[str] | None = None,
 ) -> types.TrainState:
   """Trains, or goes on training, until `c.steps` updates are saved.
 
@@ -63,6 +67,7 @@ def train(
     workdir: the run's folder, made when missing; a run found there is resumed.
       For gs://BUCKET/FOLDER see `lm.checkpoint.mirror`.
     group: the processes that train it together; None for this one alone.
+    asked: the arguments of the command, for the run's record.
 
   Returns:
     The final state, which is also the last checkpoint.
@@ -92,6 +97,9 @@ def train(
     state = setup.restore_or_start(run, checkpointer, source)
     start = int(state.step)
     last = stopping.resume_at(start)
+    if group.leads:
+      now = run.data.state(start)
+      run_record.store(c, checkpointer, step=start, data=now, asked=asked)
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
     saver = saving.Saver(run, checkpointer, logger, start)
@@ -140,7 +148,7 @@ def main(argv: list[str]) -> None:
     with processes.start() as group:
       if group.leads:
         devices.announce()
-      train(c, workdir, group)
+      train(c, workdir, group, argv)
   except prefetch.Stalled as error:
     # Python would wait at exit for the thread that hangs in the file system.
     print(f'error: {error}', file=sys.stderr, flush=True)

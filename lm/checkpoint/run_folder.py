@@ -17,6 +17,7 @@ _FILES = (
   'lease.lock',
   'metrics.jsonl',
   'metrics.jsonl.part',
+  'record.json',
 )
 
 

@@ -30,9 +30,15 @@ from lm.config.hints import is_tree
 from lm.config.keys import check_complete
 from lm.config.messages import ConfigError, did_you_mean
 from lm.config.overrides import override
-from lm.config.programs import error_line, main, parse, user_errors
+from lm.config.programs import asked, error_line, main, parse, user_errors
 from lm.config.specs import build, fill, resolve
-from lm.config.untrusted import check_files, read_untrusted, trust, trust_flag
+from lm.config.untrusted import (
+  FACTORIES,
+  check_files,
+  read_untrusted,
+  trust,
+  trust_flag,
+)
 from lm.config.values import (
   Config,
   check,
@@ -46,8 +52,10 @@ from lm.config.values import (
 
 __all__ = [
   'EXIT_CODES',
+  'FACTORIES',
   'Config',
   'ConfigError',
+  'asked',
   'build',
   'check',
   'check_complete',

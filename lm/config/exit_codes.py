@@ -27,10 +27,12 @@ _READERS = (
   'lm.sample',
   'lm.serve',
   'tools.compare',
+  'tools.diff',
   'tools.export',
   'tools.lm_eval',
   'tools.neighbours',
   'tools.replay',
+  'tools.rerun',
   'tools.tokenizer_lab',
   'tools.where',
 )
@@ -38,7 +40,7 @@ _READERS = (
 _TABLE = (
   ExitCode(0, 'done and verified'),
   ExitCode(1, 'a bug, with its traceback'),
-  ExitCode(1, 'the runs differ', ('tools.compare_runs',)),
+  ExitCode(1, 'the runs differ', ('tools.compare_runs', 'tools.rerun')),
   ExitCode(2, 'wrong config, usage or input'),
   ExitCode(
     3,

@@ -6,9 +6,9 @@ import errno
 from pathlib import Path
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lm.config import exit_codes, files, messages, untrusted
+from lm.config import exit_codes, files, messages, untrusted, values
 from lm.config.messages import ConfigError, did_you_mean
 from lm.config.values import Config
 
@@ -86,6 +86,29 @@ def parse(
     return c, Path(flags['workdir'])
   except ConfigError as error:
     _stop(messages.one_line(str(error)), error.exit_code)
+
+
+def asked(argv: Sequence[str]) -> dict[str, Any]:
+  """Says which config file a program was given, and what its flags changed.
+
+  Args:
+    argv: arguments that `parse` has accepted.
+
+  Returns:
+    {'file', 'changes'}; changes are [before, after] by key.
+
+  Raises:
+    ConfigError: the file has changed since and cannot be used.
+  """
+  flags, overrides = _flags(argv)
+  before = values.flatten(files.load(flags['config']))
+  after = files.load(flags['config'], overrides.items(), flags.get('data'))
+  changes = {
+    key: [before.get(key), value]
+    for key, value in values.flatten(after).items()
+    if key not in before or before[key] != value
+  }
+  return {'file': flags['config'], 'changes': changes}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,134 @@
+"""The code that a program runs: its commit, and what differs from that.
+
+What git does not track counts too, since a new config file is rarely committed
+before its first run. Nothing is written, neither to the repository nor to the
+index.
+"""
+
+from collections.abc import Iterator
+import functools
+import hashlib
+import os
+from pathlib import Path
+import subprocess
+from typing import Any, NamedTuple
+
+_LM = Path(__file__).resolve().parent.parent
+_MOST_FILES = 100  # untracked ones that go into a patch
+_MOST_BYTES = 256 << 10  # of such a file
+_MOST_PATCH = 4 << 20  # bytes
+_SECONDS = 20  # that git may take
+
+
+class CodeState(NamedTuple):
+  """The state of a git repository.
+
+  Attributes:
+    root: its folder.
+    commit: that is checked out.
+    patch: what differs from the commit, as `git apply` takes it; '' if nothing.
+    left_out: why something is not in the patch: untracked files that are too
+      large or too many, or a patch that is.
+  """
+
+  root: str
+  commit: str
+  patch: str
+  left_out: tuple[str, ...]
+
+  @property
+  def digest(self) -> str | None:
+    """The hash that names the patch; None without one."""
+    if not self.patch:
+      return None
+    data = self.patch.encode('utf-8', 'surrogateescape')
+    return hashlib.sha256(data).hexdigest()
+
+  def to_json(self) -> dict[str, Any]:
+    """Describes the state without the text of its patch."""
+    return {
+      'root': self.root,
+      'commit': self.commit,
+      'patch': self.digest,
+      'left_out': list(self.left_out),
+    }
+
+
+def of(folder: Path) -> CodeState | None:
+  """Finds the state of the repository that a folder lies in.
+
+  Returns:
+    None if there is no repository or no commit, or git is missing or fails.
+  """
+  try:
+    root = Path(_git(folder, 'rev-parse', '--show-toplevel').strip())
+    commit = _git(root, 'rev-parse', '--verify', 'HEAD').strip()
+    left_out: list[str] = []
+    parts = [_git(root, 'diff', '--binary', '--no-ext-diff', 'HEAD')]
+    parts += _untracked(root, left_out)
+  except (OSError, subprocess.SubprocessError):
+    return None
+  patch = ''.join(parts)
+  if len(patch) > _MOST_PATCH:
+    left_out.append(f'the patch, which has {len(patch):,} characters')
+    patch = ''
+  return CodeState(str(root), commit, patch, tuple(left_out))
+
+
+@functools.cache  # what was imported does not change
+def package_digest() -> str:
+  """Hashes the sources of this package, wherever it is installed."""
+  result = hashlib.sha256()
+  for path in sorted(_LM.rglob('*.py')):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    result.update(f'{digest} {path.relative_to(_LM).as_posix()}\n'.encode())
+  return result.hexdigest()
+
+
+def package_folder() -> Path:
+  """Returns the folder of this package."""
+  return _LM
+
+
+def _untracked(root: Path, left_out: list[str]) -> Iterator[str]:
+  """Yields patches that add the files which git neither tracks nor ignores."""
+  listed = _git(root, 'ls-files', '--others', '--exclude-standard', '-z')
+  names = [name for name in listed.split('\0') if name]
+  for number, name in enumerate(sorted(names)):
+    path = root / name
+    if number == _MOST_FILES:
+      left_out.append(f'{len(names) - number} more files that are not tracked')
+      return
+    if path.is_symlink() or not path.is_file():
+      left_out.append(name)  # a repository in the repository, a pipe
+    elif path.stat().st_size > _MOST_BYTES:
+      left_out.append(name)
+    else:
+      yield _git(
+        root, 'diff', '--binary', '--no-index', '--', os.devnull, name, code=1
+      )
+
+
+def _git(folder: Path, *words: str, code: int = 0) -> str:
+  """Runs git in a folder and returns what it prints.
+
+  Raises:
+    OSError: git is not there.
+    subprocess.SubprocessError: it fails, or does not end.
+  """
+  # A user's settings must not change what a patch looks like, and a lock on the
+  # index would disturb somebody who commits at this moment.
+  environment = {**os.environ, 'GIT_OPTIONAL_LOCKS': '0', 'LC_ALL': 'C'}
+  settings = ('core.quotePath=false', 'diff.noprefix=false', 'color.ui=false')
+  given = [x for setting in settings for x in ('-c', setting)]
+  done = subprocess.run(
+    ['git', *given, *words],
+    cwd=folder,
+    env=environment,
+    capture_output=True,
+    timeout=_SECONDS,
+  )
+  if done.returncode not in (0, code):
+    raise subprocess.SubprocessError(done.stderr.decode(errors='replace'))
+  # Bytes of other encodings, in text files, come back as they were.
+  return done.stdout.decode('utf-8', 'surrogateescape')

@@ -1,0 +1,110 @@
+"""Every start of a run is recorded, with what decides over its numbers."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from lm import config, errors, train
+from lm.checkpoint import manifest
+from lm.training import run_record
+from tests import programs
+
+IDENTITY = ('-c', 'user.name=a', '-c', 'user.email=a@b')
+
+
+def starts(workdir):
+  return run_record.read(workdir)['starts']
+
+
+def test_each_start_is_recorded(data, tmp_path):
+  workdir = tmp_path / 'run'
+  c = programs.on_eight(data, steps=6, save_every=3)
+  train.train(c, workdir)
+  shutil.rmtree(manifest.directory(workdir, 6))
+  train.train(c, workdir)
+  first, second = starts(workdir)
+  assert (first['step'], second['step']) == (0, 3)
+  assert first['command'] is None and first['config'] is None  # no program's
+  assert first['seed'] == 0
+  assert first['data'].keys() == {'fingerprint', 'datasets'}
+  assert first['data'] == second['data']
+  assert first['packages']['jax'] == __import__('jax').__version__
+  assert len(first['code']['lm']) == 64
+  assert 'jax' in first['machine']['devices']
+  assert first['machine'] == second['machine']
+
+
+@pytest.mark.process
+def test_a_program_records_its_command_and_what_flags_changed(
+  data, tmp_path, start
+):
+  flags = programs.flags(data, tmp_path / 'run', steps=6, save_every=6)
+  assert start('train', flags).wait() == 0
+  (found,) = starts(tmp_path / 'run')
+  assert found['command'] == ['python', '-m', 'lm.train', *flags]
+  assert found['config']['file'].endswith(f'tiny_config.py:{data}')
+  assert found['config']['changes']['steps'][1] == 6
+  assert 'seed' not in found['config']['changes']
+
+
+def test_what_is_not_committed_is_a_patch(data, tmp_path, monkeypatch):
+  project = tmp_path / 'project'
+  project.mkdir()
+  for words in (
+    ['init', '-q'],
+    [*IDENTITY, 'commit', '-q', '--allow-empty', '-m', 'x'],
+  ):
+    subprocess.run(['git', *words], cwd=project, check=True)
+  (project / 'mine.py').write_text('answer = 42\n')
+  monkeypatch.chdir(project)
+  c = programs.on_eight(data, steps=6, save_every=6)
+  train.train(c, tmp_path / 'run')
+  (found,) = starts(tmp_path / 'run')
+  here = found['code']['here']
+  assert here['root'] == str(project) and len(here['commit']) == 40
+  patches = run_record.read(tmp_path / 'run')['patches']
+  assert '+answer = 42' in patches[here['patch']]
+
+
+def test_logins_are_not_recorded(data, tmp_path):
+  flags = programs.flags(data, tmp_path / 'run', steps=6, save_every=6)
+  flags += ['--config.mesh.fsdp=2', '--config.mesh.tensor=2']
+  c, workdir = config.parse(flags, '')
+  asked = [*flags, '--config.init_from=gs://me:hush@bucket/run']
+  train.train(c, workdir, asked=asked)
+  text = json.dumps(starts(workdir))  # a patch may hold this test
+  assert 'gs://bucket/run' in text and 'hush' not in text
+
+
+def test_secrets_are_not_recorded(monkeypatch):
+  monkeypatch.setenv('LM_SECRET', 'hush')
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
+  text = json.dumps(run_record.here())
+  assert 'hush' not in text and 'fast_math' in text
+
+
+def test_a_damaged_record_stops_no_run(data, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  c = programs.on_eight(data, steps=6, save_every=6)
+  train.train(c, workdir)
+  (workdir / run_record.NAME).write_text('{"starts": [1]}')
+  with pytest.raises(errors.Damaged):
+    run_record.read(workdir)
+  train.train(c, workdir)
+  assert 'record.json: it cannot be read; a new one' in capsys.readouterr().err
+  assert [x['step'] for x in starts(workdir)] == [6]
+
+
+def test_what_flags_changed_is_told_by_key(tmp_path):
+  for name in ('train', 'valid'):
+    (tmp_path / name).mkdir()
+  (tmp_path / 'tokenizer.model').touch()
+  file = programs.ROOT / 'configs/gpt/tiny.py'
+  flags = ['--workdir=x', '--config.seed=7', f'--data={tmp_path}']
+  asked = config.asked([f'--config={file}', *flags])
+  assert asked['file'] == str(file)
+  assert asked['changes']['seed'] == [0, 7]
+  assert asked['changes']['tokenizer.path'][1] == f'{tmp_path}/tokenizer.model'
+  assert 'steps' not in asked['changes']
