@@ -3,9 +3,11 @@
   config.py:data,ARM,RAW[,KEEP]   for tools.factory
   config.py:train,DATA,ASKED      for lm.train
 
-ARM is one of `ARMS`, RAW the folder of a planted corpus or `as_is`, and KEEP
-the share of documents that thinning leaves. DATA is the folder of a dataset, and
-ASKED that of the tokenizer and of the texts that runs are evaluated on.
+ARM is raw, cleaned, deduplicated or thinned, or deduplicated_tokenizer, whose
+tokenizer was trained on its own text and not on the raw one. RAW is the folder
+of a planted corpus or `as_is`, and KEEP the share of documents that thinning
+leaves. DATA is the folder of a dataset, and ASKED that of the texts that runs
+are evaluated on.
 """
 
 from pathlib import Path
@@ -24,7 +26,6 @@ HELD_OUT = {
   'novels': 'lm_zh/novels/valid.jsonl.gz',
   'wiki': 'lm_zh/wiki_passages/valid.jsonl.gz',
 }
-ARMS = ('raw', 'cleaned', 'deduplicated', 'thinned')
 
 
 def get_config(argument: str):
@@ -55,7 +56,7 @@ def data(arm: str, raw: str, keep: str = '1'):
     'cleaned': (*cleaned, 'contamination'),
     'deduplicated': (*cleaned, 'exact', 'near', 'lines', 'contamination'),
     'thinned': ('thin',),
-  }[arm]
+  }[arm.removesuffix('_tokenizer')]
   # What the order of an arm does not have is no stage of it.
   c.stages = {name: c.stages[name] for name in c.order}
   if raw == 'as_is':
@@ -82,7 +83,7 @@ def train(folder: str, asked: str):
   c.unlock()
   c.keep = 2
   c.save_every = 250
-  c.tokenizer.path = f'{asked}/tokenizer.model'
+  c.tokenizer.path = f'{folder}/tokenizer.model'
   trained = sorted(x.name for x in Path(folder, 'train').iterdir())
   c.data.sources = {
     name: {'path': f'{folder}/train/{name}', 'weight': 1.0} for name in trained

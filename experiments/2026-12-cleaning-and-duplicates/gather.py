@@ -1,6 +1,6 @@
 """Gathers what the runs came to: results.json, results.png and tables.
 
-  PYTHONPATH=. python experiments/2026-12-cleaning-and-duplicates/gather.py
+PYTHONPATH=. python experiments/2026-12-cleaning-and-duplicates/gather.py
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,9 @@ def read(corpus: str) -> Runs:
   for arm in ARMS:
     for seed in SEEDS:
       metrics = records.read(RUNS / corpus / f'{arm}-{seed}')[-1]['metrics']
-      found[arm, seed] = metrics | {'bits_per_byte': bits(metrics, corpus, seed)}
+      found[arm, seed] = metrics | {
+        'bits_per_byte': bits(metrics, corpus, seed)
+      }
   return found
 
 
@@ -56,7 +58,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def against_raw(runs: Runs, arm: str, metric: str) -> tuple[float, float]:
   """Gives the mean difference from raw text, in pairs of seeds."""
-  return interval([runs[arm, s][metric] - runs['raw', s][metric] for s in SEEDS])
+  return interval(
+    [runs[arm, s][metric] - runs['raw', s][metric] for s in SEEDS]
+  )
 
 
 def value(runs: Runs, arm: str, metric: str) -> tuple[float, float]:

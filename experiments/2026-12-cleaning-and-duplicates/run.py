@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 CONFIG = f'{HERE}/config.py'
 ROOT = Path('data/duplicates')
 ARMS = ('raw', 'cleaned', 'deduplicated', 'thinned')
+# The deduplicated text with a tokenizer of its own; on planted corpora alone.
+OWN = 'deduplicated_tokenizer'
 EVALS = ('arc_easy', 'openbookqa')
 SHARED = Path('../shared/data')
 SEEDS = (0, 1, 2)
@@ -59,9 +61,9 @@ def plant(seed: int) -> Path:
 
 
 def build(corpus: str, raw: str) -> None:
-  """Builds the datasets of all arms, each with the tokenizer of the first."""
+  """Builds the datasets of all arms, with the tokenizer of the first."""
   sizes: dict[str, int] = {}
-  for arm in ARMS:
+  for arm in arms(corpus):
     output = ROOT / corpus / arm
     keep = ''
     if arm == 'thinned':
@@ -72,9 +74,18 @@ def build(corpus: str, raw: str) -> None:
         'tools.factory',
         f'--config={CONFIG}:data,{arm},{raw}{keep}',
         f'--output={output}',
-        *([f'--config.tokenizer_file={tokenizer}'] if arm != 'raw' else []),
+        *(
+          [f'--config.tokenizer_file={tokenizer}']
+          if arm not in ('raw', OWN)
+          else []
+        ),
       )
     sizes[arm] = size(output)['bytes']
+
+
+def arms(corpus: str) -> tuple[str, ...]:
+  """Lists the arms of a corpus."""
+  return ARMS if corpus == 'as_is' else (*ARMS, OWN)
 
 
 def size(dataset: Path) -> dict[str, int]:
@@ -92,8 +103,6 @@ def ask(corpus: str, text: Path | None) -> Path:
   """Writes what the runs on a corpus are evaluated on."""
   folder = ROOT / corpus / 'asked'
   folder.mkdir(exist_ok=True)
-  tokenizer = ROOT / corpus / 'raw/tokenizer.model'
-  (folder / 'tokenizer.model').write_bytes(tokenizer.read_bytes())
   prompts: list[dict[str, Any]] = []
   for name in ('gutenberg', 'peps'):
     path = SHARED / f'lm_en/{name}/valid.jsonl.gz'
@@ -174,7 +183,7 @@ def train(
     'lm.evaluate',
     f'--workdir={workdir}',
     '--last',
-    '--trust=.',
+    '--trust=./',
     before=before,
   )
 
@@ -206,7 +215,8 @@ def main() -> None:
         free.append(core)
 
   with futures.ThreadPoolExecutor(flags.jobs) as pool:
-    list(pool.map(job, [(seed, arm) for seed in SEEDS for arm in ARMS]))
+    points = [(s, arm) for s in SEEDS for arm in arms(flags.corpus)]
+    list(pool.map(job, points))
 
 
 if __name__ == '__main__':
