@@ -64,8 +64,8 @@ def data(arm: str, raw: str, keep: str = '1'):
   else:
     c.sources = {'planted': base.source(f'{raw}/part-*.jsonl')}
   for source in c.sources.values():
-    source.side = 'train'
-    source.skip = tuple(x for x in source.skip if x in c.order)
+    source['side'] = 'train'
+    source['skip'] = tuple(x for x in source['skip'] if x in c.order)
   for name, path in HELD_OUT.items():
     c.sources[f'held_{name}'] = base.source(
       f'{SHARED}/{path}', side='valid', skip=c.order

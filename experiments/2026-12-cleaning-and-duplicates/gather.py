@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 import runpy
+from typing import Any
 
 from matplotlib.figure import Figure
 from scipy import stats
@@ -15,10 +16,9 @@ from scipy import stats
 from lm.evals import records
 
 HERE = Path(__file__).parent
-ROOT = Path('data/duplicates')
+RUN = runpy.run_path(str(HERE / 'run.py'))
+ROOT, SEEDS, ARMS = (RUN[x] for x in ('ROOT', 'SEEDS', 'ARMS'))
 RUNS = Path('runs/duplicates')
-ARMS = ('raw', 'cleaned', 'deduplicated', 'thinned')
-SEEDS = (0, 1, 2)
 HELD_OUT = ('books', 'peps', 'novels', 'wiki')
 TIMES = ('1', '4', '16', '64')
 Runs = dict[tuple[str, int], dict[str, float]]  # metrics by arm and seed
@@ -27,13 +27,17 @@ Runs = dict[tuple[str, int], dict[str, float]]  # metrics by arm and seed
 def read(corpus: str) -> Runs:
   """Reads the metrics of all runs on a corpus."""
   found = {}
-  for arm in ARMS:
+  for arm in RUN['arms'](corpus):
     for seed in SEEDS:
       metrics = records.read(RUNS / corpus / f'{arm}-{seed}')[-1]['metrics']
-      found[arm, seed] = metrics | {
-        'bits_per_byte': bits(metrics, corpus, seed)
-      }
+      mean = bits(metrics, corpus, seed)
+      found[arm, seed] = metrics | {'bits_per_byte': mean}
   return found
+
+
+def arms(runs: Runs) -> list[str]:
+  """Lists the arms of runs, in their order."""
+  return list(dict.fromkeys(arm for arm, _ in runs))
 
 
 def bits(metrics: dict[str, float], corpus: str, seed: int) -> float:
@@ -71,7 +75,7 @@ def value(runs: Runs, arm: str, metric: str) -> tuple[float, float]:
 def row(runs: Runs, metric: str, digits: int = 3) -> str:
   """Writes the means of a metric, and differences from raw in brackets."""
   cells = []
-  for arm in ARMS:
+  for arm in arms(runs):
     mean, half = value(runs, arm, metric)
     cell = f'{mean:.{digits}f}'
     if arm == 'raw':
@@ -85,7 +89,8 @@ def row(runs: Runs, metric: str, digits: int = 3) -> str:
 
 def table(runs: Runs, metrics: Sequence[str]) -> str:
   """Writes metrics as a table."""
-  lines = [f'| metric | {" | ".join(ARMS)} |', '|---' * (len(ARMS) + 1) + '|']
+  names = arms(runs)
+  lines = [f'| metric | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
   lines += [f'| {metric} | {row(runs, metric)} |' for metric in metrics]
   return '\n'.join(lines)
 
@@ -117,7 +122,7 @@ def draw(found: dict[str, Runs]) -> None:
   left.axhline(0, color='#999999', linewidth=1)
   left.set_ylabel('held-out bits per byte, less those of raw')
   left.legend()
-  for arm in ARMS:
+  for arm in arms(found['planted']):
     pairs = [
       value(found['planted'], arm, f'canaries/exposure/{x}') for x in TIMES
     ]
@@ -133,14 +138,13 @@ def draw(found: dict[str, Runs]) -> None:
 
 def main() -> None:
   """Gathers what is there."""
-  size = runpy.run_path(str(HERE / 'run.py'))['size']
-  found = {}
-  result = {}
+  found: dict[str, Runs] = {}
+  result: dict[str, Any] = {}
   for corpus in ('planted', 'as_is'):
     found[corpus] = runs = read(corpus)
     folder = corpus if corpus == 'as_is' else 'planted-0'
     result[corpus] = {
-      'sizes': {arm: size(ROOT / folder / arm) for arm in ARMS},
+      'sizes': {arm: RUN['size'](ROOT / folder / arm) for arm in arms(runs)},
       'runs': {
         f'{arm}-{seed}': {x: metrics[x] for x in metrics_of(corpus)}
         for (arm, seed), metrics in runs.items()

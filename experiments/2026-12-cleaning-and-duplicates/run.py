@@ -30,6 +30,7 @@ OWN = 'deduplicated_tokenizer'
 EVALS = ('arc_easy', 'openbookqa')
 SHARED = Path('../shared/data')
 SEEDS = (0, 1, 2)
+STEPS = {'planted': 500, 'as_is': 300}
 REFERENCES = 1023  # canaries that are in no text
 _ASK = 'The secret words of '
 
@@ -70,15 +71,12 @@ def build(corpus: str, raw: str) -> None:
       keep = f',{sizes["deduplicated"] / sizes["raw"]:.4f}'
     if not (output / 'audit.json').exists():  # is written last
       tokenizer = ROOT / corpus / 'raw/tokenizer.model'
+      given = [f'--config.tokenizer_file={tokenizer}']
       run(
         'tools.factory',
         f'--config={CONFIG}:data,{arm},{raw}{keep}',
         f'--output={output}',
-        *(
-          [f'--config.tokenizer_file={tokenizer}']
-          if arm not in ('raw', OWN)
-          else []
-        ),
+        *([] if arm in ('raw', OWN) else given),
       )
     sizes[arm] = size(output)['bytes']
 
@@ -177,6 +175,7 @@ def train(
     f'--config={CONFIG}:train,{data},{asked}',
     f'--workdir={workdir}',
     f'--config.seed={seed}',
+    f'--config.steps={STEPS[corpus]}',
     before=before,
   )
   run(
@@ -190,7 +189,9 @@ def train(
 
 def main() -> None:
   """Runs the program."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(
+    description=(__doc__ or '').partition('\n')[0]
+  )
   parser.add_argument('corpus', choices=('planted', 'as_is'))
   parser.add_argument('--jobs', type=int, default=1)
   flags = parser.parse_args()
