@@ -60,7 +60,7 @@ def data(arm: str, raw: str, keep: str = '1'):
   # What the order of an arm does not have is no stage of it.
   c.stages = {name: c.stages[name] for name in c.order}
   if raw == 'as_is':
-    c.sources = bilingual.get_config(SHARED).sources
+    c.sources = bilingual.get_config(SHARED).sources.to_dict()
   else:
     c.sources = {'planted': base.source(f'{raw}/part-*.jsonl')}
   for source in c.sources.values():
