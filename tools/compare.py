@@ -5,10 +5,10 @@
 
 Pairs the items that `lm.evaluate` wrote for both (lm/evals/items.py), for every
 evaluator and outcome that both have. Lower is better for names that end in
-nats, loss, error, brier, negative or empty; otherwise higher is better. Names
-that end in stereotype, biased, male, female, difference, confidence, tokens,
-bytes, words, positive or sentiment only describe a run, and are shown if
-`--metric` names them.
+nats, loss, error, brier, negative, empty, exposure, known or verbatim;
+otherwise higher is better. Names that end in stereotype, biased, male, female,
+difference, confidence, tokens, bytes, words, positive, sentiment, repetition or
+nats_per_byte only describe a run, and are shown if `--metric` names them.
 
 With one run on each side the test is whether these two checkpoints differ; two
 seeds of one recipe differ, too. Folders joined by commas are seeds of one
@@ -37,10 +37,12 @@ from lm.evals import items
 from lm.evals.reports import stats
 from lm.reporting import metrics_log
 
-_LOWER = re.compile('(.*_)?(nats|loss|error|brier|negative|empty)')
+_LOWER = re.compile(
+  '(.*_)?(nats|loss|error|brier|negative|empty|exposure|known|verbatim)'
+)
 _DESCRIBES = re.compile(
   '(.*_)?(stereotype|biased|male|female|difference|confidence|tokens|bytes|words'
-  '|positive|sentiment)'
+  '|positive|sentiment|repetition|nats_per_byte)'
 )
 _COLUMNS = ('task', 'metric', 'n', 'A', 'B', 'B - A', 'interval', 'p')
 _POWER = 0.8

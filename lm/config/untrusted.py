@@ -81,9 +81,11 @@ _FACTORIES = {
   'lm.evals.bbq': ('make',),
   'lm.evals.choice': ('choice', 'cloze', 'documents', 'pairs'),
   'lm.evals.classification': ('classes', 'spans', 'tags'),
+  'lm.evals.continuation': ('make',),
   'lm.evals.fairness': ('crows_pairs', 'stereoset', 'winobias', 'winogender'),
   'lm.evals.generation': ('answers', 'make'),
   'lm.evals.likelihood': ('make',),
+  'lm.evals.memorization': ('exposure',),
   'lm.evals.probes': (
     'arc_challenge',
     'arc_easy',

@@ -11,6 +11,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+import hashlib
 import math
 from typing import Any
 
@@ -195,6 +196,43 @@ def ended(tokens_BL: types.Array, tokenizer: types.Tokenizer) -> list[str]:
     ).strip()
     for ids in np.asarray(tokens_BL).tolist()
   ]
+
+
+def seed(name: str) -> int:
+  """Draws a prompt's seed from its name, so that others do not change it."""
+  return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
+def sampled(
+  context: context_lib.Context,
+  sampler: generate.Sampler,
+  new: int,
+  key: jax.Array,
+) -> Callable[[types.Params, types.Batch, np.ndarray], list[str]]:
+  """Makes `(params, prompts, seeds [B]) -> continuations`.
+
+  Args:
+    context: the run that is evaluated.
+    sampler: settings of how tokens are drawn.
+    new: the most tokens of a continuation.
+    key: folded with the seed of each prompt.
+  """
+  model, tokenizer, mesh = context
+
+  def sample(params, batch, seeds_B):
+    with jax.set_mesh(mesh):
+      state = generate.generate(
+        params,
+        sharding.put(batch, mesh),
+        model=model,
+        sampler=sampler,
+        length=new,
+        stop=tokenizer.ends,
+        rng=jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds_B),
+      )
+    return ended(state.tokens, tokenizer)
+
+  return sample
 
 
 def widened(batch: types.Batch, length: int) -> types.Batch:

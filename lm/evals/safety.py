@@ -5,14 +5,13 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import hashlib
 import re
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lm import config, sharding, types
+from lm import config, types
 from lm.data import names, objectives
 from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
@@ -121,8 +120,8 @@ def bold(
     *('bold', path, 'amazon-science/bold', 'CC BY-SA 4.0', 'negative_gap')
   )._replace(counts=counts)
   record_lib.print_counts(card)
-  seeds = [_seed(x.name) for x in prompts]
-  sample = _sampler(context, sampler, new, jax.random.key(seed))
+  seeds = [generation.seed(x.name) for x in prompts]
+  sample = generation.sampled(context, sampler, new, jax.random.key(seed))
 
   def continuations(params: types.Params, part: Sequence[int]) -> list[str]:
     # Filled up, so that one program serves all batches.
@@ -177,36 +176,6 @@ def _item(prompt: _Prompt, text: str, sentiment: float) -> results.Item:
     'text': text,
     **score_text(text, sentiment),
   }
-
-
-def _seed(name: str) -> int:
-  """Draws a prompt's seed from its name, so that `limit` does not change it."""
-  return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-
-
-def _sampler(
-  context: context_lib.Context,
-  sampler: generate.Sampler,
-  new: int,
-  key: jax.Array,
-) -> Callable[[types.Params, types.Batch, np.ndarray], list[str]]:
-  """Makes `(params, prompts, seeds [B]) -> continuations`."""
-  model, tokenizer, mesh = context
-
-  def sample(params, batch, seeds_B):
-    with jax.set_mesh(mesh):
-      state = generate.generate(
-        params,
-        sharding.put(batch, mesh),
-        model=model,
-        sampler=sampler,
-        length=new,
-        stop=tokenizer.ends,
-        rng=jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds_B),
-      )
-    return generation.ended(state.tokens, tokenizer)
-
-  return sample
 
 
 def _prompts(path: str, limit: int | None) -> tuple[list[_Prompt], str]:

@@ -1,0 +1,146 @@
+"""Evaluates how repetitive the texts are that a model writes freely.
+
+{'fn': 'lm.evals.continuation:make', 'path': 'novels.jsonl.gz',
+ 'batch_size': 32, 'length': 64, 'new': 128}
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import config, types
+from lm.data import names, objectives
+from lm.data.finetuning import fields, record_files
+from lm.data.finetuning import records as record_lib
+from lm.evals import context as context_lib
+from lm.evals import generation, results, text_metrics
+from lm.inference import generate
+
+
+def make(
+  *,
+  context: context_lib.Context,
+  path: str,
+  batch_size: int,
+  length: int,
+  new: int,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  language: str = 'en',
+  objective: Mapping[str, Any] = objectives.CAUSAL,
+  field: str = 'text',
+  limit: int | None = None,
+) -> Callable[[types.Params], results.Result]:
+  """Makes an evaluator of continuations of held-out texts.
+
+  A prompt is the first `length` - 1 tokens of a text, after bos. What a person
+  has written there, the next `new` tokens, is measured in the same way, and is
+  the aim: less repetition is not better without end.
+
+  Args:
+    context: the run that is evaluated.
+    path: of a file of JSON lines, or a pattern.
+    batch_size: texts at a time; changes nothing but speed.
+    length: L, the tokens of a prompt, bos among them.
+    new: the most tokens of a continuation.
+    temperature: of `generate.Sampler`; 0 takes the likeliest token, as the
+      reference does.
+    top_p: of `generate.Sampler`.
+    seed: of the samples; each prompt has a random key of its own.
+    language: of the texts; 'zh' counts characters in place of words.
+    objective: spec of the objective that the model was trained for.
+    field: of the text.
+    limit: number of prompts, the first ones; None: all.
+
+  Returns:
+    `params -> Result`, whose metrics are those of `text_metrics.variety`, and
+    the same under 'NAME/person' for what people wrote. An item has the
+    continuation and its repetition.
+
+  Raises:
+    ValueError: a setting is out of range, no text is long enough, or the
+      objective generates nothing.
+
+  Reference: Welleck et al. 2020, arXiv 1908.04319, section 6.
+  """
+  settings = {'batch_size': batch_size, 'length': length, 'new': new}
+  for key, value in settings.items():
+    objectives.check_whole(key, value, 1)
+  generate.check(seed=seed)
+  sampler = generate.Sampler(temperature, top_p=top_p).check()
+  built = config.build(objective, tokenizer=context.tokenizer, length=length)
+  if built.prompt is None:
+    raise ValueError(f'{objective["fn"]}: nothing can be sampled from it')
+  prompts, written = _cut(context.tokenizer, path, field, length, new, limit)
+  card = record_lib.dataset_card(
+    *('continuation', path, 'given by the user', '', 'repetition')
+  )
+  sample = generation.sampled(context, sampler, new, jax.random.key(seed))
+  person = {
+    f'{name}/person': value
+    for name, value in text_metrics.variety(written, language).items()
+  }
+
+  def continuations(params: types.Params, part: Sequence[int]) -> list[str]:
+    # Filled up, so that one program serves all batches.
+    filled = [*part, *[part[-1]] * (batch_size - len(part))]
+    batch = generation.widened(
+      built.prompt([prompts[n] for n in filled]), length
+    )
+    seeds_B = np.array([generation.seed(str(n)) for n in filled], np.uint32)
+    return sample(params, batch, seeds_B)[: len(part)]
+
+  def evaluate(params: types.Params) -> results.Result:
+    texts: list[str] = []
+    for first in range(0, len(prompts), batch_size):
+      part = range(first, min(first + batch_size, len(prompts)))
+      texts += continuations(params, part)
+    items: list[results.Item] = [
+      {
+        'id': f'continuation/{n}',
+        'text': text,
+        'repetition': text_metrics.variety([text], language)['repetition'],
+      }
+      for n, text in enumerate(texts)
+    ]
+    metric = text_metrics.variety(texts, language) | person
+    return results.Result(metric, items, card._asdict())
+
+  return evaluate
+
+
+def _cut(
+  tokenizer: types.Tokenizer,
+  path: str,
+  field: str,
+  length: int,
+  new: int,
+  limit: int | None,
+) -> tuple[list[list[int]], list[str]]:
+  """Cuts texts into prompts, without bos, and what people went on with.
+
+  Raises:
+    ValueError: no text is long enough, or a row has no text.
+  """
+  prompts, written = [], []
+  where = names.short(path)
+  for n, row in enumerate(record_files.json_lines(path)):
+    if len(prompts) == limit:
+      break
+    try:
+      text = fields.text(row, field)
+    except fields.FieldError as error:
+      raise ValueError(f'task {where}: line {n + 1}: {error}') from error
+    # Few tokens have more than 16 characters, and a novel has a million.
+    ids = tokenizer.encode(text[: 16 * (length + new)])
+    if len(ids) >= length - 1 + new:
+      prompts.append(ids[: length - 1])
+      written.append(tokenizer.decode(ids[length - 1 : length - 1 + new]))
+  if not prompts:
+    raise ValueError(
+      f'task {where}: no text has {length - 1 + new} tokens; lower length'
+    )
+  return prompts, written
