@@ -45,7 +45,9 @@ def description() -> dict[str, Any]:
   return {
     'programs': [*programs()],
     'config': {name: [*keys(_ROOT / x)] for name, x in _CONFIGS.items()},
-    'functions': [function(name) for name in sorted(config.FACTORIES)],
+    'functions': [
+      function(name) for name in sorted(config.FACTORIES | config.STAGES)
+    ],
     'exit_codes': {str(k): v for k, v in config.EXIT_CODES.items()},
   }
 

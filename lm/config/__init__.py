@@ -34,6 +34,7 @@ from lm.config.programs import asked, error_line, main, parse, user_errors
 from lm.config.specs import build, fill, resolve
 from lm.config.untrusted import (
   FACTORIES,
+  STAGES,
   check_files,
   read_untrusted,
   trust,
@@ -53,6 +54,7 @@ from lm.config.values import (
 __all__ = [
   'EXIT_CODES',
   'FACTORIES',
+  'STAGES',
   'Config',
   'ConfigError',
   'asked',

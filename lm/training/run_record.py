@@ -25,8 +25,7 @@ from typing import Any
 
 from lm import checkpoint, config, errors
 from lm.checkpoint import manifest
-from lm.data import names
-from lm.runtime import code_state, devices, regular_files
+from lm.runtime import code_state, devices, logins, regular_files
 
 NAME = 'record.json'
 # They change what is computed, or where. Others may hold secrets.
@@ -85,7 +84,7 @@ def store(
     },
     **here(),
   }
-  found['starts'].append(json.loads(names.without_login(json.dumps(start))))
+  found['starts'].append(logins.hidden(start))
   # A patch that no start names any more cannot occur: starts are only added.
   checkpointer.store(NAME, json.dumps(found, sort_keys=True).encode() + b'\n')
 

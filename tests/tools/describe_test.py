@@ -10,7 +10,8 @@ from tools import describe
 def test_every_function_and_exit_code_is_described(capsys):
   describe.main([])
   found = json.loads(capsys.readouterr().out)
-  assert {x['fn'] for x in found['functions']} == config.FACTORIES
+  named = config.FACTORIES | config.STAGES
+  assert {x['fn'] for x in found['functions']} == named
   assert {int(x) for x in found['exit_codes']} == {*config.EXIT_CODES}
   by_name = {x['fn']: x for x in found['functions']}
   choice = by_name['lm.evals.choice:choice']
