@@ -13,7 +13,6 @@ from concurrent import futures
 from concurrent.futures import process
 import contextlib
 import functools
-import hashlib
 import importlib
 import json
 import os
@@ -29,6 +28,7 @@ from lm import errors
 from lm.corpus import parts
 from lm.corpus import workers as workers_lib
 from lm.data import names
+from lm.runtime import code_state
 
 Task = Mapping[str, Any]
 # DuckDB keeps whole row groups in memory while it writes them.
@@ -218,8 +218,8 @@ class Duck:
 
 
 def _is_done(task: Task) -> bool:
-  """Tells whether the part that a task makes is there."""
-  return 'output' in task and parts.is_whole(Path(task['output']))
+  """Tells whether the part that a task makes is there; the task checks it."""
+  return 'output' in task and parts.exists(Path(task['output']))
 
 
 def _quoted(path: str | Path) -> str:
@@ -345,10 +345,10 @@ class Spark:
     # several tasks would share a partition.
     frame = frame.coalesce(1).repartition(len(rows))
     name = f'{fn.__module__}:{fn.__qualname__}'
+    code = code_state.package_digest()
     try:
-      results = frame.mapInArrow(
-        functools.partial(_run_tasks, name, os.getcwd(), _code()), _RESULTS
-      ).collect()
+      run = functools.partial(_run_tasks, name, os.getcwd(), code)
+      results = frame.mapInArrow(run, _RESULTS).collect()
     except Exception as e:  # pyspark's own, or Java's
       raise _failed(e) from e
     for row in results:
@@ -386,17 +386,6 @@ def _failed(e: Exception) -> WorkerDied:
   )
 
 
-@functools.cache
-def _code() -> str:
-  """Hashes the code of this package, as this process found it at first."""
-  root = Path(__file__).parents[1]
-  found = hashlib.sha256()
-  for path in sorted(root.rglob('*.py')):
-    found.update(f'{path.relative_to(root).as_posix()}\0'.encode())
-    found.update(hashlib.sha256(path.read_bytes()).digest())
-  return found.hexdigest()
-
-
 def _run_tasks(
   name: str, folder: str, code: str, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
@@ -405,8 +394,8 @@ def _run_tasks(
   Args:
     name: of the function, 'module:function'.
     folder: from which relative paths of the tasks lead.
-    code: of the main program, see `_code`. A worker may live from one build to
-      the next, and have loaded what was there before.
+    code: of the main program, see `code_state.package_digest`. A worker may
+      live from one build to the next, and have loaded what was there before.
     batches: of tasks, as `Spark.run` makes them.
   """
   os.chdir(folder)
@@ -418,7 +407,7 @@ def _run_tasks(
     for task in batch.column('task').to_pylist():
       # What a user can mend is no fault of the worker, to be tried again.
       try:
-        if code != _code():
+        if code != code_state.package_digest():
           raise errors.Failure(
             'a worker of Spark has other code of lm than this program; install '
             'the same on all machines, start the workers anew, and run it again'

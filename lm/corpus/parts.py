@@ -107,6 +107,11 @@ def is_whole(folder: Path) -> bool:
     return False
 
 
+def exists(folder: Path) -> bool:
+  """Tells whether a part was made, without reading it."""
+  return (folder / _SUMS).is_file()
+
+
 def _sum(path: Path) -> list[int]:
   """Returns the bytes of a file and their CRC-32, as shards have it."""
   size = check = 0

@@ -13,6 +13,7 @@ import pytest
 
 from lm import errors
 from lm.corpus import engines, maps, parts, stages
+from lm.runtime import code_state
 from tests.corpus import build_test
 
 RULE = 'def short(most):\n  return lambda x: len(x.text) < most or None\n'
@@ -96,20 +97,6 @@ def test_a_worker_with_other_code_of_lm_is_refused():
   (found,) = engines._run_tasks(*given)
   kind, text = json.loads(found.column('error')[0].as_py())
   assert kind == 'Failure' and 'other code of lm' in text and len(text) < 200
-  given = ('json:dumps', '.', engines._code(), iter([task]))
+  given = ('json:dumps', '.', code_state.package_digest(), iter([task]))
   (found,) = engines._run_tasks(*given)
   assert found.column('error')[0].as_py() == ''
-
-
-def test_the_code_of_this_package_is_that_of_its_files(tmp_path, monkeypatch):
-  """So a change of any file is another code."""
-  monkeypatch.setattr(engines, '__file__', str(tmp_path / 'lm/corpus/x.py'))
-  (tmp_path / 'lm/corpus').mkdir(parents=True)
-  file = tmp_path / 'lm/corpus/rule.py'
-  codes = []
-  for text in ('a = 1', 'a = 2'):
-    file.write_text(text)
-    codes.append(engines._code.__wrapped__())
-  file.rename(file.with_name('rules.py'))
-  codes.append(engines._code.__wrapped__())
-  assert len(set(codes)) == 3

@@ -94,5 +94,15 @@ def test_without_a_repository_there_is_no_state(tmp_path, monkeypatch):
   assert code_state.of(code_state.package_folder()) is None  # no git
 
 
-def test_the_package_has_one_hash(monkeypatch):
-  assert len(code_state.package_digest()) == 64
+def test_the_code_of_this_package_is_that_of_its_files(tmp_path, monkeypatch):
+  """So a change of any file is another code."""
+  monkeypatch.setattr(code_state, '_LM', tmp_path)
+  (tmp_path / 'corpus').mkdir()
+  file = tmp_path / 'corpus/rule.py'
+  codes = []
+  for text in ('a = 1', 'a = 2'):
+    file.write_text(text)
+    codes.append(code_state.package_digest.__wrapped__())
+  file.rename(file.with_name('rules.py'))
+  codes.append(code_state.package_digest.__wrapped__())
+  assert len(set(codes)) == 3
