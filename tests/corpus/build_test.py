@@ -24,6 +24,7 @@ from lm import config, errors
 from lm.corpus import (
   build,
   certificate,
+  evaluation_items,
   index,
   item_matches,
   maps,
@@ -172,7 +173,7 @@ def test_building_again_makes_nothing_and_changes_nothing(corpus, monkeypatch):
 
   monkeypatch.setattr(parts, 'making', refuse)
   monkeypatch.setattr(writer, 'assemble', refuse)
-  monkeypatch.setattr(item_matches, 'load', refuse)
+  monkeypatch.setattr(evaluation_items, 'read', refuse)
   monkeypatch.setattr(process.ProcessPoolExecutor, 'submit', refuse)
   build.run(c, 'out', workers=2)
   assert shard_bytes(Path('out')) == before
