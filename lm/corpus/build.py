@@ -17,6 +17,7 @@ import contextlib
 import functools
 from pathlib import Path
 import shutil
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -199,6 +200,8 @@ class Build:
       name: tuple(source.get('skip', ())) for name, source in c.sources.items()
     }
     passes.check(self._stages, c.order, self._skipped)
+    for line in passes.losses(self._stages, c.order):
+      print(f'warning: {line}', file=sys.stderr, flush=True)
 
   def run(self) -> Result:
     """Runs all steps."""

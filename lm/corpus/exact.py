@@ -9,7 +9,7 @@ one at random.
 
 Cuts come before later stages see the texts. So if a later stage drops the
 document that has the first occurrence of a paragraph, no document has it any
-more: put rules that drop documents before.
+more: put stages that drop documents before. A build warns of those behind.
 """
 
 from collections.abc import Mapping
@@ -58,6 +58,7 @@ def make(unit: str = 'document', least_words: int = 0) -> stages.Stage:
     keys=keys,
     decide=_decide_documents if is_whole else _decide_places(name),
     edit=None if is_whole else edit,
+    loses=False,
   )
 
 

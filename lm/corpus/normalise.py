@@ -116,6 +116,7 @@ def make(
     settings,
     map=stages.each(run),
     packages=packages,
+    loses=False,  # what it drops is empty
   )
 
 

@@ -1,6 +1,6 @@
 """Passes: which stages work on a part in one go, and what they are given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,27 @@ def check(
           f'sources.{source}.skip: {key} is no stage of this config; give some '
           f'of {", ".join(order)}'
         )
+
+
+def losses(
+  listed: Sequence[stages.Stage], order: Sequence[str]
+) -> Iterator[str]:
+  """Says where the order of stages may lose text that was cut as a repetition.
+
+  Args:
+    listed: the stages.
+    order: their keys in the config.
+
+  Yields:
+    A line for each stage that cuts too early.
+  """
+  for n, stage in enumerate(listed):
+    later = [m for m in range(n + 1, len(listed)) if listed[m].loses]
+    if stage.edit and later:
+      yield (
+        f'order: {order[n]} cuts what an earlier document has, and '
+        f'{order[later[-1]]} may drop that one; put {order[n]} behind it'
+      )
 
 
 def plan(listed: Sequence[stages.Stage]) -> list[list[int]]:

@@ -88,6 +88,7 @@ def make(
       'most': most,
     },
     map=stages.each(run),
+    loses=most is not None,
   )
 
 

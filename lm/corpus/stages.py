@@ -69,6 +69,7 @@ class Stage(NamedTuple):
     data: files that decide on its results, beside the settings.
     packages: versions of the outside packages that decide on them, by name; see
       `parts.versions`.
+    loses: whether it may drop a document whose text no other one has.
     report: of the tables, once all is decided: plain JSON that the build writes
       as NAME.json; None where there is nothing to write.
   """
@@ -85,6 +86,7 @@ class Stage(NamedTuple):
   ) = None
   data: tuple[str, ...] = ()
   packages: Mapping[str, str | None] = {}
+  loses: bool = True
   report: Callable[[decisions.Tables], Mapping[str, Any]] | None = None
 
 

@@ -59,6 +59,7 @@ def make(
     {'lists': words.digests, 'most': most},
     map=stages.each(count),
     data=_files(lists),
+    loses=bool(most),
   )
 
 
@@ -110,6 +111,7 @@ def bias(
     },
     map=stages.each(count),
     data=_files(groups) + _files(traits),
+    loses=False,
   )
 
 

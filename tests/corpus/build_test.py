@@ -267,6 +267,35 @@ def test_paragraphs_that_came_before_are_cut(corpus):
   assert changes['changes']['exact_paragraph.cut']['documents'] == 2
 
 
+def test_a_stage_that_cuts_too_early_is_warned_of(corpus, capsys):
+  first, copy, rest = text(1), text(2), text(3)
+  write(corpus / 'a.jsonl', [f'{copy}\n\n{rest} bad@example.com'])
+  write(corpus / 'b.jsonl', [f'{first}\n\n{copy}'])
+  c = load(corpus, split_valid=0.0).unlock()
+  c.stages.paragraphs = {'fn': 'lm.corpus.exact:make', 'unit': 'paragraph'}
+  c.stages.personal = {'fn': 'lm.corpus.personal:make', 'most': 0}
+  c.stages.masked = {'fn': 'lm.corpus.personal:make'}
+
+  def built(*order: str) -> tuple[bool, str]:
+    c.order = order
+    result = build.run(c, 'out')
+    opened = shards.load('out/train', result.tokenizer)
+    texts = [
+      result.tokenizer.decode(opened.document(n).tolist())
+      for n in range(opened.manifest.documents)
+    ]
+    return copy in ''.join(texts), capsys.readouterr().err
+
+  is_there, err = built('paragraphs', 'personal')
+  assert not is_there and err == (
+    'warning: order: paragraphs cuts what an earlier document has, and '
+    'personal may drop that one; put paragraphs behind it\n'
+  )
+  assert built('personal', 'paragraphs') == (True, '')
+  # Neither loses a word.
+  assert built('paragraphs', 'masked', 'exact')[1] == ''
+
+
 def test_each_source_can_be_a_dataset_of_its_own(corpus):
   result = build.run(load(corpus, by_source=True, split_valid=0.0), 'out')
   assert sorted(result.datasets) == ['train/a', 'train/b']
