@@ -61,7 +61,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
         meta, c, workdir, allow=('evals', 'evaluate')
       )
     else:
-      checkpointer.store('config.json', config.to_json(c).encode() + b'\n')
+      files = setup.files(c, workdir, None, {})
       sources = [
         shards.load(c.data.sources[name].path, tokenizer)
         for name in sorted(c.data.sources)
@@ -80,6 +80,7 @@ def fit(c: config.Config, workdir: str | Path) -> types.TrainState:
       print(f'{workdir}: {tree.count(params):,} numbers')
       checkpointer.enclose(checkpoint.enclosed(c, workdir))
       checkpointer.preflight(state)
+      setup.store(files, checkpointer)
       meta = setup.meta(c, data, tokenizer, c.steps)
       checkpointer.save(c.steps, state, meta)
       checkpointer.wait()

@@ -39,7 +39,6 @@ from lm.runtime import (
   signals,
 )
 from lm.training import (
-  certificates,
   early_stopping,
   evaluations,
   metrics_logger,
@@ -82,14 +81,15 @@ def train(
     source = setup.initial_run(c, folder)
     stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
-    meta = setup.claim(c, folder, checkpointer, group)
+    meta = setup.check_folder(c, folder, checkpointer, group)
     run = setup.assemble_in(c, folder, meta)
-    if group.leads:  # now that the data are known to be those of the run
-      certificates.store(c, checkpointer, source, resumes=bool(meta))
+    files = setup.files(c, folder, source, meta)
     stopping = early_stopping.EarlyStopping(c, folder, group)
     if stopping.ended is not None:
       checkpointer.end_at(stopping.ended)
     state = setup.restore_or_start(run, checkpointer, source)
+    if group.leads:
+      setup.store(files, checkpointer)
     start = int(state.step)
     last = stopping.resume_at(start)
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
