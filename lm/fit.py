@@ -67,9 +67,7 @@ def fit(
         meta, c, workdir, allow=('evals', 'evaluate')
       )
     else:
-      checkpointer.store('config.json', config.to_json(c).encode() + b'\n')
-      now = data.state(0)
-      run_record.store(c, checkpointer, step=0, data=now, asked=asked)
+      files = setup.files(c, workdir, None, {})
       sources = [
         shards.load(c.data.sources[name].path, tokenizer)
         for name in sorted(c.data.sources)
@@ -88,6 +86,9 @@ def fit(
       print(f'{workdir}: {tree.count(params):,} numbers')
       checkpointer.enclose(checkpoint.enclosed(c, workdir))
       checkpointer.preflight(state)
+      setup.store(files, checkpointer)
+      now = data.state(0)
+      run_record.store(c, checkpointer, step=0, data=now, asked=asked)
       meta = setup.meta(c, data, tokenizer, c.steps)
       checkpointer.save(c.steps, state, meta)
       checkpointer.wait()

@@ -41,7 +41,6 @@ from lm.runtime import (
   signals,
 )
 from lm.training import (
-  certificates,
   early_stopping,
   evaluations,
   metrics_logger,
@@ -87,10 +86,9 @@ def train(
     source = setup.initial_run(c, folder)
     stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
-    meta = setup.claim(c, folder, checkpointer, group)
+    meta = setup.check_folder(c, folder, checkpointer, group)
     run = setup.assemble_in(c, folder, meta)
-    if group.leads:  # now that the data are known to be those of the run
-      certificates.store(c, checkpointer, source, resumes=bool(meta))
+    files = setup.files(c, folder, source, meta)
     stopping = early_stopping.EarlyStopping(c, folder, group)
     if stopping.ended is not None:
       checkpointer.end_at(stopping.ended)
@@ -98,6 +96,7 @@ def train(
     start = int(state.step)
     last = stopping.resume_at(start)
     if group.leads:
+      setup.store(files, checkpointer)
       now = run.data.state(start)
       run_record.store(c, checkpointer, step=start, data=now, asked=asked)
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))

@@ -31,12 +31,13 @@ KINDS = tuple(_FINDERS)
 # A placeholder may free what stood beside it, such as the second of two numbers
 # that looked like one. More rounds than this are of no use to real text.
 _ROUNDS = 4
+_PLACEHOLDER = '<{}>'
 
 
 def make(
   *,
   kinds: Sequence[str] = KINDS,
-  placeholder: str = '<{}>',
+  placeholder: str = _PLACEHOLDER,
   keep_special_ips: bool = True,
   most: int | None = None,
 ) -> stages.Stage:
@@ -95,11 +96,33 @@ def make(
 def mask(
   text: str,
   kinds: Sequence[str] = KINDS,
-  placeholder: str = '<{}>',
+  placeholder: str = _PLACEHOLDER,
   keep_special_ips: bool = True,
 ) -> str:
   """Returns a text with its personal data masked; see `make`."""
   return _mask(text, _known(kinds), placeholder, keep_special_ips)[0]
+
+
+def mask_part(text: str, start: int, stop: int) -> str:
+  """Masks text[start:stop], whose neighbours say what its ends belong to.
+
+  What is only partly in there is masked whole.
+  """
+  stop = min(stop, len(text))
+  for _ in range(_ROUNDS):
+    found = find(text)
+    if not found:
+      break
+    for a, b, kind in reversed(found):  # so that earlier places stay
+      word = _PLACEHOLDER.format(kind.upper())
+      text = text[:a] + word + text[b:]
+      if b <= start:
+        start += len(word) - (b - a)
+        stop += len(word) - (b - a)
+      elif a < stop:
+        start = min(start, a)
+        stop = max(stop, b) + len(word) - (b - a)
+  return text[start:stop]
 
 
 def find(

@@ -183,7 +183,7 @@ def _filled(
   """
   period = mixture.PERIOD
   # Whole slots, rounded down, so that no bound is exceeded by rounding.
-  slots = {k: math.floor(most[k] * period) for k in weights}
+  slots = {k: math.floor(min(most[k], 1.0) * period) for k in weights}
   free = {k: w for k, w in weights.items() if w}
   left, full = period, {}
   while free:

@@ -63,7 +63,6 @@ def import_model(
   c = run_config.make(base, imported, spec, tokenizer)
   workdir.mkdir(parents=True, exist_ok=True)
   with checkpoint.Checkpointer(workdir) as checkpointer:
-    (workdir / 'tokenizer.json').write_text(text, encoding='utf-8')
     c = config.fill(c, given={'data': ('position', 'steps')})
     state = types.TrainState(jnp.int32(1), imported.params, (), {})
     checkpointer.enclose({'tokenizer.json': text.encode()})
@@ -75,6 +74,7 @@ def import_model(
       'tokenizer': tokenizer.sha256,
       'dtype': opened.dtype,
     }
+    (workdir / 'tokenizer.json').write_text(text, encoding='utf-8')
     config.store(c, workdir / 'config.json')
     checkpointer.save(1, state, meta)
     checkpointer.wait()

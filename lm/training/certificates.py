@@ -14,31 +14,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lm import checkpoint, config
+from lm import config
 from lm.runtime import regular_files
 
 NAME = 'contamination.json'
 
 
-def store(
-  c: config.Config,
-  checkpointer: checkpoint.Checkpointer,
-  source: Path | None,
-  *,
-  resumes: bool,
-) -> None:
-  """Writes the certificates into the folder of a run, if there is one at all.
+def collect(
+  c: config.Config, folder: Path, source: Path | None, *, resumes: bool
+) -> dict[str, bytes]:
+  """Collects the certificates of a run's data.
 
   Args:
     c: of the run.
-    checkpointer: of its folder.
+    folder: of the run.
     source: the run whose parameters it starts from now, if any.
     resumes: whether it goes on from a checkpoint, on the same data as before.
+
+  Returns:
+    What the run's own file is to hold, by its name; {} if it needs none.
 
   Raises:
     config.ConfigError: a certificate is damaged.
   """
-  stored = read(checkpointer.workdir)
+  stored = read(folder)
   # A run may go on where its data lie without their certificates. What a run
   # that never saved has left may be of other data.
   before = (stored or {}) if resumes else {}
@@ -56,9 +55,10 @@ def store(
       theirs = read(source) or {'train': None}
       earlier = {f'init_from/{name}': x for name, x in theirs.items()}
     found |= earlier or {'init_from/train': None}
-  if stored is not None or any(found.values()):
-    text = json.dumps({'sources': found}, ensure_ascii=False, sort_keys=True)
-    checkpointer.store(NAME, text.encode() + b'\n')
+  if stored is None and not any(found.values()):
+    return {}
+  text = json.dumps({'sources': found}, ensure_ascii=False, sort_keys=True)
+  return {NAME: text.encode() + b'\n'}
 
 
 def read(workdir: Path) -> Mapping[str, Any] | None:

@@ -17,7 +17,7 @@ from lm.checkpoint import bucket, bucket_reader, mirror
 from lm.data import objectives, prefetch, stream, usage
 from lm.evals import context as context_lib
 from lm.runtime import devices, process_group
-from lm.training import privacy, run_checks
+from lm.training import certificates, privacy, run_checks
 from lm.training import program as program_lib
 
 
@@ -183,7 +183,7 @@ def assemble_in(c: config.Config, folder: Path, meta: Mapping[str, Any]) -> Run:
   Args:
     c: filled.
     folder: of the run.
-    meta: what its newest checkpoint says, see `claim`; {} without one.
+    meta: what its newest checkpoint says, see `check_folder`; {} without one.
 
   Raises:
     config.ConfigError: the config cannot be used, or the tokenizer is not the
@@ -308,13 +308,13 @@ def checkpointer(
   )
 
 
-def claim(
+def check_folder(
   c: config.Config,
   folder: Path,
   checkpointer: checkpoint.Checkpointer,
   group: process_group.ProcessGroup,
 ) -> dict[str, Any]:
-  """Checks that a folder is of this run or new, and stores the config there.
+  """Checks that a folder is of this run or new, and changes nothing there.
 
   Returns:
     What the newest sound checkpoint says of the run; {} without a checkpoint.
@@ -327,9 +327,35 @@ def claim(
   if found is not None:
     run_checks.same_run(found, c, folder)
   run_checks.same_everywhere(c, group)
-  if group.leads:
-    checkpointer.store('config.json', config.to_json(c).encode() + b'\n')
   return found or {}
+
+
+def files(
+  c: config.Config, folder: Path, source: Path | None, meta: Mapping[str, Any]
+) -> dict[str, bytes]:
+  """Makes the files that say in a run's folder what the run is.
+
+  Args:
+    c: of the run.
+    folder: of the run.
+    source: see `initial_run`.
+    meta: what its newest checkpoint says; {} without one.
+
+  Raises:
+    config.ConfigError: a certificate of its data is damaged.
+  """
+  return {
+    'config.json': config.to_json(c).encode() + b'\n',
+    **certificates.collect(c, folder, source, resumes=bool(meta)),
+  }
+
+
+def store(
+  files: Mapping[str, bytes], checkpointer: checkpoint.Checkpointer
+) -> None:
+  """Stores `files` in a run's folder, once nothing refuses the run any more."""
+  for name, content in files.items():
+    checkpointer.store(name, content)
 
 
 def initial_run(c: config.Config, folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a user logs in with is in no file of a build, and in no error."""
+"""A login is in no file of a build, and in no error."""
 
 from collections.abc import Iterator
 import functools

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from lm.data import mixture, shares, stream, writer
+from lm.data import mixture, position, shares, stream, writer
 from lm.data.tokenizers import utf8_bytes
 
 BYTES = utf8_bytes.make()
@@ -181,9 +181,9 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def make(root):
-  def make(**changes) -> stream.Data:
+  def make(unit: float = 1.0, **changes) -> stream.Data:
     settings = {
-      'sources': {n: {'path': str(root / n), 'weight': 1.0} for n in SIZES},
+      'sources': {n: {'path': str(root / n), 'weight': unit} for n in SIZES},
       'tokenizer': BYTES,
       'seed': 5,
       'batch_size': 8,
@@ -237,6 +237,32 @@ def test_golden_shares(make):
       digest.update(data.batch(step).targets.astype('<i4').tobytes())
     digests[name] = digest.hexdigest()[:16]
   assert digests == GOLDEN
+
+
+@pytest.mark.parametrize(
+  'weight', [1e308, 10**400, 1.1e100, 5e-324, 1e-101, math.nan, -1.0]
+)
+def test_weights_beyond_all_reason_are_refused(weight):
+  sources = {x: {'weight': weight} for x in 'ab'}
+  with pytest.raises(ValueError, match='numbers from 1e-100 to 1e100') as error:
+    position.weights(['a', 'b'], sources, ())
+  assert len(str(error.value)) <= 200
+
+
+@pytest.mark.parametrize('unit', [2.0**332, 2.0**-332])
+def test_weights_of_any_size_are_shares(make, unit):
+  rules = ({}, {'temperature': 3.3}, {'temperature': 3.3, 'max_epochs': 1.5})
+  for rule in rules:
+    want, have = make(**rule), make(**rule, unit=unit)
+    for step in (0, 99):
+      np.testing.assert_array_equal(
+        have.batch(step).tokens, want.batch(step).tokens
+      )
+
+
+def test_a_bound_that_nothing_reaches_changes_nothing(make):
+  want, have = make(), make(max_epochs=1e308)
+  np.testing.assert_array_equal(have.batch(50).tokens, want.batch(50).tokens)
 
 
 def test_a_run_goes_on_with_its_shares_alone(make):

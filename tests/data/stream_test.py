@@ -299,12 +299,12 @@ def test_bad_settings_are_one_line(make, root):
     ({'sources': {'a': {**good, 'weight': 0}}, 'changes': ()}, 'not all 0'),
     (
       {'sources': {'a': {**good, 'weight': float('nan')}}, 'changes': ()},
-      'give finite ones',
+      'give 0 or numbers',
     ),
     ({'changes': ((5, share), (5, share))}, 'step 5 is not after'),
     ({'changes': ((5, {'web': 1.0}),)}, r"step 5 has weights of \['web'\]"),
     ({'changes': ((5, {**share, 'web': 1e-9}),)}, 'at least 1/65536'),
-    ({'changes': ((5, {**share, 'web': -1}),)}, 'give finite ones'),
+    ({'changes': ((5, {**share, 'web': -1}),)}, 'give 0 or numbers'),
     ({'lengths': ((5, 8), (5, 16))}, r'lengths: step 5 is not after'),
     ({'lengths': ((0, 12),)}, r'12 at step 0 does not divide data\.length=32'),
     (

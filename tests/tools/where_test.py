@@ -17,7 +17,8 @@ from lm.data.tokenizers import utf8_bytes
 from lm.reporting import metrics_log
 from lm.training import setup
 from tests import builds, programs
-from tools import where
+from tools.where import __main__ as where
+from tools.where import runs
 
 CANARY = 'canary 4711 sings'
 STEPS = 30
@@ -163,8 +164,73 @@ def test_what_is_shown_is_limited_and_counted(build, capsys):
   assert count == sum('o' in x.text for x in documents())
 
 
-def opened(run: Path, build: Path) -> where.Run:
-  return where.open_run(run, build, None)
+def test_personal_data_are_masked_in_what_is_shown(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv(untrusted.VARIABLE, '/,tests')
+  filler = 'of the long report '
+  texts = [
+    f'kept: write to anna@example.com about the {CANARY}',
+    f'{filler}dropped: {"o" * 40} call 212-555-1234, {CANARY}, {filler}',
+  ]
+  found = [
+    builds.Document('web', texts[0]),
+    builds.Document('web', texts[1], 'quality.words'),
+    *(builds.Document('wiki', f'{filler * 9} {n}') for n in range(9)),
+  ]
+  builds.write(tmp_path / 'build', found)
+  flag = f'--build={tmp_path / "build"}'
+  for words, shown in (
+    ([], ['kept: write to <EMAIL> about', 'call <PHONE>, canary']),
+    (['--raw'], ['to anna@example.com about', 'call 212-555-1234, canary']),
+  ):
+    lines = output(capsys, CANARY, flag, *words)
+    for line in shown:
+      assert sum(line in x for x in lines) == 1, lines
+  # What is looked for is masked too, and what a preview cuts.
+  for text in ('555-12', 'anna@ex', f'{"o" * 30} call 2'):
+    lines = output(capsys, text, flag)
+    assert 'text: 1' in lines[0]
+    assert not any('555' in x or 'anna' in x or '@' in x for x in lines)
+  # A run that has not begun yet.
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  c = settings(tmp_path / 'build', steps=STEPS)
+  config.store(setup.fill(c), workdir / 'config.json')
+  flags = [f'--workdir={workdir}', flag]
+  steps = {
+    x.split()[1].strip(',')
+    for x in output(capsys, 'anna@', *flags)
+    if x.startswith('    step')
+  }
+  # Its windows are so short that some cut the address.
+  for step in steps:
+    said = '\n'.join(output(capsys, f'--step={step}', *flags))
+    assert not re.search('anna|@|ample', said)
+    assert '<EMAIL>' in said
+  told = [output(capsys, f'--step={x}', '--raw', *flags) for x in steps]
+  assert any('anna@' in line for lines in told for line in lines)
+  # The shards of the run alone.
+  lines = output(capsys, CANARY, flags[0])
+  assert any('<EMAIL>' in x for x in lines)
+  assert not any('anna@' in x for x in lines)
+
+
+def test_a_refused_start_does_not_hide_a_run(run, build, tmp_path, monkeypatch):
+  monkeypatch.setenv(untrusted.VARIABLE, '/,tests')
+  workdir = shutil.copytree(run, tmp_path / 'run')
+  c = config.load(workdir / 'config.json', [('steps', STEPS + 1)]).unlock()
+  other = tmp_path / 'other'
+  builds.write(other, documents()[::-1])
+  c.data.sources.web.path = str(other / 'train/web')
+  with pytest.raises(config.ConfigError, match='restore it or start a new run'):
+    train.train(c.lock(), workdir)
+  have = runs.open_run(workdir, None, None)
+  assert (have.step, have.last) == (12, STEPS)
+
+
+def opened(run: Path, build: Path) -> runs.Run:
+  return runs.open_run(run, build, None)
 
 
 def test_canaries_are_seen_at_exact_steps(run, build):
@@ -257,8 +323,8 @@ def test_without_a_build_shards_are_searched(run, build, capsys, monkeypatch):
   loose = output(capsys, CANARY, '--loose', f'--workdir={run}', '--limit=1')
   assert loose[-2].startswith('documents with the text: 4,')
   assert loose[-1] == '3 more: give a larger --limit'
-  lines = output(capsys, f'--step={STEPS}', f'--workdir={run}')
-  assert lines[0] == f'step {STEPS}: beyond the end of the run'
+  lines = output(capsys, f'--step={STEPS - 1}', f'--workdir={run}')
+  assert lines[0] == f'step {STEPS - 1}: will be seen'
   assert not any('raw/' in x for x in lines)
 
 
@@ -313,7 +379,7 @@ def test_a_rollback_leaves_steps_out(build, tmp_path, capsys, monkeypatch):
   monkeypatch.setenv('FAULT', 'nan_grad@4-7')
   c = settings(build, steps=12, save_every=3, max_skipped=3, batch_size=8)
   train.train(c, tmp_path)
-  have = where.open_run(tmp_path, build, None)
+  have = runs.open_run(tmp_path, build, None)
   # It went back from step 8 to step 3, and the updates between are not in it.
   out = [n for n in range(12) if have.when(n) != 'seen']
   assert out == [3, 4, 5, 6, 7]
@@ -341,7 +407,8 @@ def test_a_run_that_stopped_early_sees_no_more(run, build, tmp_path):
   have = opened(workdir, build)
   assert (have.step, have.last) == (3, 3)
   assert have.when(2) == 'seen'
-  assert have.when(3) == 'beyond the end of the run'
+  with pytest.raises(ValueError, match='before it; its last step is 2'):
+    list(where.batch(have, 3, build, False))
 
 
 def test_what_an_objective_reads_is_said(build, tmp_path, capsys, monkeypatch):
@@ -377,6 +444,14 @@ def test_what_an_objective_reads_is_said(build, tmp_path, capsys, monkeypatch):
     (['x'], 'give --build, --workdir or both'),
     (['--step=3', '--build={build}'], '--step and --mixture need --workdir'),
     (['--step=-1', '--workdir={run}'], '--step=-1: give one from 0 on'),
+    (
+      ['--step=30', '--build={build}', '--workdir={run}'],
+      '--step=30: the run ends before it; its last step is 29',
+    ),
+    (
+      ['--mixture', '--step=31', '--build={build}', '--workdir={run}'],
+      '--step=31: the run ends before it; give one up to 30',
+    ),
     (['x', '--build={build}', '--limit=0'], '--limit=0: give one from 1'),
     (['x', '--build={none}'], 'holds no documents.parquet: give the folder'),
     (['x', '--workdir={none}'], 'holds no run: give the folder of one'),
@@ -416,7 +491,7 @@ def test_other_data_than_a_stream_are_refused(build, tmp_path):
   c.fit = {'fn': 'lm.models.ngram:fit'}
   config.store(setup.fill(c.lock()), tmp_path / 'config.json')
   with pytest.raises(config.ConfigError, match='does not train on windows of'):
-    where.open_run(tmp_path, build, None)
+    runs.open_run(tmp_path, build, None)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import time
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, errors, train
+from configs import base
+from lm import checkpoint, config, errors, fit, train
 from lm.checkpoint import lease, manifest
 from lm.data import writer
 from lm.data.tokenizers import characters, utf8_bytes
@@ -37,12 +38,25 @@ def start(place, start):
   return start
 
 
+def contents(workdir: Path | str) -> dict[str, bytes]:
+  """Reads the files of a run, but for those by which it is locked."""
+  files = (x for x in Path(workdir).rglob('*') if x.is_file())
+  return {
+    str(x): x.read_bytes() for x in files if not x.name.startswith('lease')
+  }
+
+
 def refused(
   c, workdir, kind: type[Exception] = config.ConfigError, code=2
 ) -> str:
-  """Trains, which must fail by `kind` in one line, and returns that."""
+  """Trains, which must fail by `kind` in one line, and returns that.
+
+  A run that is refused changes no file, and a new one leaves none.
+  """
+  before = contents(workdir)
   with pytest.raises(kind) as caught:
     train.train(c, workdir)
+  assert contents(workdir) == before
   assert getattr(caught.value, 'exit_code', None) == code
   text = str(caught.value)
   assert len(text) <= 200 and '\n' not in text
@@ -193,6 +207,35 @@ def test_replaced_data_is_refused(data, trained, place):
     text,
   )
   assert checkpoint.steps(workdir) == [6, 12]
+
+
+def test_a_model_that_cannot_be_fitted_leaves_no_config(data, place):
+  c = programs.make(data).unlock()
+  c.data.fn = 'lm.data.stream:make'
+  del c.data.seconds, c.data.hang_at, c.evals.pause
+  c.model, c.fit = base.ngram()
+  (certificate := place / 'data/contamination.json').parent.mkdir()
+  shutil.copytree(data, place / 'data', dirs_exist_ok=True)
+  c.data.sources.train.path = str(place / 'data/train')
+  certificate.write_text('{')
+  with pytest.raises(config.ConfigError, match='no certificate of'):
+    fit.fit(c.lock(), place / 'run')
+  assert contents(place / 'run') == {}
+  certificate.unlink()
+  fit.fit(c, place / 'run')
+  assert (place / 'run/config.json').is_file()
+
+
+def test_a_damaged_certificate_is_refused(data, trained, place):
+  workdir = programs.rewind(trained, place / 'run', 12)
+  folder = shutil.copytree(data, place / 'data')
+  (folder / 'contamination.json').write_text('{')
+  for c in (
+    programs.on_eight(folder, steps=40, allow='steps,evals'),
+    programs.on_eight(folder, init_from=trained),
+  ):
+    text = refused(c, place / ('new' if c.init_from else workdir.name))
+    assert 'no certificate of contamination' in text
 
 
 def test_another_tokenizer_is_refused(data, trained, place, capsys):

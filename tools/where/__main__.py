@@ -11,6 +11,9 @@ and without a run it says nothing of steps. The second prints the documents of a
 step's batch. The third prints how many tokens and epochs of each source the run
 has read, and how many it will have read at its end, or before a step.
 
+Personal data are masked in what is printed of texts: a dropped document is kept
+as it was before a later stage masked it. --raw prints texts as they are.
+
 Step N is the update from state N to state N + 1, which metrics.jsonl writes as
 N + 1. A run has seen a step if its newest checkpoint is a later one. Texts that
 it is evaluated on do not count. Nothing is logged for this: a batch follows
@@ -21,149 +24,25 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from lm import checkpoint, config, types
-from lm.checkpoint import manifest
-from lm.corpus import provenance
-from lm.data import locate, row_lengths, samples, shards, usage
-from lm.training import early_stopping, setup
+import numpy as np
+
+from lm import config, types
+from lm.corpus import personal, provenance
+from lm.data import locate, row_lengths, shards, usage
+from tools.where import runs
 
 _AROUND = 60  # characters that a preview shows on each side of a text
 _PREVIEW = 100  # characters of the preview of a document in a batch
-
-
-class Run(NamedTuple):
-  """A run, as far as its data go.
-
-  Attributes:
-    config: filled.
-    tokenizer: of its texts.
-    samples: of its newest era.
-    likelihood: whether each token of a window is a target once.
-    step: of its newest checkpoint; 0 without one.
-    last: how many steps it will have taken at its end.
-    left_out: (first, stop) of the steps that it left out when it went back.
-  """
-
-  config: config.Config
-  tokenizer: types.Tokenizer
-  samples: samples.Samples
-  likelihood: bool
-  step: int
-  last: int
-  left_out: tuple[tuple[int, int], ...]
-
-  def when(self, step: int) -> str:
-    """Says whether a step was seen."""
-    if step >= self.last:
-      return 'beyond the end of the run'
-    if step >= self.step:
-      return 'will be seen'
-    return 'left out by a rollback' if self.leaves_out(step) else 'seen'
-
-  def leaves_out(self, step: int) -> bool:
-    """Tells whether the run went back over a step that it had taken."""
-    return any(first <= step < stop for first, stop in self.left_out)
-
-
-def open_run(workdir: Path, build: Path | None, data: Path | None) -> Run:
-  """Opens the data of a run.
-
-  Args:
-    workdir: of the run.
-    build: whose datasets are taken where they are those of the run, whatever
-      paths its config names; None: there is none.
-    data: a folder that replaces paths of the config, see
-      `config.data_folder`; None leaves them.
-
-  Raises:
-    config.ConfigError: there is no run, or its data cannot be used.
-    errors.Failure: its checkpoints are damaged.
-  """
-  step, meta = 0, {}
-  if manifest.candidates(workdir):
-    step, meta = manifest.newest(
-      workdir, lambda n: (n, manifest.read(workdir, n)['meta'])
-    )
-  c, named = _config(workdir, meta), {}
-  if data is not None:
-    named |= config.data_folder.paths(c, data)
-  if build is not None:
-    named |= _in_build(c, build, meta)
-  with c.unlocked():
-    c.update_from_flattened_dict(named)
-  config.check_files(c.data, workdir, tuple(named), key='data')
-  own = checkpoint.tokenizer_path(c, workdir) if meta else None
-  if own is None:
-    config.check_files(c.tokenizer, workdir, tuple(named), key='tokenizer')
-  spec = c.tokenizer if own is None else {**c.tokenizer, 'path': str(own)}
-  tokenizer = checkpoint.checked_tokenizer(spec, workdir, meta)
-  opened = setup.open_data(c, tokenizer, meta.get('data'))
-  if opened.samples is None or c.fit is not None:
-    raise config.ConfigError(
-      f'{workdir}: does not train on windows of shards, so that no step can be '
-      'told: give a run of lm.train on lm.data.stream:make'
-    )
-  ended = early_stopping.end(
-    c, early_stopping.read(c, workdir), checkpoint.steps(workdir)
-  )
-  left_out = meta.get('dropped', {}).get('left_out', ())
-  return Run(
-    config=c,
-    tokenizer=tokenizer,
-    samples=opened.samples,
-    likelihood=opened.likelihood,
-    step=step,
-    last=c.steps if ended is None else ended,
-    left_out=tuple((first, stop) for first, stop in left_out),
-  )
-
-
-def _config(workdir: Path, meta: Mapping[str, Any]) -> config.Config:
-  """Reads the config of a run: that of its last start."""
-  path = workdir / 'config.json'
-  try:
-    text = path.read_text(encoding='utf-8')
-  except (OSError, UnicodeDecodeError) as error:
-    if not meta:
-      raise config.ConfigError(
-        f'--workdir={workdir}: holds no run: give the folder of one'
-      ) from error
-    text = meta['config']
-  return config.read_untrusted(text)
-
-
-def _in_build(
-  c: config.Config, build: Path, meta: Mapping[str, Any]
-) -> dict[str, str]:
-  """Finds the sources of a run among the datasets of a build.
-
-  Returns:
-    Paths by their keys in the config.
-  """
-  known = meta.get('data', {}).get('datasets', {})
-  found = {_fingerprint(x): str(x) for x in provenance.datasets(build).values()}
-  inside = build.resolve()
-  named = {}
-  for name, source in c.data.get('sources', {}).items():
-    key = f'data.sources.{name}.path'
-    if known.get(name) in found:
-      named[key] = found[known[name]]
-    elif Path(source.path).resolve().is_relative_to(inside):
-      named[key] = source.path  # the user has named its folder
-  return named
-
-
-def _fingerprint(folder: Path) -> str:
-  return shards.load(folder).fingerprint
+_CONTEXT = 1000  # characters beside a preview, by which personal data are known
 
 
 def search(
   query: provenance.Query,
-  run: Run | None,
+  run: runs.Run | None,
   build: Path | None,
   limit: int,
+  raw: bool,
 ) -> Iterator[str]:
   """Yields lines on the documents that hold a text.
 
@@ -172,13 +51,14 @@ def search(
     run: whose steps are told; None: none.
     build: that is looked through; None: the shards of the run.
     limit: of documents, and of steps of each.
+    raw: whether personal data are shown.
 
   Raises:
     ValueError: the build or a shard is damaged.
   """
   if build is None:
     assert run is not None, 'nothing to look through'
-    yield from _search_shards(query, run, limit)
+    yield from _search_shards(query, run, limit, raw)
     return
   found = provenance.find(build, query, limit)
   count = sum(found.reasons.values())
@@ -196,7 +76,7 @@ def search(
   }
   for record in found.records:
     yield f'document {_origin(record)}'
-    yield f'  {_around(query, provenance.text(build, record))}'
+    yield f'  {_around(query, provenance.text(build, record), raw)}'
     if record.reason:
       yield f'  dropped: {_why(record, witnesses)}'
     elif record.dataset not in opened or record.number is None:
@@ -214,7 +94,7 @@ def search(
 
 
 def _search_shards(
-  query: provenance.Query, run: Run, limit: int
+  query: provenance.Query, run: runs.Run, limit: int, raw: bool
 ) -> Iterator[str]:
   """Yields lines on the documents of a run's shards that hold a text."""
   sources = {x.source.fingerprint: x.source for x in run.samples.cuts.values()}
@@ -227,7 +107,7 @@ def _search_shards(
       count += 1
       if count <= limit:
         yield f'document {number} of {source.directory}'
-        yield f'  {_around(query, text)}'
+        yield f'  {_around(query, text, raw)}'
         yield f'  {_place(str(source.directory), source, number)}'
         yield from _steps(run, source, number, limit)
   yield f'documents with the text: {count}, as the tokenizer decodes them'
@@ -270,7 +150,7 @@ def _place(dataset: str, source: shards.Shards, number: int) -> str:
 
 
 def _steps(
-  run: Run | None, source: shards.Shards, number: int, limit: int
+  run: runs.Run | None, source: shards.Shards, number: int, limit: int
 ) -> Iterator[str]:
   """Yields lines on the steps that read a document."""
   if run is None:
@@ -307,12 +187,19 @@ def _steps(
       yield from told
 
 
-def batch(run: Run, step: int, build: Path | None) -> Iterator[str]:
+def batch(
+  run: runs.Run, step: int, build: Path | None, raw: bool
+) -> Iterator[str]:
   """Yields lines on the documents of a step's batch.
 
   Raises:
-    ValueError: the step is not known, or the build or a shard is damaged.
+    ValueError: the step is not known or no step of the run, or the build or a
+      shard is damaged.
   """
+  if step >= run.last:
+    raise ValueError(
+      f'--step={step}: the run ends before it; its last step is {run.last - 1}'
+    )
   found = locate.pieces(run.samples, step)
   origins = _origins(found, run, build)
   parts = row_lengths.parts(
@@ -326,24 +213,23 @@ def batch(run: Run, step: int, build: Path | None) -> Iterator[str]:
     for piece in pieces:
       source = run.samples.cuts[piece.source].source
       tokens = source.document(piece.document)
-      text = run.tokenizer.decode(tokens[piece.start : piece.stop].tolist())
       yield (
         f'  {piece.source}, document {piece.document}, tokens {piece.start} to '
         f'{piece.stop - 1} of {len(tokens)}'
         f'{origins.get((piece.source, piece.document), "")}'
       )
-      yield f'    {_printable(text[:_PREVIEW])}'
+      yield f'    {_printable(_beginning(run.tokenizer, tokens, piece, raw))}'
 
 
 def _origins(
-  found: Sequence[locate.Piece], run: Run, build: Path | None
+  found: Sequence[locate.Piece], run: runs.Run, build: Path | None
 ) -> dict[tuple[str, int], str]:
   """Says where the documents of a batch came from, by source and number."""
   origins: dict[tuple[str, int], str] = {}
   if build is None:
     return origins
   known = {
-    _fingerprint(folder): name
+    runs.fingerprint(folder): name
     for name, folder in provenance.datasets(build).items()
   }
   for source, cut in run.samples.cuts.items():
@@ -356,17 +242,21 @@ def _origins(
   return origins
 
 
-def mixture(run: Run, step: int | None) -> Iterator[str]:
+def mixture(run: runs.Run, step: int | None) -> Iterator[str]:
   """Yields tables of what a run reads of each source.
 
   Args:
-    run: as `open_run` returns it.
+    run: as `runs.open_run` returns it.
     step: of which all steps before it are counted; None: both the newest
       checkpoint's and the last.
 
   Raises:
-    ValueError: the step is not known.
+    ValueError: the step is not known, or beyond the end of the run.
   """
+  if step is not None and step > run.last:
+    raise ValueError(
+      f'--step={step}: the run ends before it; give one up to {run.last}'
+    )
   steps = dict.fromkeys((run.step, run.last)) if step is None else (step,)
   for n in steps:
     yield f'before step {n} of {run.last}'
@@ -374,14 +264,48 @@ def mixture(run: Run, step: int | None) -> Iterator[str]:
       yield f'  {line}'
 
 
-def _around(query: provenance.Query, text: str) -> str:
+def _around(query: provenance.Query, text: str, raw: bool) -> str:
   """Shows where a text holds what was looked for."""
   match = query.search(text)
   start, stop = (0, 0) if match is None else match.span()
   left = '...' if start > _AROUND else ''
   right = '...' if len(text) > stop + _AROUND else ''
-  part = text[max(0, start - _AROUND) : stop + _AROUND]
+  part = _part(text, max(0, start - _AROUND), stop + _AROUND, raw)
   return f'{left}{_printable(part)}{right}'
+
+
+def _part(text: str, start: int, stop: int, raw: bool) -> str:
+  """Cuts a part from a text, in which personal data are masked."""
+  if raw:
+    return text[start:stop]
+  first = max(0, start - _CONTEXT)
+  near = text[first : stop + _CONTEXT]
+  return personal.mask_part(near, start - first, stop - first)
+
+
+def _beginning(
+  tokenizer: types.Tokenizer, tokens: np.ndarray, piece: locate.Piece, raw: bool
+) -> str:
+  """Shows how a piece of a document begins.
+
+  Args:
+    tokenizer: of the run.
+    tokens: of the document.
+    piece: of it.
+    raw: whether personal data are shown.
+  """
+
+  def decoded(start: int, stop: int) -> str:
+    return tokenizer.decode(tokens[start:stop].tolist())
+
+  if raw:
+    return decoded(piece.start, piece.stop)[:_PREVIEW]
+  # A window may cut what only the rest of it tells.
+  stop = piece.stop + _CONTEXT
+  near = decoded(max(0, piece.start - _CONTEXT), stop)
+  first = len(near) - len(decoded(piece.start, stop))
+  last = len(near) - len(decoded(piece.stop, stop))
+  return personal.mask_part(near, first, min(last, first + _PREVIEW))
 
 
 def _printable(text: str) -> str:
@@ -389,7 +313,7 @@ def _printable(text: str) -> str:
   return ''.join(x if x.isprintable() else '?' for x in ' '.join(text.split()))
 
 
-def _scored(run: Run) -> Iterator[str]:
+def _scored(run: runs.Run) -> Iterator[str]:
   """Says what a step makes of its windows, unless each token is a target."""
   if not run.likelihood:
     fn = run.config.data.objective['fn']
@@ -409,7 +333,7 @@ def lines(flags: argparse.Namespace) -> Iterator[str]:
   _check(flags)
   run = None
   if flags.workdir is not None:
-    run = open_run(flags.workdir, flags.build, flags.data)
+    run = runs.open_run(flags.workdir, flags.build, flags.data)
     if not flags.mixture:
       yield from _scored(run)
   if flags.mixture:
@@ -417,10 +341,10 @@ def lines(flags: argparse.Namespace) -> Iterator[str]:
     yield from mixture(run, flags.step)
   elif flags.step is None:
     query = provenance.Query(flags.text, flags.loose)
-    yield from search(query, run, flags.build, flags.limit)
+    yield from search(query, run, flags.build, flags.limit, flags.raw)
   else:
     assert run is not None
-    yield from batch(run, flags.step, flags.build)
+    yield from batch(run, flags.step, flags.build, flags.raw)
 
 
 def _check(flags: argparse.Namespace) -> None:
@@ -460,6 +384,7 @@ def main(argv: Sequence[str]) -> None:
   add('--build', type=Path, help='folder of a build of tools.factory')
   add('--workdir', metavar='RUN', type=Path, help='folder of a run')
   add('--data', type=Path, help='where the data of the run lie now')
+  add('--raw', action='store_true', help='do not mask personal data')
   add('--limit', type=int, default=20, help='documents, and steps of each')
   flags = parser.parse_args(argv)
   with config.user_errors():
