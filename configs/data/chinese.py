@@ -22,7 +22,7 @@ def get_config(folder: str = '../shared/data'):
   # Old Chinese is seldom what the model of languages was trained on.
   c.stages['language']['least'] = 0.0
   c.split_valid = 0.02
-  c.train_tokenizer.vocab = 8192
+  c.train_tokenizer.vocab = 16_384
   c.train_tokenizer.sample_bytes = 10_000_000
   return c.lock()
 
