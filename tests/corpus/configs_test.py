@@ -1,12 +1,15 @@
 """Every config of the data factory loads, and its stages can be made."""
 
+import collections
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lm import config
 from lm.corpus import maps, passes
+from lm.data import documents
 from tests import programs
 
 FOLDER = programs.ROOT / 'configs/data'
@@ -31,6 +34,22 @@ def test_a_config_loads_and_its_stages_can_be_made(name):
   skipped = {x: source.skip for x, source in c.sources.items()}
   passes.check(stages, c.order, skipped)
   assert passes.plan(stages)[0] == [*range(len(stages))]  # one pass suffices
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['bilingual', 'chinese', 'english'])
+def test_the_vocabulary_has_room_for_the_characters(shared_data, name):
+  c = config.load(f'{FOLDER}/{name}.py:{shared_data}', required=())
+  counts: collections.Counter[str] = collections.Counter()
+  for source in c.sources.values():
+    settings = documents.Settings(unit=source.unit, field=source.field)
+    files = documents.find(source.inputs)
+    for text in documents.read(files, settings, collections.Counter()):
+      counts.update(text)
+  sums = np.cumsum(sorted(counts.values(), reverse=True))
+  needed = np.searchsorted(sums, c.train_tokenizer.coverage * sums[-1]) + 1
+  # Beside bytes and special pieces, some are left for words.
+  assert needed + 260 < 0.8 * c.train_tokenizer.vocab
 
 
 def test_a_flag_reaches_a_rule():
