@@ -107,7 +107,7 @@ class _File(NamedTuple):
 
 
 class _Listed(NamedTuple):
-  """What is listed of evaluation sets.
+  """Lists the files and items of evaluation sets.
 
   Attributes:
     files: in the order of the items' numbers.
