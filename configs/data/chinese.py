@@ -15,12 +15,7 @@ def get_config(folder: str = '../shared/data'):
   c.sources = sources(folder)
   # Old Chinese is seldom what the model of languages was trained on.
   c.stages['language']['least'] = 0.0
-<<<<<<< HEAD
-=======
-  c.split_valid = 0.02
   c.train_tokenizer.vocab = 16_384
-  c.train_tokenizer.sample_bytes = 10_000_000
->>>>>>> windows
   return c.lock()
 
 

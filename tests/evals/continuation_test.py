@@ -1,6 +1,7 @@
 """Continuations of a planted model, beside those of people."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,12 @@ def said(monkeypatch):
   monkeypatch.setattr(generate, 'generate', go_on)
 
 
-def make(path, texts=TEXTS, **settings):
+def make(path, texts=TEXTS, model: Any = None, **settings):
   path.write_text(''.join(f'{json.dumps({"text": x})}\n' for x in texts))
   spec = {'fn': 'lm.evals.continuation:make', 'path': str(path)}
   return config.build(
     {**spec, 'batch_size': 8, 'length': 5, 'new': 23, **settings},
-    context=context.Context(None, BYTES, sharding.make_mesh()),
+    context=context.Context(model, BYTES, sharding.make_mesh()),
   )
 
 
