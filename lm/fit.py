@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from lm import checkpoint, tree, types
 from lm.data import shards
 from lm.runtime import compilation_cache, devices, memory
-from lm.training import run_record, setup
+from lm.training import setup
 
 
 def fit(
@@ -86,9 +86,7 @@ def fit(
       print(f'{workdir}: {tree.count(params):,} numbers')
       checkpointer.enclose(checkpoint.enclosed(c, workdir))
       checkpointer.preflight(state)
-      setup.store(files, checkpointer)
-      now = data.state(0)
-      run_record.store(c, checkpointer, step=0, data=now, asked=asked)
+      setup.store(files, checkpointer, c, data.state(0), asked)
       meta = setup.meta(c, data, tokenizer, c.steps)
       checkpointer.save(c.steps, state, meta)
       checkpointer.wait()

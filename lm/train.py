@@ -45,7 +45,6 @@ from lm.training import (
   evaluations,
   metrics_logger,
   rollback,
-  run_record,
   saving,
   setup,
 )
@@ -90,15 +89,12 @@ def train(
     run = setup.assemble_in(c, folder, meta)
     files = setup.files(c, folder, source, meta)
     stopping = early_stopping.EarlyStopping(c, folder, group)
-    if stopping.ended is not None:
-      checkpointer.end_at(stopping.ended)
+    checkpointer.end_at(stopping.ended)
     state = setup.restore_or_start(run, checkpointer, source)
     start = int(state.step)
     last = stopping.resume_at(start)
     if group.leads:
-      setup.store(files, checkpointer)
-      now = run.data.state(start)
-      run_record.store(c, checkpointer, step=start, data=now, asked=asked)
+      setup.store(files, checkpointer, c, run.data.state(start), asked)
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
     saver = saving.Saver(run, checkpointer, logger, start)

@@ -101,7 +101,7 @@ def train(folder: str, asked: str):
   }
   for name, settings in {
     'greedy': {},
-    'sampled': {'temperature': 1.0, 'top_p': 0.95},
+    'sampled': {'sampler': {'temperature': 1.0, 'top_p': 0.95}},
   }.items():
     c.evals[name] = {
       'fn': 'lm.evals.continuation:make',

@@ -364,12 +364,14 @@ class Checkpointer:
     content = manifest.read(self.workdir, step)
     return step_reader.load(self.workdir, step, like, shardings, content)
 
-  def end_at(self, step: int) -> None:
-    """Deletes what is newer than a step, which is to be the run's last.
+  def end_at(self, step: int | None) -> None:
+    """Deletes what is newer than a step, the run's last; None: it goes on.
 
     Raises:
       errors.Storage: a reader has locked a newer step for too long.
     """
+    if step is None:
+      return
     self.wait()
     if self._group.leads:
       self._retention.delete_newer(step)

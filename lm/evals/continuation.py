@@ -26,13 +26,9 @@ def make(
   batch_size: int,
   length: int,
   new: int,
-  temperature: float = 0.0,
-  top_p: float = 1.0,
-  seed: int = 0,
+  sampler: Mapping[str, Any] | None = None,
   language: str = 'en',
   objective: Mapping[str, Any] = objectives.CAUSAL,
-  field: str = 'text',
-  limit: int | None = None,
 ) -> Callable[[types.Params], results.Result]:
   """Makes an evaluator of continuations of held-out texts.
 
@@ -42,18 +38,14 @@ def make(
 
   Args:
     context: the run that is evaluated.
-    path: of a file of JSON lines, or a pattern.
+    path: of a file of JSON lines with a `text`, or a pattern.
     batch_size: texts at a time; changes nothing but speed.
     length: L, the tokens of a prompt, bos among them.
     new: the most tokens of a continuation.
-    temperature: of `generate.Sampler`; 0 takes the likeliest token, as the
-      reference does.
-    top_p: of `generate.Sampler`.
-    seed: of the samples; each prompt has a random key of its own.
+    sampler: settings of `generate.Sampler`; None takes the likeliest token, as
+      the reference does. Each prompt has a random key of its own.
     language: of the texts; 'zh' counts characters in place of words.
     objective: spec of the objective that the model was trained for.
-    field: of the text.
-    limit: number of prompts, the first ones; None: all.
 
   Returns:
     `params -> Result`, whose metrics are those of `text_metrics.variety`, and
@@ -69,16 +61,18 @@ def make(
   settings = {'batch_size': batch_size, 'length': length, 'new': new}
   for key, value in settings.items():
     objectives.check_whole(key, value, 1)
-  generate.check(seed=seed)
-  sampler = generate.Sampler(temperature, top_p=top_p).check()
+  drawing: dict[str, Any] = {'temperature': 0.0, **(sampler or {})}
+  if unknown := drawing.keys() - {*generate.Sampler._fields}:
+    raise ValueError(f'sampler: unknown key {min(unknown)}')
+  drawn = generate.Sampler(**drawing).check()
   built = config.build(objective, tokenizer=context.tokenizer, length=length)
   if built.prompt is None:
     raise ValueError(f'{objective["fn"]}: nothing can be sampled from it')
-  prompts, written = _cut(context.tokenizer, path, field, length, new, limit)
+  prompts, written = _cut(context.tokenizer, path, length, new)
   card = record_lib.dataset_card(
     *('continuation', path, 'given by the user', '', 'repetition')
   )
-  sample = generation.sampled(context, sampler, new, jax.random.key(seed))
+  sample = generation.sampled(context, drawn, new, jax.random.key(0))
   person = {
     f'{name}/person': value
     for name, value in text_metrics.variety(written, language).items()
@@ -115,10 +109,8 @@ def make(
 def _cut(
   tokenizer: types.Tokenizer,
   path: str,
-  field: str,
   length: int,
   new: int,
-  limit: int | None,
 ) -> tuple[list[list[int]], list[str]]:
   """Cuts texts into prompts, without bos, and what people went on with.
 
@@ -128,10 +120,8 @@ def _cut(
   prompts, written = [], []
   where = names.short(path)
   for n, row in enumerate(record_files.json_lines(path)):
-    if len(prompts) == limit:
-      break
     try:
-      text = fields.text(row, field)
+      text = fields.text(row, 'text')
     except fields.FieldError as error:
       raise ValueError(f'task {where}: line {n + 1}: {error}') from error
     # Few tokens have more than 16 characters, and a novel has a million.

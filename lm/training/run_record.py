@@ -23,7 +23,7 @@ import platform
 import sys
 from typing import Any
 
-from lm import checkpoint, config, errors
+from lm import config, errors
 from lm.checkpoint import manifest
 from lm.runtime import code_state, devices, logins, regular_files
 
@@ -40,28 +40,25 @@ _VARIABLES = (
 _DATA = ('fingerprint', 'datasets')  # of the position of data
 
 
-def store(
+def collect(
   c: config.Config,
-  checkpointer: checkpoint.Checkpointer,
-  *,
-  step: int,
+  folder: Path,
   data: Mapping[str, Any],
   asked: Sequence[str] | None,
-) -> None:
+) -> dict[str, bytes]:
   """Adds this start to the record of a run.
 
   Args:
     c: of the run.
-    checkpointer: of its folder.
-    step: that it begins at.
+    folder: of the run.
     data: where the data stand, see `stream.Data.state`.
     asked: the arguments of the program; None if a program of the user's called.
 
-  Raises:
-    errors.Failure: the folder cannot be written.
+  Returns:
+    What the run's own file is to hold, by its name.
   """
   try:
-    found = read(checkpointer.workdir)
+    found = read(folder)
   except errors.Damaged as error:
     # A run goes on without it: nothing of it is computed from the record.
     manifest.warn(f'{error}; a new one is begun')
@@ -71,7 +68,7 @@ def store(
     if state is not None and state.digest is not None:
       found['patches'][state.digest] = state.patch
   start = {
-    'step': step,
+    'step': data['step'],
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': _command(asked),
     'folder': os.getcwd(),
@@ -86,7 +83,7 @@ def store(
   }
   found['starts'].append(logins.hidden(start))
   # A patch that no start names any more cannot occur: starts are only added.
-  checkpointer.store(NAME, json.dumps(found, sort_keys=True).encode() + b'\n')
+  return {NAME: json.dumps(found, sort_keys=True).encode() + b'\n'}
 
 
 def here() -> dict[str, Any]:

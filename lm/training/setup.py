@@ -17,7 +17,7 @@ from lm.checkpoint import bucket, bucket_reader, mirror
 from lm.data import objectives, prefetch, stream, usage
 from lm.evals import context as context_lib
 from lm.runtime import devices, process_group
-from lm.training import certificates, privacy, run_checks
+from lm.training import certificates, privacy, run_checks, run_record
 from lm.training import program as program_lib
 
 
@@ -351,10 +351,18 @@ def files(
 
 
 def store(
-  files: Mapping[str, bytes], checkpointer: checkpoint.Checkpointer
+  files: Mapping[str, bytes],
+  checkpointer: checkpoint.Checkpointer,
+  c: config.Config,
+  data: Mapping[str, Any],
+  asked: Sequence[str] | None,
 ) -> None:
-  """Stores `files` in a run's folder, once nothing refuses the run any more."""
-  for name, content in files.items():
+  """Stores `files` and the record of a run, once nothing refuses it any more.
+
+  See `run_record.collect` for the other arguments.
+  """
+  record = run_record.collect(c, checkpointer.workdir, data, asked)
+  for name, content in {**files, **record}.items():
     checkpointer.store(name, content)
 
 

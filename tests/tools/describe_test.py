@@ -1,4 +1,4 @@
-"""What programs are told of lm is what is there."""
+"""Programs are told of lm what is there."""
 
 import json
 
