@@ -312,9 +312,9 @@ class Build:
         tasks.append(task)
       self._used.add(piece.folder.name)
       done.append(piece)
-    names = [self._stages[n].name for n in group]
+    names = [self._c.order[n] for n in group]
     if edit:
-      names.insert(0, f'{self._stages[edit[0]].name}: cut')
+      names.insert(0, f'{self._c.order[edit[0]]}: cut')
     if tasks:
       self._steps.run(
         ', '.join(names) or 'store',

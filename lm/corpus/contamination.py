@@ -99,7 +99,7 @@ def make(
   plain = json.loads(settings.sets)
   return stages.Stage(
     name=item_matches.STAGE,
-    version=3,
+    version=4,
     settings={
       **settings.plain(),
       # The files count by their content.

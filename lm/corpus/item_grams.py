@@ -175,6 +175,9 @@ def _of_item(
   question = _union([grams[x] for x in asked])
   if len(question) >= _ENOUGH or not options:
     return [question]
+  if not len(question):
+    # One option alone, such as "a b c a b c", is said in other places, too.
+    return [_union([grams[x] for x in options])]
   return [_union([question, grams[x]]) for x in options]
 
 

@@ -24,7 +24,7 @@ STAGE = 'contamination'  # its name, with which the names of its tables begin
 FLAGGED = f'{STAGE}_flagged'  # documents and their items
 COUNTED = f'{STAGE}_counted'  # probes that can be found, and their items
 FILES, ITEMS = 'files.json', 'items.parquet'  # see `listed`
-_VERSION = 2  # of what is listed of evaluation sets
+_VERSION = 3  # of what is listed of evaluation sets
 SCHEMA = pa.schema([('gram', pa.int64())])
 # A probe of fewer grams must be there as a whole.
 _FEW = 4

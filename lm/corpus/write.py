@@ -194,7 +194,12 @@ class Writer:
       )
 
     with self._steps.one('tokenizer: train'):
-      parts.make(folder, write)
+      try:
+        parts.make(folder, write)
+      except ValueError as e:
+        # It names a file that is only being made.
+        cause = str(e).partition(': ')[2]
+        raise ValueError(f'train_tokenizer.vocab: {cause}') from e
     return folder / name
 
   def _sample(self, most_bytes: int, split: encode.Split) -> Iterator[str]:

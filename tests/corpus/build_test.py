@@ -742,12 +742,23 @@ def test_parts_without_anything_to_cut_stay_as_they_are(corpus):
       counts[step], said[step] = count, words
 
   build.run(c.lock(), 'out', say=say)
-  first, second = 'quality, exact_line', 'exact_line: cut'
+  first, second = 'quality, lines', 'lines: cut'
   assert 0 < counts[second] < counts[first]
   # Each pass says what it drops itself.
   assert 'quality.words 7' in said[first]
   assert 'exact_line.all 6' in said[second]
   assert not any('quality' in x for x in said[second])
+
+
+def test_a_vocabulary_that_does_not_fit_is_named_by_its_key(corpus):
+  c = load(corpus).unlock()
+  c.tokenizer_file = None
+  c.train_tokenizer.vocab = 100_000
+  with pytest.raises(ValueError) as caught:
+    build.run(c.lock(), 'out')
+  assert str(caught.value).startswith(
+    'train_tokenizer.vocab: vocabulary 100000 does not fit this text: '
+  )
 
 
 def test_examples_show_no_personal_data(corpus):

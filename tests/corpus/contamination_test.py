@@ -407,3 +407,13 @@ def test_clean_text_is_kept_with_all_sets_together(shared_data):
     assert one['share'] < 0.01, (file, one)
   total = sum(x['of'] for x in report['false_positives'].values())
   assert total > 500
+
+
+def test_an_option_alone_is_no_item():
+  """A question too short to be sought leaves options that stand anywhere."""
+  options = ('a b c a b c', 'a b b a b b', 'c c b c c b', 'b a c b a c')
+  item = evaluation_items.Item('quiz/1', ('What follows?',), options)
+  found = item_grams.probes([item], (8, 13), 10)
+  assert len(found) == 1
+  one = item_grams.find('# a b c a b c\n', item_grams.index(found, (8, 13)))
+  assert len(one) == 1 < 2 <= found[0].all
