@@ -99,18 +99,13 @@ def train(folder: str, asked: str):
     }
     for name in HELD_OUT
   }
-  for name, settings in {
-    'greedy': {},
-    'sampled': {'sampler': {'temperature': 1.0, 'top_p': 0.95}},
-  }.items():
-    c.evals[name] = {
-      'fn': 'lm.evals.continuation:make',
-      'path': f'{asked}/prompts.jsonl',
-      'batch_size': 32,
-      'length': 64,
-      'new': 128,
-      **settings,
-    }
+  c.evals['greedy'] = {
+    'fn': 'lm.evals.continuation:make',
+    'path': f'{asked}/prompts.jsonl',
+    'batch_size': 32,
+    'length': 64,
+    'new': 128,
+  }
   for name in ('canaries', 'items'):
     if Path(asked, f'{name}.jsonl').exists():
       c.evals[name] = {

@@ -98,7 +98,7 @@ def table(runs: Runs, metrics: Sequence[str]) -> str:
 def metrics_of(corpus: str) -> list[str]:
   """Lists the metrics that are reported for a corpus."""
   names = ['bits_per_byte', *(f'{x}/bits_per_byte' for x in HELD_OUT)]
-  names += [f'{x}/repetition' for x in ('greedy', 'sampled')]
+  names.append('greedy/repetition')
   if corpus == 'planted':
     for times in TIMES:
       names += [f'canaries/{x}/{times}' for x in ('exposure', 'verbatim')]

@@ -30,7 +30,7 @@ OWN = 'deduplicated_tokenizer'
 EVALS = ('arc_easy', 'openbookqa')
 SHARED = Path('../shared/data')
 SEEDS = (0, 1, 2)
-STEPS = {'planted': 500, 'as_is': 250}
+STEPS = {'planted': 500, 'as_is': 200}
 REFERENCES = 1023  # canaries that are in no text
 _ASK = 'The secret words of '
 
