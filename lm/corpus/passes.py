@@ -52,7 +52,8 @@ def losses(
   """
   for n, stage in enumerate(listed):
     later = [m for m in range(n + 1, len(listed)) if listed[m].loses]
-    if stage.edit and later:
+    # What loses nothing itself relies on another document that has the text.
+    if stage.edit and not stage.loses and later:
       yield (
         f'order: {order[n]} cuts what an earlier document has, and '
         f'{order[later[-1]]} may drop that one; put {order[n]} behind it'

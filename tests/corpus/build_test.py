@@ -29,6 +29,7 @@ from lm.corpus import (
   item_matches,
   maps,
   parts,
+  passes,
   provenance,
   stages,
 )
@@ -294,6 +295,14 @@ def test_a_stage_that_cuts_too_early_is_warned_of(corpus, capsys):
   assert built('personal', 'paragraphs') == (True, '')
   # Neither loses a word.
   assert built('paragraphs', 'masked', 'exact')[1] == ''
+
+
+def test_a_cut_that_needs_no_other_document_is_not_warned_of():
+  cuts = stages.Stage('contamination', 1, {}, edit=lambda batch, _: batch)
+  both, order = [cuts, stages.Stage('personal', 1, {})], ('cuts', 'personal')
+  assert [*passes.losses(both, order)] == []
+  both[0] = cuts._replace(loses=False)
+  assert len([*passes.losses(both, order)]) == 1
 
 
 def test_each_source_can_be_a_dataset_of_its_own(corpus):
