@@ -14,6 +14,8 @@ from lm.data import shards, writer
 from lm.data.tokenizers import auto
 
 SIDES = ('train', 'valid')
+# The copy of a dataset's manifest, which must not be taken for a dataset.
+_COPY = 'written.json'
 
 
 class Target(NamedTuple):
@@ -285,9 +287,7 @@ class Writer:
     )
     self.used.add(name)
     target = self._target.folder / dataset
-    made, there = (
-      x / manifests.NAME for x in (self._root / 'tables' / name, target)
-    )
+    made, there = self._root / 'tables' / name / _COPY, target / manifests.NAME
     # A dataset that is there, of the very same parts, stays as it is.
     is_made = parts.is_whole(made.parent) and there.is_file()
     if is_made and made.read_bytes() == there.read_bytes():
@@ -302,7 +302,7 @@ class Writer:
     )
 
     def keep(folder: Path) -> None:
-      shutil.copyfile(there, folder / manifests.NAME)
+      shutil.copyfile(there, folder / _COPY)
 
     parts.make(made.parent, keep)
     return result
