@@ -231,18 +231,26 @@ def _false_positives(
     one['ids'] = [first + i for i in one['ids']]
   ids = {row['id'] for row in _flagged(settings, tables, 'clean', found)}
   return {
-    '/'.join(Path(logins.hidden(path)).parts[-2:]): share(
-      sum(first <= i < first + count for i in ids), count
-    )
-    for path, first, count in zip(clean, firsts, counts, strict=False)
+    name: share(sum(first <= i < first + count for i in ids), count)
+    for name, first, count in zip(_short(clean), firsts, counts, strict=False)
   }
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+  """Names files by the ends of their paths, with as many folders as differ."""
+  parted = [Path(logins.hidden(path)).parts for path in paths]
+  for n in range(2, max(map(len, parted)) + 1):
+    names = ['/'.join(x[-n:]) for x in parted]
+    if len({*names}) == len(names):
+      return names
+  return [str(Path(*x)) for x in parted]
 
 
 def inject(task: Mapping[str, Any]) -> dict[str, Any]:
   """Finds the grams of perturbed items in other texts, in some process."""
 
   def find() -> dict[str, Any]:
-    loaded = item_matches.load(item_matches.settings_of(task['settings']))
+    loaded = item_matches.fresh(item_matches.settings_of(task['settings']))
     rng = np.random.default_rng(task['first'])
     texts = (
       perturbations.inject(name, loaded.items[i], task['hosts'], rng)
@@ -258,7 +266,7 @@ def search(task: Mapping[str, Any]) -> dict[str, Any]:
   """Finds the grams of all items in a clean file, in some process."""
 
   def find() -> dict[str, Any]:
-    loaded = item_matches.load(item_matches.settings_of(task['settings']))
+    loaded = item_matches.fresh(item_matches.settings_of(task['settings']))
     return _find(loaded.grams, _clean_texts(task['path']), task['first'])
 
   return {'file': task['file'], **_once(task['output'], find)}

@@ -102,11 +102,7 @@ def make(
     version=4,
     settings={
       **settings.plain(),
-      # The files count by their content.
-      'sets': {
-        name: {k: v for k, v in one.items() if k != 'path'}
-        for name, one in plain.items()
-      },
+      'sets': item_matches.described(settings),
     },
     schema=item_matches.SCHEMA,
     keys=functools.partial(item_matches.keys, settings),

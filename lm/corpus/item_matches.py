@@ -18,7 +18,7 @@ from lm.corpus import (
   passages,
   texts,
 )
-from lm.data import documents
+from lm.data import byte_files, documents
 
 STAGE = 'contamination'  # its name, with which the names of its tables begin
 FLAGGED = f'{STAGE}_flagged'  # documents and their items
@@ -248,18 +248,43 @@ def _probes_of(name: str) -> str:
   return f'{name}_probes'
 
 
+def described(settings: Settings) -> dict[str, Any]:
+  """Describes the sets by the content of their files, wherever these lie."""
+  return {
+    name: {
+      **{key: value for key, value in one.items() if key != 'path'},
+      # A file is read by the end of its name.
+      'files': [
+        [documents.digest(path), byte_files.suffix(path)]
+        for path in evaluation_items.paths(one)
+      ],
+    }
+    for name, one in json.loads(settings.sets).items()
+  }
+
+
+def fresh(settings: Settings) -> Loaded:
+  """Loads the sets, again if their files have changed since.
+
+  A worker of Spark may live from one build to the next.
+  """
+  loaded = load(settings)
+  if any(documents.digest(x.path) != x.sha256 for _, x in loaded.files):
+    load.cache_clear()
+    loaded = load(settings)
+  return loaded
+
+
 def identity(settings: Settings) -> list[Any]:
   """Describes all that the grams of evaluation sets depend on."""
-  sets = [
-    [
-      name,
-      {key: value for key, value in one.items() if key != 'path'},
-      [documents.digest(path) for path in evaluation_items.paths(one)],
-    ]
-    for name, one in json.loads(settings.sets).items()
-  ]
   versions = [_VERSION, texts.VERSION, unicodedata.unidata_version]
-  return [STAGE, *versions, sets, settings.lengths, settings.texts]
+  return [
+    STAGE,
+    *versions,
+    described(settings),
+    settings.lengths,
+    settings.texts,
+  ]
 
 
 def listed(settings: Settings, tables: decisions.Tables) -> Path:

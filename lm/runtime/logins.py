@@ -28,6 +28,8 @@ def hidden(value: Any) -> Any:
     return _LOGIN.sub('', value) if '://' in value else value
   if isinstance(value, dict):
     return {k: hidden(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple)):
-    return type(value)(hidden(x) for x in value)
+  if isinstance(value, list):
+    return [hidden(x) for x in value]
+  if isinstance(value, tuple):
+    return tuple(hidden(x) for x in value)
   return value

@@ -15,6 +15,7 @@ from lm.corpus import (
   contamination,
   evaluation_items,
   item_grams,
+  item_matches,
   perturbations,
   stages,
 )
@@ -417,3 +418,48 @@ def test_an_option_alone_is_no_item():
   assert len(found) == 1
   one = item_grams.find('# a b c a b c\n', item_grams.index(found, (8, 13)))
   assert len(one) == 1 < 2 <= found[0].all
+
+
+def test_files_count_by_content_set_and_kind(tmp_path):
+  """Which of three files belongs to which set is no matter of their order."""
+  for n, name in enumerate(('x.jsonl', 'y.jsonl', 'z.jsonl')):
+    row = {'question': f'what is the name of thing {n}'}
+    for folder in ('left', 'right', 'all'):
+      (tmp_path / folder).mkdir(exist_ok=True)
+      (tmp_path / folder / name).write_text(f'{json.dumps(row)}\n')
+  (tmp_path / 'left/z.jsonl').unlink()
+  (tmp_path / 'right/x.jsonl').unlink()
+
+  def sets(a, b):
+    plain = {
+      name: {'path': str(tmp_path / path), 'fields': ('question',)}
+      for name, path in (('a', a), ('b', b))
+    }
+    return contamination.make(sets=plain).settings['sets']
+
+  first = sets('left/*.jsonl', 'all/z.jsonl')
+  second = sets('all/x.jsonl', 'right/*.jsonl')
+  files = [
+    [x for one in found.values() for x in one['files']]
+    for found in (first, second)
+  ]
+  assert files[0] == files[1] and first != second
+  # Nor does it matter where they lie.
+  assert first == sets('all/[xy].jsonl', 'right/z.jsonl')
+
+
+def test_a_changed_file_is_loaded_again(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  sets = json.dumps({'quiz': {'path': str(path), 'fields': ['question']}})
+  settings = item_matches.Settings(sets, 0.5, (8, 13), 20, 10, None)
+  for word in ('first', 'second'):
+    path.write_text(json.dumps({'question': f'{word} of many words here'}))
+    (item,) = item_matches.fresh(settings).items
+    assert item.texts[0].startswith(word)
+
+
+def test_clean_files_of_one_name_are_told_apart():
+  paths = ['one/web/x.jsonl', 'two/web/x.jsonl', 'y.jsonl']
+  assert certificate._short(paths) == paths
+  assert certificate._short(['a/b/x', 'a/c/x']) == ['b/x', 'c/x']
+  assert certificate._short(['x']) == ['x']
