@@ -18,7 +18,6 @@ _ARGS = (
   else None
 )
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ from lm.training import setup
 def fit(
   c: config.Config,
   workdir: str | Path,
-  asked: Sequence[str] | None = None,
+  asked: config.Asked | None = None,
 ) -> types.TrainState:
   """Fits a model, unless its run has one already.
 
@@ -41,7 +40,7 @@ def fit(
       function `(documents, *, vocab, bos, ...) -> Params`. Documents count once
       each, whatever the weights of sources.
     workdir: the run's folder, made when missing.
-    asked: the arguments of the command, for the run's record.
+    asked: what the program was asked for, for the run's record.
 
   Returns:
     The state, which is also the checkpoint.
@@ -101,7 +100,7 @@ def main(argv: list[str]) -> None:
   memory.prepare()
   compilation_cache.prepare()
   devices.announce()
-  fit(c, workdir, argv)
+  fit(c, workdir, config.asked())
 
 
 if __name__ == '__main__':

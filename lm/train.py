@@ -25,7 +25,6 @@ _ARGS = (
   config.parse(sys.argv[1:], __doc__ or '') if __name__ == '__main__' else None
 )
 
-from collections.abc import Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -54,7 +53,7 @@ def train(
   c: config.Config,
   workdir: str | Path,
   group: process_group.ProcessGroup | None = None,
-  asked: Sequence[str] | None = None,
+  asked: config.Asked | None = None,
 ) -> types.TrainState:
   """Trains, or goes on training, until `c.steps` updates are saved.
 
@@ -65,7 +64,7 @@ def train(
     workdir: the run's folder, made when missing; a run found there is resumed.
       For gs://BUCKET/FOLDER see `lm.checkpoint.mirror`.
     group: the processes that train it together; None for this one alone.
-    asked: the arguments of the command, for the run's record.
+    asked: what the program was asked for, for the run's record.
 
   Returns:
     The final state, which is also the last checkpoint.
@@ -143,7 +142,7 @@ def main(argv: list[str]) -> None:
     with processes.start() as group:
       if group.leads:
         devices.announce()
-      train(c, workdir, group, argv)
+      train(c, workdir, group, config.asked())
   except prefetch.Stalled as error:
     # Python would wait at exit for the thread that hangs in the file system.
     print(f'error: {error}', file=sys.stderr, flush=True)

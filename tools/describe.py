@@ -6,7 +6,8 @@
 
   programs    name, what it does, and its exit codes
   config      a key of a config: of training (configs/base.py) or of the data
-              factory (configs/data/base.py), its default and its comment. What
+              factory (configs/data/base.py), its default, which is an expression
+              of that file, and its comment. What
               stands below a function of that file, such as `attention()`, is a
               spec that other keys take.
   functions   that a config may name by `fn`: the parts, readers, forms,
@@ -77,7 +78,8 @@ def keys(path: Path) -> Iterator[dict[str, Any]]:
   lines = path.read_text(encoding='utf-8').splitlines()
   tree = ast.parse('\n'.join(lines))
   for part in tree.body:
-    if isinstance(part, ast.FunctionDef):
+    # `contamination` lists files of evaluation sets, and no keys.
+    if isinstance(part, ast.FunctionDef) and part.name != 'contamination':
       start = '' if part.name == 'get_config' else f'{part.name}()'
       for node in ast.walk(part):
         # The first dict of a function is what it declares.

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
+import re
 from typing import Any, NamedTuple
 
 from lm import checkpoint, config
@@ -56,7 +57,8 @@ class Difference(NamedTuple):
   def line(self) -> str:
     """Writes it as a line."""
     a, b = (_short(x) for x in self.values)
-    return f'{self.part:<12} {self.name}: {a} -> {b}'
+    name = self.name if self.name.isprintable() else repr(self.name)
+    return f'{self.part:<12} {name}: {a} -> {b}'
 
 
 def differences(a: Path, b: Path) -> list[Difference]:
@@ -77,10 +79,15 @@ def differences(a: Path, b: Path) -> list[Difference]:
   found += _compared(
     'data', *(config.flatten(x['data']) for x in (left, right))
   )
-  found += _compared('code', *(_code(x) for x in (left, right)))
+  found += code(left, right)
   found += environment(left, right)
   found += _compared('metrics', *map(_metrics, (a, b)))
   return found
+
+
+def code(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+  """Compares the code of two starts of a record."""
+  return [*_compared('code', _code(a), _code(b))]
 
 
 def environment(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
@@ -98,7 +105,8 @@ def _compared(
 ) -> Iterator[Difference]:
   for name in [*a, *(x for x in b if x not in a)]:
     values = a.get(name, MISSING), b.get(name, MISSING)
-    if values[0] != values[1]:
+    # nan is no difference from nan.
+    if json.dumps(values[0]) != json.dumps(values[1]):
       yield Difference(part, name, values)
 
 
@@ -146,7 +154,7 @@ def _metrics(workdir: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-  text = json.dumps(value, ensure_ascii=False)
+  text = json.dumps(value)  # which shows no control characters
   return text if len(text) <= 60 else f'{text[:57]}...'
 
 
@@ -167,7 +175,10 @@ def main(argv: Sequence[str]) -> None:
   flags = parser.parse_args(argv)
   found = differences(flags.a, flags.b)
   if flags.json:
-    print(json.dumps([x._asdict() for x in found], indent=1))
+    rows = [x._asdict() for x in found]
+    # NaN is no JSON.
+    text = json.dumps(rows, indent=1)
+    print(re.sub(r'(?m)^(\s+)(NaN|-?Infinity)(,?)$', r'\1null\3', text))
   else:
     print('\n'.join(x.line() for x in found) or 'nothing differs')
 

@@ -3,11 +3,12 @@
   python -m tools.rerun runs/a [--workdir=runs/a2] [--trust] [-- FLAGS]
 
 The new run reads the same config and, as data are addressed by step, the same
-tokens. If the code that is here is not that of the record, the run's commit is
-checked out into a temporary folder. A record can hold a patch, which is what
-was not committed: it is printed, and applied only with --trust, because it is
-code. FLAGS are given to lm.train, such as --data=FOLDER where the data lie
-elsewhere, or --config.steps=100 to stop earlier.
+tokens. If the package lm that is here is not that of the record, the commit of
+the run is checked out into a temporary folder. A record can hold a patch, which
+is what was not committed: it is printed, and applied only with --trust, because
+it is code. Code of yours outside of that repository is used as it is here; a
+warning says where it differs. FLAGS are given to lm.train, such as
+--data=FOLDER where the data lie elsewhere.
 
 The bits are the same on the same kind of machine with the same packages; what
 differs there is said before the run begins. --trust=WORD is given to lm.train,
@@ -18,17 +19,23 @@ start counts.
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import hashlib
 import os
 from pathlib import Path
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 from typing import Any
 
 from lm import config
+from lm.checkpoint import bucket
 from lm.runtime import code_state
 from lm.training import run_record
 from tools import compare_runs, diff
+
+_PATCH = 'the patch'  # what --trust alone trusts
 
 
 def rerun(
@@ -49,35 +56,72 @@ def rerun(
   Raises:
     config.ConfigError: the run has no record, or its code cannot be had.
   """
+  if bucket.is_address(workdir):
+    raise config.ConfigError(f'{workdir}: copy the folder here and name that')
   record = run_record.read(workdir)
   if not record['starts']:
     raise config.ConfigError(
       f'{workdir}: has no record.json, so nothing says how it was started'
     )
-  if output.exists() and any(output.iterdir()):
+  if output.exists() and not (output.is_dir() and not any(output.iterdir())):
     raise config.ConfigError(f'{output}: is not empty: name another --workdir')
   start = record['starts'][0]
-  _say_what_differs(start)
+  program = _program(start)
   with _code(workdir, record, start, trust) as root:
+    _say_what_differs(start, output, is_here=root is None)
+    # -P, or the current folder would come before the commit's.
     command = [
-      *(sys.executable, '-m', 'lm.train'),
+      *(sys.executable, '-P', '-m', program),
       f'--config={workdir / "config.json"}',
       f'--workdir={output}',
       *flags,
     ]
-    environment = dict(os.environ)
-    if root is not None:
-      before = environment.get('PYTHONPATH')
-      paths = [str(root), *([before] if before else [])]
-      environment['PYTHONPATH'] = os.pathsep.join(paths)
+    paths = [
+      *([root] if root else []),
+      os.environ.get('PYTHONPATH'),
+      os.getcwd(),
+    ]
+    environment = {
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join(str(x) for x in paths if x),
+    }
     print(f'$ {" ".join(command)}', flush=True)
-    code = subprocess.run(command, env=environment).returncode
+    code = _run(command, environment)
   return code or compare_runs.compare(workdir, output)
 
 
-def _say_what_differs(start: Mapping[str, Any]) -> None:
-  """Warns where other packages or another machine may give other bits."""
-  for difference in diff.environment(start, run_record.here()):
+def _program(start: Mapping[str, Any]) -> str:
+  """Names the program of a start: lm.train, or lm.fit if the record says so."""
+  return 'lm.fit' if 'lm.fit' in (start['command'] or ()) else 'lm.train'
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+  """Runs a program, which saves when it is asked to end; returns its code."""
+  child = subprocess.Popen(command, env=environment)
+  before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+  try:
+    while True:
+      try:
+        return child.wait()
+      except KeyboardInterrupt:
+        continue  # the terminal has sent it to the child, too
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _say_what_differs(
+  start: Mapping[str, Any], output: Path, *, is_here: bool
+) -> None:
+  """Warns where other code, packages or machines may give other bits."""
+  now = run_record.here(output)
+  found = diff.environment(start, now)
+  names = ('here.', 'package.') if is_here else ('here.',)
+  found += [x for x in diff.code(start, now) if x.name.startswith(names)]
+  if start['step']:
+    print(
+      f'warning: its record begins at step {start["step"]}', file=sys.stderr
+    )
+  for difference in found:
     print(f'warning: {difference.line()}', file=sys.stderr)
 
 
@@ -104,7 +148,7 @@ def _code(
       'the version of its record'
     )
   patch = _patch(workdir, record, state, trust)
-  here = code_state.of(code_state.package_folder())
+  here = code_state.of_package()
   if here is None:
     raise config.ConfigError(
       f'{workdir}: ran with commit {state["commit"][:12]}: run this in a '
@@ -115,10 +159,10 @@ def _code(
     _git(here.root, 'worktree', 'add', '--detach', str(root), state['commit'])
     try:
       if patch is not None:
-        _git(str(root), 'apply', '--binary', '-', given=patch)
+        _git(str(root), 'apply', '--whitespace=nowarn', '-', given=patch)
       yield root
     finally:
-      _git(here.root, 'worktree', 'remove', '--force', str(root))
+      _git(here.root, 'worktree', 'remove', '-f', '-f', str(root))
 
 
 def _patch(
@@ -132,23 +176,24 @@ def _patch(
   Raises:
     config.ConfigError: it is not trusted, or not whole.
   """
-  if state['left_out']:
-    raise config.ConfigError(
-      f'{workdir}: its code is not whole in the record, which leaves out '
-      f'{state["left_out"][0]}'
-    )
+  for name in state['left_out']:
+    print(f'warning: the record leaves out {name!r}', file=sys.stderr)
   if state['patch'] is None:
     return None
-  patch = record['patches'].get(state['patch'])
-  if not isinstance(patch, str):
+  patch = record['patches'].get(state['patch'], '')
+  data = patch.encode('utf-8', 'surrogatepass')
+  with contextlib.suppress(UnicodeEncodeError):
+    data = patch.encode('utf-8', 'surrogateescape')
+  if hashlib.sha256(data).hexdigest() != state['patch']:
     raise config.ConfigError(f'{workdir}: the patch of its code is missing')
-  print(patch)
+  # As it is, it could hide lines of itself on a terminal.
+  print(re.sub(r'[^\n\t -~]', lambda x: ascii(x[0])[1:-1], patch))
   if not trust:
     raise config.ConfigError(
       f'{workdir}: ran with the patch above, which is code that would be run: '
       'read it, and give --trust'
     )
-  return patch.encode('utf-8', 'surrogateescape')
+  return data
 
 
 def _git(folder: str, *words: str, given: bytes | None = None) -> None:
@@ -183,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     '--trust',
     nargs='?',
-    const='',
+    const=_PATCH,
     action='append',
     default=[],
     metavar='WORD',
@@ -193,10 +238,11 @@ def main(argv: Sequence[str]) -> int:
   end = argv.index('--') if '--' in argv else len(argv)
   flags = parser.parse_args(argv[:end])
   output = flags.workdir or Path(f'{flags.run}-rerun')
-  words = [f'--trust={word}' for word in flags.trust if word]
-  return rerun(
-    flags.run, output, trust='' in flags.trust, flags=[*words, *argv[end + 1 :]]
-  )
+  if '' in flags.trust:
+    raise config.ConfigError('--trust= is empty: give a word, or --trust alone')
+  words = [f'--trust={word}' for word in flags.trust if word is not _PATCH]
+  more = [*words, *argv[end + 1 :]]
+  return rerun(flags.run, output, trust=_PATCH in flags.trust, flags=more)
 
 
 if __name__ == '__main__':

@@ -30,7 +30,14 @@ from lm.config.hints import is_tree
 from lm.config.keys import check_complete
 from lm.config.messages import ConfigError, did_you_mean
 from lm.config.overrides import override
-from lm.config.programs import asked, error_line, main, parse, user_errors
+from lm.config.programs import (
+  Asked,
+  asked,
+  error_line,
+  main,
+  parse,
+  user_errors,
+)
 from lm.config.specs import build, fill, resolve
 from lm.config.untrusted import (
   FACTORIES,
@@ -55,6 +62,7 @@ __all__ = [
   'EXIT_CODES',
   'FACTORIES',
   'STAGES',
+  'Asked',
   'Config',
   'ConfigError',
   'asked',

@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 import re
 import sys
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from lm.config import exit_codes, files, messages, untrusted, values
 from lm.config.messages import ConfigError, did_you_mean
@@ -82,33 +82,49 @@ def parse(
     sys.exit(0)
   try:
     flags, overrides = _flags(argv)
-    c = files.load(flags['config'], overrides.items(), flags.get('data'))
+    file = flags['config']
+    c = files.load(file, overrides.items(), flags.get('data'))
+    # Now, because the file may be another one when the record is written.
+    _asked[:] = [Asked(tuple(argv), file, _changes(file, c))]
     return c, Path(flags['workdir'])
   except ConfigError as error:
     _stop(messages.one_line(str(error)), error.exit_code)
 
 
-def asked(argv: Sequence[str]) -> dict[str, Any]:
-  """Says which config file a program was given, and what its flags changed.
+class Asked(NamedTuple):
+  """What a program was asked for.
 
-  Args:
-    argv: arguments that `parse` has accepted.
-
-  Returns:
-    {'file', 'changes'}; changes are [before, after] by key.
-
-  Raises:
-    ConfigError: the file has changed since and cannot be used.
+  Attributes:
+    words: its arguments.
+    file: the config file, and its argument.
+    changes: [before, after] of what flags changed in it, by key; None if it
+      cannot be used without them.
   """
-  flags, overrides = _flags(argv)
-  before = values.flatten(files.load(flags['config']))
-  after = files.load(flags['config'], overrides.items(), flags.get('data'))
-  changes = {
+
+  words: tuple[str, ...]
+  file: str
+  changes: dict[str, list[Any]] | None
+
+
+_asked: list[Asked] = []  # the newest, see `asked`
+
+
+def asked() -> Asked | None:
+  """Says what `parse` has read last; None where it has read nothing."""
+  return _asked[-1] if _asked else None
+
+
+def _changes(file: str, c: Config) -> dict[str, list[Any]] | None:
+  """Finds what flags have changed in a config file."""
+  try:
+    before = values.flatten(files.load(file))
+  except ConfigError:
+    return None  # some of its files are only there with the flags
+  return {
     key: [before.get(key), value]
-    for key, value in values.flatten(after).items()
+    for key, value in values.flatten(c).items()
     if key not in before or before[key] != value
   }
-  return {'file': flags['config'], 'changes': changes}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from lm.data import names, objectives
 from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
 from lm.evals import context as context_lib
-from lm.evals import generation, results, text_metrics
+from lm.evals import classification, generation, results, text_metrics
 from lm.inference import generate
 
 
@@ -65,6 +65,7 @@ def make(
   if unknown := drawing.keys() - {*generate.Sampler._fields}:
     raise ValueError(f'sampler: unknown key {min(unknown)}')
   drawn = generate.Sampler(**drawing).check()
+  classification.check_language(language)
   built = config.build(objective, tokenizer=context.tokenizer, length=length)
   if built.prompt is None:
     raise ValueError(f'{objective["fn"]}: nothing can be sampled from it')

@@ -1,8 +1,8 @@
 """The code that a program runs: its commit, and what differs from that.
 
-What git does not track counts too, since a new config file is rarely committed
-before its first run. Nothing is written, neither to the repository nor to the
-index.
+Small text files that git does not track count too, since a new config file is
+rarely committed before its first run. Nothing is written, neither to the
+repository nor to the index.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+import re
 import subprocess
 from typing import Any, NamedTuple
 
@@ -18,6 +19,23 @@ _MOST_FILES = 100  # untracked ones that go into a patch
 _MOST_BYTES = 256 << 10  # of such a file
 _MOST_PATCH = 4 << 20  # bytes
 _SECONDS = 20  # that git may take
+# Of files that are not tracked, others may hold anything, such as passwords.
+_KINDS = re.compile(
+  r'(?!.*(^|/)\.)(?i:(?!.*(key|secret|token|credential|passw))'
+  r'.*\.(py|ipynb|json|toml|ya?ml|cfg|ini|md|txt|sh))'
+)
+# No setting of the user changes what a patch looks like.
+_DIFF = (
+  'diff',
+  '--binary',
+  '--no-ext-diff',
+  '--no-textconv',
+  '--no-color',
+  '--unified=3',
+  '--src-prefix=a/',
+  '--dst-prefix=b/',
+  '--submodule=short',
+)
 
 
 class CodeState(NamedTuple):
@@ -54,25 +72,52 @@ class CodeState(NamedTuple):
     }
 
 
-def of(folder: Path) -> CodeState | None:
+def of(folder: Path, without: Path | None = None) -> CodeState | None:
   """Finds the state of the repository that a folder lies in.
 
+  Args:
+    folder: any folder of it.
+    without: a folder that does not count, such as that of the run.
+
   Returns:
-    None if there is no repository or no commit, or git is missing or fails.
+    None if there is no repository or no commit, or git is missing. A repository
+    of a whole home folder counts as none.
   """
   try:
     root = Path(_git(folder, 'rev-parse', '--show-toplevel').strip())
     commit = _git(root, 'rev-parse', '--verify', 'HEAD').strip()
-    left_out: list[str] = []
-    parts = [_git(root, 'diff', '--binary', '--no-ext-diff', 'HEAD')]
-    parts += _untracked(root, left_out)
   except (OSError, subprocess.SubprocessError):
     return None
-  patch = ''.join(parts)
+  if Path.home().is_relative_to(root):
+    return None
+  left_out: list[str] = []
+  where = ['--', '.']
+  if without is not None and without.resolve().is_relative_to(root):
+    name = without.resolve().relative_to(root).as_posix()
+    where.append(f':(exclude,literal,top){name}')
+  try:
+    patch = _git(root, *_DIFF, 'HEAD', *where)
+    left_out += re.findall(r'(?m)^\+Subproject commit (\w+-dirty)$', patch)
+    patch += ''.join(_untracked(root, where, left_out))
+  except (OSError, subprocess.SubprocessError) as error:
+    patch = ''
+    left_out.append(f'what git cannot tell: {error}'.strip()[:200])
   if len(patch) > _MOST_PATCH:
     left_out.append(f'the patch, which has {len(patch):,} characters')
     patch = ''
   return CodeState(str(root), commit, patch, tuple(left_out))
+
+
+def of_package(without: Path | None = None) -> CodeState | None:
+  """Finds the state of the repository of this package; None if it is in none.
+
+  An installed package may lie inside of a repository that does not have it.
+  """
+  try:
+    _git(_LM, 'ls-files', '--error-unmatch', '__init__.py')
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return of(_LM, without)
 
 
 @functools.cache  # what was imported does not change
@@ -85,28 +130,28 @@ def package_digest() -> str:
   return result.hexdigest()
 
 
-def package_folder() -> Path:
-  """Returns the folder of this package."""
-  return _LM
-
-
-def _untracked(root: Path, left_out: list[str]) -> Iterator[str]:
+def _untracked(
+  root: Path, where: list[str], left_out: list[str]
+) -> Iterator[str]:
   """Yields patches that add the files which git neither tracks nor ignores."""
-  listed = _git(root, 'ls-files', '--others', '--exclude-standard', '-z')
+  listed = _git(
+    root, 'ls-files', '--others', '--exclude-standard', '-z', *where
+  )
   names = [name for name in listed.split('\0') if name]
   for number, name in enumerate(sorted(names)):
     path = root / name
     if number == _MOST_FILES:
       left_out.append(f'{len(names) - number} more files that are not tracked')
       return
-    if path.is_symlink() or not path.is_file():
-      left_out.append(name)  # a repository in the repository, a pipe
-    elif path.stat().st_size > _MOST_BYTES:
+    if (
+      not _KINDS.fullmatch(name)
+      or path.is_symlink()
+      or not path.is_file()
+      or path.stat().st_size > _MOST_BYTES
+    ):
       left_out.append(name)
     else:
-      yield _git(
-        root, 'diff', '--binary', '--no-index', '--', os.devnull, name, code=1
-      )
+      yield _git(root, *_DIFF, '--no-index', '--', os.devnull, name, code=1)
 
 
 def _git(folder: Path, *words: str, code: int = 0) -> str:
@@ -116,13 +161,10 @@ def _git(folder: Path, *words: str, code: int = 0) -> str:
     OSError: git is not there.
     subprocess.SubprocessError: it fails, or does not end.
   """
-  # A user's settings must not change what a patch looks like, and a lock on the
-  # index would disturb somebody who commits at this moment.
+  # A lock on the index would disturb somebody who commits at this moment.
   environment = {**os.environ, 'GIT_OPTIONAL_LOCKS': '0', 'LC_ALL': 'C'}
-  settings = ('core.quotePath=false', 'diff.noprefix=false', 'color.ui=false')
-  given = [x for setting in settings for x in ('-c', setting)]
   done = subprocess.run(
-    ['git', *given, *words],
+    ['git', '-c', 'core.quotePath=false', *words],
     cwd=folder,
     env=environment,
     capture_output=True,

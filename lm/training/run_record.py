@@ -12,7 +12,7 @@ the command was given if it is another one. What was not committed is a patch,
 kept by its hash. tools.rerun and tools.diff read the record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import datetime
 import functools
 from importlib import metadata
@@ -20,6 +20,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import re
 import sys
 from typing import Any
 
@@ -37,6 +38,9 @@ _VARIABLES = (
   'XLA_FLAGS',
 )
 
+_MOST_STARTS = 200
+_MOST_PATCHES = 16 << 20  # characters
+_DICTS = ('data', 'packages', 'machine', 'variables')  # of a start
 _DATA = ('fingerprint', 'datasets')  # of the position of data
 
 
@@ -44,7 +48,7 @@ def collect(
   c: config.Config,
   folder: Path,
   data: Mapping[str, Any],
-  asked: Sequence[str] | None,
+  asked: config.Asked | None,
 ) -> dict[str, bytes]:
   """Adds this start to the record of a run.
 
@@ -52,7 +56,7 @@ def collect(
     c: of the run.
     folder: of the run.
     data: where the data stand, see `stream.Data.state`.
-    asked: the arguments of the program; None if a program of the user's called.
+    asked: what the program was asked for; None if another program called.
 
   Returns:
     What the run's own file is to hold, by its name.
@@ -63,32 +67,63 @@ def collect(
     # A run goes on without it: nothing of it is computed from the record.
     manifest.warn(f'{error}; a new one is begun')
     found = {'starts': [], 'patches': {}}
-  states = _code()
-  for state in states.values():
-    if state is not None and state.digest is not None:
-      found['patches'][state.digest] = state.patch
+  states = _code(folder)
   start = {
     'step': data['step'],
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': _command(asked),
     'folder': os.getcwd(),
-    'config': None if asked is None else config.asked(asked),
+    'config': asked and {'file': asked.file, 'changes': asked.changes},
     'seed': c.seed,
     'data': {key: data[key] for key in _DATA if key in data},
+    **_surroundings(states),
+  }
+  found['starts'].append(logins.hidden(start))
+  for state in states.values():
+    if state is not None and state.digest is not None:
+      found['patches'][state.digest] = state.patch
+  _shorten(found)
+  return {NAME: json.dumps(found, sort_keys=True).encode() + b'\n'}
+
+
+def _shorten(found: dict[str, Any]) -> None:
+  """Keeps a record short, however often its run is started again.
+
+  The first start stays, by which the run is repeated, and the newest ones.
+  """
+  first, *later = found['starts']
+  found['starts'] = [first, *later[1 - _MOST_STARTS :]]
+  named = [
+    state['patch']
+    for start in [first, *reversed(found['starts'][1:])]
+    for state in start['code'].values()
+    if isinstance(state, dict) and state['patch'] in found['patches']
+  ]
+  room, kept = _MOST_PATCHES, {}
+  for digest in dict.fromkeys(named):
+    room -= len(found['patches'][digest])
+    if room >= 0:
+      kept[digest] = found['patches'][digest]
+  found['patches'] = kept
+
+
+def here(workdir: Path) -> dict[str, Any]:
+  """Describes code, packages, machine and variables of this process.
+
+  Args:
+    workdir: whose files are no code, see `code_state.of`.
+  """
+  return _surroundings(_code(workdir))
+
+
+def _surroundings(
+  states: Mapping[str, code_state.CodeState | None],
+) -> dict[str, Any]:
+  return {
     'code': {
       'lm': code_state.package_digest(),
       **{name: state and state.to_json() for name, state in states.items()},
     },
-    **here(),
-  }
-  found['starts'].append(logins.hidden(start))
-  # A patch that no start names any more cannot occur: starts are only added.
-  return {NAME: json.dumps(found, sort_keys=True).encode() + b'\n'}
-
-
-def here() -> dict[str, Any]:
-  """Describes the packages, machine and variables of this process."""
-  return {
     'packages': _packages(),
     'machine': _machine(),
     'variables': {x: os.environ[x] for x in _VARIABLES if x in os.environ},
@@ -105,41 +140,67 @@ def read(workdir: Path) -> dict[str, Any]:
   try:
     with regular_files.open_read(path) as file:
       found = json.load(file)
+    starts, patches = found['starts'], found['patches']
+    if not all(map(_is_start, starts)) or not all(
+      isinstance(x, str) for x in patches.values()
+    ):
+      raise TypeError
   except FileNotFoundError:
     return {'starts': [], 'patches': {}}
-  except (ValueError, RecursionError) as error:
-    raise _damaged(path) from error
-  starts = found.get('starts') if isinstance(found, dict) else None
-  if not isinstance(starts, list) or not all(
-    isinstance(x, dict) for x in starts
-  ):
-    raise _damaged(path)
-  patches = found.get('patches')
-  if not isinstance(patches, dict):
-    raise _damaged(path)
-  return {'starts': starts, 'patches': patches}
+  except (
+    OSError,
+    ValueError,
+    RecursionError,
+    TypeError,
+    KeyError,
+    AttributeError,
+  ) as error:
+    raise errors.Damaged(f'{path}: it cannot be read') from error
+  return {'starts': list(starts), 'patches': patches}
 
 
-def _damaged(path: Path) -> errors.Failure:
-  return errors.Damaged(f'{path}: it cannot be read')
+def _is_start(start: Any) -> bool:
+  """Tells whether a start has the types that `collect` gives it.
+
+  Raises:
+    TypeError, KeyError: it may also do this where it has not.
+  """
+  code = start['code']
+  states = [code[x] for x in ('package', 'here') if code[x] is not None]
+  return (
+    isinstance(start['step'], int)
+    and isinstance(code['lm'], str)
+    and all(isinstance(start[x], dict) for x in _DICTS)
+    and (start['command'] is None or _are_texts(start['command']))
+    and all(
+      re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', state['commit'])
+      and isinstance(state['patch'], str | None)
+      and _are_texts(state['left_out'])
+      for state in states
+    )
+  )
 
 
-def _code() -> dict[str, code_state.CodeState | None]:
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+def _code(workdir: Path) -> dict[str, code_state.CodeState | None]:
   """Finds the repositories of the package and of the current folder."""
-  package = code_state.of(code_state.package_folder())
-  here = code_state.of(Path.cwd())
+  package = code_state.of_package(workdir)
+  here = code_state.of(Path.cwd(), workdir)
   if here is not None and package is not None and here.root == package.root:
     here = None
   return {'package': package, 'here': here}
 
 
-def _command(asked: Sequence[str] | None) -> list[str] | None:
+def _command(asked: config.Asked | None) -> list[str] | None:
   """Returns the words that started this program."""
   if asked is None:
     return None
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   program = ['-m', spec.name] if spec is not None else [sys.argv[0]]
-  return ['python', *program, *asked]
+  return ['python', *program, *asked.words]
 
 
 @functools.cache  # it takes a tenth of a second

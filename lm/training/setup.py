@@ -355,7 +355,7 @@ def store(
   checkpointer: checkpoint.Checkpointer,
   c: config.Config,
   data: Mapping[str, Any],
-  asked: Sequence[str] | None,
+  asked: config.Asked | None,
 ) -> None:
   """Stores `files` and the record of a run, once nothing refuses it any more.
 

@@ -56,6 +56,7 @@ def test_repetition_is_that_of_the_continuations(tmp_path, said):
   [
     ({'new': 40}, 'no text has 44 tokens; lower length'),
     ({'new': 0}, 'new=0'),
+    ({'language': 'cn'}, 'language'),
     ({'texts': [None]}, 'line 1: text is null'),
     ({'sampler': {'temperature': -1}}, 'temperature=-1 must be'),
     ({'sampler': {'top': 1}}, 'sampler: unknown key top'),

@@ -41,7 +41,7 @@ def test_the_patch_gives_back_what_was_there(repository, tmp_path):
   (repository / 'b').mkdir()
   (repository / 'b/new file.py').write_text('neu: ü\n')
   (repository / 'latin.txt').write_bytes(b'caf\xe9\n')
-  (repository / 'bytes').write_bytes(bytes(range(256)))
+  (repository / 'tabs.md').write_bytes(b'a\t\r\nb  \n\x0c')
   (repository / 'data').mkdir()
   (repository / 'data/ignored').write_text('x')
   state = code_state.of(repository / 'b')  # from any folder inside
@@ -63,11 +63,64 @@ def test_the_patch_gives_back_what_was_there(repository, tmp_path):
 
 
 def test_what_is_too_large_is_named(repository):
-  (repository / 'large').write_bytes(b'x' * (1 << 20))
-  (repository / 'link').symlink_to('large')
+  (repository / 'large.py').write_bytes(b'x' * (1 << 20))
+  (repository / 'link.py').symlink_to('large.py')
   state = code_state.of(repository)
   assert state is not None
-  assert (state.patch, state.left_out) == ('', ('large', 'link'))
+  assert (state.patch, state.left_out) == ('', ('large.py', 'link.py'))
+
+
+def test_what_may_hold_secrets_is_left_out(repository, monkeypatch):
+  names = ('.env', '.aws/config.json', 'api_key.txt', 'id.pem', 'Secrets.toml')
+  for name in names:
+    (repository / name).parent.mkdir(exist_ok=True)
+    (repository / name).write_text('hush')
+  (repository / 'mine.py').write_text('a = 1\n')
+  state = code_state.of(repository)
+  assert state is not None
+  assert '+a = 1' in state.patch and 'hush' not in state.patch
+  assert {*state.left_out} == {*names}
+  # A repository of a home folder is one of everything.
+  monkeypatch.setenv('HOME', str(repository / 'home'))
+  assert code_state.of(repository) is None
+
+
+def test_the_folder_of_a_run_does_not_count(repository):
+  run = repository / 'out/run'
+  run.mkdir(parents=True)
+  (run / 'config.json').write_text('{}')
+  (repository / 'out/run2.json').write_text('{}')
+  state = code_state.of(repository, run)
+  assert state is not None
+  assert 'run2.json' in state.patch and 'config.json' not in state.patch
+
+
+@pytest.mark.parametrize(
+  'setting',
+  [
+    ('color.diff', 'always'),
+    ('diff.context', '0'),
+    ('diff.noprefix', 'true'),
+    ('diff.py.textconv', 'tr a-z A-Z <'),
+  ],
+)
+def test_settings_of_a_user_change_no_patch(repository, setting):
+  (repository / '.gitattributes').write_text('*.py diff=py\n')
+  git(repository, 'add', '-A')
+  git(repository, *COMMIT)
+  (repository / 'a.py').write_text('one\n2\n')
+  before = code_state.of(repository)
+  git(repository, 'config', *setting)
+  assert code_state.of(repository) == before
+
+
+def test_an_installed_package_is_in_no_repository(repository, monkeypatch):
+  inside = repository / 'data/lm'
+  inside.mkdir(parents=True)
+  (inside / '__init__.py').touch()
+  monkeypatch.setattr(code_state, '_LM', inside)
+  assert code_state.of_package() is None
+  assert code_state.of(inside) is not None
 
 
 def test_nothing_is_written_to_the_repository(repository):
@@ -91,7 +144,7 @@ def test_without_a_repository_there_is_no_state(tmp_path, monkeypatch):
   git(tmp_path, 'init', '-q')
   assert code_state.of(tmp_path) is None  # no commit
   monkeypatch.setenv('PATH', str(tmp_path))
-  assert code_state.of(code_state.package_folder()) is None  # no git
+  assert code_state.of_package() is None  # no git
 
 
 def test_the_code_of_this_package_is_that_of_its_files(tmp_path, monkeypatch):

@@ -12,14 +12,17 @@ from lm.training import run_record
 from tests import programs
 from tools import diff, rerun
 
-PATCH = """diff --git a/sitecustomize.py b/sitecustomize.py
-new file mode 100644
-index 0000000..5f4b6b6
---- /dev/null
-+++ b/sitecustomize.py
-@@ -0,0 +1 @@
-+print('patched')
-"""
+# An edit of a module of lm, which every program imports.
+_BEFORE = (programs.ROOT / 'lm/errors.py').read_text().splitlines()[:3]
+PATCH = """diff --git a/lm/errors.py b/lm/errors.py
+--- a/lm/errors.py
++++ b/lm/errors.py
+@@ -1,3 +1,4 @@
+ {}
++print('\x1b[1Apatched')
+ {}
+ {}
+""".format(*_BEFORE)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +44,7 @@ def edited(run, folder, edit):
   return folder
 
 
-def with_code(commit, patch=None, left_out=()):
+def with_code(commit, patch=None):
   """Makes an edit: the run had another lm, of a commit and with a patch."""
 
   def edit(record):
@@ -49,7 +52,7 @@ def with_code(commit, patch=None, left_out=()):
     record['patches'] = {digest: patch} if patch else {}
     record['starts'][0]['code'] = {
       'lm': '0' * 64,
-      'package': {'commit': commit, 'patch': digest, 'left_out': left_out},
+      'package': {'commit': commit, 'patch': digest, 'left_out': []},
       'here': None,
     }
 
@@ -97,13 +100,13 @@ def test_its_commit_and_a_trusted_patch_are_used(run, data, tmp_path, start):
   words = [str(folder), f'--workdir={tmp_path / "again"}', *trusted(data)]
   refused = start('tools.rerun', words)
   assert refused.wait() == 2
-  assert "+print('patched')" in refused.text()
+  # Shown as it is, it could hide lines of itself.
+  assert "+print('\\x1b[1Apatched')" in refused.text()
   assert refused.text().endswith('read it, and give --trust\n')
   assert not (tmp_path / 'again').exists()
-  # The functions of its config are those of the commit, too.
   process = start('tools.rerun', [*words, '--trust'])
   assert process.wait() in (0, 1), process.text()
-  assert '\npatched\n' in process.text()
+  assert '\n\x1b[1Apatched\n' in process.text()  # a module of lm says it
   assert 'in common\n' in process.text()
 
 
@@ -112,7 +115,6 @@ def test_its_commit_and_a_trusted_patch_are_used(run, data, tmp_path, start):
   [
     (lambda record: record['starts'].clear(), 'has no record.json'),
     (with_code('0' * 40), 'git worktree add: fatal: invalid reference'),
-    (with_code('0' * 40, left_out=['big.bin']), 'leaves out big.bin'),
     (with_code('0' * 40, PATCH), 'read it, and give --trust'),
   ],
 )
@@ -123,6 +125,21 @@ def test_what_cannot_be_had_is_one_line(run, tmp_path, edit, say):
   with pytest.raises(config.ConfigError) as caught:
     rerun.rerun(folder, tmp_path / 'again')
   assert say in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_an_empty_word_trusts_nothing(run):
+  with pytest.raises(config.ConfigError, match='--trust= is empty'):
+    rerun.main([str(run), '--trust='])
+
+
+def test_a_run_in_a_bucket_is_to_be_copied():
+  with pytest.raises(config.ConfigError, match='copy the folder here'):
+    rerun.main(['gs://bucket/run'])
+
+
+def test_nan_is_no_difference():
+  row = {'loss_nats': float('nan')}
+  assert [*diff._compared('metrics', row, dict(row))] == []
 
 
 def test_nothing_is_overwritten(run):
@@ -179,6 +196,6 @@ def test_train_takes_the_arguments_for_its_record(data, tmp_path):
   mesh = {'mesh__fsdp': 2, 'mesh__tensor': 2}
   flags = programs.flags(data, tmp_path / 'run', steps=6, save_every=6, **mesh)
   c, workdir = config.parse(flags, '')
-  train.train(c, workdir, asked=flags)
+  train.train(c, workdir, asked=config.asked())
   (found,) = run_record.read(workdir)['starts']
   assert found['command'][-len(flags) :] == flags

@@ -72,16 +72,19 @@ def test_logins_are_not_recorded(data, tmp_path):
   flags = programs.flags(data, tmp_path / 'run', steps=6, save_every=6)
   flags += ['--config.mesh.fsdp=2', '--config.mesh.tensor=2']
   c, workdir = config.parse(flags, '')
-  asked = [*flags, '--config.init_from=gs://me:hush@bucket/run']
+  asked = config.asked()
+  assert asked is not None
+  login = '--config.init_from=gs://me:hush@bucket/run'
+  asked = asked._replace(words=(*asked.words, login))
   train.train(c, workdir, asked=asked)
   text = json.dumps(starts(workdir))  # a patch may hold this test
   assert 'gs://bucket/run' in text and 'hush' not in text
 
 
-def test_secrets_are_not_recorded(monkeypatch):
+def test_secrets_are_not_recorded(monkeypatch, tmp_path):
   monkeypatch.setenv('LM_SECRET', 'hush')
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
-  text = json.dumps(run_record.here())
+  text = json.dumps(run_record.here(tmp_path))
   assert 'hush' not in text and 'fast_math' in text
 
 
@@ -103,8 +106,67 @@ def test_what_flags_changed_is_told_by_key(tmp_path):
   (tmp_path / 'tokenizer.model').touch()
   file = programs.ROOT / 'configs/gpt/tiny.py'
   flags = ['--workdir=x', '--config.seed=7', f'--data={tmp_path}']
-  asked = config.asked([f'--config={file}', *flags])
-  assert asked['file'] == str(file)
-  assert asked['changes']['seed'] == [0, 7]
-  assert asked['changes']['tokenizer.path'][1] == f'{tmp_path}/tokenizer.model'
-  assert 'steps' not in asked['changes']
+  config.parse([f'--config={file}', *flags], '')
+  asked = config.asked()
+  assert asked is not None and asked.changes is not None
+  assert asked.file == str(file)
+  assert asked.changes['seed'] == [0, 7]
+  assert asked.changes['tokenizer.path'][1] == f'{tmp_path}/tokenizer.model'
+  assert 'steps' not in asked.changes
+
+
+def test_a_stored_config_whose_files_are_elsewhere_is_recorded(tmp_path):
+  for name in ('train', 'valid'):
+    (tmp_path / 'data' / name).mkdir(parents=True)
+  (tmp_path / 'data/tokenizer.model').touch()
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'run').mkdir()
+  file = tmp_path / 'run/config.json'
+  path = f'{tmp_path}/elsewhere'
+  changes = [('data.sources.train.path', path), ('evals.valid.path', path)]
+  config.store(config.load('configs/gpt/tiny.py', changes), file)
+  flags = [f'--workdir={tmp_path}/x', f'--data={tmp_path}/data']
+  config.parse([f'--config={file}', *flags], '')
+  asked = config.asked()
+  assert asked is not None and asked.changes is None  # not an error
+
+
+def test_a_record_stays_short(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(run_record, '_MOST_STARTS', 3)
+  c, place = programs.on_eight(data), {'step': 0, 'fingerprint': ''}
+  for step in range(6):
+    files = run_record.collect(c, tmp_path, {**place, 'step': step}, None)
+    (tmp_path / run_record.NAME).write_bytes(files[run_record.NAME])
+  assert [x['step'] for x in starts(tmp_path)] == [0, 4, 5]
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    '[]',
+    '{"starts": [{}], "patches": {}}',
+    '{"starts": 5, "patches": {}}',
+    '{"starts": [{"code": null}], "patches": {}}',
+    '{"starts": [], "patches": {"a": 1}}',
+    '[' * 100_000,
+  ],
+)
+def test_a_damaged_record_is_one_line(tmp_path, content):
+  (tmp_path / run_record.NAME).write_text(content)
+  with pytest.raises(errors.Damaged, match='it cannot be read'):
+    run_record.read(tmp_path)
+
+
+def test_a_commit_is_no_option_of_git(data, tmp_path):
+  c, place = programs.on_eight(data), {'step': 0, 'fingerprint': ''}
+  found = json.loads(
+    run_record.collect(c, tmp_path, place, None)['record.json']
+  )
+  found['starts'][0]['code']['package'] = {
+    'commit': '--lock',
+    'patch': None,
+    'left_out': [],
+  }
+  (tmp_path / run_record.NAME).write_text(json.dumps(found))
+  with pytest.raises(errors.Damaged):
+    run_record.read(tmp_path)
