@@ -6,10 +6,9 @@
 
   programs    name, what it does, and its exit codes
   config      a key of a config: of training (configs/base.py) or of the data
-              factory (configs/data/base.py), its default, which is an expression
-              of that file, and its comment. What
-              stands below a function of that file, such as `attention()`, is a
-              spec that other keys take.
+              factory (configs/data/base.py), its default, as an expression of
+              that file, and its comment. What stands below a function of that
+              file, such as `attention()`, is a spec that other keys take.
   functions   that a config may name by `fn`: the parts, readers, forms,
               objectives, evaluators and stages. Each has its parameters with
               type, default and description, and what it returns: of an

@@ -92,7 +92,7 @@ def parse(
 
 
 class Asked(NamedTuple):
-  """What a program was asked for.
+  """Says what a program was asked for.
 
   Attributes:
     words: its arguments.

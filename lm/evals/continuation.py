@@ -14,8 +14,8 @@ from lm import config, types
 from lm.data import names, objectives
 from lm.data.finetuning import fields, record_files
 from lm.data.finetuning import records as record_lib
-from lm.evals import context as context_lib
 from lm.evals import classification, generation, results, text_metrics
+from lm.evals import context as context_lib
 from lm.inference import generate
 
 

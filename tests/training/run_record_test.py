@@ -128,7 +128,7 @@ def test_a_stored_config_whose_files_are_elsewhere_is_recorded(tmp_path):
   flags = [f'--workdir={tmp_path}/x', f'--data={tmp_path}/data']
   config.parse([f'--config={file}', *flags], '')
   asked = config.asked()
-  assert asked is not None and asked.changes is None  # not an error
+  assert asked is not None and asked.file == str(file)
 
 
 def test_a_record_stays_short(data, tmp_path, monkeypatch):
