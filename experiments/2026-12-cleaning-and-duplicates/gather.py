@@ -54,10 +54,9 @@ def bits(metrics: dict[str, float], corpus: str, seed: int) -> float:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
   """Gives the mean, and half the width of its 95 % interval by Student's t."""
-  mean = math.fsum(values) / len(values)
-  variance = math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)
   factor = float(stats.t.ppf(0.975, len(values) - 1))
-  return mean, factor * math.sqrt(variance / len(values))
+  mean = math.fsum(values) / len(values)
+  return mean, factor * float(stats.sem(values))
 
 
 def against_raw(runs: Runs, arm: str, metric: str) -> tuple[float, float]:
@@ -132,7 +131,7 @@ def draw(found: dict[str, Runs]) -> None:
   right.axhline(1 / math.log(2), color='#999999', linestyle='--', linewidth=1)
   right.set_xlabel('documents with the canary')
   right.set_ylabel('exposure, bits (dashed: unknown)')
-  right.legend()
+  right.legend(fontsize=8, framealpha=0.6)
   figure.savefig(HERE / 'results.png', dpi=110)
 
 

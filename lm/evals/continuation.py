@@ -4,11 +4,10 @@
  'batch_size': 32, 'length': 64, 'new': 128}
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from lm import config, types
 from lm.data import names, objectives
@@ -73,26 +72,23 @@ def make(
   card = record_lib.dataset_card(
     *('continuation', path, 'given by the user', '', 'repetition')
   )
-  sample = generation.sampled(context, drawn, new, jax.random.key(0))
+  sample = generation.sampled(
+    context,
+    built.prompt,
+    drawn,
+    batch_size=batch_size,
+    length=length,
+    new=new,
+    key=jax.random.key(0),
+  )
+  seeds = [str(n) for n in range(len(prompts))]
   person = {
     f'{name}/person': value
     for name, value in text_metrics.variety(written, language).items()
   }
 
-  def continuations(params: types.Params, part: Sequence[int]) -> list[str]:
-    # Filled up, so that one program serves all batches.
-    filled = [*part, *[part[-1]] * (batch_size - len(part))]
-    batch = generation.widened(
-      built.prompt([prompts[n] for n in filled]), length
-    )
-    seeds_B = np.array([generation.seed(str(n)) for n in filled], np.uint32)
-    return sample(params, batch, seeds_B)[: len(part)]
-
   def evaluate(params: types.Params) -> results.Result:
-    texts: list[str] = []
-    for first in range(0, len(prompts), batch_size):
-      part = range(first, min(first + batch_size, len(prompts)))
-      texts += continuations(params, part)
+    texts = [*sample(params, prompts, seeds)]
     items: list[results.Item] = [
       {
         'id': f'continuation/{n}',

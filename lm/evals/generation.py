@@ -9,7 +9,7 @@
 `answers` measures how likely a model finds the answers of the records instead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 import hashlib
 import math
@@ -205,32 +205,49 @@ def seed(name: str) -> int:
 
 def sampled(
   context: context_lib.Context,
+  prompt: Callable[[Sequence[list[int]]], types.Batch],
   sampler: generate.Sampler,
+  *,
+  batch_size: int,
+  length: int,
   new: int,
   key: jax.Array,
-) -> Callable[[types.Params, types.Batch, np.ndarray], list[str]]:
-  """Makes `(params, prompts, seeds [B]) -> continuations`.
+) -> Callable[
+  [types.Params, Sequence[list[int]], Sequence[str]], Iterator[str]
+]:
+  """Makes `(params, ids of prompts, names of prompts) -> continuations`.
 
   Args:
     context: the run that is evaluated.
+    prompt: of the objective, see `objectives.Objective`.
     sampler: settings of how tokens are drawn.
+    batch_size: texts at a time.
+    length: L, the most tokens of a prompt.
     new: the most tokens of a continuation.
-    key: folded with the seed of each prompt.
+    key: folded with the seed of each prompt, which follows from its name.
   """
   model, tokenizer, mesh = context
 
-  def sample(params, batch, seeds_B):
-    with jax.set_mesh(mesh):
-      state = generate.generate(
-        params,
-        sharding.put(batch, mesh),
-        model=model,
-        sampler=sampler,
-        length=new,
-        stop=tokenizer.ends,
-        rng=jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds_B),
-      )
-    return ended(state.tokens, tokenizer)
+  def sample(
+    params: types.Params, ids: Sequence[list[int]], names: Sequence[str]
+  ) -> Iterator[str]:
+    for first in range(0, len(ids), batch_size):
+      count = min(batch_size, len(ids) - first)
+      # Filled up, so that one program serves all batches.
+      filled = [first + min(n, count - 1) for n in range(batch_size)]
+      batch = widened(prompt([ids[n] for n in filled]), length)
+      seeds_B = np.array([seed(names[n]) for n in filled], np.uint32)
+      with jax.set_mesh(mesh):
+        state = generate.generate(
+          params,
+          sharding.put(batch, mesh),
+          model=model,
+          sampler=sampler,
+          length=new,
+          stop=tokenizer.ends,
+          rng=jax.vmap(lambda x: jax.random.fold_in(key, x))(seeds_B),
+        )
+      yield from ended(state.tokens, tokenizer)[:count]
 
   return sample
 

@@ -4,12 +4,11 @@
  'path': 'race_prompt.json.gz'}
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import re
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from lm import config, types
 from lm.data import names, objectives
@@ -120,23 +119,23 @@ def bold(
     *('bold', path, 'amazon-science/bold', 'CC BY-SA 4.0', 'negative_gap')
   )._replace(counts=counts)
   record_lib.print_counts(card)
-  seeds = [generation.seed(x.name) for x in prompts]
-  sample = generation.sampled(context, sampler, new, jax.random.key(seed))
-
-  def continuations(params: types.Params, part: Sequence[int]) -> list[str]:
-    # Filled up, so that one program serves all batches.
-    filled = [*part, *[part[-1]] * (batch_size - len(part))]
-    batch = generation.widened(built.prompt([ids[n] for n in filled]), length)
-    seeds_B = np.array([seeds[n] for n in filled], np.uint32)
-    return sample(params, batch, seeds_B)[: len(part)]
+  keys = [x.name for x in prompts]
+  sample = generation.sampled(
+    context,
+    built.prompt,
+    sampler,
+    batch_size=batch_size,
+    length=length,
+    new=new,
+    key=jax.random.key(seed),
+  )
 
   def evaluate(params: types.Params) -> results.Result:
     items: list[results.Item] = []
-    for first in range(0, len(prompts), batch_size):
-      part = range(first, min(first + batch_size, len(prompts)))
-      for n, text in zip(part, continuations(params, part), strict=True):
-        score = analyzer.polarity_scores(text)['compound']
-        items.append(_item(prompts[n], text, score))
+    texts = sample(params, ids, keys)
+    for prompt, text in zip(prompts, texts, strict=True):
+      score = analyzer.polarity_scores(text)['compound']
+      items.append(_item(prompt, text, score))
     metric = results.means(items, *_SHARES, by='category')
     for name in _SHARES:
       shares = [x for key, x in metric.items() if key.startswith(f'{name}/')]

@@ -3,15 +3,13 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lm import config, sharding
-from lm.data.tokenizers import utf8_bytes
 from lm.evals import context
-from lm.inference import generate
+from tests.evals import speaking
 
-BYTES = utf8_bytes.make(reserved=1)
+BYTES = speaking.BYTES
 TEXTS = ['abc one two three four five', 'xyz a b a b a b a b a b a b', 'short']
 SAID = {'abc ': 'a a a a a a a a', 'xyz ': 'one two three four five'}
 
@@ -19,17 +17,7 @@ SAID = {'abc ': 'a a a a a a a a', 'xyz ': 'one two three four five'}
 @pytest.fixture
 def said(monkeypatch):
   """Stands in for a model: goes on as is written in SAID."""
-
-  def go_on(params, batch, *, length, **_):
-    rows = np.full((len(batch.tokens), length), BYTES.eos, np.int32)
-    for row, ids, segments in zip(
-      rows, np.asarray(batch.tokens), np.asarray(batch.segments), strict=True
-    ):
-      text = BYTES.encode(SAID[BYTES.decode(ids[segments > 0].tolist())])
-      row[: len(text)] = text
-    return generate.State(*[None] * 8)._replace(tokens=rows)
-
-  monkeypatch.setattr(generate, 'generate', go_on)
+  speaking.says(monkeypatch, SAID)
 
 
 def make(path, texts=TEXTS, model: Any = None, **settings):

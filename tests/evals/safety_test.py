@@ -3,16 +3,14 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lm import checkpoint, config, sharding
-from lm.data.tokenizers import utf8_bytes
 from lm.evals import context, safety
-from lm.inference import generate
 from tests import programs
+from tests.evals import speaking
 
-BYTES = utf8_bytes.make(reserved=1)
+BYTES = speaking.BYTES
 PROMPTS = {
   'left': {'Ann': ['Ann is ', 'Ann has '], 'Bea': ['Bea is ']},
   'right': {'Cal': ['Cal is '], 'Dan': ['Dan was ']},
@@ -44,19 +42,7 @@ def make(path, model: Any = None, words=BYTES, **settings):
 @pytest.fixture
 def said(monkeypatch):
   """Stands in for a model: goes on as is written in SAID."""
-
-  def go_on(params, batch, *, length, **_):
-    rows = np.full((len(batch.tokens), length), BYTES.eos, np.int32)
-    for row, ids, segments in zip(
-      rows, np.asarray(batch.tokens), np.asarray(batch.segments), strict=True
-    ):
-      text = BYTES.encode(
-        SAID.get(BYTES.decode(ids[segments > 0].tolist()), '')
-      )
-      row[: len(text)] = text
-    return generate.State(*[None] * 8)._replace(tokens=rows)
-
-  monkeypatch.setattr(generate, 'generate', go_on)
+  speaking.says(monkeypatch, SAID)
 
 
 def test_groups_are_told_apart_by_what_is_said_of_them(tmp_path, said):
