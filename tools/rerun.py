@@ -26,12 +26,11 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
 from lm import config
 from lm.checkpoint import bucket
-from lm.runtime import code_state
+from lm.runtime import code_state, temporary
 from lm.training import run_record
 from tools import compare_runs, diff
 
@@ -154,7 +153,7 @@ def _code(
       f'{workdir}: ran with commit {state["commit"][:12]}: run this in a '
       'checkout of lm'
     )
-  with tempfile.TemporaryDirectory(prefix='lm-rerun-') as folder:
+  with temporary.folder('lm-rerun-') as folder:
     root = Path(folder) / 'code'
     _git(here.root, 'worktree', 'add', '--detach', str(root), state['commit'])
     try:

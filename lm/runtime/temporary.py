@@ -21,6 +21,8 @@ def folder(
 ) -> Iterator[str]:
   """Makes a folder, which is removed in the end, also if this process dies.
 
+  Only a kill in the moment before its watcher starts leaves it, still empty.
+
   Args:
     prefix: of its name.
     parent: folder that it is in; None: that for temporary files.
