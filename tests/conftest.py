@@ -69,6 +69,15 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
     started.append(str(arguments[0]))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+  """Names bytes by their argument.
+
+  Packed bytes hold the time, and the processes that share the tests would give
+  the same test two names.
+  """
+  return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _marked_if_it_starts_a_program(request: pytest.FixtureRequest):
   """Fails a test that starts Python and is not marked so: see make check."""
