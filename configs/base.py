@@ -27,6 +27,17 @@ def get_config() -> Any:
       'keep': 3,  # newest checkpoints that stay, at least two
       'keep_every': 0,  # steps whose multiples stay for ever; 0: none
       'log_every': 10,  # steps that one line of metrics.jsonl sums up
+      # Where metrics go beside metrics.jsonl, see docs/monitoring.md.
+      'log': {
+        'to': (),  # some of 'tensorboard', 'wandb', 'trackio'
+        'project': 'lm',  # that W&B and trackio list the run under
+        'name': None,  # of the run there; None: that of its folder
+        'writer': None,  # spec of a writer of yours
+        # steps after which norms of gradients, parameters and updates are
+        # written by layer; 0: never
+        'norms_every': 0,
+      },
+      'profile': (),  # first and last step of a trace, such as (100, 110)
       'eval_every': 0,  # steps; 0 leaves evaluation to lm.evaluate
       # A run that is evaluated in training can end with its best checkpoint.
       'early': {

@@ -17,8 +17,7 @@ import numpy as np
 from lm import checkpoint, config
 from lm.checkpoint import manifest
 from lm.reporting import metrics_log
-
-_TIMES = {'tokens_per_second'}
+from lm.training import run_meter
 
 
 class Difference(NamedTuple):
@@ -51,7 +50,9 @@ def metrics(a: Path, b: Path) -> tuple[int, Difference | None]:
     names = [
       name
       for name in left
-      if name in right and name not in _TIMES and not _same(left, right, name)
+      if name in right
+      and name not in run_meter.VARYING
+      and not _same(left, right, name)
     ]
     if names:
       values = left[names[0]], right[names[0]]

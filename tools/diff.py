@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from lm import checkpoint, config
 from lm.evals import records
 from lm.reporting import metrics_log
-from lm.training import run_record
+from lm.training import run_meter, run_record
 
 # They compute or read, so another version may change numbers.
 _COMPUTING = (
@@ -37,7 +37,7 @@ _COMPUTING = (
   'tokenizers',
   'qwix',
 )
-_SKIPPED = ('crc32', 'tokens_per_second')
+_SKIPPED = ('crc32', *run_meter.VARYING)
 MISSING = 'missing'
 
 

@@ -21,7 +21,13 @@ from lm import errors
 from lm.checkpoint import bucket, bucket_lease, manifest, read_locks, retention
 
 # Files that training writes.
-_FILES = ('config.json', 'contamination.json', 'metrics.jsonl', 'record.json')
+_FILES = (
+  'config.json',
+  'contamination.json',
+  'metrics.jsonl',
+  'record.json',
+  'writers.json',
+)
 _LOOK_SECONDS = 1.0
 
 

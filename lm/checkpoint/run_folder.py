@@ -6,7 +6,14 @@ from pathlib import Path
 from lm import errors
 from lm.runtime import regular_files
 
-_FOLDERS = ('checkpoints', 'items', 'read_locks', 'tensorboard')
+_FOLDERS = (
+  'checkpoints',
+  'items',
+  'profile',
+  'read_locks',
+  'tensorboard',
+  'wandb',
+)
 _FILES = (
   'config.json',
   'config.json.part',
@@ -18,6 +25,8 @@ _FILES = (
   'metrics.jsonl',
   'metrics.jsonl.part',
   'record.json',
+  'writers.json',
+  'writers.json.part',
 )
 
 

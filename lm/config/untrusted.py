@@ -128,6 +128,9 @@ _FACTORIES = {
   'lm.models.recurrent': ('make',),
   'lm.optim.optimizers': ('make',),
   'lm.optim.rules': ('adafactor', 'adamw', 'lion', 'muon', 'sgd'),
+  'lm.reporting.to_tensorboard': ('make',),
+  'lm.reporting.to_trackio': ('make',),
+  'lm.reporting.to_wandb': ('make',),
   'lm.training.privacy': ('gaussian',),
 }
 # The same for a config of the data factory.

@@ -1,11 +1,10 @@
-"""The log of a run's metrics: metrics.jsonl, and TensorBoard if installed.
+"""The log of a run's metrics: metrics.jsonl.
 
 Everywhere in this file, `step` counts finished updates: a line of step 10 was
 written after ten updates, and a run that resumes at step 10 keeps it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import importlib.util
 import json
 import math
 import os
@@ -128,7 +127,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def trim(
   path: Path, step: int, check: Callable[[], None] = lambda: None
-) -> None:
+) -> dict[str, Any]:
   """Drops the lines of later steps and the end that a kill has cut.
 
   Lines that cannot be read stay. The file is replaced by one rename, even if
@@ -140,19 +139,24 @@ def trim(
     step: the last one whose lines stay.
     check: raises when this process may not write any more.
 
+  Returns:
+    Of each name in the lines that stay, the newest value.
+
   Raises:
     errors.Storage: the file is a link or a pipe, or cannot be read.
   """
+  newest: dict[str, Any] = {}
   part = path.with_name(f'{path.name}.part')
   try:
     old = _open(path, regular_files.open_read)
   except FileNotFoundError:
-    return
+    return newest
   with old, regular_files.writing(part), part.open('wb') as new:
     for line in old:
       record = _parse(line)
       if line.endswith(b'\n') and not (record and record['step'] > step):
         new.write(line)
+        newest |= record or {}
     new.flush()
     os.fsync(new.fileno())
   check()
@@ -161,6 +165,7 @@ def trim(
   except FileNotFoundError:
     check()  # a successor has just done the same
     raise
+  return newest
 
 
 def _open(path: Path, how: Callable[[Path], T]) -> T:
@@ -222,6 +227,9 @@ class Log:
   """Writes a run's metrics: one JSON object per step in metrics.jsonl.
 
   Only one process may write it.
+
+  Attributes:
+    newest: of each name in the lines of earlier attempts, the newest value.
   """
 
   def __init__(
@@ -229,31 +237,27 @@ class Log:
     workdir: Path | str,
     start: int = 0,
     check: Callable[[], None] = lambda: None,
+    also: Callable[[int, dict[str, Any]], None] = lambda *_: None,
   ):
     """Opens the log of a run that starts, or resumes, after `start` updates.
 
     Lines that an earlier attempt wrote after that step are dropped, so that the
-    file reads as one run. TensorBoard's files go to workdir/tensorboard.
+    file reads as one run.
 
     Args:
       workdir: of the run; made if it is not there.
       start: the last step whose lines stay.
       check: raises when this process may not write any more; called before
         anything is written.
+      also: called with the step and the numbers of each line that is written.
     """
     check()
-    self._check = check
+    self._check, self._also = check, also
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     self._path = workdir / 'metrics.jsonl'
-    trim(self._path, start, check)
+    self.newest = trim(self._path, start, check)
     self._pending: tuple[int, dict[str, Any]] | None = None
-    self._board = None
-    if importlib.util.find_spec('tensorboardX') is not None:
-      board = importlib.import_module('tensorboardX')
-      self._board = board.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=start + 1
-      )
 
   def now(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
     """Writes one line and returns its numbers; waits for device arrays."""
@@ -284,15 +288,9 @@ class Log:
     fetched = jax.device_get(dict(values))  # one transfer for all of them
     numbers = {name: number(value) for name, value in fetched.items()}
     append(self._path, {'step': int(step), **numbers}, self._check)
-    if self._board is not None:
-      for name, value in numbers.items():
-        self._board.add_scalar(name, value, step)
-      # At once: a process that is replaced must have nothing left to write.
-      self._board.flush()
+    self._also(int(step), numbers)
     return numbers
 
   def close(self) -> None:
-    """Writes the metrics that are left, and closes TensorBoard's files."""
+    """Writes the metrics that are left."""
     self.flush()
-    if self._board is not None:
-      self._board.close()

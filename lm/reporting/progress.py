@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Sequence
+import io
 import math
 import shutil
 import sys
@@ -108,3 +109,10 @@ class Progress:
       self._stream.write('\n')
       self._stream.flush()
       self._open = False
+
+
+class Unseen(io.StringIO):
+  """Takes what a process that does not lead would print, and forgets it."""
+
+  def write(self, text: str, /) -> int:
+    return len(text)

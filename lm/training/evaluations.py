@@ -80,7 +80,10 @@ class Evaluations:
           # Of several processes, those that a signal does not reach would wait
           # for ever for the part of one that has left.
           alone = self._group.count == 1
-          with self._stop.interrupting() if alone else contextlib.nullcontext():
+          with (
+            self._stop.interrupting() if alone else contextlib.nullcontext(),
+            self._logger.meter.losing('evaluating'),
+          ):
             metrics = results.metrics(evaluator(state.params))
           self._logger.now(step, name, metrics)
           self._stopping.add(step, name, metrics)

@@ -1,9 +1,6 @@
 """The metrics logger: sums metrics up, writes them down, shows progress."""
 
 from collections.abc import Mapping
-import io
-import math
-import time
 from types import TracebackType
 from typing import Any
 
@@ -11,8 +8,8 @@ import jax
 
 from lm import checkpoint, types
 from lm import metrics as metrics_lib
-from lm.reporting import metrics_log, progress
-from lm.training import dropped, setup
+from lm.reporting import metrics_log, progress, writers
+from lm.training import diagnostics, dropped, run_meter, setup
 
 
 class MetricsLogger:
@@ -23,6 +20,7 @@ class MetricsLogger:
 
   Attributes:
     dropped: counts of the updates that were dropped.
+    meter: of time, arithmetic and memory.
   """
 
   def __init__(
@@ -43,19 +41,24 @@ class MetricsLogger:
     """
     self._run, self._folder = run, checkpointer.workdir
     self.dropped = dropped.Dropped(run.config.max_skipped, meta)
+    self.meter = run_meter.Meter(run, start, self._busy)
     leads, self._log = checkpointer.leads, None
     if leads:
-      self._log = metrics_log.Log(self._folder, start, checkpointer.check)
-    self._tokens = run.data.step_tokens
+      self._writers = writers.Writers(run.config, self._folder, start)
+      self._log = metrics_log.Log(
+        self._folder, start, checkpointer.check, self._writers.write
+      )
+      self.meter.resume(self._folder, self._log.newest)
     self._bar = progress.Progress(
-      run.config.steps, self._tokens, None if leads else _Unseen()
+      run.config.steps,
+      run.data.step_tokens,
+      None if leads else progress.Unseen(),
     )
     self._sums = {
       name: types.Metric(*map(float.fromhex, parts))
       for name, parts in meta.get('metrics', {}).items()
     }
     self._pending: tuple[int, dict[str, types.Metric]] | None = None
-    self._clock, self._since = time.monotonic(), start
     self.say = self._bar.say
 
   def __enter__(self) -> 'MetricsLogger':
@@ -70,6 +73,7 @@ class MetricsLogger:
     """Writes what is left and ends the progress bar."""
     if self._log is not None:
       self._log.close()
+      self._writers.close()
     self._bar.close()
 
   def later(
@@ -84,6 +88,11 @@ class MetricsLogger:
     self._pending = step, metrics
     if now:
       self.flush()
+
+  def _busy(self) -> bool:
+    """Says whether the devices still compute what `later` keeps."""
+    kept = self._pending
+    return kept is not None and not kept[1]['loss_nats'].total.is_ready()
 
   def flush(self) -> None:
     """Adds what `later` keeps, and waits for it."""
@@ -120,6 +129,11 @@ class MetricsLogger:
     if self.dropped.too_many_at:
       return  # the run goes back, and this update with it
     fetched = jax.device_get(metrics)
+    self.meter.updated()
+    norms = fetched.pop(diagnostics.NAME, None)
+    norms = diagnostics.named(norms, self._run.program.like)
+    if norms and self._log is not None:
+      self._log.now(step, norms)
     for name, metric in fetched.items():
       sums = self._sums.get(name, types.Metric(0.0, 0.0))
       self._sums[name] = metrics_lib.merge(
@@ -128,41 +142,9 @@ class MetricsLogger:
     c = self._run.config
     self.dropped.add(step, bool(fetched['skipped'].total))
     nats = metrics_lib.value(fetched['loss_nats'])
-    self._bar.update(step, nats, self._bits(nats))
+    self._bar.update(step, nats, self.meter.bits(nats))
     if self._run.due(step, c.log_every):
-      self._write(step)
-
-  def _write(self, step: int) -> None:
-    now = time.monotonic()
-    seconds, steps = now - self._clock, step - self._since
-    self._clock, self._since = now, step
-    values = {k: metrics_lib.value(m) for k, m in self._sums.items()}
-    self._sums = {}
-    if self._log is None:
-      return
-    bits = self._bits(values['loss_nats'])
-    self._log.now(
-      step,
-      {
-        **values,
-        **({} if bits is None else {'bits_per_byte': bits}),
-        'learning_rate': float(self._run.schedule(step - 1)),
-        # Not step * tokens: batch size or length may have been changed.
-        'tokens': self._run.data.state(step)['tokens'],
-        'tokens_per_second': steps * self._tokens / max(seconds, 1e-9),
-      },
-    )
-
-  def _bits(self, nats: float) -> float | None:
-    """Turns nats a token into bits a byte, if the loss is one of text."""
-    bytes_per_token = self._run.data.bytes_per_token
-    if bytes_per_token is None:
-      return None
-    return nats / math.log(2) / bytes_per_token
-
-
-class _Unseen(io.StringIO):
-  """Takes what a process that does not lead would print, and forgets it."""
-
-  def write(self, text: str, /) -> int:
-    return len(text)
+      values = {k: metrics_lib.value(m) for k, m in self._sums.items()}
+      self._sums = {}
+      if self._log is not None:
+        self._log.now(step, {**values, **self.meter.line(step, values)})

@@ -14,7 +14,7 @@ import optax
 
 from lm import optim, sharding, tree, types
 from lm.optim import masks
-from lm.training import deterministic, privacy, step
+from lm.training import deterministic, diagnostics, privacy, step
 
 
 class Settings(NamedTuple):
@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     private: how gradients are made private; None: they are not.
     freeze: regex of the parameters that the optimizer leaves alone beside
       `Model.fixed`; '': none.
+    norms_every: steps after which norms are measured; 0: never.
   """
 
   loss: step.Loss = step.DEFAULT
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
   logical_shards: int = 8
   private: privacy.Privacy | None = None
   freeze: str = ''
+  norms_every: int = 0
 
 
 _PLAIN = Settings()
@@ -103,15 +105,16 @@ def make(
     chosen = tree.paths(masks.matching('freeze', settings.freeze)(like.params))
     frozen = [f'{re.escape(path)}$' for path, is_frozen in chosen if is_frozen]
     model = model._replace(fixed=(*model.fixed, *frozen))
+  chosen = _choose(
+    settings,
+    model=model,
+    tx=tx,
+    rng=jax.random.key(seed),
+    example=example,
+    mesh=mesh,
+  )
   update = jax.jit(
-    _choose(
-      settings,
-      model=model,
-      tx=tx,
-      rng=jax.random.key(seed),
-      example=example,
-      mesh=mesh,
-    ),
+    diagnostics.measuring(chosen, settings.norms_every),
     donate_argnums=0,  # or two states would be in memory at once
     out_shardings=(where, None),
     compiler_options=_options(settings, mesh),

@@ -17,7 +17,7 @@ import jax
 
 from lm import checkpoint, errors, types
 from lm.checkpoint import manifest
-from lm.training import metrics_logger, saving, setup
+from lm.training import metrics_logger, profiling, saving, setup
 
 _ADVICE = 'lower optim.peak or look at the data'
 
@@ -35,6 +35,9 @@ class Rollback:
     """Tells the checkpointer which step to keep for this."""
     self._run, self._checkpointer = run, checkpointer
     self._logger, self._saver, self._counts = logger, saver, logger.dropped
+    self._profile = profiling.Profile(
+      run.config.profile, checkpointer, logger.flush
+    )
     self._next = 0
     for step in reversed(manifest.steps(checkpointer.workdir)):
       with contextlib.suppress(errors.Failure):
@@ -50,9 +53,10 @@ class Rollback:
     self._next = start
     while self._next < stop:
       with contextlib.closing(self._run.batches(self._next, stop)) as batches:
-        for step, batch in batches:
+        for step, batch in self._logger.meter.waits(batches):
           self._next = step
-          yield step, batch
+          with self._profile.step(step):
+            yield step, batch
           if self._next != step:
             break
 

@@ -7,8 +7,9 @@ import jax
 
 from lm import checkpoint, config
 from lm.checkpoint import bucket
+from lm.reporting import writers
 from lm.runtime import process_group, processes
-from lm.training import early_stopping
+from lm.training import early_stopping, profiling
 
 
 def trainable(
@@ -38,6 +39,9 @@ def trainable(
       ' after SIGTERM, less five'
     )
   early_stopping.check(c)
+  profiling.check(c)
+  if group.leads:
+    writers.check(c)
   if not bucket.is_address(workdir):
     return
   if group.count > 1:

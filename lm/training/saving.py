@@ -34,5 +34,6 @@ class Saver:
     meta = self._run.meta(step, self._logger.state())
     if checkpoint.is_healthy(meta):
       self._checkpointer.healthy = step
-    self._checkpointer.save(step, state, meta)
+    with self._logger.meter.losing('saving'):
+      self._checkpointer.save(step, state, meta)
     self._saved = step

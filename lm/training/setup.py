@@ -7,6 +7,7 @@ Training, plans and tests call it, so that what is planned is what trains.
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import contextlib
 from pathlib import Path
+import time
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     evals: evaluators by name, `parameters -> result`.
     private: how gradients are made private; None when they are not.
     program: the training step, not yet compiled.
+    began: `time.monotonic()` when it began to be built.
   """
 
   config: config.Config
@@ -45,6 +47,7 @@ class Run(NamedTuple):
   evals: Mapping[str, Callable[[types.Params], Any]]
   private: privacy.Privacy | None
   program: program_lib.Program
+  began: float
 
   def update(
     self, state: types.TrainState, batch: types.Batch
@@ -134,6 +137,7 @@ def assemble(
   Raises:
     config.ConfigError: the config cannot be used.
   """
+  began = time.monotonic()
   with config.user_errors():
     mesh = sharding.make_mesh(**c.mesh, devices=devices)
   tokenizer, model = checkpoint.tokenizer_and_model(c, tokenizer)
@@ -170,11 +174,14 @@ def assemble(
         logical_shards=c.logical_shards,
         private=private,
         freeze=c.optim.get('freeze', ''),
+        norms_every=c.log.norms_every,
       ),
     )
     for example in data.examples:  # rows of every length have to fit the mesh
       sharding.shapes(example, mesh)
-  return Run(c, mesh, tokenizer, model, schedule, data, evals, private, program)
+  return Run(
+    c, mesh, tokenizer, model, schedule, data, evals, private, program, began
+  )
 
 
 def assemble_in(c: config.Config, folder: Path, meta: Mapping[str, Any]) -> Run:

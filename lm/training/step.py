@@ -17,7 +17,7 @@ import optax
 from lm import loss, tree, types
 from lm import metrics as metrics_lib
 from lm.optim import schedules
-from lm.training import deterministic, injected, privacy
+from lm.training import deterministic, diagnostics, injected, privacy
 
 Loss = Callable[..., types.Metric]
 DEFAULT = loss.make()
@@ -174,7 +174,8 @@ def _measure(
   """Computes the loss of a part of a batch, and what the model reports."""
   out = model.apply(params, part, rng=key)
   head = model.head and jax.tree_util.Partial(model.head, params)
-  return {'loss_nats': loss(out, part, head), **out.aux}
+  with jax.named_scope('loss'):
+    return {'loss_nats': loss(out, part, head), **out.aux}
 
 
 def _losses(metrics: dict[str, types.Metric]) -> dict[str, types.Metric]:
@@ -255,6 +256,7 @@ def _updated(
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
   """Applies gradients, unless they, the loss or the result are not finite."""
 
+  @jax.named_scope('optimizer')
   def applied(grads, opt_state, params):
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
@@ -293,5 +295,6 @@ def _updated(
     # One nan would blank a whole interval's mean: a dropped step weighs 0.
     'grad_norm': types.Metric(jnp.where(finite, norm, 0), kept),
     'skipped': types.Metric(skipped, jnp.ones(())),
+    **diagnostics.norms(state, grads, params),
   }
   return types.TrainState(state.step + 1, params, opt_state, extra), metrics

@@ -1,0 +1,129 @@
+"""Reads what the real TensorBoard, W&B and trackio have of a run, as JSON.
+
+  python -m tests.reporting.loggers_peer train FLAGS
+  python -m tests.reporting.loggers_peer read WORKDIR NAME
+
+The first of them is lm.train, in a network that may be empty.
+
+It runs in an environment of its own, see loggers_test.py.
+"""
+
+from collections.abc import Iterator
+import fcntl
+import importlib
+import json
+from pathlib import Path
+import runpy
+import socket
+import struct
+import sys
+from typing import Any
+
+
+def loopback() -> None:
+  """Switches on the loopback device, all there is in a new network."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    request = struct.pack('16sH14x', b'lo', 0x49)  # IFF_UP, RUNNING, LOOPBACK
+    fcntl.ioctl(s, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def tensorboard(workdir: Path, _: str) -> dict[str, Any]:
+  """Reads scalars and the config of all event files."""
+  module: Any = importlib.import_module(
+    'tensorboard.backend.event_processing.event_accumulator'
+  )
+  events = module.EventAccumulator(
+    str(workdir / 'tensorboard'), size_guidance={'scalars': 0}
+  )
+  events.Reload()
+  points = [
+    (e.step, name, e.value)
+    for name in events.Tags()['scalars']
+    for e in events.Scalars(name)
+  ]
+  text = events.Tensors('config/text_summary')[0].tensor_proto.string_val[0]
+  return {'points': points, 'config': '"optim.peak": 0.01' in text.decode()}
+
+
+def records(content: bytes) -> Iterator[bytes]:
+  """Yields the records of a .wandb file, a LevelDB log behind seven bytes."""
+  assert content[:4] == b':W&B'
+  block, place, parts = 1 << 15, 7, b''
+  while place + 7 <= len(content):
+    if block - place % block < 7:  # no room for a header
+      place += block - place % block
+      continue
+    length, kind = struct.unpack('<HB', content[place + 4 : place + 7])
+    part = content[place + 7 : place + 7 + length]
+    if kind == 0 or len(part) < length:  # cut by a kill
+      return
+    place += 7 + length
+    parts = part if kind in (1, 2) else parts + part
+    if kind in (1, 4):  # whole, or the last part
+      yield parts
+
+
+def wandb(workdir: Path, _: str) -> dict[str, Any]:
+  """Reads the records of all offline runs, in their order."""
+  pb: Any = importlib.import_module('wandb.proto.wandb_internal_pb2')
+  points, ids, config = [], set(), {}
+  for path in sorted((workdir / 'wandb').glob('offline-run-*/*.wandb')):
+    for data in records(path.read_bytes()):
+      record = pb.Record()
+      record.ParseFromString(data)
+      if record.run.run_id:
+        ids.add(
+          (record.run.project, record.run.display_name, record.run.run_id)
+        )
+        config |= {x.key: x.value_json for x in record.run.config.update}
+      values = {
+        '/'.join(x.nested_key) or x.key: json.loads(x.value_json)
+        for x in record.history.item
+      }
+      points += [
+        (values['step'], name, value)
+        for name, value in values.items()
+        if name != 'step' and not name.startswith('_')
+      ]
+  return {
+    'points': points,
+    'ids': sorted(ids),
+    'config': config.get('optim.peak') == '0.01',
+  }
+
+
+def trackio(_: Path, name: str) -> dict[str, Any]:
+  """Reads the runs of the project from trackio's own database."""
+  storage: Any = importlib.import_module('trackio.sqlite_storage')
+  storage = storage.SQLiteStorage
+  points, runs = [], storage.get_runs('birds')
+  for run in runs:
+    for row in storage.get_logs('birds', run):
+      points += [
+        (row['step'], key, value)
+        for key, value in row.items()
+        if key not in ('step', 'timestamp')
+      ]
+  config = storage.get_run_config('birds', runs[0])
+  return {
+    'points': points,
+    'ids': runs,
+    'config': config['optim.peak'] == 0.01,
+  }
+
+
+def main(command: str, *words: str) -> None:
+  """Runs a command, see above."""
+  if command == 'train':
+    if socket.if_nameindex() == [(1, 'lo')]:
+      loopback()
+    sys.argv = ['lm.train', *words]
+    runpy.run_module('lm.train', run_name='__main__', alter_sys=True)
+    return
+  workdir, name = words
+  read = {'tensorboard': tensorboard, 'wandb': wandb, 'trackio': trackio}
+  print(json.dumps(read[name](Path(workdir), name)))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
