@@ -31,6 +31,7 @@ CHANGEABLE_KEYS = (
   'save_every',
   'sharding',
   'threads',
+  'watchdog',
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lm import errors
 from lm.runtime import regular_files
 
-_FOLDERS = ('checkpoints', 'items', 'read_locks', 'tensorboard')
+_FOLDERS = ('checkpoints', 'items', 'read_locks', 'stalls', 'tensorboard')
 _FILES = (
   'config.json',
   'config.json.part',
