@@ -85,6 +85,11 @@ _TABLE = (
     'an export was refused: it is worse than its budget allows',
     ('tools.export',),
   ),
+  ExitCode(
+    10,
+    'a step took far longer than usual: all threads were printed',
+    ('lm.train', 'tools.launch'),
+  ),
   ExitCode(130, 'stopped by Ctrl-C, with nothing to save'),
   ExitCode(
     130,
