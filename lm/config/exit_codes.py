@@ -32,6 +32,7 @@ _READERS = (
   'tools.lm_eval',
   'tools.neighbours',
   'tools.replay',
+  'tools.report',
   'tools.rerun',
   'tools.tokenizer_lab',
   'tools.where',
