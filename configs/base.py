@@ -293,6 +293,18 @@ def init(**changes: Any) -> dict[str, Any]:
   } | changes
 
 
+def mup(base_width: int = 64, **changes: Any) -> dict[str, Any]:
+  """Initial values of a model whose learning rates were tuned at a width."""
+  return {
+    'fn': 'lm.layers.transfer:mup',
+    'base_width': base_width,  # of the model that rates were tuned for
+    'base_depth': None,  # its blocks, to transfer over depth; None: not
+    'base_head_width': None,  # its features a head, if heads grow; None: not
+    'std': 0.02,  # standard deviation in the base; None: 1 / sqrt(inputs)
+    'outputs': 'scaled',  # last kernels: / sqrt(2 depth); or plain, or zero
+  } | changes
+
+
 # Models.
 
 
