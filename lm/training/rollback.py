@@ -56,7 +56,8 @@ class Rollback:
       with contextlib.closing(self._run.batches(self._next, stop)) as batches:
         for step, batch in batches:
           self._next = step
-          time.sleep(faults.seconds('slow_host'))
+          if seconds := faults.seconds('slow_host'):
+            time.sleep(seconds)
           watch.begin_step(step, batch.tokens.shape)
           yield step, batch
           if self._next != step:
