@@ -36,7 +36,7 @@ from tools import compare_runs, diff
 
 
 class Rerun(NamedTuple):
-  """What came of training a run again.
+  """The result of training a run again.
 
   Attributes:
     workdir: of the new run.
