@@ -38,7 +38,7 @@ from lm.config.programs import (
   parse,
   user_errors,
 )
-from lm.config.specs import build, fill, resolve
+from lm.config.specs import build, fill, resolve, walk
 from lm.config.untrusted import (
   FACTORIES,
   STAGES,
@@ -94,4 +94,5 @@ __all__ = [
   'trust',
   'trust_flag',
   'user_errors',
+  'walk',
 ]

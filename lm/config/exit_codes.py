@@ -90,7 +90,7 @@ _TABLE = (
   ExitCode(
     143,
     'stopped by SIGTERM or Ctrl-C, after saving',
-    ('lm.train', 'lm.serve', 'tools.launch'),
+    ('lm.train', 'lm.serve', 'lm.sweeping', 'tools.launch'),
   ),
 )
 
