@@ -38,7 +38,7 @@ from lm.config.programs import (
   parse,
   user_errors,
 )
-from lm.config.specs import build, fill, resolve
+from lm.config.specs import build, fill, resolve, walk
 from lm.config.untrusted import (
   FACTORIES,
   STAGES,
@@ -95,4 +95,5 @@ __all__ = [
   'trust',
   'trust_flag',
   'user_errors',
+  'walk',
 ]
