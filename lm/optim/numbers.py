@@ -127,7 +127,7 @@ class _Given:
 
 
 def _evaluate(
-  jaxpr: core.Jaxpr,
+  jaxpr: Any,
   constants: Any,
   arguments: Any,
   given: _Given,
@@ -141,7 +141,7 @@ def _evaluate(
       if not isinstance(atom, core.Literal):
         yield known[atom]
       elif _is_number(equation, place):
-        yield given.next(atom.aval.dtype)
+        yield given.next(_dtype(atom))
       else:
         yield atom.val
 
@@ -162,20 +162,24 @@ def _evaluate(
   ]
 
 
-def _numbers(jaxpr: core.Jaxpr) -> Iterator[np.ndarray]:
+def _numbers(jaxpr: Any) -> Iterator[np.ndarray]:
   """Lists numbers in the order in which `_evaluate` asks for them."""
   for equation in jaxpr.eqns:
     for place, atom in enumerate(equation.invars):
       if isinstance(atom, core.Literal) and _is_number(equation, place):
-        yield np.asarray(atom.val, atom.aval.dtype)
+        yield np.asarray(atom.val, _dtype(atom))
     if equation.primitive.name in _CALLS:
       yield from _numbers(equation.params['jaxpr'].jaxpr)
+
+
+def _dtype(literal: Any) -> np.dtype:
+  return literal.aval.dtype
 
 
 def _is_number(equation: Any, place: int) -> bool:
   """Tells whether the literal at a place of an equation is a number."""
   literal, name = equation.invars[place], equation.primitive.name
-  dtype = str(literal.aval.dtype)
+  dtype = str(_dtype(literal))
   if literal.aval.shape or dtype not in (*_FLOATS, 'int32'):
     return False
   size = abs(float(literal.val))

@@ -51,8 +51,9 @@ def own_rule(*, beta: float = 0.5, power: float = 0.25) -> rules.Rule:
     raise ValueError(f'beta={beta}')
   gain = (1 - beta) ** power
 
-  def update(grads, state, params=None):
-    state = jax.tree.map(lambda m, g: beta * m + gain * g, state, grads)
+  def update(updates, state, params=None):
+    del params
+    state = jax.tree.map(lambda m, g: beta * m + gain * g, state, updates)
     return jax.tree.map(
       lambda m: jnp.sign(m) * jnp.abs(m) ** power, state
     ), state

@@ -21,9 +21,10 @@ def counting():
   """Yields a list that grows by one for each program that is compiled."""
   found = []
 
-  def listen(event, seconds, **unused):
+  def listen(event, duration_secs, **kwargs):
+    del kwargs
     if event == COMPILED:
-      found.append(seconds)
+      found.append(duration_secs)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
