@@ -143,6 +143,7 @@ def run(
     _dry_run(launcher, folder, chosen)
     return Swept([], [])
   with folder.locked():
+    folder.check(asked.base, tables.swept(x.point for x in chosen))
     outcomes = folder.outcomes()
     runs = [
       schedule.Run(trial, folder, outcomes.get(trial.name)) for trial in chosen
@@ -171,6 +172,10 @@ def run(
       rows = tables.rows(asked.base, folder, runs, recorded)
       swept = tables.swept(recorded.values())
       table = tables.write(folder, rows, swept, metric, higher)
+  names = {name for row in table for name in row}
+  if rows and metric not in names:
+    known = [x for x in names if x in results.TRAINING or '/' in x]
+    say(f'no run has the metric {metric}{config.did_you_mean(metric, known)}')
   return Swept(rows, table)
 
 

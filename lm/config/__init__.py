@@ -39,7 +39,7 @@ from lm.config.programs import (
   print_json,
   user_errors,
 )
-from lm.config.specs import build, fill, resolve
+from lm.config.specs import build, fill, resolve, walk
 from lm.config.untrusted import (
   FACTORIES,
   STAGES,
@@ -97,4 +97,5 @@ __all__ = [
   'trust',
   'trust_flag',
   'user_errors',
+  'walk',
 ]

@@ -100,7 +100,7 @@ _TABLE = (
   ExitCode(
     143,
     'stopped by SIGTERM or Ctrl-C, after saving',
-    ('lm.train', 'lm.sweep', 'lm.serve', 'tools.launch'),
+    ('lm.train', 'lm.sweep', 'lm.sweeping.worker', 'lm.serve', 'tools.launch'),
   ),
 )
 

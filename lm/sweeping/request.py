@@ -67,9 +67,24 @@ def _parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> Request:
       f'{own[0]}: what follows -- is for a launcher: give --launch as well'
     )
   overrides = [(key, value) for key, _, value in words]
+  base, sweep = (
+    trials.load_base(args.config, overrides, args.data),
+    _sweep(args),
+  )
+  if args.launch is None and args.runs is not None:
+    raise config.ConfigError(f'--runs={args.runs}: is of --launch: give both')
+  if args.launch is not None and args.jobs is not None:
+    raise config.ConfigError(
+      f'--jobs={args.jobs}: is of this machine, and --launch of others'
+    )
+  if args.launch is not None and sweep.halving is not None:
+    raise config.ConfigError(
+      'halving: is of runs on this machine, and --launch of others: leave one '
+      'out'
+    )
   return Request(
-    base=trials.load_base(args.config, overrides, args.data),
-    sweep=_sweep(args),
+    base=base,
+    sweep=sweep,
     workdir=Path(args.workdir or _default_workdir(args.config)),
     jobs=args.jobs,
     launch=args.launch,
@@ -144,6 +159,8 @@ def _sweep(args: argparse.Namespace) -> points.Sweep:
   with config.user_errors():
     found = points.product(*parts)
   own = own or points.Sweep(())
+  if args.higher and args.metric is None and own.metric is None:
+    raise config.ConfigError('--higher: of which metric? give --metric as well')
   return points.Sweep(
     found,
     metric=args.metric or own.metric,

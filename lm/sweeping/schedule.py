@@ -7,6 +7,7 @@ failed, and the others go on.
 from collections.abc import Callable, Sequence
 import time
 
+from lm import config
 from lm.runtime import signals
 from lm.sweeping import folder as folder_lib
 from lm.sweeping import halving as halving_lib
@@ -52,16 +53,19 @@ class Run:
     """Tells whether it needs no worker any more."""
     return self.state in ('done', 'failed', 'ended')
 
-  def start(self, log: folder_lib.Folder) -> None:
-    """Starts a worker."""
-    self.worker = workers.Worker(
-      self.trial.words, self.workdir, log.log(self.trial.name)
+  def start(self, worker: workers.Worker) -> None:
+    """Gives it to a worker."""
+    worker.train(
+      self.trial.name,
+      config.to_json(self.trial.config),
+      self.workdir,
+      [*self.trial.words, f'--workdir={self.workdir}'],
     )
-    self.state, self._speed = 'running', None
+    self.worker, self.state, self._speed = worker, 'running', None
 
   def stop(self) -> None:
     """Lets its worker save and end."""
-    if self.worker is not None and self.state != 'stopping':
+    if self.worker is not None and self.state == 'running':
       self.worker.stop()
       self.state = 'stopping'
 
@@ -119,6 +123,8 @@ class Schedule:
     self._arms = [*arms.values()]
     self._arrived: dict[tuple[str, int], float] = {}  # by run and rung
     self._limit: int | None = None
+    self._idle: list[workers.Worker] = []
+    self._started = 0
 
   def run(
     self, stop: signals.Stop, show: Callable[[list[live.View]], None]
@@ -147,12 +153,16 @@ class Schedule:
           drawn = time.monotonic()
         at_work = any(run.worker is not None for run in self.runs)
         if not at_work and (stop.requested or not self._waiting()):
-          return all(run.is_over for run in self.runs)
+          is_over = all(run.is_over for run in self.runs)
+          assert is_over or stop.requested
+          return is_over
         time.sleep(_PAUSE_SECONDS)
     finally:
       for run in self.runs:  # after a bug: nothing is left at work
         if run.worker is not None:
           run.worker.stop()
+      for worker in self._idle:
+        worker.close()
 
   def _collect(self) -> bool:
     """Notes which workers have ended; tells whether any has."""
@@ -161,10 +171,17 @@ class Schedule:
       result = run.worker.poll() if run.worker is not None else None
       if result is None:
         continue
+      assert run.worker is not None
+      if not run.worker.has_left:
+        self._idle.append(run.worker)
       changed, run.worker = True, None
       if run.state != 'ended':
         self._end(run, result)
     return changed
+
+  def _new_worker(self) -> workers.Worker:
+    self._started += 1
+    return workers.Worker(self._folder.log(f'worker-{self._started}'))
 
   def _end(self, run: Run, result: workers.Result) -> None:
     """Decides what comes after a worker."""
@@ -209,7 +226,7 @@ class Schedule:
         if run.state == 'running' and self._has_arrived(run, self._limit):
           run.stop()
     for run in waiting[: max(0, self._jobs - at_work)]:
-      run.start(self._folder)
+      run.start(self._idle.pop() if self._idle else self._new_worker())
 
   def _decide(self) -> None:
     """Ends the runs that do not go on after a rung."""
@@ -237,16 +254,19 @@ class Schedule:
     place = run.trial.name, rung
     if place in self._arrived:
       return True
-    newest = live.newest(run.workdir)
     if run.state == 'failed':
       self._arrived[place] = float('nan')
-    elif newest is not None and newest[0] >= rung:
-      lines = results.lines(run.workdir)
-      if run.state == 'done' or any(
-        line['step'] >= rung and self._metric in line for line in lines
-      ):
-        value = results.value(lines, self._metric, rung)
-        self._arrived[place] = float('nan') if value is None else value
+      return True
+    is_done = run.state == 'done'  # also if it has ended before the rung
+    newest = live.newest(run.workdir)
+    if not is_done and (newest is None or newest[0] < rung):
+      return False
+    lines = results.lines(run.workdir)
+    if is_done or any(
+      line['step'] >= rung and self._metric in line for line in lines
+    ):
+      value = results.value(lines, self._metric, rung)
+      self._arrived[place] = float('nan') if value is None else value
     return place in self._arrived
 
 

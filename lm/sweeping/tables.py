@@ -87,6 +87,8 @@ def write(
     folder_lib.replace(folder.path / name, text)
   keys = [key for key in results.keys(rows, swept) if key != points.SEED]
   plot = folder.path / 'plot.png'
-  if not picture.draw(plot, table, keys, metric):
+  # What was ended at a rung has its metrics of an earlier step.
+  whole = [row for row in table if not row['state'].startswith('ended')]
+  if not picture.draw(plot, whole, keys, metric):
     plot.unlink(missing_ok=True)
   return table

@@ -1,19 +1,21 @@
 """Workers: processes that train the runs of a sweep on this machine.
 
-A worker ends with the sweep, however that ends: a guard, which reads from a
-pipe of the sweep, sends it SIGTERM when the sweep is gone, so that it saves its
-run and leaves. Workers are sessions of their own, which Ctrl-C in a terminal
-does not reach: the sweep tells them itself.
+A worker is `lm.sweeping.worker`, which trains one run after another. It ends
+with the sweep, however that ends: a guard, which reads from a pipe of the
+sweep, sends it SIGTERM when the sweep is gone, so that it saves its run and
+leaves. Workers are sessions of their own, which Ctrl-C in a terminal does not
+reach: the sweep tells them itself.
 """
 
 from collections.abc import Sequence
 import contextlib
+import json
 import os
 from pathlib import Path
 import signal
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm.runtime import signals
 
@@ -26,7 +28,7 @@ _LOCKED = 3
 
 
 class Result(NamedTuple):
-  """How a worker's run has ended.
+  """How a run has ended.
 
   Attributes:
     state: 'done'; 'stopped', with its state saved; 'failed', which would come
@@ -39,27 +41,27 @@ class Result(NamedTuple):
 
 
 class Worker:
-  """A process that trains one run."""
+  """A process that trains one run after another."""
 
-  def __init__(self, words: Sequence[str], workdir: Path, log: Path):
+  def __init__(self, log: Path):
     """Starts it.
 
     Args:
-      words: the flags of lm.train that load the config.
-      workdir: the folder of the run.
       log: takes what it prints.
     """
-    self._log = log
-    command = [sys.executable, '-m', 'lm.train', *words]
+    self._log, self._received = log, b''
+    self._has_left = False
     with log.open('ab') as out:
       self._start = out.tell()
       self._process = subprocess.Popen(
-        [*command, f'--workdir={workdir}'],
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.STDOUT,
+        [sys.executable, '-m', 'lm.sweeping.worker'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=out,
         start_new_session=True,
       )
+    assert self._process.stdout is not None
+    os.set_blocking(self._process.stdout.fileno(), False)
     self._guard = subprocess.Popen(
       ['/bin/sh', '-c', _GUARD, str(self._process.pid)],
       stdin=subprocess.PIPE,
@@ -69,8 +71,76 @@ class Worker:
       start_new_session=True,
     )
 
+  def train(
+    self, name: str, config: str, workdir: Path, command: Sequence[str]
+  ) -> None:
+    """Gives it a run, once `poll` has answered about the one before.
+
+    Args:
+      name: of the run.
+      config: JSON.
+      workdir: the folder of the run.
+      command: the flags with which lm.train would do the same.
+    """
+    request = {
+      'id': name,
+      'config': config,
+      'workdir': str(workdir),
+      'command': list(command),
+    }
+    assert self._process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # `poll` finds that it has left
+      self._process.stdin.write(json.dumps(request).encode() + b'\n')
+      self._process.stdin.flush()
+
   def poll(self) -> Result | None:
     """Returns how the run has ended; None while it goes on."""
+    answer = self._answer()
+    if answer is not None and answer['state'] != 'stopped':
+      return _result(answer)
+    code = self._ended()  # a worker whose run was stopped leaves
+    if code is None:
+      return None
+    if code in (0, 130, signals.EXIT_CODE, -signal.SIGTERM):
+      return Result('stopped')
+    error = self._last_line().removeprefix('error: ')
+    if code < 0:
+      name = signal.Signals(-code).name
+      return Result('crashed', f'ended by {name}: see logs/{self._log.name}')
+    return Result('crashed', error or f'exit code {code}')
+
+  @property
+  def has_left(self) -> bool:
+    """Tells whether the process has ended, as far as `poll` knows."""
+    return self._has_left
+
+  def stop(self) -> None:
+    """Asks it to save and end; a third time, to end at once."""
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self._process.pid, signal.SIGTERM)
+
+  def close(self) -> None:
+    """Ends it, where it has no run; waits until it has left."""
+    if not self._has_left:
+      assert self._process.stdin is not None
+      with contextlib.suppress(BrokenPipeError):
+        self._process.stdin.close()
+      self.stop()
+      self._process.wait()
+      self._leave()
+
+  def _answer(self) -> dict[str, Any] | None:
+    """Reads a line of the worker, if a whole one has come."""
+    assert self._process.stdout is not None
+    with contextlib.suppress(BlockingIOError):
+      self._received += os.read(self._process.stdout.fileno(), 1 << 16)
+    line, end, rest = self._received.partition(b'\n')
+    if not end:
+      return None
+    self._received = rest
+    return json.loads(line)
+
+  def _ended(self) -> int | None:
     if (
       os.waitid(  # left as it is: its guard must not outlive its number
         os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -78,34 +148,17 @@ class Worker:
       is None
     ):
       return None
+    self._leave()
+    return self._process.wait()
+
+  def _leave(self) -> None:
     with self._guard:
       self._guard.kill()
-    return self._result(self._process.wait())
-
-  def stop(self) -> None:
-    """Asks it to save and end; a third time, to end at once."""
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(self._process.pid, signal.SIGTERM)
-
-  def kill(self) -> None:
-    """Ends it at once."""
-    self._process.kill()
-
-  def _result(self, code: int) -> Result:
-    if code == 0:
-      return Result('done')
-    # SIGTERM that comes before lm.train listens ends it with nothing to save.
-    if code in (signals.EXIT_CODE, 130, -signal.SIGTERM):
-      return Result('stopped')
-    error = self._last_line().removeprefix('error: ')
-    if code == _LOCKED:
-      return Result('locked', error)
-    if code in _FINAL:
-      return Result('failed', error)
-    if code < 0:
-      name = signal.Signals(-code).name
-      return Result('crashed', f'ended by {name}: see logs/{self._log.name}')
-    return Result('crashed', error or f'exit code {code}')
+    for pipe in (self._process.stdin, self._process.stdout):
+      assert pipe is not None
+      with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+    self._has_left = True
 
   def _last_line(self) -> str:
     with self._log.open('rb') as file:
@@ -113,3 +166,12 @@ class Worker:
       file.seek(max(self._start, size - _LINE_BYTES))
       lines = file.read().decode(errors='replace').split('\n')
     return next((x.strip() for x in reversed(lines) if x.strip()), '')
+
+
+def _result(answer: dict[str, Any]) -> Result:
+  code, error = answer['exit_code'], answer['error'] or ''
+  if answer['state'] == 'done':
+    return Result('done')
+  if code == _LOCKED:
+    return Result('locked', error)
+  return Result('failed' if code in _FINAL else 'crashed', error)

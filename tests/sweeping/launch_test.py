@@ -123,3 +123,30 @@ def test_every_run_becomes_a_slurm_job(data, alone, start, tmp_path):
     ('peak=0.02', 'waiting'),
   ]
   assert checkpoint.steps(alone)[-1] == rows[0]['step']
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+  'own',
+  [
+    ['gke', '--', '--type=v5p-8', '--image=a/lm:1'],
+    [
+      'tpu_vm',
+      '--',
+      '--type=v5litepod-8',
+      '--zone=us-west4-a',
+      '--commit=HEAD',
+    ],
+  ],
+  ids=lambda own: own[0],
+)
+def test_other_launchers_take_the_words_of_a_sweep(start, tmp_path, own):
+  words = ['--config=configs/gpt/tiny.py', '--seeds=2', '--dry-run']
+  words += [f'--workdir={tmp_path}/a', '--runs=gs://bucket/a']
+  process = start('sweep', [*words, f'--launch={own[0]}', *own[1:]])
+  assert process.wait() == 0, process.text()
+  for name, seed in (('base', 0), ('seed=1', 1)):
+    assert f'--config.seed={seed}' in process.text()
+    assert f'--workdir=gs://bucket/a/{name}' in process.text()
+    assert launch.job('a', name) in process.text()

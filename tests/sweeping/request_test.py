@@ -88,6 +88,20 @@ def test_a_config_file_brings_its_own_sweep(tmp_path):
       '--gpus=8: what follows -- is for a launcher: give --launch as well',
     ),
     (
+      ['--seeds=2', '--higher'],
+      '--higher: of which metric? give --metric as well',
+    ),
+    (['--seeds=2', '--runs=a'], '--runs=a: is of --launch: give both'),
+    (
+      ['--seeds=2', '--launch=slurm', '--jobs=3'],
+      '--jobs=3: is of this machine, and --launch of others',
+    ),
+    (
+      ['--seeds=2', '--launch=gke', '--halving=10'],
+      'halving: is of runs on this machine, and --launch of others: leave one '
+      'out',
+    ),
+    (
       ['--seeds=2', '--config.optim.peek=1'],
       'unknown key optim.peek; did you mean optim.peak?',
     ),

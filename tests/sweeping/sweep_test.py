@@ -15,6 +15,7 @@ import pytest
 
 from lm import checkpoint, config, errors, sweep
 from lm.sweeping import folder as folder_lib
+from lm.training import run_record
 from tests import programs
 
 FILE = f'{programs.ROOT}/tests/sweeping/swept_config.py'
@@ -67,6 +68,9 @@ def test_a_sweep_gives_a_row_for_each_run_and_a_table(finished):
     assert checkpoint.steps(run)[-1] == 24
     stored = config.from_json((run / 'config.json').read_text())
     assert (stored.optim.peak, stored.seed) == (row['optim.peak'], row['seed'])
+    (started,) = run_record.read(run)['starts']
+    assert started['command'][:3] == ['python', '-m', 'lm.train']
+    assert started['command'][-1] == f'--workdir={run}'
     losses = dict(programs.losses(run))
     assert row['loss_nats'] == losses[24]  # the last tenth of twelve lines
   found = table(workdir)
@@ -162,7 +166,7 @@ def test_a_run_that_dies_is_tried_again_and_the_others_go_on(
   )
   words = [f'--config={file}:{data}', f'--workdir={workdir}', '--jobs=1']
   process = start('sweep', words, settings={'PYTHONPATH': str(programs.ROOT)})
-  error = 'ended by SIGKILL: see logs/dies_at=13.log'
+  error = 'ended by SIGKILL: see logs/worker-2.log'
   assert process.error(7) == (
     f'1 of 3 runs failed, such as dies_at=13: {error}; the same command tries '
     'again'
