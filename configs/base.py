@@ -47,6 +47,13 @@ def get_config() -> Any:
       },
       'max_skipped': 20,  # updates in a row that may be dropped
       'max_rollbacks': 2,  # times a run goes back when more are dropped
+      # A run that hangs prints the stacks of all threads and ends with code 10.
+      'watchdog': {
+        'factor': 20.0,  # times its usual time that a step may take; 0: any
+        'least_seconds': 300.0,  # that it may take, however short it usually is
+        # that it may take while no usual time is known: with compilation
+        'first_seconds': 14400.0,
+      },
       'threads': 2,  # that read batches ahead
       'prefetch': 4,  # batches held ready
       'fit': None,  # spec of what lm.fit does instead of training by gradients
@@ -282,6 +289,18 @@ def init(**changes: Any) -> dict[str, Any]:
   return {
     'fn': 'lm.layers.parts:init',
     'std': 0.02,  # standard deviation; None: 1 / sqrt(inputs)
+    'outputs': 'scaled',  # last kernels: / sqrt(2 depth); or plain, or zero
+  } | changes
+
+
+def mup(base_width: int = 64, **changes: Any) -> dict[str, Any]:
+  """Initial values of a model whose learning rates were tuned at a width."""
+  return {
+    'fn': 'lm.layers.transfer:mup',
+    'base_width': base_width,  # of the model that rates were tuned for
+    'base_depth': None,  # its blocks, to transfer over depth; None: not
+    'base_head_width': None,  # its features a head, if heads grow; None: not
+    'std': 0.02,  # standard deviation in the base; None: 1 / sqrt(inputs)
     'outputs': 'scaled',  # last kernels: / sqrt(2 depth); or plain, or zero
   } | changes
 

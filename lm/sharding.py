@@ -33,6 +33,9 @@ _ACTIVATIONS = {
   'stage': ('stage',),
 }
 
+# The logical axis of a dimension that grows with the width and is never cut.
+WHOLE = 'features'
+
 Table = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
@@ -173,7 +176,7 @@ def shardings(
 
 
 def _rule(path, name, rules):
-  if name is None:
+  if name in (None, WHOLE):
     return None
   if name not in rules:
     raise ValueError(f'{path}: logical axis {name!r} has no rule: add one')

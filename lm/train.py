@@ -26,11 +26,9 @@ _ARGS = (
 )
 
 import contextlib
-import os
 from pathlib import Path
 
 from lm import checkpoint, types
-from lm.data import prefetch
 from lm.runtime import (
   compilation_cache,
   devices,
@@ -46,6 +44,7 @@ from lm.training import (
   rollback,
   saving,
   setup,
+  supervision,
 )
 
 
@@ -96,7 +95,8 @@ def train(
       setup.store(files, checkpointer, c, run.data.state(start), asked)
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
-    saver = saving.Saver(run, checkpointer, logger, start)
+    watch = enter(supervision.Supervisor(c, folder, group, logger))
+    saver = saving.Saver(run, checkpointer, logger, start, watch)
     evals = evaluations.Evaluations(
       run, stopping, logger, saver, checkpointer, group=group, stop=stop
     )
@@ -111,6 +111,7 @@ def train(
       is_saved = stopped or run.due(step, c.save_every)
       # A step behind, but for a state that is used: the device never waits.
       logger.later(step, metrics, now=is_saved or evals.due(step))
+      watch.waited(step)
       if logger.dropped.too_many_at:
         state = back.go_back(state)
         if int(state.step) < step:
@@ -123,10 +124,7 @@ def train(
         break
     checkpointer.wait()
     if group.stop(stop.requested):
-      raise signals.Stopped(
-        f'{folder}: by a signal at step {int(state.step)}, which is saved; '
-        'the same command goes on from there'
-      )
+      raise saver.stopped()
     state = back.checked(evals.end(state))
     if group.leads:
       checkpoint.verify(folder, int(state.step))
@@ -138,15 +136,10 @@ def main(argv: list[str]) -> None:
   c, workdir = _ARGS or config.parse(argv, __doc__ or '')
   memory.prepare()
   compilation_cache.prepare()
-  try:
-    with processes.start() as group:
-      if group.leads:
-        devices.announce()
-      train(c, workdir, group, config.asked())
-  except prefetch.Stalled as error:
-    # Python would wait at exit for the thread that hangs in the file system.
-    print(f'error: {error}', file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
+  with processes.start() as group:
+    if group.leads:
+      devices.announce()
+    train(c, workdir, group, config.asked())
 
 
 if __name__ == '__main__':

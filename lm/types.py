@@ -136,6 +136,8 @@ class Model(NamedTuple):
       that length; None where a model does not say.
     compares_rows: whether what it computes for a row depends on the other rows
       of the batch, which then may not be cut.
+    growth: how many times wider and deeper it is than the model whose learning
+      rates it takes, see `optim.transfer`.
   """
 
   parameters: Callable[..., Any]
@@ -147,6 +149,7 @@ class Model(NamedTuple):
   matrices: tuple['Matrix', ...] = ()
   flops: Callable[[int], float] | None = None
   compares_rows: bool = False
+  growth: tuple[float, float] = (1.0, 1.0)
 
   def init(self, seed: int, batch: Batch | None) -> Params:
     """Draws initial parameters: arrays of the host.

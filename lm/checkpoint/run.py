@@ -33,6 +33,7 @@ CHANGEABLE_KEYS = (
   'save_every',
   'sharding',
   'threads',
+  'watchdog',
 )
 
 

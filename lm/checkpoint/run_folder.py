@@ -11,6 +11,7 @@ _FOLDERS = (
   'items',
   'profile',
   'read_locks',
+  'stalls',
   'tensorboard',
   'wandb',
 )

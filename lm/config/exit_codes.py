@@ -32,6 +32,7 @@ _READERS = (
   'tools.lm_eval',
   'tools.neighbours',
   'tools.replay',
+  'tools.report',
   'tools.rerun',
   'tools.tokenizer_lab',
   'tools.where',
@@ -48,6 +49,7 @@ _TABLE = (
     (
       *_TRAINERS,
       'lm.evaluate',
+      'lm.sweep',
       'tools.factory',
       'tools.hf_import',
       'tools.launch',
@@ -58,7 +60,7 @@ _TABLE = (
   ExitCode(
     4,
     'a checkpoint or stored items are damaged, and no sound ones are left',
-    (*_TRAINERS, *_READERS, 'tools.launch'),
+    (*_TRAINERS, *_READERS, 'lm.sweep', 'tools.launch'),
   ),
   ExitCode(5, 'storage: disk full, read only or not answering'),
   ExitCode(
@@ -72,14 +74,22 @@ _TABLE = (
     ('lm.train', 'tools.factory', 'tools.launch', 'tools.prepare_data'),
   ),
   ExitCode(
+    7, 'some runs of a sweep failed; all others are done', ('lm.sweep',)
+  ),
+  ExitCode(
     8,
     'launchers: the machine failed, or did not come or answer in time',
-    ('tools.launch',),
+    ('lm.sweep', 'tools.launch'),
   ),
   ExitCode(
     9,
     'an export was refused: it is worse than its budget allows',
     ('tools.export',),
+  ),
+  ExitCode(
+    10,
+    'a step took far longer than usual: all threads were printed',
+    ('lm.train', 'tools.launch'),
   ),
   ExitCode(130, 'stopped by Ctrl-C, with nothing to save'),
   ExitCode(
@@ -90,7 +100,7 @@ _TABLE = (
   ExitCode(
     143,
     'stopped by SIGTERM or Ctrl-C, after saving',
-    ('lm.train', 'lm.serve', 'tools.launch'),
+    ('lm.train', 'lm.sweep', 'lm.serve', 'tools.launch'),
   ),
 )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
+import os
 from pathlib import Path
 import re
 import sys
@@ -153,6 +154,10 @@ def main(program: Callable[[list[str]], int | None]) -> NoReturn:
     line = error_line(error)
     if line is None:
       raise
+    if getattr(error, 'hangs', False):
+      # Python would wait at exit for the thread that hangs.
+      print(exit_codes.last_line(*line), file=sys.stderr, flush=True)
+      os._exit(line[1])
     _stop(*line)
   sys.exit(code or 0)
 

@@ -114,6 +114,7 @@ _FACTORIES = {
   'lm.layers.positions': ('relative', 'rotary'),
   'lm.layers.recurrent': ('make',),
   'lm.layers.routing': ('router',),
+  'lm.layers.transfer': ('mup',),
   'lm.layers.vocabulary': ('embedding', 'output'),
   'lm.loss': ('make',),
   'lm.models.decoder': ('make',),

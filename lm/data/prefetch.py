@@ -20,7 +20,12 @@ class Stalled(errors.Storage):
 
   A thread that hangs in the file system cannot be stopped, and Python waits
   for it at exit: a program that wants to end now leaves by `os._exit`.
+
+  Attributes:
+    hangs: tells `config.main` so.
   """
+
+  hangs = True
 
 
 def batches(

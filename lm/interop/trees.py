@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm import config
-from lm.layers import positions
+from lm.layers import positions, transfer
 
 Spec = Mapping[str, Any]
 
@@ -112,6 +112,7 @@ def flatten(spec: Spec) -> dict[str, Any]:
   make = {_DECODER: _of_decoder, _ENCODER: _of_encoder, _ENCDEC: _of_encdec}
   if spec['fn'] not in make:
     raise ValueError(f'{spec["fn"]} has no counterpart in transformers')
+  transfer.check_portable(fill(spec))
   tree = resolved(spec)
   try:
     flat = {'fn': spec['fn'], **make[spec['fn']](tree)}

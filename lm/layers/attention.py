@@ -269,8 +269,11 @@ def _builder(
   bias: bool,
   how: Scores,
 ):
+  base, scale = shared.init.base_head_width or H, how.scale
   # With a scale q starts smaller or larger, so that scores start as without.
-  gain = 1.0 if how.scale is None else H**-0.5 / how.scale
+  gain = 1.0 if scale is None else base**-0.5 / scale
+  if base != H:  # 1 / H, not 1 / sqrt(H): trained queries and keys agree
+    scale = (base**-0.5 if scale is None else scale) * base / H
   return partial(
     Attention,
     heads=heads,
@@ -282,7 +285,7 @@ def _builder(
     output_init=shared.output(heads * H),
     dtype=shared.dtype,
     compute_dtype=shared.compute_dtype,
-    scale=how.scale,
+    scale=scale,
     softcap=how.softcap,
   )
 

@@ -51,6 +51,7 @@ def make(
     norm=config.build(norm),
     order=order,
     dropout=shared.dropout,
+    share=1 / shared.growth[1],
   )
   return _kind(build, mixers, (thinks,))
 
@@ -62,6 +63,11 @@ def single(*, shared: parts.Shared, mixer: Mapping[str, Any]) -> parts.Kind:
     shared: what the model's parts have in common.
     mixer: spec of a `parts.Mixer`.
   """
+  if shared.growth[1] != 1:
+    raise ValueError(
+      'init.base_depth: depth transfers along a residual stream, and this block'
+      ' replaces it: set base_depth=None'
+    )
   alone = config.build(mixer, shared=shared)
   return _kind(partial(Single, mixer=alone), (alone,), ())
 
@@ -105,6 +111,7 @@ class Block(nn.Module):
     norm: builds a norm, given `name`.
     order: see `make`.
     dropout: rate on each branch; on when the module has a 'dropout' rng.
+    share: multiplies what is added to the stream, see `transfer.mup`.
   """
 
   mixers: tuple[parts.Mixer, ...]
@@ -112,6 +119,7 @@ class Block(nn.Module):
   norm: Callable[..., nn.Module]
   order: str
   dropout: float
+  share: float = 1.0
 
   @nn.compact
   def __call__(self, x_BLD, seen, text, cache):
@@ -137,6 +145,8 @@ class Block(nn.Module):
   def _after(self, name, x_BLD, h_BLD):
     if self.order == 'both':
       h_BLD = self.norm(name=f'{name}_after_norm')(h_BLD)
+    if self.share != 1:
+      h_BLD *= self.share
     x_BLD += dropout(self, self.dropout, h_BLD)
     if self.order != 'post':
       return x_BLD

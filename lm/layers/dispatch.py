@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lm import sharding
-from lm.layers import grouped, linear
-from lm.layers import mlp as mlp_lib
+from lm.layers import activations, grouped, linear
 
 
 def apply(
@@ -183,7 +182,7 @@ def _limited(capacity, x_BLD, choices_BLK, weights_BLK, kernels, **settings):
 def _mlp(x, kernels, product, activation):
   """Does what `mlp.Dense` does, with kernels of several experts."""
   h = product(x, kernels['up'])
-  activate = mlp_lib.ACTIVATIONS[activation]
+  activate = activations.FUNCTIONS[activation]
   if 'gate' in kernels:
     h *= activate(product(x, kernels['gate']))
   else:

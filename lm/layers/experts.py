@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, types
-from lm.layers import checks, dispatch, initializers, linear, parts, routing
+from lm.layers import (
+  activations,
+  checks,
+  dispatch,
+  initializers,
+  linear,
+  parts,
+  routing,
+)
 from lm.layers import mlp as mlp_lib
 
 ROWS = (
@@ -38,7 +46,7 @@ def make(
     shared: what the model's parts have in common.
     count: E.
     width: F of an expert; None is 4 D.
-    activation: one of `mlp.ACTIVATIONS`.
+    activation: one of `activations.FUNCTIONS`.
     shared_experts: experts that all tokens read beside those they choose, one
       mlp so many times as wide. Reference: DeepSeekMoE, arXiv 2401.06066,
       section 3.2.
@@ -58,7 +66,7 @@ def make(
   how = routing.router() if router is None else config.build(router)
   F = 4 * shared.width if width is None else width
   checks.check_counts(count=count, width=F)
-  checks.check_choices(activation=(activation, mlp_lib.ACTIVATIONS))
+  checks.check_choices(activation=(activation, activations.FUNCTIONS))
   if how.top_k > count:
     raise ValueError(f'top_k={how.top_k} is more than count={count} experts')
   if how.normalize and how.top_k == 1 < count:
@@ -70,7 +78,7 @@ def make(
     raise ValueError(f'shared_experts={shared_experts} must be at least 0')
   if capacity is not None and not capacity > 0:
     raise ValueError(f'capacity={capacity} must be above 0')
-  products = 3 if activation in mlp_lib.GATED else 2
+  products = 3 if activation in activations.GATED else 2
   build = partial(
     Mixture,
     count=count,
@@ -145,7 +153,7 @@ class Mixture(nn.Module):
     kernels = Kernels(
       count=E,
       width=F,
-      gated=self.activation in mlp_lib.GATED,
+      gated=self.activation in activations.GATED,
       kernel_init=self.kernel_init,
       output_init=self.output_init(F),
       name='experts',

@@ -73,10 +73,13 @@ class Row(NamedTuple):
 
 
 class Init(NamedTuple):
-  """Initial values of kernels; see `init`."""
+  """Initial values of kernels; see `init`, and `transfer.mup` for the bases."""
 
   std: float | None
   outputs: str
+  base_width: int | None = None
+  base_depth: int | None = None
+  base_head_width: int | None = None
 
 
 def init(*, std: float | None = 0.02, outputs: str = 'scaled') -> Init:
@@ -129,9 +132,16 @@ class Shared(NamedTuple):
     checks.check_counts(width=self.width, depth=self.depth)
     checks.check_rates(dropout=self.dropout)
 
+  @property
+  def growth(self) -> tuple[float, float]:
+    """Returns how many times wider and deeper it is than its base."""
+    base = self.init.base_width or self.width, self.init.base_depth
+    return self.width / base[0], self.depth / (base[1] or self.depth)
+
   def std(self, inputs: int) -> float:
-    """Returns the deviation of a kernel with so many inputs."""
-    return inputs**-0.5 if self.init.std is None else self.init.std
+    """Returns the deviation of a kernel with so many inputs, in the base."""
+    base = inputs / self.growth[0]
+    return base**-0.5 if self.init.std is None else self.init.std
 
   def kernel(self, gain: float = 1.0) -> initializers.Initializer:
     """Returns the initializer of kernels that read the stream."""
@@ -141,7 +151,8 @@ class Shared(NamedTuple):
     """Returns the initializer of kernels that write to the stream."""
     if self.init.outputs == 'zero':
       return initializers.ZEROS
-    gain = (2 * self.depth) ** -0.5 if self.init.outputs == 'scaled' else 1.0
+    depth = self.init.base_depth or self.depth
+    gain = (2 * depth) ** -0.5 if self.init.outputs == 'scaled' else 1.0
     return initializers.normal(self.std(inputs) * gain)
 
 

@@ -18,6 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm import sharding
 from lm.layers import blocks, checks, initializers, linear, parts
 
 Carry = dict[str, jax.Array]  # 'h', and 'c' of an LSTM: float32 [B, D]
@@ -74,7 +75,7 @@ CELLS: Mapping[str, Cell] = MappingProxyType(
 ROWS = (
   parts.Row(r'input$', ('embed', None, 'mlp'), 1, 2, hidden=False),
   # The state is needed whole at every step: only its result is cut.
-  parts.Row(r'state$', (None, None, 'mlp'), 1, 2, hidden=False),
+  parts.Row(r'state$', (sharding.WHOLE, None, 'mlp'), 1, 2, hidden=False),
   parts.Row(r'bias$', (None, 'mlp')),
 )
 

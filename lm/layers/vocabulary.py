@@ -95,18 +95,20 @@ def output(
 
 
 def embed(
-  spec: Embedding, vocab: int, width: int, length: int | None = None
+  spec: Embedding, vocab: int, shared: parts.Shared, length: int | None = None
 ) -> 'Embed':
   """Builds the `Embed` of a model; `length` is the longest text, if known.
 
   Raises:
     ValueError: for positions that the model cannot have.
   """
+  width = shared.width
   if spec.positions == 'sinusoids' and width % 2:
     raise ValueError(f'width={width} must be even for sinusoids')
   if spec.positions == 'learned' and length is None:
     raise ValueError('positions=learned needs a model with a length')
-  usual = width**0.5 if spec.positions == 'sinusoids' else 1.0
+  base = width / shared.growth[0]
+  usual = base**0.5 if spec.positions == 'sinusoids' else 1.0
   return Embed(
     vocab,
     width,
@@ -118,18 +120,17 @@ def embed(
   )
 
 
-def logits(
-  spec: Output, vocab: int, compute_dtype: str, std: float, name: str = 'head'
-) -> 'Logits':
-  """Builds the `Logits` of a model; `std` is that of its other kernels."""
+def logits(spec: Output, vocab: int, shared: parts.Shared) -> 'Logits':
+  """Builds the `Logits` of a model."""
   return Logits(
     vocab,
-    compute_dtype,
-    std if spec.std is None else spec.std,
+    shared.compute_dtype,
+    shared.std(shared.width) if spec.std is None else spec.std,
     bias=spec.bias,
     softcap=spec.softcap,
-    scale=spec.scale,
-    name=name,
+    # Rows that a lookup needs as large at every width are too large here.
+    scale=spec.scale / (shared.growth[0] if spec.tied else 1),
+    name='head',
   )
 
 

@@ -19,7 +19,7 @@ from lm.models import linen
 ROWS = (
   *vocabulary.ROWS,
   # Vectors as wide as the stream: cheap to hold whole, read by every device.
-  parts.Row(r'(scale|bias)$', (None,)),
+  parts.Row(r'(scale|bias)$', (sharding.WHOLE,)),
 )
 
 
@@ -83,7 +83,7 @@ def make(
     embedding=config.build(embed),
     output=config.build(head),
   )
-  vocabulary.embed(module.embedding, vocab, width, length)  # checks it
+  vocabulary.embed(module.embedding, vocab, shared, length)  # checks it
 
   def start(params, batch, room):
     if room > length:
@@ -105,6 +105,7 @@ def make(
     unrolled=module.clone(stack=layers.unrolled()),
     layouts={'': layers.layers},
     flops=flops,
+    growth=shared.growth,
   )
 
 
@@ -129,12 +130,8 @@ class Decoder(nn.Module):
 
   def setup(self):
     c = self.shared
-    self.embed = vocabulary.embed(
-      self.embedding, self.vocab, c.width, self.length
-    )
-    self.logits = vocabulary.logits(
-      self.output, self.vocab, c.compute_dtype, c.std(c.width)
-    )
+    self.embed = vocabulary.embed(self.embedding, self.vocab, c, self.length)
+    self.logits = vocabulary.logits(self.output, self.vocab, c)
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]."""

@@ -86,4 +86,13 @@ def make(
   fixed = ('teacher/', *(f'body/{regex}' for regex in student.fixed))
   axes = (*student.axes, *teacher_model.axes)
   matrices = (*student.matrices, *teacher_model.matrices)
-  return types.Model(parameters, apply, start, axes, head, fixed, matrices)
+  return types.Model(
+    parameters,
+    apply,
+    start,
+    axes,
+    head,
+    fixed,
+    matrices,
+    growth=student.growth,
+  )

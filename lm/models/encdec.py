@@ -16,7 +16,7 @@ from lm.layers import blocks as blocks_lib
 from lm.layers import checks, parts, stack, vocabulary
 from lm.models import linen
 
-ROWS = (*vocabulary.ROWS, parts.Row(r'(scale|bias)$', (None,)))
+ROWS = (*vocabulary.ROWS, parts.Row(r'(scale|bias)$', (sharding.WHOLE,)))
 
 
 class SideSpec(NamedTuple):
@@ -100,8 +100,14 @@ def make(
     embedding=config.build(embed),
     output=config.build(head),
   )
-  vocabulary.embed(module.embedding, vocab, width)  # checks it
+  vocabulary.embed(module.embedding, vocab, shared)  # checks it
   stacks = {name: side.stack for name, side in sides.items()}
+  depths = {len(x.unrolled().layers) for x in stacks.values()}
+  if shared.init.base_depth and len(depths) > 1:
+    raise ValueError(
+      'init.base_depth: depth transfers where encoder and decoder have one'
+      ' depth: set encoder.depth and decoder.depth alike, or base_depth=None'
+    )
 
   def start(params, batch, room):
     memory_BSD = cast(
@@ -130,6 +136,7 @@ def make(
     ),
     layouts={name: x.layers for name, x in stacks.items()},
     flops=flops,
+    growth=shared._replace(depth=max(depths)).growth,
   )
 
 
@@ -170,10 +177,8 @@ class EncoderDecoder(nn.Module):
 
   def setup(self):
     c = self.shared
-    self.embed = vocabulary.embed(self.embedding, self.vocab, c.width)
-    self.logits = vocabulary.logits(
-      self.output, self.vocab, c.compute_dtype, c.std(c.width)
-    )
+    self.embed = vocabulary.embed(self.embedding, self.vocab, c)
+    self.logits = vocabulary.logits(self.output, self.vocab, c)
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]."""

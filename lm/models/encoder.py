@@ -11,16 +11,32 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, sharding, types
+from lm.layers import (
+  activations,
+  checks,
+  linear,
+  masks,
+  parts,
+  stack,
+  vocabulary,
+)
 from lm.layers import blocks as blocks_lib
-from lm.layers import checks, linear, masks, parts, stack, vocabulary
-from lm.layers import mlp as mlp_lib
 from lm.models import linen
 
 ROWS = (
   *vocabulary.ROWS,
-  parts.Row(r'(transform|pooler)/kernel$', ('embed', None), 1, 1, hidden=False),
-  parts.Row(r'next_sentence/kernel$', (None, None), 1, 1, hidden=False),
-  parts.Row(r'(scale|bias)$', (None,)),
+  parts.Row(
+    r'(transform|pooler)/kernel$',
+    ('embed', sharding.WHOLE),
+    1,
+    1,
+    hidden=False,
+  ),
+  parts.Row(
+    r'next_sentence/kernel$', (sharding.WHOLE, None), 1, 1, hidden=False
+  ),
+  parts.Row(r'next_sentence/bias$', (None,)),
+  parts.Row(r'(scale|bias)$', (sharding.WHOLE,)),
 )
 
 
@@ -43,7 +59,7 @@ def head(
   Args:
     transform: a layer, its activation and a norm before the output layer, which
       then has a bias; without, an encoder of features alone.
-    activation: of that layer, one of `mlp.ACTIVATIONS`.
+    activation: of that layer, one of `activations.FUNCTIONS`.
     next_sentence: the first position's logits are those of next-sentence
       prediction (section 3.1, task 2) in classes 0 and 1; all others are out of
       reach. So both tasks are one sum over positions, where BERT adds two
@@ -52,7 +68,7 @@ def head(
   Raises:
     ValueError: for an unknown activation.
   """
-  checks.check_choices(activation=(activation, mlp_lib.ACTIVATIONS))
+  checks.check_choices(activation=(activation, activations.FUNCTIONS))
   return Head(transform, activation, next_sentence)
 
 
@@ -122,7 +138,7 @@ def make(
     embedding=config.build(embed),
     output=outputs,
   )
-  vocabulary.embed(module.embedding, vocab, width, length)  # checks it
+  vocabulary.embed(module.embedding, vocab, shared, length)  # checks it
 
   def start(params, batch, room):
     raise ValueError('an encoder generates nothing: it sees both directions')
@@ -141,6 +157,7 @@ def make(
     # One position's logits are not the vocabulary's then.
     head=not outputs.next_sentence,
     flops=flops,
+    growth=shared.growth,
   )
 
 
@@ -167,20 +184,22 @@ class Encoder(nn.Module):
 
   def setup(self):
     c = self.shared
-    self.embed = vocabulary.embed(
-      self.embedding, self.vocab, c.width, self.length
-    )
+    self.embed = vocabulary.embed(self.embedding, self.vocab, c, self.length)
     if self.output.transform:
       self.dense = self._dense('transform', c.width)
       self.dense_norm = self.norm(name='transform_norm')
     self.logits = vocabulary.Logits(
-      self.vocab, c.compute_dtype, bias=self.output.transform, name='head'
+      self.vocab,
+      c.compute_dtype,
+      bias=self.output.transform,
+      scale=1 / c.growth[0],  # as in `vocabulary.logits`
+      name='head',
     )
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]."""
     if self.output.transform:
-      activate = mlp_lib.ACTIVATIONS[self.output.activation]
+      activate = activations.FUNCTIONS[self.output.activation]
       x_BLD = self.dense_norm(activate(self.dense(x_BLD)))
     return self.logits(x_BLD, self.embed.table())
 

@@ -20,8 +20,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import config, tree, types
+from lm import config, sharding, tree, types
 from lm.layers import checks, initializers, linear, masks
+from lm.optim import transfer
 
 POOLS = ('first', 'last', 'mean')
 
@@ -236,7 +237,8 @@ def _make(
       row = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
       body = tree.shapes(params['body'])
       x_BLD = jax.eval_shape(lambda p: read(run(p, row), row), body)
-      params['task'] = initializers.parameters(head, x_BLD, scope='task/')
+      task = initializers.parameters(head, x_BLD, scope='task/')
+      params['task'] = transfer.drawn({'task': task}, whole)['task']
     return params
 
   def apply(params, batch, *, cache=None, rng=None):
@@ -253,10 +255,21 @@ def _make(
 
   # A head is small, so every device holds all of it. Its row comes first, since
   # a regex of the body might match its paths, too.
-  axes = ((r'(^|/)task/', ()), *model.axes)
+  kernels = ('pooler', sharding.WHOLE), ('scores', None)
+  task = [
+    (rf'(^|/)task/{name}/kernel$', (sharding.WHOLE, out))
+    for name, out in kernels
+  ]
+  axes = (*task, (r'(^|/)task/', ()), *model.axes)
   fixed = tuple(f'body/{regex}' for regex in model.fixed)
-  kernel = types.Matrix(r'(^|/)task/.*kernel$', 1, 1, hidden=False)
-  matrices = kernel, *model.matrices
-  return types.Model(
-    parameters, apply, start, axes, fixed=fixed, matrices=matrices
+  own = (types.Matrix(path, 1, 1, hidden=False) for path, _ in task)
+  whole = types.Model(
+    parameters,
+    apply,
+    start,
+    axes,
+    fixed=fixed,
+    matrices=(*own, *model.matrices),
+    growth=model.growth,
   )
+  return whole

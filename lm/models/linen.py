@@ -11,6 +11,7 @@ import numpy as np
 
 from lm import initial, types
 from lm.layers import initializers, parts, stack
+from lm.optim import transfer
 
 
 def bridge(
@@ -22,6 +23,7 @@ def bridge(
   layouts: Mapping[str, stack.Layers] = MappingProxyType({}),
   head: bool = True,
   flops: Callable[[int], float] | None = None,
+  growth: tuple[float, float] = (1.0, 1.0),
 ) -> types.Model:
   """Makes a Model of a module called as `module(batch, cache) -> Output`.
 
@@ -34,7 +36,7 @@ def bridge(
     layouts: of the module's stacks, by the scopes that hold them; '' is the
       root.
     head: whether its method `head(hidden) -> logits` makes all of its logits.
-    flops: see `types.Model`.
+    flops, growth: see `types.Model`.
   """
   drawn = module if unrolled is None else unrolled
 
@@ -49,7 +51,7 @@ def bridge(
       blocks = params[scope] if scope else params
       stacked = stack.stack_params(blocks, layers, _stacked)
       params = {**params, scope: stacked} if scope else stacked
-    return params
+    return params if growth == (1, 1) else transfer.drawn(params, model)
 
   def apply(params, batch, *, cache=None, rng=None) -> types.Output:
     rngs = None if rng is None else {'dropout': rng}
@@ -60,7 +62,7 @@ def bridge(
     logits = module.apply({'params': params}, hidden, method='head')
     return cast(jax.Array, logits)
 
-  return types.Model(
+  model = types.Model(
     parameters,
     apply,
     start,
@@ -70,7 +72,9 @@ def bridge(
       types.Matrix(x.path, x.summed, x.out, x.hidden) for x in rows if x.summed
     ),
     flops=flops,
+    growth=growth,
   )
+  return model
 
 
 def _stacked(parameters: Sequence[Any]) -> initial.Stacked:

@@ -84,5 +84,11 @@ def make(
 
   fixed = ('reference/', *(f'body/{regex}' for regex in model.fixed))
   return types.Model(
-    parameters, apply, start, model.axes, fixed=fixed, matrices=model.matrices
+    parameters,
+    apply,
+    start,
+    model.axes,
+    fixed=fixed,
+    matrices=model.matrices,
+    growth=model.growth,
   )

@@ -85,7 +85,7 @@ def make(
     embedding=config.build(embed),
     output=config.build(head),
   )
-  vocabulary.embed(module.embedding, vocab, width)  # checks it
+  vocabulary.embed(module.embedding, vocab, shared)  # checks it
 
   def start(params, batch, room):
     text = parts.Text(batch.segments, batch.positions)
@@ -101,6 +101,7 @@ def make(
     flops=lambda length: (
       layers.flops(length) * len(directions) + 2 * width * vocab
     ),
+    growth=shared.growth,
   )
 
 
@@ -123,10 +124,8 @@ class RecurrentModel(nn.Module):
 
   def setup(self):
     c = self.shared
-    self.embed = vocabulary.embed(self.embedding, self.vocab, c.width)
-    self.logits = vocabulary.logits(
-      self.output, self.vocab, c.compute_dtype, c.std(c.width)
-    )
+    self.embed = vocabulary.embed(self.embedding, self.vocab, c)
+    self.logits = vocabulary.logits(self.output, self.vocab, c)
 
   def head(self, x_BLD: jax.Array) -> jax.Array:
     """Scores the vocabulary: [B, L, V]; reads the forward stack alone."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm import config, types
+from lm.optim import transfer
 
 # Sharding rows for optimizer state that does not have its parameter's shape;
 # put them before a model's own table when sharding a TrainState. All other
@@ -20,7 +21,11 @@ def fitted(spec: Mapping[str, Any], model: types.Model) -> dict[str, Any]:
   """Adds to an optimizer's spec what the model says of its parameters.
 
   Parameters that never learn (`Model.fixed`) are frozen. If the rule's
-  `matrices` are None, they become the hidden ones of `Model.matrices`.
+  `matrices` are None, they become the hidden ones of `Model.matrices`. Rates of
+  a model that has grown (`Model.growth`) follow, see `lm.optim.transfer`.
+
+  Raises:
+    config.ConfigError: the rates of a model that has grown cannot follow.
   """
   spec = config.plain(spec)
   frozen = [spec.get('freeze', ''), *(f'^(?:{regex})' for regex in model.fixed)]
@@ -31,4 +36,4 @@ def fitted(spec: Mapping[str, Any], model: types.Model) -> dict[str, Any]:
     rule['matrices'] = tuple(
       (x.path, x.summed, x.out) for x in model.matrices if x.hidden
     )
-  return spec
+  return spec if model.growth == (1, 1) else transfer.fitted(spec, model)

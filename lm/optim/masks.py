@@ -111,6 +111,11 @@ def blocks(params: types.Params) -> dict[str, range]:
   return numbers
 
 
+def is_block(path: str) -> bool:
+  """Tells whether a leaf is in a block, of a stack or alone."""
+  return bool(_BLOCK.search(path))
+
+
 def is_embedding(path: str) -> bool:
   """Tells whether a leaf is of what feeds the first block, or all alike."""
   return bool(re.search(r'(^|/)(embed|embed_norm|relative)/', path))

@@ -44,10 +44,20 @@ class Rule(NamedTuple):
     scale: from gradients to updates of unit size, pointing uphill.
     rates: from the highest learning rate to the factors that learning rates
       are multiplied by, after weight decay.
+    update_size: from a path to how large its updates are, which decides how
+      rates follow the width, see `lm.optim.transfer`: an 'element' has size 1;
+      an update is as large as its 'gradient', or 'relative' to its parameter;
+      or it is orthogonal, with a 'spectral' norm of sqrt(max(1, fan-out /
+      fan-in)) or the elements 'matched' to size 1. None does not say.
   """
 
   scale: optax.GradientTransformation
   rates: Callable[[float], optax.GradientTransformation] = _same
+  update_size: Callable[[str], str] | None = None
+
+
+def _all(size: str) -> Callable[[str], str]:
+  return lambda path: size
 
 
 # The largest float32 below 1. What lies above it is rounded to 1, where an
@@ -102,15 +112,16 @@ def adamw(
   Reference: Loshchilov and Hutter 2017, arXiv 1711.05101, algorithm 2.
   """
   _check(moment_dtype, eps=eps, b1=b1, b2=b2)
-  return Rule(optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype))
+  scale = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
+  return Rule(scale, update_size=_all('element'))
 
 
 def sgd(*, momentum: float = 0.9, nesterov: bool = False) -> Rule:
   """Stochastic gradient descent; `momentum=0` is the plain kind."""
   _check(momentum=momentum)
   if not momentum:
-    return Rule(optax.identity())
-  return Rule(optax.trace(momentum, nesterov))
+    return Rule(optax.identity(), update_size=_all('gradient'))
+  return Rule(optax.trace(momentum, nesterov), update_size=_all('gradient'))
 
 
 def lion(
@@ -125,7 +136,8 @@ def lion(
   Reference: Chen et al. 2023, arXiv 2302.06675, algorithm 2.
   """
   _check(moment_dtype, b1=b1, b2=b2)
-  return Rule(optax.scale_by_lion(b1, b2, mu_dtype=moment_dtype))
+  scale = optax.scale_by_lion(b1, b2, mu_dtype=moment_dtype)
+  return Rule(scale, update_size=_all('element'))
 
 
 def _matrices(matrices: masks.Matrices | None) -> masks.Matrices:
@@ -172,7 +184,9 @@ def adafactor(
   )
   if momentum:
     scale = optax.chain(scale, optax.ema(momentum, debias=False))
-  return Rule(scale)
+  return Rule(
+    scale, update_size=_all('relative' if parameter_scale else 'element')
+  )
 
 
 def muon(
@@ -263,6 +277,14 @@ def muon(
     },
     labels,
   )
+
+  def update_size(path: str) -> str:
+    if not masks.dimensions(path, matrices):
+      return 'element'
+    return 'matched' if update_rms else 'spectral'
+
   return Rule(
-    scale, lambda peak: optax.masked(optax.scale(adam_peak / peak), rest)
+    scale,
+    lambda peak: optax.masked(optax.scale(adam_peak / peak), rest),
+    update_size,
   )

@@ -1,13 +1,18 @@
 """Pages of HTML that load nothing: text, tables and figures in one file.
 
-Styles and pictures lie in the page itself, there are no scripts, and a policy
-in its head keeps browsers from loading anything else. Names of runs and tasks
-are never trusted: `text` escapes them.
+Styles, pictures and scripts lie in the page itself, and a policy in its head
+keeps browsers from loading anything else, and from running a script that this
+program did not put there. Names of runs and tasks are never trusted: `text`
+and `json_block` escape them.
 """
 
-from collections.abc import Iterable, Sequence
+import base64
+from collections.abc import Iterable, Mapping, Sequence
 import contextlib
+import hashlib
 import html
+import json
+import math
 import os
 from pathlib import Path
 import re
@@ -58,26 +63,77 @@ ul { font-size: .88rem; padding-left: 1.2rem; }
 """
 
 
-def page(title: str, body: str) -> str:
+def page(
+  title: str, body: str, *, style: str = '', scripts: Sequence[str] = ()
+) -> str:
   """Puts a body of HTML into a page.
 
   Args:
     title: escaped.
     body: what is shown.
+    style: rules of CSS beside those of every page.
+    scripts: the text of each script, which runs after the body is there. No
+      other script runs.
   """
+  # The hash of a script is that of its text as a browser reads it.
+  codes = [
+    f'\n{x}\n'.replace('\r\n', '\n').replace('\r', '\n') for x in scripts
+  ]
+  assert not any('</script' in x or '\0' in x for x in codes)
+  policy = "default-src 'none'; style-src 'unsafe-inline'; "
+  policy += "base-uri 'none'; form-action 'none'"
+  if codes:
+    # Charts draw heat maps as pictures that lie in their own address.
+    policy += f'; img-src data: blob:; script-src {" ".join(map(_hash, codes))}'
+  parts = ''.join(f'<script>{x}</script>\n' for x in codes)
   return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; style-src 'unsafe-inline'">
+content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{_STYLE}</style></head><body>
+<title>{title}</title><style>{_STYLE}{style}</style></head><body>
 {body}
-</body></html>
+{parts}</body></html>
 """
 
 
-def write(path: Path, content: str) -> None:
+def _hash(script: str) -> str:
+  """Names a script in a policy; W3C, Content Security Policy 3, 2.3.1."""
+  digest = hashlib.sha256(script.encode()).digest()
+  return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def json_block(name: str, value: Any) -> str:
+  """Puts data into a page, for its scripts and for programs.
+
+  Args:
+    name: the id of the element.
+    value: of JSON; numbers that are not finite become null.
+  """
+  text = json.dumps(_finite(value), separators=(',', ':'), allow_nan=False)
+  # Nothing in a text may end the element, or begin a comment in it.
+  for mark in '<>&':
+    text = text.replace(mark, f'\\u{ord(mark):04x}')
+  return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {str(k): _finite(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def write(path: Path, content: str, flag: str = '--html') -> None:
   """Writes a page as a whole or not at all.
+
+  Args:
+    path: of the file.
+    content: of the page.
+    flag: that named the path, for the message.
 
   Raises:
     errors.Storage: it cannot be written there.
@@ -91,7 +147,7 @@ def write(path: Path, content: str) -> None:
     part.replace(path)
   except OSError as error:
     raise errors.Storage(
-      f'--html: {errors.refusal(error)}: give another file'
+      f'{flag}: {errors.refusal(error)}: give another file'
     ) from error
   finally:
     with contextlib.suppress(OSError):

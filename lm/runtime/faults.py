@@ -12,6 +12,7 @@ import signal
 NAMES = (
   'nan_grad',  # the gradient of this step is NaN
   'spike_grad',  # the gradient of this step is 1e8 times as large
+  'hang_step',  # this step waits for ever, inside of the device
   'flip_bit',  # one bit of a parameter is wrong after this step
   'fail_read',  # reading the batch of this step fails, as a bad disk does
   'die_in_save',  # kill -9 while this step is being saved
@@ -20,6 +21,7 @@ NAMES = (
   'die_in_delete',  # kill -9 while this step is being deleted
   'slow_save',  # seconds between writing a step's arrays and committing it
   'slow_delete',  # seconds before each file of a deleted step goes
+  'slow_host',  # seconds that this process takes between two steps
   'slow_read',  # seconds before each file of a step is verified
 )
 

@@ -16,6 +16,7 @@ Agreement goes through process 0. `gather` brings a value of each process to it,
 """
 
 import collections
+from collections.abc import Callable
 import os
 import selectors
 import socket
@@ -81,6 +82,7 @@ class ProcessGroup:
     self._votes: dict[str, float] = {}
     # The values that process 0 has shared, by key.
     self._answers: dict[str, Any] = {}
+    self._listeners: dict[str, Callable[[int, Any], None]] = {}  # by kind
     self._lost = ''  # the failure that the run ends with
     self._ending = threading.Lock()  # held by the thread that ends the process
     self._closed = threading.Event()
@@ -184,6 +186,15 @@ class ProcessGroup:
       # The others wait longer than process 0, which alone can say who is late.
       self.share(f'{key} over', None, seconds + 5)
 
+  def tell(self, kind: str, value: Any) -> None:
+    """Sends JSON to process 0; process 0 sends it to all the others."""
+    for peer in self._connections.sockets:
+      self._connections.send(peer, {kind: value})
+
+  def listen(self, kind: str, hear: Callable[[int, Any], None]) -> None:
+    """Calls `hear(process, value)` in another thread for what is told."""
+    self._listeners[kind] = hear
+
   def check(self) -> None:
     """Makes sure that this process may write: that it was not left behind.
 
@@ -255,7 +266,7 @@ class ProcessGroup:
       self._watch_peers()
     except Exception as error:
       # Otherwise nobody would watch any more, in silence.
-      self._end_now(f'{self.name(self.index)} cannot watch: {error!r}')
+      self.end(Lost(f'{self.name(self.index)} cannot watch: {error!r}'))
 
   def _watch_peers(self) -> None:
     sockets = self._connections.sockets
@@ -267,7 +278,7 @@ class ProcessGroup:
         selector.register(connection, selectors.EVENT_READ, peer)
       while not self._closed.is_set():
         if frozen := self._frozen():
-          self._end_now(frozen)
+          self.end(Lost(frozen))
         self._tick = now = time.monotonic()
         if now - beaten > beat_seconds:
           beaten = now
@@ -288,7 +299,7 @@ class ProcessGroup:
           if time.monotonic() - last > self._silence_seconds:
             # The peer may have spoken while it was this process that slept.
             if frozen := self._frozen():
-              self._end_now(frozen)
+              self.end(Lost(frozen))
             self._lose(
               f'{self.name(peer)} has been silent for'
               f' {self._silence_seconds:g} s: stopped, hung or cut off'
@@ -308,6 +319,8 @@ class ProcessGroup:
       self._changed.notify_all()
     if 'failed' in message:
       self._lose(message['failed'])
+    for kind in self._listeners.keys() & message.keys():
+      self._listeners[kind](peer, message[kind])
 
   def _answer_votes(self) -> None:
     """Answers the votes that are complete (process 0)."""
@@ -346,17 +359,20 @@ class ProcessGroup:
     with self._changed:
       self._lost = text
       self._changed.notify_all()
-    threading.Thread(target=self._end_soon, daemon=True).start()
+    soon = threading.Timer(GRACE_SECONDS, self.end, (Lost(text),))
+    soon.daemon = True
+    soon.start()
     self._connections.send_last({'failed': text})
 
-  def _end_soon(self) -> None:
-    time.sleep(GRACE_SECONDS)
-    self._end_now(self._lost)
-
-  def _end_now(self, text: str) -> NoReturn:
+  def end(
+    self, error: errors.Failure, last: Callable[[], None] = lambda: None
+  ) -> NoReturn:
+    """Ends this process with the line of an error, after a last deed."""
+    self._closed.set()  # the others may end at any moment, which is no news
+    last()
     if not self._ending.acquire(timeout=GRACE_SECONDS):
-      os._exit(Lost.exit_code)  # the main thread hangs while it ends
-    exit_with(str(Lost(text)), Lost.exit_code)
+      os._exit(error.exit_code)  # the main thread hangs while it ends
+    exit_with(str(error), error.exit_code)
 
   def _frozen(self) -> str:
     """Returns a message if this process stood still for too long, else ''.

@@ -77,6 +77,8 @@ class Evaluations:
     try:
       for name, evaluator in self._run.evals.items():
         if name not in done:
+          what = f'evaluating {name}'
+          self._saver.watch.begin(what, step, what)
           # Of several processes, those that a signal does not reach would wait
           # for ever for the part of one that has left.
           alone = self._group.count == 1
@@ -90,6 +92,7 @@ class Evaluations:
     except signals.Interrupted:
       decision = early_stopping.Decision(None, over=True)
     else:
+      self._saver.watch.begin('what follows the evaluations', step)
       decision = self._stopping.decide()
       self._checkpointer.best = decision.best
     if decision.over or decision.best == step:
@@ -105,6 +108,7 @@ class Evaluations:
     if best is None:
       return state
     run = self._run
+    self._saver.watch.begin('restoring the best step', best)
     self._logger.say(
       f'ends with step {best}, best by {run.config.early.metric}'
     )

@@ -1,6 +1,7 @@
 """Faults inside a training step, where FAULT asks for them (tests only)."""
 
 from functools import partial
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,14 @@ def gradients(grads, step):
     if bad := faults.at(name):
       hit = jnp.isin(step, jnp.asarray(bad))
       grads = jax.tree.map(partial(_scaled, hit, factor), grads)
+  if faults.at('hang_step'):
+    jax.debug.callback(_hang, step)
   return grads
+
+
+def _hang(step):
+  if step in faults.at('hang_step'):
+    threading.Event().wait()
 
 
 def _scaled(hit, factor, x):

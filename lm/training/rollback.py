@@ -12,11 +12,13 @@ Reference: Chowdhery et al. 2022, arXiv 2204.02311, section 5.1, who left out
 
 from collections.abc import Generator
 import contextlib
+import time
 
 import jax
 
 from lm import checkpoint, errors, types
 from lm.checkpoint import manifest
+from lm.runtime import faults
 from lm.training import metrics_logger, profiling, saving, setup
 
 _ADVICE = 'lower optim.peak or look at the data'
@@ -51,14 +53,20 @@ class Rollback:
   ) -> Generator[tuple[int, types.Batch], None, None]:
     """Yields what `Run.batches` does; after `go_back`, from there on."""
     self._next = start
+    watch = self._saver.watch
+    watch.read(start + 1)
     while self._next < stop:
       with contextlib.closing(self._run.batches(self._next, stop)) as batches:
         for step, batch in self._logger.meter.waits(batches):
           self._next = step
+          time.sleep(faults.seconds('slow_host'))
+          watch.begin_step(step, batch.tokens.shape)
           with self._profile.step(step):
             yield step, batch
           if self._next != step:
             break
+          watch.read(step + 1)
+    watch.begin('the end', stop)
 
   def checked(self, state: types.TrainState) -> types.TrainState:
     """Returns the state that a run ends with, if it has learnt anything.
@@ -88,6 +96,7 @@ class Rollback:
     fault = self._counts.too_many_at
     assert fault is not None, 'called without a fault'
     self._logger.flush()  # the update after the fault is not counted
+    self._saver.watch.begin('going back', fault)
     program = self._run.program
     for leaf in jax.tree.leaves(state):
       leaf.delete()

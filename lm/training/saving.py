@@ -1,11 +1,16 @@
 """Saving: what goes into a checkpoint of a run, and in which order."""
 
 from lm import checkpoint, types
-from lm.training import metrics_logger, setup
+from lm.runtime import signals
+from lm.training import metrics_logger, setup, supervision
 
 
 class Saver:
-  """Saves the steps of a run, each once."""
+  """Saves the steps of a run, each once.
+
+  Attributes:
+    watch: is told of everything but steps that takes long.
+  """
 
   def __init__(
     self,
@@ -13,8 +18,10 @@ class Saver:
     checkpointer: checkpoint.Checkpointer,
     logger: metrics_logger.MetricsLogger,
     start: int,
+    watch: supervision.Supervisor,
   ):
     """Takes the step that the run starts at, which is saved already."""
+    self.watch = watch
     self._run, self._checkpointer, self._logger = run, checkpointer, logger
     self._saved = start
 
@@ -24,6 +31,7 @@ class Saver:
     Raises:
       errors.Failure: this save, or the one before it, has failed.
     """
+    self.watch.begin('saving', step)  # which has a deadline of its own
     if step <= self._saved:
       return
     # Metrics first: a kill between the two would leave a hole in metrics.jsonl,
@@ -37,3 +45,10 @@ class Saver:
     with self._logger.meter.losing('saving'):
       self._checkpointer.save(step, state, meta)
     self._saved = step
+
+  def stopped(self) -> signals.Stopped:
+    """Makes the error of a run that a signal has ended, and that is saved."""
+    return signals.Stopped(
+      f'{self._checkpointer.workdir}: by a signal at step {self._saved}, which '
+      'is saved; the same command goes on from there'
+    )

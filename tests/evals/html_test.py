@@ -2,6 +2,7 @@
 
 import datetime
 from html import parser
+import json
 import math
 import os
 import re
@@ -298,33 +299,39 @@ class Seen(parser.HTMLParser):
 
   def __init__(self, text):
     super().__init__()
-    self.pictures, self._words, self._open = 0, [], []
+    self.charts, self._words, self._open = 0, [], []
+    self.data = {}
     self._ids, self._refers = [], []
     self.feed(text)
     self.text = ' '.join(' '.join(self._words).split())
     assert self._open == []
     assert len(self._ids) == len(set(self._ids))
     assert {*self._refers} <= {f'#{name}' for name in self._ids}
-    assert '://' not in text and 'http:' not in text and '@import' not in text
-    assert "default-src 'none'" in text
+    before, _, rest = text.partition('<script>')  # plotly has addresses in it
+    assert '://' not in before and 'http:' not in before
+    assert '@import' not in before and rest.count('</script>') == 2
+    assert "default-src 'none'" in before and "form-action 'none'" in before
 
   def handle_starttag(self, tag, attrs):
-    assert tag not in {'script', 'link', 'img', 'iframe', 'object'}
-    self.pictures += tag == 'svg'
+    assert tag not in {'link', 'img', 'iframe', 'object', 'svg'}
+    self.charts += 'data-chart' in dict(attrs)
     for key, value in ((key, value or '') for key, value in attrs):
       assert not key.startswith(('on', 'src', 'xmlns', 'action')), key
       self._ids += [value] if key == 'id' else []
       self._words += [value] if key == 'aria-label' else []
       self._refers += [value] if key == 'href' else []
       self._refers += re.findall(r'url\((.*?)\)', value)
-    if tag not in ('meta', 'br'):
+    if tag not in ('meta', 'br', 'input'):
       self._open.append(tag)
 
   def handle_endtag(self, tag):
     assert self._open.pop() == tag
 
   def handle_data(self, data):
-    self._words.append(data)
+    if self._open[-1:] != ['script']:
+      self._words.append(data)
+    elif data.startswith('{'):
+      self.data = json.loads(data)
 
 
 def seen(runs, **more):
@@ -350,20 +357,24 @@ def test_a_report_has_tables_curves_and_cards(tmp_path):
   runs = ladder(tmp_path) + ladder(tmp_path, 'wide', seeds=1, model__width=16)
   found = seen(runs, notes=['base-9: left out: damaged'], commit='afac2c7')
   text = found.text
-  assert 'Evaluation: 1 task, 2 recipes' in text
+  assert 'Runs: 1 task, 2 recipes' in text
   assert '2026-11-27 00:00 UTC' in text and 'commit afac2c7' in text
   assert CODE[:12] in text and CODE[:13] not in text
   for word in ('nyu/blimp', 'f' * 64, TASK[:12]):
     assert word in text
-  assert 'model.width=256' in text and 'model.width=16' in text
+  assert 'model.width ● A base' in text and 'base-2 seed 2 256 ■ B' in text
+  assert 'wide-0 seed 0 16 Every' in text
   # Seeds 0, 1 and 2 at step 6, and Student's interval over them.
   assert '● A base 3 6 0.7 0.4516 – 0.9484' in text
   assert '■ B wide-0 1 6 0.6 no interval' in text
-  assert 'blimp / accuracy: A: 0.4 at step 3, 0.7 at step 6; B: ' in text
+  assert 'blimp / accuracy: A: 0.7 at step 6; B: 0.6 at step 6 ' in text
   assert 'base-9: left out: damaged' in text
   # Three metrics, of which one is the same number everywhere.
-  assert found.pictures == 2 and 'blimp / n ● A 6 30' in text
+  # A result, a sweep and a curve of the first; a curve of the second.
+  assert found.charts == 4 and 'blimp / n ● A 6 30' in text
   assert 'part' not in text and '†' not in text
+  metrics = [x['metric'] for x in found.data['charts']]
+  assert metrics == ['accuracy', 'accuracy', 'blimp/accuracy', 'blimp/brier']
   # Equal runs give equal bytes.
   assert report.render(runs, time=NOW) == report.render(runs, time=NOW)
 
@@ -412,9 +423,9 @@ def test_the_settings_that_recipes_differ_in_are_shown(tmp_path):
   runs[3] = runs[3]._replace(settings=known)
   text = seen(recipes.part(runs)).text
   assert '● A news ' in text and 'news-1 seed 12345 news-2 seed 0 ' in text
-  told = "model.remat='none' optim.clip=1.0 its weights, under one seed"
-  assert text.count(f'init_from=None {told}') == 2
-  assert f"long seed 0 init_from='{'x' * 99}' Curves" in text
+  assert 'recipe hash runs init_from model.remat optim.clip' in text
+  assert text.count("None 'none' 1.0") == 2 and 'other weights' in text
+  assert f"long seed 0 '{'x' * 99}' — — Every" in text
 
 
 def test_what_was_not_evaluated_is_shown(tmp_path):
@@ -427,7 +438,7 @@ def test_what_was_not_evaluated_is_shown(tmp_path):
   other = make(tmp_path, 'none', [line(3, {'x': 1.0})], steps=[3], seed=1)
   text = seen([run, other]).text
   assert 'half blimp 6, 9 half piqa 3, 9 none piqa all' in text
-  assert 'half 2 6 1 no interval step 3 1.5 no interval 1 seed Each' in text
+  assert 'half 2 6 1 no interval step 3 1.5 no interval 1 seed Best' in text
   many = make(tmp_path, 'many', [line(3, {'x': 1.0})], steps=range(3, 30))
   assert '4, 5, 6, 7, 8, 9, 10, 11, and 18 more' in seen([many]).text
 
@@ -453,7 +464,7 @@ def test_any_number_is_laid_out(tmp_path, steps):
     lines = [line(step, found) for step in steps]
     runs.append(make(tmp_path, f'{k}', lines, seed=k))
   found = seen(runs)
-  assert found.pictures == 9
+  assert found.charts == 9
   for told in (
     'm2 ● A 3 1e+200 no interval none 0 2',
     'm3 ● A 3 nan no interval none nan 2',
@@ -469,10 +480,11 @@ def test_more_recipes_than_colours_at_one_step(tmp_path):
     for k in range(27)
   ]
   found = seen(runs)
-  assert 'x: A: 0 at step 3; B: 0.1111 at step 3; ' in found.text
-  for sign in ('● A r0', '●╌ G r6', '▲ A1 r26'):
+  assert 'x: A: 2.889 at step 3; B: 2.778 at step 3; ' in found.text
+  for sign in ('● A r26', '●╌ G r20', '▲ A1 r0'):
     assert sign in found.text
-  assert found.pictures == 1
+  # A result, a sweep and a curve.
+  assert found.charts == 3
 
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -12,7 +12,15 @@ import pytest
 
 from configs import base
 from lm import config, initial, metrics, optim, sharding, tree
-from lm.layers import dispatch, grouped, initializers, mlp, parts, routing
+from lm.layers import (
+  activations,
+  dispatch,
+  grouped,
+  initializers,
+  mlp,
+  parts,
+  routing,
+)
 from lm.models import linen
 from lm.optim import optimizers
 from lm.planning import flops
@@ -110,7 +118,7 @@ def looped(params, x_BLD, *, top_k, scoring, normalize, activation):
   for e in range(logits_BLE.shape[-1]):
     kernels = {k: v[e] for k, v in params['experts'].items()}
     h_BLF = x_BLD @ kernels['up']
-    activate = mlp.ACTIVATIONS[activation]
+    activate = activations.FUNCTIONS[activation]
     if 'gate' in kernels:
       h_BLF *= activate(x_BLD @ kernels['gate'])
     else:

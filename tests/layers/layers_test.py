@@ -10,11 +10,11 @@ import pytest
 from configs import base
 from lm import config, initial
 from lm.layers import (
+  activations,
   dot_product,
   initializers,
   linear,
   masks,
-  mlp,
   norms,
   positions,
   recurrent,
@@ -293,12 +293,12 @@ def test_gelu_and_its_gradient_are_those_of_jax():
   x = jnp.concatenate([jnp.linspace(-12, 12, 97), jnp.asarray([-1e4, 1e4])])
   plain = partial(jax.nn.gelu, approximate=True)
   for got, want in (
-    (mlp.gelu(x), plain(x)),
-    (jax.vmap(jax.grad(mlp.gelu))(x), jax.vmap(jax.grad(plain))(x)),
+    (activations.gelu(x), plain(x)),
+    (jax.vmap(jax.grad(activations.gelu))(x), jax.vmap(jax.grad(plain))(x)),
   ):
     # Theirs is a difference of near numbers in the tail.
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-  assert mlp.gelu(x.astype('bfloat16')).dtype == 'bfloat16'
+  assert activations.gelu(x.astype('bfloat16')).dtype == 'bfloat16'
 
 
 def test_norms_in_float64():

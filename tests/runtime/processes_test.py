@@ -32,10 +32,11 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
-def pair(start, program, arguments, silence='', raises_at='', settings=None):
+def pair(start, program, arguments, silence='', settings=None, second=None):
   """Starts two processes of four devices each as one run.
 
-  Settings of the environment may hold {port} and {index}.
+  Settings of the environment may hold {port} and {index}; `second` are those of
+  process 1 alone.
   """
   port = free_port()
   given = {processes.VARIABLE: f'localhost:{{port}},{{index}},2{silence}'}
@@ -46,8 +47,8 @@ def pair(start, program, arguments, silence='', raises_at='', settings=None):
       arguments,
       settings={
         'JAX_NUM_CPU_DEVICES': '4',
-        'RAISE_AT': raises_at if index else '',
         **{k: v.format(port=port, index=index) for k, v in given.items()},
+        **((second or {}) if index else {}),
       },
     )
     for index in (0, 1)
@@ -229,7 +230,8 @@ def test_a_busy_process_names_process_0_when_it_is_killed(start):
 
 
 def test_a_process_names_the_one_that_raises_and_its_error(start):
-  two = pair(start, 'tests.processes_peer', ['watch'], raises_at='20')
+  second = {'RAISE_AT': '20'}
+  two = pair(start, 'tests.processes_peer', ['watch'], second=second)
   wait_until_ready(two)
   since = time.monotonic()
   assert two[0].error(7) == (

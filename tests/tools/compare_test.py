@@ -14,6 +14,7 @@ import pytest
 from lm import config, errors, train
 from lm import evaluate as evaluate_lib
 from lm.evals import items
+from lm.evals.reports import comparison
 from tests import programs
 from tools import compare
 
@@ -259,9 +260,9 @@ def test_decisions_follow_the_names(pair):
     'blimp/stereotype': 'differs',
   }
   for lower in ('nats', 'x_loss', 'error', 'word_error'):
-    assert compare._LOWER.fullmatch(lower)
+    assert comparison.lower_is_better(lower)
   for higher in ('errors', 'loss_ratio', 'accuracy', 'nats_per'):
-    assert not compare._LOWER.fullmatch(higher)
+    assert not comparison.lower_is_better(higher)
 
 
 def test_a_run_does_not_differ_from_itself(pair):

@@ -350,8 +350,9 @@ srun --kill-on-bad-exit=0 --wait=120 /p/python -u -m lm.train \
 --config=configs/a.py --workdir=/data/a '--config.text=$HOME'
 code=$?
 echo "$code" > /shared/x/a-"$SLURM_JOB_ID".code
-# stopped by SIGTERM, after saving
-if [ "$code" -eq 143 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ]; then
+# stopped by SIGTERM, after saving; or ended because it hung
+if {{ [ "$code" -eq 143 ] || [ "$code" -eq 10 ]; }} && \
+[ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

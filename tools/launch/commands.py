@@ -38,6 +38,7 @@ _TRANSIENT = re.compile(
 FINAL = (2, 4, 5, 6)
 REFUSED = 3  # there is another trainer, or one whose lease has not run out
 LOST = 7  # another process of the run has failed
+HUNG = 10  # a step took far longer than usual
 STOPPED = 143  # by SIGTERM, after saving
 SIGNALLED = 128  # and above: by a signal, of this number less 128
 
@@ -288,7 +289,7 @@ def duration(seconds: float) -> str:
 
 def raised(code: int) -> bool:
   """Tells whether an exception ended lm.train, which would come again."""
-  return code < SIGNALLED and code not in (REFUSED, LOST)
+  return code < SIGNALLED and code not in (REFUSED, LOST, HUNG)
 
 
 def outcome(codes: Iterable[int]) -> int:

@@ -6,9 +6,10 @@
 Writes FOLDER/NAME.sbatch and submits it: one process a node with all of its
 GPUs. Two minutes before the time is over, or when the job is preempted, SLURM
 sends SIGTERM; lm.train saves and ends with 143, and the job goes back into the
-queue. Of one name a job runs at a time, so that submitting the next one early
-is safe. What runs is the checkout as it is when the job starts: leave it alone,
-or use one of its own for a long run.
+queue. It also does when a step hangs (exit code 10). Of one name a job runs at
+a time, so that submitting the next one early is safe. What runs is the checkout
+as it is when the job starts: leave it alone, or use one of its own for a long
+run.
 
 `--data` copies prepared data to a disk of each node first.
 
@@ -104,8 +105,9 @@ def script(
     f'srun --kill-on-bad-exit=0 --wait={_WARNING_SECONDS} {command}',
     'code=$?',
     f'echo "$code" > {code}',
-    '# stopped by SIGTERM, after saving',
-    f'if [ "$code" -eq {commands.STOPPED} ] &&'
+    '# stopped by SIGTERM, after saving; or ended because it hung',
+    f'if {{ [ "$code" -eq {commands.STOPPED} ] ||'
+    f' [ "$code" -eq {commands.HUNG} ]; }} &&'
     f' [ "${{SLURM_RESTART_COUNT:-0}}" -lt {flags.restarts} ]; then',
     '  scontrol requeue "$SLURM_JOB_ID"',
     'fi',
