@@ -34,6 +34,7 @@ import contextlib
 import os
 from pathlib import Path
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -43,7 +44,7 @@ from lm.evals import contamination, evaluators, records, runs
 from lm.evals.reports import html as report
 from lm.evals.reports import recipes, table
 from lm.reporting import html
-from lm.runtime import compilation_cache, devices, memory
+from lm.runtime import code_state, compilation_cache, devices, memory
 
 
 def evaluate(
@@ -141,6 +142,7 @@ def main(argv: list[str]) -> None:
   add('--watch', action='store_true', help='wait for more, of one workdir')
   add('--csv', type=Path, metavar='FILE', help='all metrics, a line each')
   add('--html', type=Path, metavar='FILE', help='a report with curves')
+  add('--json', action='store_true', help='print all results for programs')
   args = parser.parse_args([x for x in argv if not x.startswith('--config.')])
   words = [x[9:].partition('=') for x in argv if x.startswith('--config.')]
   evals, named, steps = None, (), None
@@ -167,15 +169,19 @@ def main(argv: list[str]) -> None:
   devices.announce()
   if args.watch and not bucket.is_address(workdirs[0]):
     _wait_for(Path(workdirs[0]))
-  result = evaluate_runs(
-    workdirs,
-    evals=evals,
-    data=args.data,
-    steps='last' if args.last else steps,
-    watch=args.watch,
-  )
-  if evaluated := [run for run in result.runs if run.evaluations]:
-    _report(evaluated, result.notes, args.csv, args.html)
+  # Progress, and the table, are no part of the results for programs.
+  with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+    result = evaluate_runs(
+      workdirs,
+      evals=evals,
+      data=args.data,
+      steps='last' if args.last else steps,
+      watch=args.watch,
+    )
+    if evaluated := [run for run in result.runs if run.evaluations]:
+      _report(evaluated, result.notes, args.csv, args.html)
+  if args.json:
+    config.print_json(_to_json(result))
   if result.errors:
     raise result.errors[0]
 
@@ -206,20 +212,30 @@ def _report(
     html.write(html_file, page)
 
 
+def _to_json(result: runs.Evaluated) -> dict[str, Any]:
+  """Describes all stored results for programs."""
+  return {
+    'runs': [
+      {
+        'workdir': run.name,
+        'recipe': run.recipe,
+        'seed': run.seed,
+        'results': records.read(run.folder),
+      }
+      for run in result.runs
+    ],
+    'notes': result.notes,
+    'errors': [str(error) for error in result.errors],
+  }
+
+
 def _commit() -> str:
   """Names the commit of this code, '' where it is no checkout."""
   folder = Path(__file__).parent.parent
-  command = 'git --no-optional-locks describe --always --dirty --exclude=*'
+  words = 'describe --always --dirty --exclude=* --abbrev=12'
   if (folder / '.git').exists():
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-      process = subprocess.run(
-        [*command.split(), '--abbrev=12'],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=10,
-      )
-      return process.stdout.strip()
+      return code_state.git(folder, *words.split()).strip()
   return ''
 
 

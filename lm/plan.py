@@ -147,9 +147,12 @@ def main(argv: list[str]) -> int:
     found = search(c, name, tries=args.tries, say=say, **settings)
   else:
     found = plan(c, name, **settings)
-  print(json.dumps(found) if args.json else report.show(found))
-  if found.get('overrides') and not args.json:
-    print(f'use: {found["overrides"]}')
+  if args.json:
+    config.print_json(found)
+  else:
+    print(report.show(found))
+    if found.get('overrides'):
+      print(f'use: {found["overrides"]}')
   return 0 if found['fits'] else _DOES_NOT_FIT
 
 

@@ -24,7 +24,6 @@ difference is for a power of 80 %, if the difference is as large as measured.
 import argparse
 from collections.abc import Sequence
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,10 @@ def main(argv: Sequence[str]) -> None:
   )
   if flags.csv is not None:
     _store(report['rows'], flags.csv)
-  print(json.dumps(report, indent=1) if flags.json else table(report))
+  if flags.json:
+    config.print_json(report)
+  else:
+    print(table(report))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Finds where two runs diverge: the first step and array that differ.
 
-  python -m tools.compare_runs runs/a runs/b
+  python -m tools.compare_runs runs/a runs/b [--json]
 
 Compares the bits of the metrics in metrics.jsonl, and the hashes of every array
 in the checkpoints that both have. For the first parameter that differs it
@@ -34,16 +34,62 @@ class Difference(NamedTuple):
   values: tuple[Any, Any]
 
 
+class Comparison(NamedTuple):
+  """Two runs, compared bit by bit.
+
+  Attributes:
+    metrics_steps: steps of metrics.jsonl that both have.
+    metrics: the first difference there; None without one.
+    checkpoints_steps: checkpoints that both have.
+    checkpoints: the first difference there; None without one.
+    distance: by how much the first parameter differs; '' if none does.
+  """
+
+  metrics_steps: int
+  metrics: Difference | None
+  checkpoints_steps: int
+  checkpoints: Difference | None
+  distance: str
+
+  @property
+  def differs(self) -> bool:
+    """Tells whether anything differs."""
+    return self.metrics is not None or self.checkpoints is not None
+
+  def to_json(self) -> dict[str, Any]:
+    """Describes it for programs."""
+    found = {
+      key: value._asdict() if isinstance(value, Difference) else value
+      for key, value in self._asdict().items()
+    }
+    return {'differs': self.differs, **found}
+
+  def text(self) -> str:
+    """Describes it for readers."""
+    lines = [
+      f'{self.metrics_steps} steps of metrics.jsonl, {self.checkpoints_steps} '
+      'checkpoints in common'
+    ]
+    if (line := self.metrics) is not None:
+      lines.append(
+        f'metrics diverge at step {line.step}: {", ".join(line.names)}; '
+        f'{line.names[0]} {line.values[0]!r} against {line.values[1]!r}'
+      )
+    if (leaf := self.checkpoints) is not None:
+      names = f'{leaf.names[0]} and {len(leaf.names) - 1} more'
+      lines.append(f'checkpoints diverge at step {leaf.step}: {names}')
+    if self.distance:
+      lines.append(f'  {self.distance}')
+    return '\n'.join(lines if self.differs else [*lines, 'nothing differs'])
+
+
 def metrics(a: Path, b: Path) -> tuple[int, Difference | None]:
   """Compares metrics.jsonl bit by bit.
 
   Returns:
     How many steps both have, and the first difference.
   """
-  sides = [
-    {row['step']: row for row in metrics_log.read(side / 'metrics.jsonl')}
-    for side in (a, b)
-  ]
+  sides = [_rows(side) for side in (a, b)]
   both = sorted(sides[0].keys() & sides[1].keys())
   for step in both:
     left, right = (side[step] for side in sides)
@@ -52,6 +98,7 @@ def metrics(a: Path, b: Path) -> tuple[int, Difference | None]:
       for name in left
       if name in right
       and name not in run_meter.VARYING
+      and not name.startswith('straggler/')  # depends on time, too
       and not _same(left, right, name)
     ]
     if names:
@@ -101,8 +148,8 @@ def distance(a: Path, b: Path, step: int, name: str) -> str:
   )
 
 
-def compare(a: str | Path, b: str | Path) -> int:
-  """Prints where two runs diverge and returns the program's exit code.
+def compare(a: str | Path, b: str | Path) -> Comparison:
+  """Finds where two runs diverge.
 
   Raises:
     config.ConfigError: they have no step in common.
@@ -115,21 +162,20 @@ def compare(a: str | Path, b: str | Path) -> int:
     raise config.ConfigError(
       f'{a} and {b}: no step in common: give two work directories'
     )
-  print(f'{lines} steps of metrics.jsonl, {saved} checkpoints in common')
-  if line is not None:
-    print(
-      f'metrics diverge at step {line.step}: {", ".join(line.names)}; '
-      f'{line.names[0]} {line.values[0]!r} against {line.values[1]!r}'
-    )
-  if leaf is not None:
-    names = f'{leaf.names[0]} and {len(leaf.names) - 1} more'
-    print(f'checkpoints diverge at step {leaf.step}: {names}')
+  apart = ''
+  if leaf is not None and None not in leaf.values:
     params = [name for name in leaf.names if name.startswith('params/')]
-    if params and None not in leaf.values:
-      print(f'  {params[0]}: {distance(a, b, leaf.step, params[0])}')
-  if line is None and leaf is None:
-    print('nothing differs')
-  return int(line is not None or leaf is not None)
+    if params:
+      apart = f'{params[0]}: {distance(a, b, leaf.step, params[0])}'
+  return Comparison(lines, line, saved, leaf, apart)
+
+
+def _rows(workdir: Path) -> dict[int, dict[str, Any]]:
+  """Reads metrics.jsonl by step: one may have several lines."""
+  rows: dict[int, dict[str, Any]] = {}
+  for row in metrics_log.read(workdir / 'metrics.jsonl'):
+    rows.setdefault(row['step'], {}).update(row)
+  return rows
 
 
 def _same(left: Any, right: Any, name: str) -> bool:
@@ -155,8 +201,14 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument('a', help='a work directory')
   parser.add_argument('b', help='another')
+  parser.add_argument('--json', action='store_true', help='for programs')
   args = parser.parse_args(argv)
-  return compare(args.a, args.b)
+  found = compare(args.a, args.b)
+  if args.json:
+    config.print_json(found.to_json())
+  else:
+    print(found.text())
+  return int(found.differs)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
-import re
 from typing import Any, NamedTuple
 
 from lm import checkpoint, config
@@ -175,10 +174,7 @@ def main(argv: Sequence[str]) -> None:
   flags = parser.parse_args(argv)
   found = differences(flags.a, flags.b)
   if flags.json:
-    rows = [x._asdict() for x in found]
-    # NaN is no JSON.
-    text = json.dumps(rows, indent=1)
-    print(re.sub(r'(?m)^(\s+)(NaN|-?Infinity)(,?)$', r'\1null\3', text))
+    config.print_json([x._asdict() for x in found])
   else:
     print('\n'.join(x.line() for x in found) or 'nothing differs')
 

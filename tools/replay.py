@@ -1,6 +1,6 @@
 """Trains some steps of a run again, to find out why its numbers went wrong.
 
-  python -m tools.replay runs/a --step=1200 [--data=FOLDER]
+  python -m tools.replay runs/a --step=1200 [--data=FOLDER] [--json]
 
 The run is trained twice from the checkpoint before a step, up to that step,
 and what comes out is compared bit by bit with the checkpoint of the step. The
@@ -145,12 +145,16 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('workdir', metavar='RUN', type=Path, help='its folder')
   parser.add_argument('--step', type=int, help='of a checkpoint; the newest')
   parser.add_argument('--data', help='a folder of prepared data')
+  parser.add_argument('--json', action='store_true', help='for programs')
   flags = parser.parse_args(argv)
   memory.prepare()
   compilation_cache.prepare()
   devices.announce()
   with config.user_errors():
     cause, lines = replay(flags.workdir, flags.step, flags.data)
+  if flags.json:
+    config.print_json({'cause': cause, 'leaves': lines})
+    return
   if lines:
     print(f'differ: {len(lines)} leaves, such as {", ".join(lines[:3])}')
   print(cause)

@@ -1,6 +1,6 @@
 """Starts a run again from its record, and compares what comes out bit by bit.
 
-  python -m tools.rerun runs/a [--workdir=runs/a2] [--trust] [-- FLAGS]
+  python -m tools.rerun runs/a [--workdir=runs/a2] [--trust] [--json] [-- FLAGS]
 
 The new run reads the same config and, as data are addressed by step, the same
 tokens. If the package lm that is here is not that of the record, the commit of
@@ -13,7 +13,7 @@ warning says where it differs. FLAGS are given to lm.train, such as
 The bits are the same on the same kind of machine with the same packages; what
 differs there is said before the run begins. --trust=WORD is given to lm.train,
 which says when it needs one. Of a run that was started several times the first
-start counts.
+start counts. With --json the result is on stdout, and all else on stderr.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import re
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm import config
 from lm.checkpoint import bucket
@@ -34,23 +34,53 @@ from lm.runtime import code_state, temporary
 from lm.training import run_record
 from tools import compare_runs, diff
 
-_PATCH = 'the patch'  # what --trust alone trusts
+
+class Rerun(NamedTuple):
+  """The result of training a run again.
+
+  Attributes:
+    workdir: of the new run.
+    command: that trained it.
+    trained: the exit code of that.
+    warnings: what is not as it was in the first run, and may change bits.
+    comparison: of the two runs; None if training has failed.
+  """
+
+  workdir: str
+  command: list[str]
+  trained: int
+  warnings: list[diff.Difference]
+  comparison: compare_runs.Comparison | None
+
+  @property
+  def exit_code(self) -> int:
+    """Returns 0 if nothing differs, 1 if something does, or lm.train's."""
+    if self.comparison is None:
+      return self.trained
+    return int(self.comparison.differs)
+
+  def to_json(self) -> dict[str, Any]:
+    """Describes it for programs."""
+    comparison = self.comparison
+    return {
+      **self._asdict(),
+      'warnings': [x._asdict() for x in self.warnings],
+      'comparison': comparison and comparison.to_json(),
+    }
 
 
 def rerun(
   workdir: Path, output: Path, *, trust: bool = False, flags: Sequence[str] = ()
-) -> int:
+) -> Rerun:
   """Trains a run again, and compares it with the first.
+
+  What it does, and what the training prints, goes to stderr.
 
   Args:
     workdir: of the run.
     output: of the new one; it is not there yet.
     trust: whether a patch of the record may be applied.
     flags: more for lm.train.
-
-  Returns:
-    The exit code: 0 if nothing differs, 1 if something does, or that of
-    lm.train.
 
   Raises:
     config.ConfigError: the run has no record, or its code cannot be had.
@@ -67,7 +97,7 @@ def rerun(
   start = record['starts'][0]
   program = _program(start)
   with _code(workdir, record, start, trust) as root:
-    _say_what_differs(start, output, is_here=root is None)
+    warnings = _warnings(start, output, is_here=root is None)
     # -P, or the current folder would come before the commit's.
     command = [
       *(sys.executable, '-P', '-m', program),
@@ -84,9 +114,14 @@ def rerun(
       **os.environ,
       'PYTHONPATH': os.pathsep.join(str(x) for x in paths if x),
     }
-    print(f'$ {" ".join(command)}', flush=True)
+    _say(f'$ {" ".join(command)}')
     code = _run(command, environment)
-  return code or compare_runs.compare(workdir, output)
+  comparison = None if code else compare_runs.compare(workdir, output)
+  return Rerun(str(output), command, code, warnings, comparison)
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
 
 
 def _program(start: Mapping[str, Any]) -> str:
@@ -96,7 +131,7 @@ def _program(start: Mapping[str, Any]) -> str:
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
   """Runs a program, which saves when it is asked to end; returns its code."""
-  child = subprocess.Popen(command, env=environment)
+  child = subprocess.Popen(command, env=environment, stdout=2)  # stderr
   before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
   try:
     while True:
@@ -108,20 +143,19 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     signal.signal(signal.SIGTERM, before)
 
 
-def _say_what_differs(
+def _warnings(
   start: Mapping[str, Any], output: Path, *, is_here: bool
-) -> None:
-  """Warns where other code, packages or machines may give other bits."""
+) -> list[diff.Difference]:
+  """Says where other code, packages or machines may give other bits."""
   now = run_record.here(output)
   found = diff.environment(start, now)
   names = ('here.', 'package.') if is_here else ('here.',)
   found += [x for x in diff.code(start, now) if x.name.startswith(names)]
   if start['step']:
-    print(
-      f'warning: its record begins at step {start["step"]}', file=sys.stderr
-    )
+    _say(f'warning: its record begins at step {start["step"]}')
   for difference in found:
-    print(f'warning: {difference.line()}', file=sys.stderr)
+    _say(f'warning: {difference.line()}')
+  return found
 
 
 @contextlib.contextmanager
@@ -155,10 +189,10 @@ def _code(
     )
   with temporary.folder('lm-rerun-') as folder:
     root = Path(folder) / 'code'
-    _git(here.root, 'worktree', 'add', '--detach', str(root), state['commit'])
+    _git(here.root, 'worktree', 'add', '--detach', f'{root}', state['commit'])
     try:
       if patch is not None:
-        _git(str(root), 'apply', '--whitespace=nowarn', '-', given=patch)
+        _git(f'{root}', 'apply', '--whitespace=nowarn', '-', given=patch)
       yield root
     finally:
       _git(here.root, 'worktree', 'remove', '-f', '-f', str(root))
@@ -176,7 +210,7 @@ def _patch(
     config.ConfigError: it is not trusted, or not whole.
   """
   for name in state['left_out']:
-    print(f'warning: the record leaves out {name!r}', file=sys.stderr)
+    _say(f'warning: the record leaves out {name!r}')
   if state['patch'] is None:
     return None
   patch = record['patches'].get(state['patch'], '')
@@ -186,7 +220,7 @@ def _patch(
   if hashlib.sha256(data).hexdigest() != state['patch']:
     raise config.ConfigError(f'{workdir}: the patch of its code is missing')
   # As it is, it could hide lines of itself on a terminal.
-  print(re.sub(r'[^\n\t -~]', lambda x: ascii(x[0])[1:-1], patch))
+  _say(re.sub(r'[^\n\t -~]', lambda x: ascii(x[0])[1:-1], patch))
   if not trust:
     raise config.ConfigError(
       f'{workdir}: ran with the patch above, which is code that would be run: '
@@ -201,14 +235,13 @@ def _git(folder: str, *words: str, given: bytes | None = None) -> None:
   Raises:
     config.ConfigError: it fails.
   """
-  done = subprocess.run(
-    ['git', *words], cwd=folder, input=given, capture_output=True
-  )
-  if done.returncode:
-    lines = done.stderr.decode(errors='replace').strip().splitlines()
+  try:
+    code_state.git(Path(folder), *words, given=given)
+  except (OSError, subprocess.SubprocessError) as error:
+    lines = str(error).strip().splitlines()
     raise config.ConfigError(
-      f'git {" ".join(words[:2])}: {lines[-1] if lines else done.returncode}'
-    )
+      f'git {" ".join(words[:2])}: {lines[-1] if lines else "it failed"}'
+    ) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -226,22 +259,28 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument(
     '--trust',
-    nargs='?',
-    const=_PATCH,
     action='append',
     default=[],
     metavar='WORD',
-    help='alone: apply the patch of the record; with =WORD: given to lm.train',
+    help='=WORD: given to lm.train; alone: apply the patch of the record',
   )
+  parser.add_argument('--json', action='store_true', help='for programs')
   # What follows is for lm.train, which knows what is wrong with it.
   end = argv.index('--') if '--' in argv else len(argv)
-  flags = parser.parse_args(argv[:end])
+  # Alone, --trust takes no word, or it would take the folder behind it.
+  words = [x for x in argv[:end] if x != '--trust']
+  flags = parser.parse_args(words)
   output = flags.workdir or Path(f'{flags.run}-rerun')
   if '' in flags.trust:
     raise config.ConfigError('--trust= is empty: give a word, or --trust alone')
-  words = [f'--trust={word}' for word in flags.trust if word is not _PATCH]
-  more = [*words, *argv[end + 1 :]]
-  return rerun(flags.run, output, trust=_PATCH in flags.trust, flags=more)
+  more = [*(f'--trust={word}' for word in flags.trust), *argv[end + 1 :]]
+  trust = '--trust' in argv[:end]
+  found = rerun(flags.run, output, trust=trust, flags=more)
+  if flags.json:
+    config.print_json(found.to_json())
+  elif found.comparison is not None:
+    print(found.comparison.text())
+  return found.exit_code
 
 
 if __name__ == '__main__':

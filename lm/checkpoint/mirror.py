@@ -111,6 +111,9 @@ class Mirror:
     newest_here = max(manifest.steps(self.folder), default=-1)
     step = self._bucket.download_newest(self.folder)
     if step is None:
+      if newest_here < 0:
+        # A run that was killed before its first save has been started, too.
+        self._download_files('record.json')
       return
     # A run that drops updates just now may have to go back.
     healthy = self._healthy(step)
@@ -120,7 +123,10 @@ class Mirror:
     self._uploaded[f'{step}'] = manifest.digest(self.folder, step)
     if step < newest_here:
       return  # this machine is ahead, and so are its metrics
-    for name in _FILES:
+    self._download_files(*_FILES)
+
+  def _download_files(self, *names: str) -> None:
+    for name in names:
       with contextlib.suppress(FileNotFoundError):
         # By a rename, so that a kill never leaves half of the metrics.
         self._bucket.download(name, self.folder / f'tmp.{name}')

@@ -36,6 +36,7 @@ from lm.config.programs import (
   error_line,
   main,
   parse,
+  print_json,
   user_errors,
 )
 from lm.config.specs import build, fill, resolve
@@ -88,6 +89,7 @@ __all__ = [
   'override',
   'parse',
   'plain',
+  'print_json',
   'read_untrusted',
   'resolve',
   'store',

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
+import json
+import math
 import os
 from pathlib import Path
 import re
@@ -140,6 +142,24 @@ def user_errors() -> Iterator[None]:
     if hasattr(error, 'exit_code'):
       raise
     raise ConfigError(str(error)) from error
+
+
+def print_json(value: Any) -> None:
+  """Prints a result for programs, alone on stdout.
+
+  JSON has no number that is not finite: null stands for it.
+  """
+  text = json.dumps(_finite(value), indent=1, allow_nan=False)
+  print(text, flush=True)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(v) for v in value]
+  bad = isinstance(value, float) and not math.isfinite(value)
+  return None if bad else value
 
 
 def main(program: Callable[[list[str]], int | None]) -> NoReturn:

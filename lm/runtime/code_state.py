@@ -18,7 +18,7 @@ _LM = Path(__file__).resolve().parent.parent
 _MOST_FILES = 100  # untracked ones that go into a patch
 _MOST_BYTES = 256 << 10  # of such a file
 _MOST_PATCH = 4 << 20  # bytes
-_SECONDS = 20  # that git may take
+_SECONDS = 60  # that git may take, which may check out a whole commit
 # Of files that are not tracked, others may hold anything, such as passwords.
 _KINDS = re.compile(
   r'(?!.*(^|/)\.)(?i:(?!.*(key|secret|token|credential|passw))'
@@ -84,8 +84,8 @@ def of(folder: Path, without: Path | None = None) -> CodeState | None:
     of a whole home folder counts as none.
   """
   try:
-    root = Path(_git(folder, 'rev-parse', '--show-toplevel').strip())
-    commit = _git(root, 'rev-parse', '--verify', 'HEAD').strip()
+    root = Path(git(folder, 'rev-parse', '--show-toplevel').strip())
+    commit = git(root, 'rev-parse', '--verify', 'HEAD').strip()
   except (OSError, subprocess.SubprocessError):
     return None
   if Path.home().is_relative_to(root):
@@ -96,7 +96,7 @@ def of(folder: Path, without: Path | None = None) -> CodeState | None:
     name = without.resolve().relative_to(root).as_posix()
     where.append(f':(exclude,literal,top){name}')
   try:
-    patch = _git(root, *_DIFF, 'HEAD', *where)
+    patch = git(root, *_DIFF, 'HEAD', *where)
     left_out += re.findall(r'(?m)^\+Subproject commit (\w+-dirty)$', patch)
     patch += ''.join(_untracked(root, where, left_out))
   except (OSError, subprocess.SubprocessError) as error:
@@ -114,7 +114,7 @@ def of_package(without: Path | None = None) -> CodeState | None:
   An installed package may lie inside of a repository that does not have it.
   """
   try:
-    _git(_LM, 'ls-files', '--error-unmatch', '__init__.py')
+    git(_LM, 'ls-files', '--error-unmatch', '__init__.py')
   except (OSError, subprocess.SubprocessError):
     return None
   return of(_LM, without)
@@ -134,9 +134,7 @@ def _untracked(
   root: Path, where: list[str], left_out: list[str]
 ) -> Iterator[str]:
   """Yields patches that add the files which git neither tracks nor ignores."""
-  listed = _git(
-    root, 'ls-files', '--others', '--exclude-standard', '-z', *where
-  )
+  listed = git(root, 'ls-files', '--others', '--exclude-standard', '-z', *where)
   names = [name for name in listed.split('\0') if name]
   for number, name in enumerate(sorted(names)):
     path = root / name
@@ -151,15 +149,23 @@ def _untracked(
     ):
       left_out.append(name)
     else:
-      yield _git(root, *_DIFF, '--no-index', '--', os.devnull, name, code=1)
+      yield git(root, *_DIFF, '--no-index', '--', os.devnull, name, code=1)
 
 
-def _git(folder: Path, *words: str, code: int = 0) -> str:
+def git(
+  folder: Path, *words: str, code: int = 0, given: bytes | None = None
+) -> str:
   """Runs git in a folder and returns what it prints.
+
+  Args:
+    folder: where.
+    *words: a command of git.
+    code: an exit code that is no error, beside 0.
+    given: what git reads.
 
   Raises:
     OSError: git is not there.
-    subprocess.SubprocessError: it fails, or does not end.
+    subprocess.SubprocessError: it fails, with its message, or does not end.
   """
   # A lock on the index would disturb somebody who commits at this moment.
   environment = {**os.environ, 'GIT_OPTIONAL_LOCKS': '0', 'LC_ALL': 'C'}
@@ -167,6 +173,8 @@ def _git(folder: Path, *words: str, code: int = 0) -> str:
     ['git', '-c', 'core.quotePath=false', *words],
     cwd=folder,
     env=environment,
+    input=given,
+    stdin=subprocess.DEVNULL if given is None else None,
     capture_output=True,
     timeout=_SECONDS,
   )

@@ -51,20 +51,18 @@ class _Work(NamedTuple):
   """Describes what the main thread does.
 
   Attributes:
+    number: counts the works; all processes do the same ones in the same order.
     name: for messages.
     step: that it belongs to.
     kind: by which usual times are kept; None: it has none.
     since: when it began, by `time.monotonic`.
-    usual_seconds: None while that is not known.
-    most_seconds: more of them mean that it hangs.
   """
 
+  number: int
   name: str
   step: int
   kind: str | None
   since: float
-  usual_seconds: float | None
-  most_seconds: float
 
 
 class Watchdog:
@@ -128,18 +126,24 @@ class Watchdog:
     now, old = time.monotonic(), self._work
     if old is not None and old.kind is not None:
       self._seconds[old.kind].append(now - old.since)
-    usual, most = None, self._first_seconds
-    if kind is not None and len(self._seconds[kind]) >= _SAMPLES:
-      usual = statistics.median(self._seconds[kind])
-      most = max(self._least_seconds, self._factor * usual)
-    self._work = _Work(name, step, kind, now, usual, most)
+    number = 1 if old is None else old.number + 1
+    self._work = _Work(number, name, step, kind, now)
 
   # The methods from here on are what other threads do.
 
+  def _bounds(self, work: _Work) -> tuple[float | None, float]:
+    """Returns the usual seconds of a work, if known, and the most of all."""
+    # At once, since the main thread may go on and add to it.
+    recent = list(self._seconds[work.kind]) if work.kind else []
+    if len(recent) < _SAMPLES:
+      return None, self._first_seconds
+    usual = statistics.median(recent)
+    return usual, max(self._least_seconds, self._factor * usual)
+
   def _watch(self) -> None:
     """Counts the seconds of each work, and ends the process after too many."""
-    tick = min(1.0, self._least_seconds / 10)
-    last, most = time.monotonic(), 0.0
+    tick = min(1.0, max(self._least_seconds / 10, 0.01))
+    last, asked = time.monotonic(), 0
     while not self._over:
       with self._changed:
         self._changed.wait(tick)
@@ -148,12 +152,12 @@ class Watchdog:
       passed, last = min(now - last, 2 * tick), now
       work, (seen, seconds) = self._work, self._seen
       if work is None or work is not seen or _is_in_debugger():
-        self._seen = work, 0.0
-        most = work.most_seconds if work else 0.0
+        self._seen, asked = (work, 0.0), 0
       else:
         self._seen = work, seconds + passed
-        if seconds + passed > most:
-          most += work.most_seconds  # asks again then
+        # What others wait for may be in order; then it asks again, but later.
+        if seconds + passed > self._bounds(work)[1] * (asked + 1):
+          asked += 1
           self._suspect()
       if self._group.leads and self._others_wait():
         self._suspect()
@@ -180,8 +184,8 @@ class Watchdog:
 
   def _judge(self, reports: dict[int, dict[str, Any]]) -> str:
     """Says in one line what hangs; '' if nothing does."""
-    behind = min(x['step'] for x in reports.values())
-    there = {i: x for i, x in reports.items() if x['step'] == behind}
+    behind = min(x['number'] for x in reports.values())
+    there = {i: x for i, x in reports.items() if x['number'] == behind}
     late = [x for x in there.values() if x['waited'] > x['most']]
     if not late:
       return ''  # the others wait for what has a deadline of its own
@@ -194,20 +198,22 @@ class Watchdog:
     elif self._group.count > 1:
       where = f' on all {self._group.count} processes'
     return (
-      f'step {behind}: {found["name"]} has taken {found["waited"]:.0f} s'
+      f'step {found["step"]}: {found["name"]} has taken {found["waited"]:.0f} s'
       f'{usually}{where}: see the stacks in {FOLDER}/, and start it again'
     )
 
   def _report(self) -> dict[str, Any]:
     work, (seen, seconds) = self._work, self._seen
     if work is None:
-      return {'name': '', 'step': 0, 'waited': 0.0, 'usual': None, 'most': 0.0}
+      return {'number': 0, 'waited': 0.0, 'most': 0.0}
+    usual, most = self._bounds(work)
     return {
+      'number': work.number,
       'name': work.name,
       'step': work.step,
       'waited': seconds if seen is work else 0.0,
-      'usual': work.usual_seconds,
-      'most': work.most_seconds,
+      'usual': usual,
+      'most': most,
     }
 
   def _others_wait(self) -> bool:

@@ -59,7 +59,8 @@ class Rollback:
       with contextlib.closing(self._run.batches(self._next, stop)) as batches:
         for step, batch in self._logger.meter.waits(batches):
           self._next = step
-          time.sleep(faults.seconds('slow_host'))
+          if seconds := faults.seconds('slow_host'):
+            time.sleep(seconds)
           watch.begin_step(step, batch.tokens.shape)
           with self._profile.step(step):
             yield step, batch

@@ -6,7 +6,9 @@ record.json in the folder of a run:
 
 Each start of the run adds one, with the step that it began at: the command,
 the config file and what flags changed in it, the seed, the fingerprints of its
-data, the code, the versions of all packages, and the machine. `code` names the
+data, the code, the versions of all packages, and the machine. `parent` is the
+run that it started from, by `init_from` or by that run's config.json, and what
+is another value in its config. `code` names the
 commit of the repository that this package lies in, and that of the folder where
 the command was given if it is another one. What was not committed is a patch,
 kept by its hash. tools.rerun and tools.diff read the record.
@@ -74,6 +76,7 @@ def collect(
     'command': _command(asked),
     'folder': os.getcwd(),
     'config': asked and {'file': asked.file, 'changes': asked.changes},
+    'parent': _parent(c, folder, asked),
     'seed': c.seed,
     'data': {key: data[key] for key in _DATA if key in data},
     **_surroundings(states),
@@ -84,6 +87,36 @@ def collect(
       found['patches'][state.digest] = state.patch
   _shorten(found)
   return {NAME: json.dumps(found, sort_keys=True).encode() + b'\n'}
+
+
+def _parent(
+  c: config.Config, folder: Path, asked: config.Asked | None
+) -> dict[str, Any] | None:
+  """Names the run that a run comes from, and what differs in its config.
+
+  Returns:
+    `{'folder', 'changes'}`, with [before, after] by key; None for changes where
+    its config cannot be read, such as in a bucket. None if it has no parent.
+  """
+  parent = c.init_from
+  file = Path(asked.file) if asked is not None else Path()
+  # A run that goes on may read its own.
+  is_other = file.parent.resolve() != folder.resolve()
+  if file.name == 'config.json' and is_other:
+    parent = str(file.parent)
+  if parent is None:
+    return None
+  try:
+    text = regular_files.read(Path(parent) / 'config.json').decode()
+    before = config.flatten(config.from_json(text))
+  except (OSError, ValueError):
+    return {'folder': parent, 'changes': None}
+  changes = {
+    key: [before.get(key), after]
+    for key, after in config.flatten(c).items()
+    if key not in before or before[key] != after
+  }
+  return {'folder': parent, 'changes': changes}
 
 
 def _shorten(found: dict[str, Any]) -> None:

@@ -158,6 +158,17 @@ def test_the_certificate_of_a_run_goes_with_it(place, monkeypatch):
   assert (folder / 'contamination.json').read_text() == '{"sources": {}}'
 
 
+def test_the_record_of_a_run_goes_with_it_before_its_first_step(
+  place, monkeypatch
+):
+  with start_mirror(place) as copy:
+    (copy.folder / 'record.json').write_text('{"starts": [1]}')
+  assert steps(place) == []
+  monkeypatch.setenv('LM_SCRATCH', str(place.parent / 'other'))
+  with start_mirror(place) as copy:
+    assert (copy.folder / 'record.json').read_text() == '{"starts": [1]}'
+
+
 def test_an_object_is_read_whole_while_it_is_written(place):
   shelf, ending = bucket.Bucket(place), threading.Event()
   sizes = {1: b'a' * (1 << 20), 2: b'b' * (1 << 20)}

@@ -105,6 +105,20 @@ def test_training_and_lm_evaluate_give_the_same_metrics(
     assert value == pytest.approx(record['metrics'][name], rel=1e-6)
 
 
+def test_a_program_reads_its_results(alone, tmp_path, capsys):
+  workdir = programs.rewind(alone, tmp_path / 'run', 6)
+  evaluate.main([f'--workdir={workdir}', '--last', '--json'])
+  out, err = capsys.readouterr()
+  found = json.loads(out)
+  assert found['notes'] == [] and found['errors'] == []
+  (run,) = found['runs']
+  assert run['workdir'] == str(workdir) and run['seed'] == 0
+  (result,) = run['results']
+  assert result['step'] == 6
+  assert result == json.loads(json.dumps(records.read(workdir)[-1]))
+  assert 'step 6' in err and 'valid/loss_nats' in result['metrics']
+
+
 def test_killed_and_restarted_records_each_once(data, start, tmp_path):
   """Killed at any point, also in the middle of writing a line."""
   workdir = tmp_path / 'run'

@@ -1,6 +1,7 @@
 """A replay tells a wrong bit of the machine from wrong data."""
 
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -31,12 +32,15 @@ def test_right_bits_are_those_of_the_data(tiny, tmp_path):
   assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_a_wrong_bit_is_the_hardware(tiny, tmp_path, monkeypatch):
+def test_a_wrong_bit_is_the_hardware(tiny, tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('FAULT', 'flip_bit@4')
   train.train(tiny(), tmp_path / 'run')
   monkeypatch.delenv('FAULT')
-  cause, leaves = replay.replay(tmp_path / 'run', 6)
-  assert cause == 'hardware' and any('params/' in x for x in leaves)
+  capsys.readouterr()
+  replay.main([f'{tmp_path}/run', '--step=6', '--json'])
+  found = json.loads(capsys.readouterr().out)
+  assert found['cause'] == 'hardware'
+  assert any('params/' in x for x in found['leaves'])
   # From a checkpoint with the wrong bit on, all is right again.
   assert replay.replay(tmp_path / 'run', 9) == ('data', [])
 

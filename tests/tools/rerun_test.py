@@ -3,14 +3,17 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from lm import config, train
+from lm.reporting import metrics_log
 from lm.runtime import code_state
 from lm.training import run_record
 from tests import programs
-from tools import diff, rerun
+from tools import compare_runs, diff, rerun
 
 # An edit of a module of lm, which every program imports.
 _BEFORE = (programs.ROOT / 'lm/errors.py').read_text().splitlines()[:3]
@@ -125,6 +128,54 @@ def test_what_cannot_be_had_is_one_line(run, tmp_path, edit, say):
   with pytest.raises(config.ConfigError) as caught:
     rerun.rerun(folder, tmp_path / 'again')
   assert say in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.process
+def test_a_program_reads_what_came_of_it(run, data, tmp_path):
+  """Only the result is on stdout; and --trust alone takes no folder."""
+  output = tmp_path / 'again'
+  words = ['--json', *trusted(data), f'--workdir={output}', '--trust', str(run)]
+  done = subprocess.run(
+    [sys.executable, '-m', 'tools.rerun', *words],
+    cwd=programs.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=programs.PATIENCE_SECONDS,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert found['workdir'] == str(output) and found['trained'] == 0
+  assert f'--workdir={output}' in found['command']
+  assert found['warnings'] == []
+  assert found['comparison'] == {
+    'differs': False,
+    'metrics_steps': 6,
+    'metrics': None,
+    'checkpoints_steps': 1,
+    'checkpoints': None,
+    'distance': '',
+  }
+  assert 'step 0 of 6' in done.stderr
+  with pytest.raises(SystemExit) as ended:
+    config.main(lambda _: compare_runs.main([str(run), str(output), '--json']))
+  assert ended.value.code == 0
+
+
+def test_where_runs_diverge_is_json_too(run, tmp_path, capsys):
+  other = tmp_path / 'run'
+  shutil.copytree(run, other)
+  (other / 'metrics.jsonl').unlink()
+  for row in metrics_log.read(run / 'metrics.jsonl'):
+    row['loss_nats'] += row['step'] > 3
+    metrics_log.append(other / 'metrics.jsonl', row)
+  # An evaluation of the same step hides nothing.
+  for folder in (run, other):
+    metrics_log.append(folder / 'metrics.jsonl', {'step': 4, 'valid/x': 1.0})
+  assert compare_runs.main([str(run), str(other), '--json']) == 1
+  found = json.loads(capsys.readouterr().out)
+  assert found['differs'] and found['metrics']['step'] == 4
+  assert found['metrics']['names'] == ['loss_nats']
+  assert found['checkpoints'] is None
 
 
 def test_an_empty_word_trusts_nothing(run):

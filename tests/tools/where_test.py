@@ -1,6 +1,7 @@
 """Where a text lies, and which steps read it: as brute force finds them."""
 
 import itertools
+import json
 from pathlib import Path
 import re
 import shutil
@@ -18,7 +19,7 @@ from lm.reporting import metrics_log
 from lm.training import setup
 from tests import builds, programs
 from tools.where import __main__ as where
-from tools.where import runs
+from tools.where import answers, runs
 
 CANARY = 'canary 4711 sings'
 STEPS = 30
@@ -366,6 +367,53 @@ def test_what_was_read_of_each_source(run, build, capsys):
   assert lines[1:] == whole[1:4]
 
 
+def test_a_program_reads_the_answers(run, build, capsys):
+  """They say what the lines say."""
+  flags = [f'--workdir={run}', f'--build={build}', '--json']
+
+  def parsed(*words: str):
+    return json.loads('\n'.join(output(capsys, *words, *flags)))
+
+  found = parsed(CANARY)
+  assert found['count'] == 6 and found['notes'] == []
+  assert found['reasons'] == {
+    '': 3,
+    'exact.document': 1,
+    'near.duplicate': 1,
+    'quality.words': 1,
+  }
+  kept = [x for x in found['documents'] if 'dropped' not in x]
+  assert len(kept) == 3 and all(CANARY in x['text'] for x in kept)
+  samples = opened(run, build).samples
+  for document in kept:
+    (name,) = document['steps']['sources']
+    seen = document['steps']['sources'][name]['seen']
+    assert seen['visits'] and seen['more_up_to'] is None
+    for visit in seen['visits']:
+      pieces = locate.pieces(samples, visit['step'])
+      assert (visit['row'], name, document['number']) in [
+        (x.row, x.source, x.document) for x in pieces
+      ]
+  dropped = {
+    x['dropped']['reason']: x['dropped']
+    for x in found['documents']
+    if 'dropped' in x
+  }
+  assert dropped['near.duplicate']['value'] == 0.875
+  assert dropped['near.duplicate']['witness']['source'] == 'web'
+  found = parsed('--step=3')
+  assert found['step'] == 3 and found['when'] == 'seen'
+  pieces = [piece for row in found['rows'] for piece in row['pieces']]
+  assert [(x['source'], x['number'], x['tokens']) for x in pieces] == [
+    (x.source, x.document, [x.start, x.stop]) for x in locate.pieces(samples, 3)
+  ]
+  found = parsed('--mixture', '--step=6')
+  (before,) = found['before']
+  assert before['step'] == 6 and found['last'] == STEPS
+  assert {x['source'] for x in before['sources']} == {'web', 'wiki'}
+  assert sum(x['share'] for x in before['sources']) == pytest.approx(1)
+
+
 def test_a_run_says_at_its_start_what_it_will_read(build):
   c = settings(build, steps=9999, batch_size=8)
   summary = setup.assemble(setup.fill(c)).summary().splitlines()
@@ -408,7 +456,7 @@ def test_a_run_that_stopped_early_sees_no_more(run, build, tmp_path):
   assert (have.step, have.last) == (3, 3)
   assert have.when(2) == 'seen'
   with pytest.raises(ValueError, match='before it; its last step is 2'):
-    list(where.batch(have, 3, build, False))
+    answers.batch(have, 3, build, False)
 
 
 def test_what_an_objective_reads_is_said(build, tmp_path, capsys, monkeypatch):

@@ -36,6 +36,50 @@ def test_each_start_is_recorded(data, tmp_path):
   assert first['machine'] == second['machine']
 
 
+def test_the_parent_of_a_run_is_recorded(data, trained, tmp_path):
+  """It is named by init_from, or by its config.json, unless that is our own."""
+  changes = {'steps': 6, 'save_every': 6, 'mesh__fsdp': 2, 'mesh__tensor': 2}
+  c = programs.make(data, init_from=trained, optim__peak=0.5, **changes)
+  train.train(c, tmp_path / 'child')
+  (found,) = starts(tmp_path / 'child')
+  assert found['parent']['folder'] == str(trained)
+  assert found['parent']['changes'] == {
+    'init_from': [None, str(trained)],
+    'optim.peak': [0.01, 0.5],
+    'steps': [36, 6],
+  }
+  place = {'step': 0, 'fingerprint': ''}
+  asked = config.Asked((), f'{trained}/config.json', {})
+  c = config.load(trained / 'config.json', [('seed', 4)])
+  for folder, parent in (
+    (tmp_path / 'other', {'folder': str(trained), 'changes': {'seed': [0, 4]}}),
+    (trained, None),  # it goes on
+  ):
+    text = run_record.collect(c, folder, place, asked)[run_record.NAME]
+    assert json.loads(text)['starts'][-1]['parent'] == parent
+  c = programs.on_eight(data, init_from='gs://bucket/run')
+  text = run_record.collect(c, tmp_path, place, None)[run_record.NAME]
+  (found,) = json.loads(text)['starts']
+  assert found['parent'] == {'folder': 'gs://bucket/run', 'changes': None}
+
+
+def test_all_that_a_record_promises_is_there(trained):
+  start = starts(trained)[-1]
+  assert start.keys() >= {
+    'command',
+    'config',
+    'parent',
+    'seed',
+    'data',
+    'code',
+    'packages',
+    'machine',
+    'variables',
+  }
+  assert start['data']['datasets']['train'] and start['data']['fingerprint']
+  assert {'devices', 'host', 'processor', 'python'} <= start['machine'].keys()
+
+
 @pytest.mark.process
 def test_a_program_records_its_command_and_what_flags_changed(
   data, tmp_path, start
