@@ -3,23 +3,41 @@
 from collections.abc import Mapping
 import importlib
 import json
+import time
 from typing import Any
 
 from lm.reporting import writers
 
 
 class _TensorBoard:
-  def __init__(self, board: Any):
-    self._board = board
+  """Writes an event for each line, and has nothing left to write after it.
+
+  The `SummaryWriter` of tensorboardX hands events to a thread, and its `flush`
+  does not wait for them: a kill would lose the newest lines.
+  """
+
+  def __init__(self, events: Any):
+    self._events = events
+    self._event: Any = importlib.import_module('tensorboardX.proto.event_pb2')
+    self._summary: Any = importlib.import_module('tensorboardX.summary')
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
-    # At once: a process that is replaced must have nothing left to write.
-    self._board.flush()
+    summaries = [self._summary.scalar(name, x) for name, x in values.items()]
+    self._add(step, summaries)
+
+  def note(self, step: int, name: str, text: str) -> None:
+    """Writes a text."""
+    self._add(step, [self._summary.text(name, text)])
 
   def close(self) -> None:
-    self._board.close()
+    self._events.close()
+
+  def _add(self, step: int, summaries: list[Any]) -> None:
+    event = self._event.Event(wall_time=time.time(), step=step)
+    for summary in summaries:
+      event.summary.value.extend(summary.value)
+    self._events.write_event(event)
+    self._events.flush()
 
 
 def make(about: writers.About) -> writers.Writer:
@@ -28,9 +46,12 @@ def make(about: writers.About) -> writers.Writer:
   Args:
     about: the run.
   """
-  package: Any = importlib.import_module('tensorboardX')
-  board = package.SummaryWriter(str(about.folder / 'tensorboard'))
-  text = json.dumps(dict(about.config), indent=2, sort_keys=True, default=str)
-  board.add_text('config', f'```json\n{text}\n```', about.step)
-  board.flush()
-  return _TensorBoard(board)
+  files: Any = importlib.import_module('tensorboardX.event_file_writer')
+  folder = about.folder / 'tensorboard'
+  folder.mkdir(exist_ok=True)
+  # Two starts within a second would otherwise write the same file.
+  events = files.EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
+  writer = _TensorBoard(events)
+  text = json.dumps(dict(about.config), indent=2, sort_keys=True)
+  writer.note(about.step, 'config', f'```json\n{text}\n```')
+  return writer

@@ -1,16 +1,21 @@
 """Writes a run's metrics for Weights & Biases: the door of wandb."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import importlib
+import json
 import os
+from pathlib import Path
+import struct
 from typing import Any
 
 from lm.reporting import writers
 
+_BLOCK = 1 << 15  # of a .wandb file
+
 
 class _Wandb:
-  def __init__(self, run: Any):
-    self._run = run
+  def __init__(self, run: Any, seen: writers.Seen | None):
+    self._run, self.seen = run, seen
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     # As a value beside the others: W&B's own step takes one line only, and
@@ -31,6 +36,7 @@ def make(about: writers.About) -> writers.Writer:
   """
   wandb: Any = importlib.import_module('wandb')
   mode = os.environ.get('WANDB_MODE', 'offline')
+  seen = _seen(about) if mode == 'offline' else None
   run = wandb.init(
     project=about.project,
     name=about.name,
@@ -46,4 +52,51 @@ def make(about: writers.About) -> writers.Writer:
   )
   run.define_metric('step')
   run.define_metric('*', step_metric='step')
-  return _Wandb(run)
+  return _Wandb(run, seen)
+
+
+def _seen(about: writers.About) -> writers.Seen:
+  """Reads the last line that earlier starts of a run have left.
+
+  W&B holds lines for some seconds before it writes them to its file.
+  """
+  proto: Any = importlib.import_module('wandb.proto.wandb_internal_pb2')
+  last, names = -1, set()
+  for path in sorted(
+    about.folder.glob(f'wandb/offline-run-*/*{about.id}.wandb')
+  ):
+    for content in records(path):
+      record = proto.Record()
+      record.ParseFromString(content)
+      line = {
+        '/'.join(x.nested_key) or x.key: x.value_json
+        for x in record.history.item
+      }
+      if 'step' in line:
+        step = json.loads(line.pop('step'))
+        names = {*line, *(names if step == last else ())}
+        last = step
+  return last, sorted(x for x in names if not x.startswith('_'))
+
+
+def records(path: Path) -> Iterator[bytes]:
+  """Yields the records of a .wandb file, up to what a kill has cut.
+
+  It is a log of LevelDB behind seven bytes. A record has one part (kind 1), or
+  a first, some middle and a last part (2, 3, 4), each with a header of seven
+  bytes: a checksum, the length and the kind. No header crosses a block's end.
+  """
+  content, place, record = path.read_bytes(), 7, b''
+  while place + 7 <= len(content):
+    left = _BLOCK - place % _BLOCK
+    if left < 7:
+      place += left
+      continue
+    length, kind = struct.unpack('<HB', content[place + 4 : place + 7])
+    part = content[place + 7 : place + 7 + length]
+    if kind not in (1, 2, 3, 4) or len(part) < length:
+      return
+    place += 7 + length
+    record = part if kind in (1, 2) else record + part
+    if kind in (1, 4):
+      yield record

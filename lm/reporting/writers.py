@@ -7,8 +7,9 @@ function of yours:
 
 A writer sees every line of metrics.jsonl once. A run that was killed repeats
 the steps after its last checkpoint, with the same numbers; RUN/writers.json
-holds what each writer has seen, so that it does not see them again. It also
-holds the id by which W&B and trackio know the run.
+holds what each writer has seen, so that it does not see them again. A writer
+that a kill has robbed of its newest lines, or that is new, first gets those of
+metrics.jsonl. The file also holds the id by which W&B and trackio know the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lm import config, errors
 from lm.checkpoint import manifest
+from lm.reporting import metrics_log
 from lm.runtime import logins, regular_files
 
 NAME = 'writers.json'
@@ -34,6 +36,10 @@ _KNOWN = {
   'trackio': ('trackio', 'lm.reporting.to_trackio:make'),
   'wandb': ('wandb', 'lm.reporting.to_wandb:make'),
 }
+
+
+# The last line that a writer has: its step, and the names in the lines of it.
+Seen = tuple[int, Sequence[str]]
 
 
 class About(NamedTuple):
@@ -57,7 +63,11 @@ class About(NamedTuple):
 
 
 class Writer(Protocol):
-  """Takes the lines of a run."""
+  """Takes the lines of a run.
+
+  One that loses lines in a kill may have an attribute `seen`: the last line
+  that earlier starts of the run have left with it, as `Seen`.
+  """
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Takes a line: what was measured when `step` updates were done."""
@@ -122,14 +132,19 @@ class Writers:
     )
     for name, spec in specs.items():
       with self._guarded(name, f'at step {step}'):
-        self._writers[name] = config.build(spec, about=about)
+        writer = self._writers[name] = config.build(spec, about=about)
+        if (seen := getattr(writer, 'seen', None)) is not None:
+          self._seen[name] = seen
+    for line in metrics_log.read(folder / 'metrics.jsonl'):
+      if line['step'] <= step:
+        self.write(line.pop('step'), line)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes a line to each writer that has not seen it yet."""
     new = [name for name in self._writers if self._is_new(name, step, values)]
     if not new:
       return
-    # Before they see it: a line that a kill leaves out is better than two.
+    # Before they see it: if a kill comes between, none is there twice.
     self._store()
     for name in new:
       with self._guarded(name, f'at step {step}'):
@@ -171,7 +186,7 @@ class Writers:
         f' does: {type(error).__name__}: {str(error)[:200]}'
       )
 
-  def _stored(self) -> tuple[str, dict[str, tuple[int, Sequence[str]]]]:
+  def _stored(self) -> tuple[str, dict[str, Seen]]:
     """Reads the id of a run, and the last line that each writer has seen."""
     try:
       with regular_files.open_read(self._path) as f:

@@ -76,6 +76,8 @@ class Meter:
       first = run_record.read(folder)['starts'][0]['time']
       first = datetime.datetime.fromisoformat(first).timestamp()
       self._first = min(self._first, first)
+    if {'time', 'seconds'} <= newest.keys():
+      self._first = min(self._first, newest['time'] - newest['seconds'])
     self._useful = newest.get('goodput', 0.0) * newest.get('seconds', 0.0)
     for kind in KINDS:
       self._lost[kind] = newest.get(f'{kind}_seconds', 0.0)

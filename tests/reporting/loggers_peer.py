@@ -8,7 +8,6 @@ The first of them is lm.train, in a network that may be empty.
 It runs in an environment of its own, see loggers_test.py.
 """
 
-from collections.abc import Iterator
 import fcntl
 import importlib
 import json
@@ -18,6 +17,8 @@ import socket
 import struct
 import sys
 from typing import Any
+
+from lm.reporting import to_wandb
 
 
 def loopback() -> None:
@@ -45,30 +46,12 @@ def tensorboard(workdir: Path, _: str) -> dict[str, Any]:
   return {'points': points, 'config': '"optim.peak": 0.01' in text.decode()}
 
 
-def records(content: bytes) -> Iterator[bytes]:
-  """Yields the records of a .wandb file, a LevelDB log behind seven bytes."""
-  assert content[:4] == b':W&B'
-  block, place, parts = 1 << 15, 7, b''
-  while place + 7 <= len(content):
-    if block - place % block < 7:  # no room for a header
-      place += block - place % block
-      continue
-    length, kind = struct.unpack('<HB', content[place + 4 : place + 7])
-    part = content[place + 7 : place + 7 + length]
-    if kind == 0 or len(part) < length:  # cut by a kill
-      return
-    place += 7 + length
-    parts = part if kind in (1, 2) else parts + part
-    if kind in (1, 4):  # whole, or the last part
-      yield parts
-
-
 def wandb(workdir: Path, _: str) -> dict[str, Any]:
   """Reads the records of all offline runs, in their order."""
   pb: Any = importlib.import_module('wandb.proto.wandb_internal_pb2')
   points, ids, config = [], set(), {}
   for path in sorted((workdir / 'wandb').glob('offline-run-*/*.wandb')):
-    for data in records(path.read_bytes()):
+    for data in to_wandb.records(path):
       record = pb.Record()
       record.ParseFromString(data)
       if record.run.run_id:

@@ -1,9 +1,7 @@
 """Writers see each line of a run once, and never harm it."""
 
 import json
-import sys
 import threading
-from types import ModuleType
 
 import pytest
 
@@ -105,8 +103,8 @@ def test_an_evaluation_that_a_kill_left_out_is_seen(data, tmp_path):
   again = programs.rewind(tmp_path / 'run', tmp_path / 'again', 6)
   stored = json.loads((again / writers.NAME).read_text())
   (name,) = stored['seen']
-  # Of the lines of step 6, it has seen that of training.
-  stored['seen'][name] = [6, sorted(SEEN[1][1])]
+  # Of the lines of step 6, it has seen those of training and of `pause`.
+  stored['seen'][name] = [6, sorted({*SEEN[1][1], 'pause/tables'})]
   (again / writers.NAME).write_text(json.dumps(stored))
   log = again / 'metrics.jsonl'
   lines = log.read_bytes().splitlines(keepends=True)
@@ -115,6 +113,21 @@ def test_an_evaluation_that_a_kill_left_out_is_seen(data, tmp_path):
   SEEN.clear()
   train.train(make(data), again)
   assert [x for x in want if x[0] >= 6] == SEEN
+
+
+def test_a_writer_that_is_new_or_lost_lines_gets_them_from_the_log(
+  data, tmp_path, monkeypatch
+):
+  train.train(make(data, log_every=1), tmp_path / 'run')
+  all_seen = [*SEEN]
+  for seen in (None, (4, sorted(dict(all_seen)[4]))):
+    again = programs.rewind(tmp_path / 'run', tmp_path / f'{seen is None}', 6)
+    SEEN.clear()
+    if seen is None:
+      (again / writers.NAME).unlink()
+    monkeypatch.setattr(Recorder, 'seen', seen, raising=False)
+    train.train(make(data, log_every=1), again)
+    assert [x for x in all_seen if x[0] > (seen or (0,))[0]] == SEEN
 
 
 def test_a_run_that_went_back_shows_each_step_once(data, tmp_path, monkeypatch):
@@ -166,7 +179,10 @@ def test_a_damaged_list_of_lines_is_begun_again(data, tmp_path, capfd):
   for text in ('[', '{}', '{"id": 1, "seen": {"x": 5}}'):
     (workdir / writers.NAME).write_text(text)
     train.train(make(data, steps=6, eval_every=0), workdir)
-    assert json.loads((workdir / writers.NAME).read_text())['seen'] == {}
+    json.loads((workdir / writers.NAME).read_text())
+  # To the writer it is a new run each time, with all lines.
+  assert len({about.id for about, _ in OPENED}) == 4
+  assert [step for step, _ in SEEN] == [3, 6] * 4
   assert capfd.readouterr().err.count('cannot be read, so a new one is') == 3
 
 
@@ -208,41 +224,3 @@ def test_logins_are_not_shown(data, tmp_path):
     c.evals.valid.path = 'https://me:secret@host/valid'
   train.train(c, tmp_path / 'run')
   assert OPENED[0][0].config['evals.valid.path'] == 'https://host/valid'
-
-
-def test_tensorboard_gets_scalars_and_the_config(data, tmp_path, monkeypatch):
-  calls = []
-
-  class SummaryWriter:
-    def __init__(self, folder):
-      calls.append(folder)
-
-    def add_scalar(self, *call):
-      calls.append(call)
-
-    def add_text(self, name, text, step):
-      calls.append((name, step, '"optim.peak": 0.01' in text))
-
-    def flush(self):
-      calls.append('flushed')
-
-    def close(self):
-      calls.append('closed')
-
-  board = ModuleType('tensorboardX')
-  board.__dict__['SummaryWriter'] = SummaryWriter
-  board.__spec__ = json.__spec__  # find_spec wants one
-  monkeypatch.setitem(sys.modules, 'tensorboardX', board)
-  c = programs.make(data, steps=6, log__to='tensorboard')
-  train.train(c, tmp_path / 'run')
-  folder = str(tmp_path / 'run' / 'tensorboard')
-  assert calls[:3] == [folder, ('config', 0, True), 'flushed']
-  scalars = [x for x in calls[3:] if isinstance(x, tuple)]
-  lines = metrics_log.read(tmp_path / 'run' / 'metrics.jsonl')
-  assert scalars == [
-    (name, value, line['step'])
-    for line in lines
-    for name, value in line.items()
-    if name != 'step'
-  ]
-  assert calls[-2:] == ['flushed', 'closed']

@@ -19,11 +19,16 @@ def lines(workdir):
 @pytest.mark.parametrize(
   'changes',
   [
-    {},
     {'model__scan': True, 'model__depth': 2},
-    {'microbatches': 2},
-    {'numerics': 'deterministic', 'logical_shards': 4},
-    {'optim__clip': 0.0},
+    *(
+      pytest.param(changes, marks=pytest.mark.slow)
+      for changes in (
+        {},
+        {'microbatches': 2},
+        {'numerics': 'deterministic', 'logical_shards': 4},
+        {'optim__clip': 0.0},
+      )
+    ),
   ],
   ids=str,
 )

@@ -26,7 +26,7 @@ LIBTPU = workers.ROOT / '.cache' / 'libtpu'
 # the tests run, so it lies apart, for PYTHONPATH.
 SPARK = workers.ROOT / '.cache' / 'pyspark'
 SPARK_REQUIREMENTS = ('pyspark==4.3.0', 'py4j==0.10.9.9')
-# What `log.to` of a config names and a reader of TensorBoard's files, for tests.
+# What `log.to` of a config names, and TensorBoard to read its files, for tests.
 LOGGERS = workers.ROOT / '.cache' / 'loggers'
 LOGGERS_REQUIREMENTS = (
   'tensorboard==2.21.0',
