@@ -10,6 +10,7 @@ const SYMBOLS = ['circle', 'square', 'triangle-up', 'diamond', 'triangle-down',
   'cross'];
 const DASHES = ['solid', 'dash', 'dot', 'dashdot'];
 const COLORS = SYMBOLS.length;
+const CROWD = 8;  // recipes; with more, single seeds have no lines
 const UNITS = {step: 'step', tokens: 'tokens', flops: 'FLOPs',
   seconds: 'seconds'};
 const dark = matchMedia('(prefers-color-scheme: dark)');
@@ -106,13 +107,14 @@ function line(curve, run, name, style, width, opacity) {
 
 function curves(chart) {
   const traces = [];
+  const crowded = data.recipes.length - hidden.size > CROWD;
   data.recipes.forEach((recipe, n) => {
     if (hidden.has(n)) return;
     const style = look(n), label = `${recipe.letter} ${plain(recipe.label)}`;
     const own = data.runs.filter(run => run.recipe === n);
     for (const run of own) {
       const curve = run.curves[chart.metric];
-      if (curve) {
+      if (curve && !crowded) {
         traces.push(line(curve, run, `${recipe.letter} ${plain(run.name)}`,
           {...style, dash: 'solid'}, 0.8, 0.45));
       }
@@ -237,7 +239,7 @@ function sweptChart(chart) {
   if (decades) {
     const marks = thin(at);
     Object.assign(axes.x, {tickmode: 'array', tickvals: marks,
-      ticktext: marks.map(String)});
+      ticktext: marks.map(x => String(Number(x.toPrecision(3))))});
   }
   if (found.length) axes.y.range = ends(found);
   return [traces, layout(320, axes)];
@@ -254,6 +256,7 @@ const KINDS = {curve: curves, results: resultChart, swept: sweptChart};
 function draw(element) {
   stale.delete(element);
   const chart = data.charts[Number(element.dataset.chart)];
+  element.style.minHeight = 0;  // it was the place of a chart to come
   Plotly.react(element, ...KINDS[chart.kind](chart, element.clientWidth),
     CONFIG);
 }

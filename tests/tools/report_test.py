@@ -5,6 +5,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
 from lm import checkpoint, config, errors, sharding
@@ -176,13 +177,27 @@ def test_a_thinned_curve_keeps_what_stands_out():
   assert 'means' not in curves.thinned({1: 0.5, 2: 0.25}, 100)
 
 
-def test_fifty_runs_stay_small(tmp_path):
-  names = [f'm{n}' for n in range(60)]
-  shown, left_out = curves.chosen(names, 50)
-  assert len(shown) == 40 and len(left_out) == 20
-  most = curves.points(50 * len(shown))
-  points = 50 * len(shown) * most * 2.5  # steps, values and means
-  assert points * 8 < 5e6
+@pytest.mark.slow
+def test_fifty_runs_stay_small_and_are_drawn(tmp_path, opened):
+  rng = np.random.default_rng(0)
+  for n in range(50):
+    folder = tmp_path / 'runs' / f'r{n // 2}-{n % 2}'
+    report_runs.write(folder, seed=n % 2, peak=1e-4 * 1.2 ** (n // 2), lines=9)
+    norms = rng.normal(1, 0.1, (1000, 45))
+    lines = [
+      {'step': 100 + k, **{f'norms/{i}': x for i, x in enumerate(row)}}
+      for k, row in enumerate(norms.tolist())
+    ]
+    with (folder / 'metrics.jsonl').open('a') as file:
+      file.writelines(map(report_runs.line, lines))
+  out = tmp_path / 'page.html'
+  report.main([str(tmp_path / 'runs'), f'--output={out}'])
+  assert out.stat().st_size < 10e6
+  data = data_of(out.read_text())
+  assert 'norms/44' in data['notes'][-1]
+  page = opened(out)
+  # The means alone: single seeds would hide each other.
+  assert len(lines_of(page, 'loss_nats')) == 25
 
 
 # --- looking into checkpoints

@@ -15,11 +15,12 @@ import numpy as np
 from lm import checkpoint, config, errors
 from lm.reporting import metrics_log
 
-# Points of all curves of a page: some 5 MB.
-_MOST_POINTS = 240_000
-_MOST_CURVE, _LEAST_CURVE = 600, 60  # of one curve
+# Points of the main curves of a page, and of the others: some 5 MB.
+_MOST_POINTS = 80_000
+_MOST_CURVE, _LEAST_CURVE = 600, 50  # of one curve
 _MOST_METRICS = 40
 _CLOCK_POINTS = 200
+_LARGEST = 10**18  # whole number
 _CLOCK = ('tokens', 'seconds')
 _NOT_SHOWN = ('step', 'crc32', *_CLOCK)
 
@@ -62,7 +63,10 @@ def read(folder: Path) -> History:
 
 
 def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
+  # A whole number of a stranger may be too large for a float.
+  is_large = isinstance(value, int) and abs(value) > _LARGEST
+  kind = isinstance(value, int | float) and not isinstance(value, bool)
+  return kind and not is_large
 
 
 def _clock(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -132,12 +136,12 @@ def shared(curves: Sequence[Curve]) -> Curve:
 def chosen(names: Iterable[str], runs: int) -> tuple[list[str], list[str]]:
   """Chooses the metrics of a page by their order: those shown, and the rest."""
   order = list(dict.fromkeys(names))
-  most = min(_MOST_METRICS, _MOST_POINTS // _LEAST_CURVE // max(runs, 1))
+  most = min(_MOST_METRICS, 2 * _MOST_POINTS // _LEAST_CURVE // max(runs, 1))
   return order[: max(most, 1)], order[max(most, 1) :]
 
 
 def points(curves: int) -> int:
-  """Says how many points a curve may have on a page with so many."""
+  """Says how many points a curve may have among so many of its kind."""
   fair = _MOST_POINTS // max(curves, 1)
   return max(_LEAST_CURVE, min(_MOST_CURVE, fair))
 
