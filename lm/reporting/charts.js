@@ -64,9 +64,10 @@ const CONFIG = {responsive: true, displaylogo: false, plotlyServerURL: '',
 function places(steps, run, axis) {
   if (axis === 'step') return steps;
   const clock = run && run.clock, from = clock && clock.step;
-  const key = axis === 'flops' ? 'tokens' : axis;
+  const counted = axis === 'flops' && !(clock && clock.flops);
+  const key = counted ? 'tokens' : axis;
   if (!from || !clock[key]) return null;
-  const factor = axis === 'flops' ? run.flops_per_token : 1;
+  const factor = counted ? run.flops_per_token : 1;
   if (!factor) return null;
   let n = 1;
   return steps.map(step => {
@@ -251,7 +252,21 @@ function thin(values) {
   return each.filter((_, n) => n % part === 0);
 }
 
-const KINDS = {curve: curves, results: resultChart, swept: sweptChart};
+// A mark for each of some names in a row for each of some categories.
+function rowChart(chart) {
+  const traces = chart.series.map(({name, values}, n) => ({type: 'scatter',
+    mode: 'markers', x: values, y: chart.rows, name: plain(name),
+    marker: {color: look(n).color, symbol: look(n).symbol, size: 9},
+    hovertemplate: '%{y}: %{x:.4g}<extra>%{fullData.name}</extra>'}));
+  const result = layout(90 + 26 * chart.rows.length,
+    {x: {}, y: {type: 'category', autorange: 'reversed'}});
+  result.shapes = [{type: 'line', yref: 'paper', y0: 0, y1: 1,
+    x0: chart.line, x1: chart.line, line: {color: color('soft'), width: 1}}];
+  return [traces, result];
+}
+
+const KINDS = {curve: curves, results: resultChart, swept: sweptChart,
+  rows: rowChart};
 
 function draw(element) {
   stale.delete(element);
