@@ -87,7 +87,7 @@ def test_it_says_what_is_better(sweep, page):
   assert worst['decision'] == 'B is worse' and 0 < worst['p'] < 0.05
   assert 'C is worse than A' in page
   # A baseline that was named before leaves fewer comparisons to correct for.
-  other, base = sweep / 'other.html', str(sweep / 'peak-0.0001-0')
+  other, base = sweep / 'other.html', f'{sweep}/peak-0.0001-0/'
   report.main([str(sweep), f'--output={other}', f'--baseline={base}'])
   named = data_of(other.read_text())['comparisons']
   assert (named['a'], named['chosen'], named['pairs']) == ('C', False, 2)
@@ -97,6 +97,19 @@ def test_it_says_what_is_better(sweep, page):
     report.main([str(sweep), f'--output={other}', '--baseline=x'])
   with pytest.raises(config.ConfigError, match='--by: no result valid/nats'):
     report.main([str(sweep), f'--output={other}', '--by=valid/nats'])
+
+
+def test_what_cannot_be_compared_is_said(sweep):
+  out = sweep / 'some.html'
+  runs = [str(sweep / f'peak-{x}') for x in ('0.001-0', '0.001-1', '0.01-0')]
+  report.main([*runs, f'--output={out}'])
+  found = data_of(out.read_text())['comparisons']
+  assert found['rows'] == []
+  (note,) = found['notes']
+  assert note == (
+    'B: not compared: 2 against 1 runs: give each side one, or two and more'
+  )
+  assert note in out.read_text()
 
 
 def test_a_best_one_that_was_chosen_costs_more(sweep):
@@ -175,6 +188,32 @@ def test_a_thinned_curve_keeps_what_stands_out():
   assert len(found['means']['y']) == 49
   assert found['means']['y'][0] == pytest.approx(1 + 49 / 205, rel=1e-2)
   assert 'means' not in curves.thinned({1: 0.5, 2: 0.25}, 100)
+
+
+def test_a_clock_takes_what_a_run_says(tmp_path):
+  lines = [
+    {'step': n, 'tokens': 100 * n, 'flops': 7e9 * n, 'seconds': 2.0 * n}
+    for n in (1, 2, 3)
+  ]
+  lines[1]['loss_nats'] = 10**400  # no float can hold it
+  lines[2] |= {'loss_nats': 1.5, 'time': 1e9, 'name': 'x', 'flag': True}
+  text = ''.join(map(report_runs.line, lines))
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  found = curves.read(tmp_path)
+  assert found.clock == {
+    'step': [0, 1, 2, 3],
+    'tokens': [0, 100, 200, 300],
+    'flops': [0, 7e9, 14e9, 21e9],
+    'seconds': [0, 2.0, 4.0, 6.0],
+  }
+  assert found.curves == {'loss_nats': {3: 1.5}}
+  assert found.flops_per_token is None
+  # A line of an earlier version has no time.
+  (tmp_path / 'metrics.jsonl').write_text(
+    text + report_runs.line({'step': 4, 'tokens': 400})
+  )
+  assert curves.read(tmp_path).clock.keys() == {'step', 'tokens'}
+  assert curves.read(tmp_path / 'none').clock == {}
 
 
 @pytest.mark.slow
