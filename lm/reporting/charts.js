@@ -95,15 +95,16 @@ function line(curve, run, name, style, width, opacity) {
   const source = weight && curve.means ? curve.means : curve;
   const x = places(source.step, run, controls.x.value);
   if (!x) return null;
-  const few = source.step.length <= 30;
+  const few = source.step.length <= 30, axis = controls.x.value;
+  const where = axis === 'step' ? '' : ` at %{x:.4~s} ${UNITS[axis]}`;
   return {type: 'scatter', x, name,
     y: weight ? smoothed(source.y, weight) : source.y,
     mode: few ? 'lines+markers' : 'lines', opacity, connectgaps: false,
     line: {color: style.color, dash: style.dash, width},
     marker: {color: style.color, symbol: style.symbol, size: few ? 6 : 4},
     customdata: source.step,
-    hovertemplate: `%{y:.5g} at %{x:.4s} ${UNITS[controls.x.value]}` +
-      `<br>step %{customdata}<extra>%{fullData.name}</extra>`};
+    hovertemplate: `%{y:.5g}${where}<br>step %{customdata}` +
+      '<extra>%{fullData.name}</extra>'};
 }
 
 function curves(chart) {
@@ -116,7 +117,8 @@ function curves(chart) {
     for (const run of own) {
       const curve = run.curves[chart.metric];
       if (curve && !crowded) {
-        traces.push(line(curve, run, `${recipe.letter} ${plain(run.name)}`,
+        const folder = run.name.split('/').filter(Boolean).pop();
+        traces.push(line(curve, run, `${recipe.letter} ${plain(folder)}`,
           {...style, dash: 'solid'}, 0.8, 0.45));
       }
     }

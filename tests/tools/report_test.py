@@ -357,6 +357,27 @@ def lines_of(page, metric):
   return chart.evaluate('x => x.data.map(line => line.name)')
 
 
+def told(page, metric, line):
+  """What a pointer over the first point of a line is told."""
+  lines_of(page, metric)
+  figure = page.locator('figure', has=page.get_by_text(metric, exact=True))
+  chart = figure.locator('.chart')
+  chart.evaluate(
+    '(x, n) => Plotly.Fx.hover(x, [{curveNumber: n, pointNumber: 0}])', line
+  )
+  return chart.locator('.hoverlayer').text_content()
+
+
+def test_a_point_tells_its_value(sweep, opened):
+  page = opened(sweep / 'page.html')
+  (one, *_) = data_of((sweep / 'page.html').read_text())['recipes']
+  first = one['means']['loss_nats']['y'][0]
+  text = told(page, 'loss_nats', 2)
+  assert text == f'A peak-0.001, mean of 2{first:.5g}step 10'
+  page.get_by_label('against').select_option('tokens')
+  assert f'{first:.5g} at 40.96k tokensstep 10' in told(page, 'loss_nats', 2)
+
+
 def test_curves_are_drawn_and_recipes_are_hidden(sweep, opened):
   page = opened(sweep / 'page.html')
   names = lines_of(page, 'loss_nats')
@@ -480,6 +501,8 @@ def test_names_of_strangers_are_text(tmp_path, opened):
   for n in range(figures.count()):
     figures.nth(n).scroll_into_view_if_needed()
     figures.nth(n).locator('.main-svg').first.wait_for()
+  shown = [told(page, 'loss_nats', n) for n in range(4)]
+  assert sum('<script>' in x for x in shown) == 3, shown
   assert page.locator('img').count() == 0
   data = json.loads(page.locator('#data').text_content())
   found = {x['label']: x['settings'] for x in data['recipes']}
