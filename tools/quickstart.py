@@ -72,14 +72,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     f'--workdir={workdir}',
     *steps,
   )
-  _run('lm.evaluate', f'--workdir={workdir}', f'--data={data}')
+  page = workdir / 'page.html'
+  _run(
+    'lm.evaluate', f'--workdir={workdir}', f'--data={data}', f'--html={page}'
+  )
   bar = bzip2_bits_per_byte(data / 'raw/valid.jsonl')
   last = records.read(workdir)[-1]
   found = last['metrics']['valid/bits_per_byte']
   picture = plot.report(workdir, bzip2_bits_per_byte=bar)
   print(
     f'\nheld-out text, bits per byte: model {found:.3f}, bzip2 -9 {bar:.3f} '
-    f'({"below" if found < bar else "NOT below"} it)\npicture: {picture}'
+    f'({"below" if found < bar else "NOT below"} it)\n'
+    f'picture: {picture}\npage: {page}'
   )
   _run(
     'lm.sample',

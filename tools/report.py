@@ -41,7 +41,12 @@ def main(argv: Sequence[str]) -> None:
   config.trust_flag(parser)
   add('runs', nargs='+', type=Path, help='folders of runs')
   add('--output', required=True, type=Path, metavar='FILE', help='the page')
-  add('--baseline', metavar='RUN', help='the run that others are compared with')
+  add(
+    '--baseline',
+    type=Path,
+    metavar='RUN',
+    help='the run that others are compared with',
+  )
   add('--by', metavar='EVALUATOR/METRIC', help='the result that orders recipes')
   add('--prompt', action='append', default=[], help='may be repeated')
   add(
@@ -67,7 +72,9 @@ def main(argv: Sequence[str]) -> None:
   page = report.render(
     stored.read(folders),
     notes=notes,
-    asked=report.Asked(flags.baseline, flags.by, inspected),
+    asked=report.Asked(
+      flags.baseline and str(flags.baseline), flags.by, inspected
+    ),
   )
   html.write(flags.output, page, '--output')
   print(f'{flags.output}: {len(page.encode()) / 1e6:.1f} MB')

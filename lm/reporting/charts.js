@@ -10,6 +10,7 @@ const SYMBOLS = ['circle', 'square', 'triangle-up', 'diamond', 'triangle-down',
   'cross'];
 const DASHES = ['solid', 'dash', 'dot', 'dashdot'];
 const COLORS = SYMBOLS.length;
+const CROWD = 8;  // recipes; with more, single seeds have no lines
 const UNITS = {step: 'step', tokens: 'tokens', flops: 'FLOPs',
   seconds: 'seconds'};
 const dark = matchMedia('(prefers-color-scheme: dark)');
@@ -63,9 +64,10 @@ const CONFIG = {responsive: true, displaylogo: false, plotlyServerURL: '',
 function places(steps, run, axis) {
   if (axis === 'step') return steps;
   const clock = run && run.clock, from = clock && clock.step;
-  const key = axis === 'flops' ? 'tokens' : axis;
+  const counted = axis === 'flops' && !(clock && clock.flops);
+  const key = counted ? 'tokens' : axis;
   if (!from || !clock[key]) return null;
-  const factor = axis === 'flops' ? run.flops_per_token : 1;
+  const factor = counted ? run.flops_per_token : 1;
   if (!factor) return null;
   let n = 1;
   return steps.map(step => {
@@ -93,27 +95,30 @@ function line(curve, run, name, style, width, opacity) {
   const source = weight && curve.means ? curve.means : curve;
   const x = places(source.step, run, controls.x.value);
   if (!x) return null;
-  const few = source.step.length <= 30;
+  const few = source.step.length <= 30, axis = controls.x.value;
+  const where = axis === 'step' ? '' : ` at %{x:.4~s} ${UNITS[axis]}`;
   return {type: 'scatter', x, name,
     y: weight ? smoothed(source.y, weight) : source.y,
     mode: few ? 'lines+markers' : 'lines', opacity, connectgaps: false,
     line: {color: style.color, dash: style.dash, width},
     marker: {color: style.color, symbol: style.symbol, size: few ? 6 : 4},
     customdata: source.step,
-    hovertemplate: `%{y:.5g} at %{x:.4s} ${UNITS[controls.x.value]}` +
-      `<br>step %{customdata}<extra>%{fullData.name}</extra>`};
+    hovertemplate: `%{y:.5g}${where}<br>step %{customdata}` +
+      '<extra>%{fullData.name}</extra>'};
 }
 
 function curves(chart) {
   const traces = [];
+  const crowded = data.recipes.length - hidden.size > CROWD;
   data.recipes.forEach((recipe, n) => {
     if (hidden.has(n)) return;
     const style = look(n), label = `${recipe.letter} ${plain(recipe.label)}`;
     const own = data.runs.filter(run => run.recipe === n);
     for (const run of own) {
       const curve = run.curves[chart.metric];
-      if (curve) {
-        traces.push(line(curve, run, `${recipe.letter} ${plain(run.name)}`,
+      if (curve && !crowded) {
+        const folder = run.name.split('/').filter(Boolean).pop();
+        traces.push(line(curve, run, `${recipe.letter} ${plain(folder)}`,
           {...style, dash: 'solid'}, 0.8, 0.45));
       }
     }
@@ -237,7 +242,7 @@ function sweptChart(chart) {
   if (decades) {
     const marks = thin(at);
     Object.assign(axes.x, {tickmode: 'array', tickvals: marks,
-      ticktext: marks.map(String)});
+      ticktext: marks.map(x => String(Number(x.toPrecision(3))))});
   }
   if (found.length) axes.y.range = ends(found);
   return [traces, layout(320, axes)];
@@ -249,11 +254,26 @@ function thin(values) {
   return each.filter((_, n) => n % part === 0);
 }
 
-const KINDS = {curve: curves, results: resultChart, swept: sweptChart};
+// A mark for each of some names in a row for each of some categories.
+function rowChart(chart) {
+  const traces = chart.series.map(({name, values}, n) => ({type: 'scatter',
+    mode: 'markers', x: values, y: chart.rows, name: plain(name),
+    marker: {color: look(n).color, symbol: look(n).symbol, size: 9},
+    hovertemplate: '%{y}: %{x:.4g}<extra>%{fullData.name}</extra>'}));
+  const result = layout(90 + 26 * chart.rows.length,
+    {x: {}, y: {type: 'category', autorange: 'reversed'}});
+  result.shapes = [{type: 'line', yref: 'paper', y0: 0, y1: 1,
+    x0: chart.line, x1: chart.line, line: {color: color('soft'), width: 1}}];
+  return [traces, result];
+}
+
+const KINDS = {curve: curves, results: resultChart, swept: sweptChart,
+  rows: rowChart};
 
 function draw(element) {
   stale.delete(element);
   const chart = data.charts[Number(element.dataset.chart)];
+  element.style.minHeight = 0;  // it was the place of a chart to come
   Plotly.react(element, ...KINDS[chart.kind](chart, element.clientWidth),
     CONFIG);
 }

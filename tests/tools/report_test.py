@@ -5,6 +5,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
 from lm import checkpoint, config, errors, sharding
@@ -86,7 +87,7 @@ def test_it_says_what_is_better(sweep, page):
   assert worst['decision'] == 'B is worse' and 0 < worst['p'] < 0.05
   assert 'C is worse than A' in page
   # A baseline that was named before leaves fewer comparisons to correct for.
-  other, base = sweep / 'other.html', str(sweep / 'peak-0.0001-0')
+  other, base = sweep / 'other.html', f'{sweep}/peak-0.0001-0/'
   report.main([str(sweep), f'--output={other}', f'--baseline={base}'])
   named = data_of(other.read_text())['comparisons']
   assert (named['a'], named['chosen'], named['pairs']) == ('C', False, 2)
@@ -96,6 +97,19 @@ def test_it_says_what_is_better(sweep, page):
     report.main([str(sweep), f'--output={other}', '--baseline=x'])
   with pytest.raises(config.ConfigError, match='--by: no result valid/nats'):
     report.main([str(sweep), f'--output={other}', '--by=valid/nats'])
+
+
+def test_what_cannot_be_compared_is_said(sweep):
+  out = sweep / 'some.html'
+  runs = [str(sweep / f'peak-{x}') for x in ('0.001-0', '0.001-1', '0.01-0')]
+  report.main([*runs, f'--output={out}'])
+  found = data_of(out.read_text())['comparisons']
+  assert found['rows'] == []
+  (note,) = found['notes']
+  assert note == (
+    'B: not compared: 2 against 1 runs: give each side one, or two and more'
+  )
+  assert note in out.read_text()
 
 
 def test_a_best_one_that_was_chosen_costs_more(sweep):
@@ -176,13 +190,53 @@ def test_a_thinned_curve_keeps_what_stands_out():
   assert 'means' not in curves.thinned({1: 0.5, 2: 0.25}, 100)
 
 
-def test_fifty_runs_stay_small(tmp_path):
-  names = [f'm{n}' for n in range(60)]
-  shown, left_out = curves.chosen(names, 50)
-  assert len(shown) == 40 and len(left_out) == 20
-  most = curves.points(50 * len(shown))
-  points = 50 * len(shown) * most * 2.5  # steps, values and means
-  assert points * 8 < 5e6
+def test_a_clock_takes_what_a_run_says(tmp_path):
+  lines = [
+    {'step': n, 'tokens': 100 * n, 'flops': 7e9 * n, 'seconds': 2.0 * n}
+    for n in (1, 2, 3)
+  ]
+  lines[1]['loss_nats'] = 10**400  # no float can hold it
+  lines[2] |= {'loss_nats': 1.5, 'time': 1e9, 'name': 'x', 'flag': True}
+  text = ''.join(map(report_runs.line, lines))
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  found = curves.read(tmp_path)
+  assert found.clock == {
+    'step': [0, 1, 2, 3],
+    'tokens': [0, 100, 200, 300],
+    'flops': [0, 7e9, 14e9, 21e9],
+    'seconds': [0, 2.0, 4.0, 6.0],
+  }
+  assert found.curves == {'loss_nats': {3: 1.5}}
+  assert found.flops_per_token is None
+  # A line of an earlier version has no time.
+  (tmp_path / 'metrics.jsonl').write_text(
+    text + report_runs.line({'step': 4, 'tokens': 400})
+  )
+  assert curves.read(tmp_path).clock.keys() == {'step', 'tokens'}
+  assert curves.read(tmp_path / 'none').clock == {}
+
+
+@pytest.mark.slow
+def test_fifty_runs_stay_small_and_are_drawn(tmp_path, opened):
+  rng = np.random.default_rng(0)
+  for n in range(50):
+    folder = tmp_path / 'runs' / f'r{n // 2}-{n % 2}'
+    report_runs.write(folder, seed=n % 2, peak=1e-4 * 1.2 ** (n // 2), lines=9)
+    norms = rng.normal(1, 0.1, (1000, 45))
+    lines = [
+      {'step': 100 + k, **{f'norms/{i}': x for i, x in enumerate(row)}}
+      for k, row in enumerate(norms.tolist())
+    ]
+    with (folder / 'metrics.jsonl').open('a') as file:
+      file.writelines(map(report_runs.line, lines))
+  out = tmp_path / 'page.html'
+  report.main([str(tmp_path / 'runs'), f'--output={out}'])
+  assert out.stat().st_size < 10e6
+  data = data_of(out.read_text())
+  assert 'norms/44' in data['notes'][-1]
+  page = opened(out)
+  # The means alone: single seeds would hide each other.
+  assert len(lines_of(page, 'loss_nats')) == 25
 
 
 # --- looking into checkpoints
@@ -301,6 +355,27 @@ def lines_of(page, metric):
   figure.locator('.main-svg').first.wait_for()
   chart = figure.locator('.chart')
   return chart.evaluate('x => x.data.map(line => line.name)')
+
+
+def told(page, metric, line):
+  """What a pointer over the first point of a line is told."""
+  lines_of(page, metric)
+  figure = page.locator('figure', has=page.get_by_text(metric, exact=True))
+  chart = figure.locator('.chart')
+  chart.evaluate(
+    '(x, n) => Plotly.Fx.hover(x, [{curveNumber: n, pointNumber: 0}])', line
+  )
+  return chart.locator('.hoverlayer').text_content()
+
+
+def test_a_point_tells_its_value(sweep, opened):
+  page = opened(sweep / 'page.html')
+  (one, *_) = data_of((sweep / 'page.html').read_text())['recipes']
+  first = one['means']['loss_nats']['y'][0]
+  text = told(page, 'loss_nats', 2)
+  assert text == f'A peak-0.001, mean of 2{first:.5g}step 10'
+  page.get_by_label('against').select_option('tokens')
+  assert f'{first:.5g} at 40.96k tokensstep 10' in told(page, 'loss_nats', 2)
 
 
 def test_curves_are_drawn_and_recipes_are_hidden(sweep, opened):
@@ -426,6 +501,8 @@ def test_names_of_strangers_are_text(tmp_path, opened):
   for n in range(figures.count()):
     figures.nth(n).scroll_into_view_if_needed()
     figures.nth(n).locator('.main-svg').first.wait_for()
+  shown = [told(page, 'loss_nats', n) for n in range(4)]
+  assert sum('<script>' in x for x in shown) == 3, shown
   assert page.locator('img').count() == 0
   data = json.loads(page.locator('#data').text_content())
   found = {x['label']: x['settings'] for x in data['recipes']}

@@ -71,7 +71,10 @@ def test_a_wheel_holds_the_package_and_its_configs(wheel):
   assert {'lm/py.typed', 'lm/configs/base.py', 'lm/configs/gpt/tiny.py'} <= {
     *names
   }
-  assert 'lm/inference/serve.html' in names
+  assert {
+    *('lm/inference/serve.html', 'lm/reporting/charts.css'),
+    'lm/reporting/charts.js',
+  } <= {*names}
   tops = {x.split('/')[0] for x in names}
   assert tops == {'lm', next(x for x in tops if x.endswith('.dist-info'))}
 

@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import figure
-
-from lm.reporting import html, metrics_log, pictures
+from lm.reporting import charts, html, metrics_log
 
 # Columns of the table: keys of a row, and what a reader sees.
 COLUMNS = {
@@ -88,8 +86,9 @@ def render(report: Mapping[str, Any]) -> str:
   title = f'{html.count(len(names), "tokenizer")}'
   languages = list(dict.fromkeys(row['language'] for row in rows))
   title += f', {html.count(len(languages), "text")}'
+  place, drawn = _premiums(report, names)
   body = f"""<h1>Tokenizers: {title}</h1>
-{_premiums(report, names)}
+{place}
 <h2>By text</h2>
 {_ABOUT.format(base=html.text(report['base'] or 'English'))}
 {html.table(COLUMNS.values(), [_cells(row) for row in rows], 'numbers')}
@@ -100,7 +99,7 @@ def render(report: Mapping[str, Any]) -> str:
 <h2>Pieces that are hardly learnt</h2>
 {_ABOUT_GLITCHES.format(seen=html.text(_seen(report)))}
 {_glitches(report)}"""
-  return html.page(f'Tokenizers: {title}', body)
+  return charts.page(f'Tokenizers: {title}', body, {'charts': drawn})
 
 
 def _table(
@@ -197,8 +196,10 @@ def _glitches(report: Mapping[str, Any]) -> str:
   return '\n'.join(parts)
 
 
-def _premiums(report: Mapping[str, Any], names: Sequence[str]) -> str:
-  """Draws the premium of each language, with a mark for each tokenizer."""
+def _premiums(
+  report: Mapping[str, Any], names: Sequence[str]
+) -> tuple[str, list[dict[str, Any]]]:
+  """Makes the place and the chart of the premiums of each language."""
   of = {(x['tokenizer'], x['language']): x['premium'] for x in report['rows']}
   languages = list(
     dict.fromkeys(
@@ -206,37 +207,24 @@ def _premiums(report: Mapping[str, Any], names: Sequence[str]) -> str:
     )
   )
   if len(languages) < 2:
-    return ''
-  keys = []
-  with pictures.style():
-    size = (9, 0.3 * len(languages) + 0.6)
-    drawn = figure.Figure(size, layout='constrained')
-    axes = drawn.subplots()
-    for n, name in enumerate(names):
-      colour = pictures.COLOURS[n % len(pictures.COLOURS)]
-      marker = 'osD^v*'[n // len(pictures.COLOURS) % 6]
-      axes.plot(
-        [of[name, x] for x in languages],
-        range(len(languages)),
-        color=colour,
-        marker=marker,
-        linestyle='none',
-      )
-      keys.append(
-        f'<span class="key"><span style="color: var(--c{n % 6})">●</span>'
-        f' {html.text(name)}</span>'
-      )
-    axes.axvline(1, color=pictures.INK, linewidth=0.8)
-    axes.set_yticks(range(len(languages)), languages, color=pictures.INK)
-    axes.tick_params(colors=pictures.INK, labelsize=9)
-    axes.invert_yaxis()
-    for spine in axes.spines.values():
-      spine.set_color(pictures.INK)
-    axes.grid(axis='x', alpha=0.3)
-    svg = pictures.svg(drawn, 'premium')
-  caption = f'Tokens, by those of {html.text(report["base"])}'
-  svg = svg.replace('<svg', f'<svg role="img" aria-label="{caption}"', 1)
-  return (
-    f'<p>{"".join(keys)}</p><figure><figcaption>{caption}</figcaption>'
-    f'{svg}</figure>'
+    return '', []
+  keys = ''.join(
+    f'<span class="key">{_sign(n)} {html.text(name)}</span>'
+    for n, name in enumerate(names)
   )
+  caption = f'Tokens, by those of {html.text(report["base"])}'
+  series = [
+    {'name': name, 'values': [of[name, x] for x in languages]} for name in names
+  ]
+  chart = {'kind': 'rows', 'rows': languages, 'series': series, 'line': 1}
+  place = (
+    f'<p>{keys}</p><figure><figcaption>{caption}</figcaption><div class="chart"'
+    f' data-chart="0" role="img" aria-label="{caption}"></div></figure>'
+  )
+  return place, [chart]
+
+
+def _sign(n: int) -> str:
+  """Shows the mark of a tokenizer in its colour, as charts.js draws it."""
+  mark = '●■▲◆▼✚'[n % 6]
+  return f'<span style="color: var(--c{n % 6})">{mark}</span>'

@@ -1,7 +1,7 @@
 """Reads the curves of a run, and thins them to what a screen can show.
 
-A curve is a metric by step. A run's clock says how many tokens and seconds each
-step had taken, so that a curve can be drawn against these as well.
+A curve is a metric by step. A run's clock says how many tokens, FLOPs and
+seconds each step had taken, so that a curve can be drawn against these, too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +14,16 @@ import numpy as np
 
 from lm import checkpoint, config, errors
 from lm.reporting import metrics_log
+from lm.runtime import regular_files
 
-# Points of all curves of a page: some 5 MB.
-_MOST_POINTS = 240_000
-_MOST_CURVE, _LEAST_CURVE = 600, 60  # of one curve
+# Points of the main curves of a page, and of the others: some 5 MB.
+_MOST_POINTS = 80_000
+_MOST_CURVE, _LEAST_CURVE = 600, 50  # of one curve
 _MOST_METRICS = 40
 _CLOCK_POINTS = 200
-_CLOCK = ('tokens', 'seconds')
-_NOT_SHOWN = ('step', 'crc32', *_CLOCK)
+_LARGEST = 10**18  # whole number
+_CLOCK = ('tokens', 'flops', 'seconds')
+_NOT_SHOWN = ('step', 'crc32', 'time', *_CLOCK)
 
 # A metric by step.
 Curve = Mapping[int, float]
@@ -32,9 +34,10 @@ class History(NamedTuple):
 
   Attributes:
     curves: by metric.
-    clock: lists of the same length, of steps, tokens and seconds; tokens and
-      seconds may be missing.
-    flops_per_token: of training; None if the model does not say.
+    clock: lists of the same length, of steps, tokens, FLOPs and seconds; FLOPs
+      and seconds may be missing.
+    flops_per_token: of training; None if the clock has FLOPs, or the model does
+      not say.
     evaluators: of its config, which may have measured something in training.
   """
 
@@ -55,18 +58,34 @@ def read(folder: Path) -> History:
   ordered = {key: dict(sorted(curve.items())) for key, curve in found.items()}
   clock, evaluators = _clock(lines), frozenset()
   with contextlib.suppress(ValueError, OSError):
-    text = (folder / 'config.json').read_text(encoding='utf-8')
+    text = config_text(folder)
     evaluators = frozenset(config.from_json(text).evals)
-  flops = _flops_per_token(folder) if clock else None
+  flops = None
+  if clock and 'flops' not in clock:
+    flops = _flops_per_token(folder)
   return History(ordered, clock, flops, evaluators)
 
 
+def config_text(folder: Path) -> str:
+  """Reads config.json of a run's folder.
+
+  Raises:
+    OSError: it is not there, or is no plain file.
+    ValueError: it is no text.
+  """
+  with regular_files.open_read(folder / 'config.json') as file:
+    return file.read().decode()
+
+
 def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
+  # A whole number of a stranger may be too large for a float.
+  is_large = isinstance(value, int) and abs(value) > _LARGEST
+  kind = isinstance(value, int | float) and not isinstance(value, bool)
+  return kind and not is_large
 
 
 def _clock(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
-  """Lists steps, tokens and seconds of the lines that have tokens.
+  """Lists what the lines that have tokens say of each step.
 
   Older runs wrote no seconds. Theirs follow from the tokens a second, which
   leaves out the time of saving and evaluating.
@@ -79,9 +98,12 @@ def _clock(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
     'step': [0, *(x['step'] for x in rows)],
     'tokens': [0, *(x['tokens'] for x in rows)],
   }
-  if all(_is_number(x.get('seconds')) for x in rows):
-    clock['seconds'] = [0, *(x['seconds'] for x in rows)]
-  elif all(_is_number(x.get('tokens_per_second')) for x in rows):
+  for name in ('flops', 'seconds'):
+    if all(_is_number(x.get(name)) for x in rows):
+      clock[name] = [0, *(x[name] for x in rows)]
+  if 'seconds' not in clock and all(
+    _is_number(x.get('tokens_per_second')) for x in rows
+  ):
     seconds, before = [0.0], 0
     for x in rows:
       speed = max(float(x['tokens_per_second']), 1e-9)
@@ -103,8 +125,7 @@ def _flops_per_token(folder: Path) -> float | None:
   # A model that cannot be built here has curves all the same: its tokenizer may
   # be gone, or its code be that of others.
   with contextlib.suppress(ValueError, errors.Failure, OSError):
-    text = (folder / 'config.json').read_text(encoding='utf-8')
-    c = config.read_untrusted(text)
+    c = config.read_untrusted(config_text(folder))
     path = checkpoint.tokenizer_path(c, folder)
     if path is not None:
       with c.unlocked():
@@ -132,12 +153,12 @@ def shared(curves: Sequence[Curve]) -> Curve:
 def chosen(names: Iterable[str], runs: int) -> tuple[list[str], list[str]]:
   """Chooses the metrics of a page by their order: those shown, and the rest."""
   order = list(dict.fromkeys(names))
-  most = min(_MOST_METRICS, _MOST_POINTS // _LEAST_CURVE // max(runs, 1))
+  most = min(_MOST_METRICS, 2 * _MOST_POINTS // _LEAST_CURVE // max(runs, 1))
   return order[: max(most, 1)], order[max(most, 1) :]
 
 
 def points(curves: int) -> int:
-  """Says how many points a curve may have on a page with so many."""
+  """Says how many points a curve may have among so many of its kind."""
   fair = _MOST_POINTS // max(curves, 1)
   return max(_LEAST_CURVE, min(_MOST_CURVE, fair))
 

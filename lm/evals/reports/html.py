@@ -29,9 +29,9 @@ seed, or the fold that is held out, are one recipe. The folds of a seed are
 shown together, as soon as no seed has more of them. Values that most recipes do
 not have are marked.</p>"""
 _ABOUT_CURVES = """<p class="soft">Lines are means over seeds. Where there are
-two or more, each is a thin line. Drag to zoom, and click twice to go back. A
-recipe’s name hides and shows it. Means over seeds are drawn at the tokens and
-seconds of the first seed.</p>"""
+two or more, each is a thin line, unless more than eight recipes are shown. Drag
+to zoom, and click twice to go back. A recipe’s name hides and shows it. Means
+over seeds are drawn at the tokens and seconds of the first seed.</p>"""
 _ABOUT_METRICS = """<p class="soft">Interval over <i>items</i>: of the mean over
 the questions of a task, where a group of questions counts as one piece of
 evidence: Wilson’s for right or wrong answers of one run, otherwise Student’s.
@@ -217,8 +217,9 @@ def _results(
     return []
   about = _ABOUT_RESULTS.format(by=html.code('/'.join(by)))
   return [
-    f'<h2>Results</h2>\n{tables.summary(shown, heads)}\n{about}',
+    '<h2>Results</h2>',
     _grid(drawn, ('results', 'swept'), shown),
+    f'{tables.summary(shown, heads)}\n{about}',
   ]
 
 

@@ -155,7 +155,14 @@ def build(
     len(histories),
   )
   names = [name for name in names if _says_something(every[name].values())]
-  most = curves.points(sum(len(every[name]) for name in names))
+  # The means of recipes are curves, too.
+  each = len(histories) + len(shown)
+  first = [name for name in names if name in (*trained, *main)]
+  most = {
+    name: curves.points(each * len(kind))
+    for kind in (first, [name for name in names if name not in first])
+    for name in kind
+  }
   differ = differing(shown)
   axes = swept(shown, differ)
   charts: list[dict[str, Any]] = []
@@ -170,24 +177,17 @@ def build(
       for key in axes
       for evaluator, metric in heads.items()
     ],
-    'main': [
-      _curve_chart(x, every[x]) for x in names if x in (*trained, *main)
-    ],
-    'other': [
-      _curve_chart(x, every[x]) for x in names if x not in (*trained, *main)
-    ],
+    'main': [_curve_chart(x, every[x]) for x in first],
+    'other': [_curve_chart(x, every[x]) for x in names if x not in first],
   }
   numbers = {}
   for section, each in sections.items():
     numbers[section] = range(len(charts), len(charts) + len(each))
     charts += each
   data = {
-    'recipes': [
-      _recipe(recipe, differ, {name: every[name] for name in names}, most)
-      for recipe in shown
-    ],
+    'recipes': [_recipe(recipe, differ, every, most) for recipe in shown],
     'runs': [
-      _run(run, recipe, histories[run.name], every, names, most)
+      _run(run, recipe, histories[run.name], every, most)
       for recipe in shown
       for run in recipe.runs
     ],
@@ -229,20 +229,22 @@ def _recipe(
   recipe: Recipe,
   differ: Sequence[str],
   every: Mapping[str, Mapping[str, curves.Curve]],
-  most: int,
+  most: Mapping[str, int],
 ) -> dict[str, Any]:
   settings = recipe.runs[0].settings
   means = {}
-  for name, each in every.items():
+  for name in most:
     evaluator, _, metric = name.partition('/')
     stored = recipes.seeds(recipe.runs, evaluator, metric)
     if stored:  # the folds of a seed are one draw
       curve = {step: recipes.mean(values) for step, values in stored.items()}
     else:
-      runs = [each[x.name] for x in recipe.runs if each.get(x.name)]
+      runs = [
+        every[name][x.name] for x in recipe.runs if every[name].get(x.name)
+      ]
       curve = curves.shared(runs) if runs else {}
     if curve:
-      means[name] = curves.thinned(curve, most)
+      means[name] = curves.thinned(curve, most[name])
   return {
     'letter': recipe.letter,
     'label': recipe.label,
@@ -270,8 +272,7 @@ def _run(
   recipe: Recipe,
   history: curves.History,
   every: Mapping[str, Mapping[str, curves.Curve]],
-  names: Sequence[str],
-  most: int,
+  most: Mapping[str, int],
 ) -> dict[str, Any]:
   return {
     'name': run.name,
@@ -282,8 +283,8 @@ def _run(
     'clock': history.clock,
     # A single run is its recipe's mean.
     'curves': {
-      name: curves.thinned(every[name][run.name], most)
-      for name in names
+      name: curves.thinned(every[name][run.name], points)
+      for name, points in most.items()
       if every[name].get(run.name) and len(recipe.runs) > 1
     },
   }

@@ -71,11 +71,13 @@ def _newest_meta(folder: Path) -> Mapping[str, Any] | None:
 
 def _meta(folder: Path) -> Mapping[str, Any]:
   """Describes a run by its config, and its data by the record of its start."""
-  path = folder / 'config.json'
   try:
-    text = path.read_text(encoding='utf-8')
+    text = curves.config_text(folder)
   except (OSError, ValueError) as error:
-    raise config.ConfigError(f'{path}: cannot be read: {error}') from error
+    path = folder / 'config.json'
+    raise config.ConfigError(
+      f'{path}: cannot be read ({type(error).__name__}): leave this run out'
+    ) from error
   data: Mapping[str, Any] = {}
   with contextlib.suppress(errors.Damaged):
     starts = run_record.read(folder)['starts']

@@ -108,8 +108,8 @@ def recipes(shown: Sequence[page_data.Recipe]) -> str:
     cells = []
     for key in columns:
       cell = html.code(repr(own[key])) if key in own else '—'
-      is_usual = repr(own.get(key, ...)) == usual[key]
-      cells.append(cell if is_usual else f'<mark>{cell}</mark>')
+      is_rare = usual[key] not in (None, repr(own.get(key, ...)))
+      cells.append(f'<mark>{cell}</mark>' if is_rare else cell)
     name = f'{html.digest(recipe.name)}{same}'
     rows.append([recipe.title, name, '<br>'.join(runs), *cells])
   head = ['recipe', 'hash', 'runs', *map(html.code, columns)]
