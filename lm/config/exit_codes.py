@@ -26,6 +26,7 @@ _READERS = (
   'lm.predict',
   'lm.sample',
   'lm.serve',
+  'tools.arena',
   'tools.compare',
   'tools.diff',
   'tools.export',
@@ -48,6 +49,7 @@ _TABLE = (
     (
       *_TRAINERS,
       'lm.evaluate',
+      'tools.arena',
       'tools.factory',
       'tools.hf_import',
       'tools.launch',
@@ -81,6 +83,7 @@ _TABLE = (
     'an export was refused: it is worse than its budget allows',
     ('tools.export',),
   ),
+  ExitCode(9, 'the board does not admit a proposal', ('tools.arena',)),
   ExitCode(130, 'stopped by Ctrl-C, with nothing to save'),
   ExitCode(
     130,
@@ -90,7 +93,7 @@ _TABLE = (
   ExitCode(
     143,
     'stopped by SIGTERM or Ctrl-C, after saving',
-    ('lm.train', 'lm.serve', 'tools.launch'),
+    ('lm.train', 'lm.serve', 'tools.arena', 'tools.launch'),
   ),
 )
 
