@@ -20,19 +20,16 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 import re
-import signal
-import subprocess
 import sys
 from typing import Any, NamedTuple
 
 from lm import config
 from lm.checkpoint import bucket
-from lm.runtime import code_state, temporary
+from lm.runtime import code_state
 from lm.training import run_record
-from tools import compare_runs, diff
+from tools import checkout, compare_runs, diff
 
 
 class Rerun(NamedTuple):
@@ -105,17 +102,8 @@ def rerun(
       f'--workdir={output}',
       *flags,
     ]
-    paths = [
-      *([root] if root else []),
-      os.environ.get('PYTHONPATH'),
-      os.getcwd(),
-    ]
-    environment = {
-      **os.environ,
-      'PYTHONPATH': os.pathsep.join(str(x) for x in paths if x),
-    }
     _say(f'$ {" ".join(command)}')
-    code = _run(command, environment)
+    code = checkout.run(command, checkout.environment(root), stdout=2)  # stderr
   comparison = None if code else compare_runs.compare(workdir, output)
   return Rerun(str(output), command, code, warnings, comparison)
 
@@ -127,20 +115,6 @@ def _say(text: str) -> None:
 def _program(start: Mapping[str, Any]) -> str:
   """Names the program of a start: lm.train, or lm.fit if the record says so."""
   return 'lm.fit' if 'lm.fit' in (start['command'] or ()) else 'lm.train'
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-  """Runs a program, which saves when it is asked to end; returns its code."""
-  child = subprocess.Popen(command, env=environment, stdout=2)  # stderr
-  before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-  try:
-    while True:
-      try:
-        return child.wait()
-      except KeyboardInterrupt:
-        continue  # the terminal has sent it to the child, too
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def _warnings(
@@ -187,15 +161,9 @@ def _code(
       f'{workdir}: ran with commit {state["commit"][:12]}: run this in a '
       'checkout of lm'
     )
-  with temporary.folder('lm-rerun-') as folder:
-    root = Path(folder) / 'code'
-    _git(here.root, 'worktree', 'add', '--detach', f'{root}', state['commit'])
-    try:
-      if patch is not None:
-        _git(f'{root}', 'apply', '--whitespace=nowarn', '-', given=patch)
-      yield root
-    finally:
-      _git(here.root, 'worktree', 'remove', '-f', '-f', str(root))
+  patches = [] if patch is None else [patch]
+  with checkout.checkout(here.root, state['commit'], patches) as root:
+    yield root
 
 
 def _patch(
@@ -227,21 +195,6 @@ def _patch(
       'read it, and give --trust'
     )
   return data
-
-
-def _git(folder: str, *words: str, given: bytes | None = None) -> None:
-  """Runs git in a folder.
-
-  Raises:
-    config.ConfigError: it fails.
-  """
-  try:
-    code_state.git(Path(folder), *words, given=given)
-  except (OSError, subprocess.SubprocessError) as error:
-    lines = str(error).strip().splitlines()
-    raise config.ConfigError(
-      f'git {" ".join(words[:2])}: {lines[-1] if lines else "it failed"}'
-    ) from error
 
 
 def main(argv: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ _READERS = (
   'lm.predict',
   'lm.sample',
   'lm.serve',
+  'tools.arena',
   'tools.compare',
   'tools.diff',
   'tools.export',
@@ -50,6 +51,7 @@ _TABLE = (
       *_TRAINERS,
       'lm.evaluate',
       'lm.sweep',
+      'tools.arena',
       'tools.factory',
       'tools.hf_import',
       'tools.launch',
@@ -86,6 +88,7 @@ _TABLE = (
     'an export was refused: it is worse than its budget allows',
     ('tools.export',),
   ),
+  ExitCode(9, 'the board does not admit a proposal', ('tools.arena',)),
   ExitCode(
     10,
     'a step took far longer than usual: all threads were printed',
@@ -100,7 +103,14 @@ _TABLE = (
   ExitCode(
     143,
     'stopped by SIGTERM or Ctrl-C, after saving',
-    ('lm.train', 'lm.sweep', 'lm.sweeping.worker', 'lm.serve', 'tools.launch'),
+    (
+      'lm.train',
+      'lm.sweep',
+      'lm.sweeping.worker',
+      'lm.serve',
+      'tools.arena',
+      'tools.launch',
+    ),
   ),
 )
 

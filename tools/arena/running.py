@@ -1,0 +1,219 @@
+"""Does the runs that a board asks for, and writes down what is decided."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+from lm import config, errors
+from tools.arena import admission, evidence, ledger, procedure, proposals, runs
+from tools.arena import board as board_lib
+
+
+def run(
+  folder: Path,
+  most: int | None = None,
+  say: Callable[[str], None] = print,
+) -> board_lib.Board:
+  """Does the runs that a board asks for, until nothing is pending.
+
+  It may be killed at any time; the next call goes on.
+
+  Args:
+    folder: of the board.
+    most: runs after which it ends; None for all.
+    say: called with a line for everything that happens.
+
+  Raises:
+    errors.Locked: another process does it.
+    runs.Ended: a run was stopped.
+    config.ConfigError: the baseline cannot be trained.
+  """
+  done = 0
+  with admission.locked(folder):
+    while True:
+      board = board_lib.Board(folder)
+      if not board.is_ready:
+        number = len(board.baseline.losses.valid)
+        step = 'baseline', 'baseline', number
+      else:
+        proposal = board.pending()
+        if proposal is None:
+          return board
+        step = _advance(board, proposal, say)
+      if step is None:
+        continue
+      if most is not None and done >= most:
+        return board
+      done += 1
+      try:
+        event = _do(board, *step)
+      except runs.Failed as error:
+        if step[0] == 'baseline':
+          raise config.ConfigError(str(error)) from error
+        found = procedure.Decision(False, step[1], f'failed: {error}')
+        ledger.append(folder, 'decision', {'of': step[0], **found._asdict()})
+        say(f'{step[0]}: {found.reason}')
+        continue
+      values = [f'{x} {event[x]}' for x in ('valid', 'sealed') if x in event]
+      say(f'{step[0]} {step[1]} {step[2] + 1}: {", ".join(values)}')
+
+
+def _advance(
+  board: board_lib.Board,
+  proposal: board_lib.Proposal,
+  say: Callable[[str], None],
+) -> tuple[str, str, int] | None:
+  """Finds the next run of a proposal; None if something else was done."""
+  test = proposal.test or board.next_test
+  found = procedure.action(
+    board.rules, board.baseline.losses, proposal.trial, test
+  )
+  same = _same_losses(proposal.trial)
+  if same is not None:
+    found = procedure.Decision(
+      False, same, 'two seeds gave the same loss: the seed is not used'
+    )
+  if isinstance(found, procedure.Decision):
+    content = board_lib.outcome(board, proposal, found)
+    if found.is_accepted:
+      content['config'] = _config_now(board, proposal)
+    ledger.append(board.folder, 'decision', content)
+    say(_line(content))
+    return None
+  if found == 'test' and proposal.test is None:
+    content = {
+      'of': proposal.name,
+      'test': test,
+      'level': board.rules.level * evidence.share(test),
+    }
+    ledger.append(board.folder, 'test', content)
+    return None
+  return proposal.name, found, len(getattr(proposal.trial, found))
+
+
+def _same_losses(trial: procedure.Trial) -> str | None:
+  """Finds a stage in which two seeds gave one loss."""
+  for stage in trial._fields[1:]:
+    losses = [x for x in getattr(trial, stage) if math.isfinite(x)]
+    if len(set(losses)) < len(losses):
+      return stage
+  return None
+
+
+def _config_now(board: board_lib.Board, proposal: board_lib.Proposal) -> str:
+  """Makes the config of a proposal on top of the baseline of now."""
+  if proposal.base == len(board.baselines) - 1:
+    return proposal.config
+  base = board.baselines[proposal.base].config
+  texts = base, proposal.config, board.baseline.config
+  return config.to_json(proposals.merge(*map(config.from_json, texts)))
+
+
+def _do(
+  board: board_lib.Board, of: str, stage: str, number: int
+) -> dict[str, Any]:
+  """Trains and evaluates a run, and writes its losses into the ledger."""
+  patches = list(board.baseline.patches)
+  text = board.baseline.config
+  if of != 'baseline':
+    proposal = board.find(of)
+    text = _config_now(board, proposal)
+    patches += [proposal.patch] if proposal.patch else []
+  c = config.from_json(text)
+  with c.unlocked():
+    c.seed = board.seed(of, stage, number)
+  workdir = board.workdir(of, stage, number)
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  config_file = workdir.with_name(f'{workdir.name}.json')
+  config.store(c, config_file)
+  trusted = board.settings['trusted']
+  name = board.settings['evaluator']
+  asked = {
+    'screening': {'valid': name},
+    'test': {'sealed': 'sealed'},
+  }.get(stage, {'valid': name, 'sealed': 'sealed'})
+  values: dict[str, float | None] = dict.fromkeys(asked)
+  with _code(board, patches) as root:
+    if (
+      _is_of_earlier_baseline(board, of)
+      and number == 0
+      and stage == 'screening'
+    ):
+      about = admission.describe(str(config_file), (), None, root, trusted)
+      try:
+        admission.check_budget(board, about)
+      except proposals.Refused as error:
+        raise runs.Failed(str(error)) from error
+    if runs.train(root, config_file, workdir, trusted):
+      values = _evaluate(board, workdir, asked, root, c.steps)
+  if of == 'baseline' and None in values.values():
+    raise config.ConfigError(f'{workdir}: the baseline is not finite')
+  content = {'of': of, 'stage': stage, 'seed': c.seed, **values}
+  return ledger.append(board.folder, 'run', content)
+
+
+def _is_of_earlier_baseline(board: board_lib.Board, of: str) -> bool:
+  """Tells whether a proposal was made for an earlier baseline."""
+  return of != 'baseline' and board.find(of).base != len(board.baselines) - 1
+
+
+@contextlib.contextmanager
+def _code(
+  board: board_lib.Board, patches: Sequence[str]
+) -> Iterator[Path | None]:
+  """Yields the code of a run; a patch that no longer applies has failed."""
+  with contextlib.ExitStack() as stack:
+    try:
+      root = stack.enter_context(runs.folder(board.code, patches))
+    except config.ConfigError as error:
+      if not patches:
+        raise
+      raise runs.Failed(str(error)) from error
+    yield root
+
+
+def _evaluate(
+  board: board_lib.Board,
+  workdir: Path,
+  asked: Mapping[str, str],
+  root: Path | None,
+  steps: int,
+) -> dict[str, float | None]:
+  """Evaluates a run that has ended, by the evaluators that are asked for."""
+  evals = config.plain(config.from_json(board.settings['evals']))['evals']
+  chosen = {x: evals[x] for x in asked.values()}
+  folders = [f'{spec["path"].rpartition("/")[0]}/' for spec in chosen.values()]
+  answer = runs.ask(
+    'evaluate',
+    {
+      'workdir': str(workdir),
+      'evals': config.to_json({'evals': chosen}),
+      'metric': board.settings['metric'],
+    },
+    root,
+    [*board.settings['trusted'], *folders],
+  )
+  if answer['step'] != steps:
+    raise runs.Failed(f'{workdir}: ended at step {answer["step"]} of {steps}')
+  found = answer['evals']
+  before = board.settings['sealed_task']
+  if 'sealed' in found and found['sealed']['task'] != before:
+    raise errors.Damaged(
+      f'{board.settings["sealed"]}: is not what it was when the board began'
+    )
+  return {key: found[name]['value'] for key, name in asked.items()}
+
+
+def _line(content: Mapping[str, Any]) -> str:
+  """Spells a decision in a line."""
+  word = 'accepted' if content['is_accepted'] else 'rejected'
+  text = f'{content["of"]}: {word} ({content["stage"]}: {content["reason"]})'
+  if 'gain' in content:
+    low, high = content['interval']
+    text += (
+      f'; gain {content["gain"]:.4f} ({low:.4f} to {high:.4f}), '
+      f'{content["relative"]:.2%}'
+    )
+  return text
