@@ -191,7 +191,7 @@ class Writers:
     try:
       with regular_files.open_read(self._path) as f:
         stored = json.load(f)
-      seen = {
+      seen: dict[str, Seen] = {
         k: (int(n), list(keys)) for k, (n, keys) in stored['seen'].items()
       }
       return str(stored['id']), seen

@@ -92,7 +92,7 @@ class MetricsLogger:
   def _busy(self) -> bool:
     """Says whether the devices still compute what `later` keeps."""
     kept = self._pending
-    return kept is not None and not kept[1]['loss_nats'].total.is_ready()
+    return kept is not None and not jax.tree.leaves(kept[1])[0].is_ready()
 
   def flush(self) -> None:
     """Adds what `later` keeps, and waits for it."""

@@ -56,7 +56,7 @@ class Meter:
     """
     self._run, self._busy = run, busy
     self._started = False
-    self._lost = dict.fromkeys(KINDS, 0.0)
+    self._lost: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     self._useful = 0.0  # seconds, up to the last line
     # Of the last line, or of the start.
     self._step, self._clock = start, time.monotonic()
