@@ -174,8 +174,9 @@ def test_a_loop_that_keeps_the_best_wins_by_luck(bank, seed):
     for _ in range(1000)
   ]
   wins, gains = np.mean(found, axis=0)
-  assert 4 < wins < 6, 'about five false wins'
-  assert 2 < gains / deviation < 3.5, 'some 2.7 deviations that are not there'
+  # Without a limit 4.9 and 2.7; the best of the bank cannot be beaten.
+  assert 3.5 < wins < 6, 'about five false wins'
+  assert 2 < gains / deviation < 3.5, 'a gain that is not there'
 
 
 def test_a_true_gain_of_one_percent_is_found(seed):

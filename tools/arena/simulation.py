@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.arena import evidence, procedure
+from tools.arena import procedure
 
 # Draws a run: its losses on validation data and on the sealed split.
 Draw = Callable[[], tuple[float, float]]
@@ -82,8 +82,3 @@ def best_so_far(losses: Sequence[float]) -> tuple[int, float]:
   best = np.minimum.accumulate(losses)
   wins = int((np.diff(best) < 0).sum())
   return wins, float(np.mean(losses) - best[-1])
-
-
-def smallest_test_level(rules: procedure.Rules, tests: int) -> float:
-  """Gives the level of the last of so many tests."""
-  return rules.level * evidence.share(tests)
