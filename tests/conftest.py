@@ -17,6 +17,7 @@ import hypothesis
 import jax
 import pytest
 
+from lm.training import compiled
 from tools.bench import peers
 
 pytest_plugins = ['tests.programs']  # fixtures of whole programs
@@ -86,6 +87,12 @@ def _marked_if_it_starts_a_program(request: pytest.FixtureRequest):
   pythons = [x for x in started if Path(x).name.startswith('python')]
   if pythons and not request.node.get_closest_marker('process'):
     pytest.fail('it starts a program: mark it with pytest.mark.process')
+
+
+@pytest.fixture(autouse=True)
+def _own_programs():
+  """Lets no test find a program that another test has changed and compiled."""
+  compiled.forget()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks

@@ -25,7 +25,7 @@ errors), in this order. The names below are the whole door: other floors import
 
 from lm.config import data_folder
 from lm.config.exit_codes import EXIT_CODES, exit_code_help, last_line
-from lm.config.files import find, load, store
+from lm.config.files import find, load, optional, store
 from lm.config.hints import is_tree
 from lm.config.keys import check_complete
 from lm.config.messages import ConfigError, did_you_mean
@@ -38,7 +38,7 @@ from lm.config.programs import (
   parse,
   user_errors,
 )
-from lm.config.specs import build, fill, resolve
+from lm.config.specs import build, fill, resolve, walk
 from lm.config.untrusted import (
   FACTORIES,
   STAGES,
@@ -84,6 +84,7 @@ __all__ = [
   'last_line',
   'load',
   'main',
+  'optional',
   'override',
   'parse',
   'plain',
@@ -94,4 +95,5 @@ __all__ = [
   'trust',
   'trust_flag',
   'user_errors',
+  'walk',
 ]

@@ -48,6 +48,7 @@ _TABLE = (
     (
       *_TRAINERS,
       'lm.evaluate',
+      'lm.sweep',
       'tools.factory',
       'tools.hf_import',
       'tools.launch',
@@ -58,7 +59,7 @@ _TABLE = (
   ExitCode(
     4,
     'a checkpoint or stored items are damaged, and no sound ones are left',
-    (*_TRAINERS, *_READERS, 'tools.launch'),
+    (*_TRAINERS, *_READERS, 'lm.sweep', 'tools.launch'),
   ),
   ExitCode(5, 'storage: disk full, read only or not answering'),
   ExitCode(
@@ -72,9 +73,12 @@ _TABLE = (
     ('lm.train', 'tools.factory', 'tools.launch', 'tools.prepare_data'),
   ),
   ExitCode(
+    7, 'some runs of a sweep failed; all others are done', ('lm.sweep',)
+  ),
+  ExitCode(
     8,
     'launchers: the machine failed, or did not come or answer in time',
-    ('tools.launch',),
+    ('lm.sweep', 'tools.launch'),
   ),
   ExitCode(
     9,
@@ -90,7 +94,7 @@ _TABLE = (
   ExitCode(
     143,
     'stopped by SIGTERM or Ctrl-C, after saving',
-    ('lm.train', 'lm.serve', 'tools.launch'),
+    ('lm.train', 'lm.sweep', 'lm.sweeping', 'lm.serve', 'tools.launch'),
   ),
 )
 

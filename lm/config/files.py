@@ -80,20 +80,30 @@ def _offer_own_modules() -> None:
     package.__path__ = [*package.__path__, str(own)]
 
 
-def _run(path: Path, argument: str | None) -> Any:
-  """Runs a config file's `get_config`; its exceptions become one line."""
+def _run(
+  path: Path,
+  argument: str | None,
+  name: str = 'get_config',
+  is_optional: bool = False,
+) -> Any:
+  """Runs a function of a config file; its exceptions become one line."""
   spec = importlib.util.spec_from_file_location('config_file', path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   _offer_own_modules()
   try:
     spec.loader.exec_module(module)
-    if not callable(getattr(module, 'get_config', None)):
-      raise ConfigError(f'{path}: defines no function get_config()')
+    function = getattr(module, name, None)
+    if function is None and is_optional:
+      return None
+    if not callable(function):
+      raise ConfigError(f'{path}: defines no function {name}()')
     words = [] if argument is None else [argument]
-    if words and not inspect.signature(module.get_config).parameters:
+    if words and not inspect.signature(function).parameters:
+      if is_optional:
+        return function()
       raise ConfigError(f'{path}: takes no word: leave out :{argument}')
-    return module.get_config(*words)
+    return function(*words)
   except ConfigError:
     raise
   except Exception as error:
@@ -113,6 +123,43 @@ def _read(path: Path, is_build: bool) -> Config:
     return untrusted.read_untrusted(path.read_text(encoding='utf-8'), named)
   except (ConfigError, UnicodeDecodeError, OSError) as error:
     raise ConfigError(f'{path}: {error}') from error
+
+
+def _file(path: str | Path) -> tuple[str, str | None, Path]:
+  """Splits 'file.py:argument', and finds the file."""
+  name, argument = str(path), None
+  if not name.endswith('.py') and '.py:' in name:
+    name, _, argument = name.rpartition(':')
+  file = find(name)
+  if file.suffix not in ('.py', '.json'):
+    raise ConfigError(
+      f'{name}: a config is a Python file, like configs/x.py, or a config.json'
+    )
+  if not file.is_file():
+    folder = find(file.parent)
+    near = [f'{file.parent}/{x.name}' for x in folder.glob(f'*{file.suffix}')]
+    raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
+  return name, argument, file
+
+
+def optional(path: str | Path, name: str) -> Any:
+  """Calls a function that a config file may define beside `get_config`.
+
+  Args:
+    path: as in `load`; the argument of 'file.py:argument' is handed on if the
+      function takes one.
+    name: of the function, such as 'sweep'.
+
+  Returns:
+    What the function returns; None if there is none, as in JSON.
+
+  Raises:
+    ConfigError: one line that names the file.
+  """
+  _, argument, file = _file(path)
+  if file.suffix != '.py':
+    return None
+  return _run(file, argument, name, is_optional=True)
 
 
 def load(
@@ -139,18 +186,7 @@ def load(
   Raises:
     ConfigError: one line that names the file or the key.
   """
-  name, argument = str(path), None
-  if not name.endswith('.py') and '.py:' in name:
-    name, _, argument = name.rpartition(':')
-  file = find(name)
-  if file.suffix not in ('.py', '.json'):
-    raise ConfigError(
-      f'{name}: a config is a Python file, like configs/x.py, or a config.json'
-    )
-  if not file.is_file():
-    folder = find(file.parent)
-    near = [f'{file.parent}/{x.name}' for x in folder.glob(f'*{file.suffix}')]
-    raise ConfigError(f'{name}: no such file{did_you_mean(name, near)}')
+  name, argument, file = _file(path)
   c = _run(file, argument) if file.suffix == '.py' else _read(file, is_build)
   if not hints.is_tree(c):
     raise ConfigError(f'{name}: get_config() must return a ConfigDict')

@@ -99,11 +99,13 @@ class Asked(NamedTuple):
     file: the config file, and its argument.
     changes: [before, after] of what flags changed in it, by key; None if it
       cannot be used without them.
+    program: the module that takes these words; '' is the one that runs.
   """
 
   words: tuple[str, ...]
   file: str
   changes: dict[str, list[Any]] | None
+  program: str = ''
 
 
 _asked: list[Asked] = []  # the newest, see `asked`

@@ -1,6 +1,7 @@
 """Evaluates the likelihood of a dataset: nats, bits per byte, perplexity."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
 import math
 from typing import Any
 
@@ -66,12 +67,7 @@ def make(
   if chunks is not None and chunks < 1:
     raise ValueError(f'chunks={chunks} must be at least 1')
 
-  @jax.jit
-  def score(params, batch):
-    head = model.head and jax.tree_util.Partial(model.head, params)
-    nats_BL = loss.token_nats(model.apply(params, batch), batch, head, chunks)
-    total = jnp.sum(nats_BL * batch.weights)
-    return types.Metric(total, jnp.sum(batch.weights)), nats_BL
+  score = _compiled(model.apply, model.head, chunks)
 
   def scored(params, host, hosts):
     """Yields each batch of the host with what the device has made of it."""
@@ -111,6 +107,23 @@ def make(
     return results.Result({**result, 'tokens': int(tokens)}, documents.items())
 
   return evaluate
+
+
+@functools.lru_cache(maxsize=8)  # runs of equal models share these programs
+def _compiled(
+  apply: Callable[..., types.Output],
+  head: Callable[..., Any] | None,
+  chunks: int | None,
+) -> Any:
+  """Compiles `(params, batch) -> (its loss, nats [B, L])`."""
+
+  def score(params, batch):
+    bound = head and jax.tree_util.Partial(head, params)
+    nats_BL = loss.token_nats(apply(params, batch), batch, bound, chunks)
+    total = jnp.sum(nats_BL * batch.weights)
+    return types.Metric(total, jnp.sum(batch.weights)), nats_BL
+
+  return jax.jit(score)
 
 
 class _Documents:

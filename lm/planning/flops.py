@@ -99,11 +99,11 @@ def products(fn: Callable[..., Any], *args: Any) -> int:
   and masked parts of dense attention count too.
 
   Args:
-    fn: traced, not run; one of `jax.jit` as it is, for inside another it may
-      have no compiler options.
+    fn: traced, not run; what has a `trace` of its own, as functions of
+      `jax.jit` do, by that: inside another it may have no compiler options.
     *args: arrays or shapes.
   """
-  traced = fn if isinstance(fn, jax.stages.Wrapped) else jax.jit(fn)
+  traced: Any = fn if hasattr(fn, 'trace') else jax.jit(fn)
   jaxpr = traced.trace(*args).jaxpr.jaxpr
   used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   return _products(used)

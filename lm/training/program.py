@@ -1,6 +1,6 @@
 """The program of a run: its training step, placed on a mesh and compiled."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 import contextlib
 from functools import partial
@@ -10,36 +10,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from lm import optim, sharding, tree, types
-from lm.optim import masks
-from lm.training import deterministic, privacy, step
+from lm.optim import masks, numbers
+from lm.training import compiled, step
+from lm.training import settings as settings_lib
 
-
-class Settings(NamedTuple):
-  """How a step is computed, beside the model and its optimizer.
-
-  Attributes:
-    loss: see `step.train_step`.
-    microbatches: parts of the batch that are computed one after another.
-    numerics: 'deterministic' gives the same bits on 1, 2, 4 or more devices of
-      one kind, up to `logical_shards`, and for any number of microbatches, see
-      `lm.training.deterministic`; 'fast' does not.
-    logical_shards: parts that a deterministic batch is cut into.
-    private: how gradients are made private; None: they are not.
-    freeze: regex of the parameters that the optimizer leaves alone beside
-      `Model.fixed`; '': none.
-  """
-
-  loss: step.Loss = step.DEFAULT
-  microbatches: int = 1
-  numerics: str = 'fast'
-  logical_shards: int = 8
-  private: privacy.Privacy | None = None
-  freeze: str = ''
-
-
+Settings = settings_lib.Settings
 _PLAIN = Settings()
 
 
@@ -49,21 +28,21 @@ class Program(NamedTuple):
   Attributes:
     parameters: how the initial parameters are drawn, see `Model.parameters`.
     seed: that they are drawn with.
-    init: `parameters -> state` of step 0.
+    init: `parameters -> state` of step 0, jitted.
     like: shapes of the state.
     where: shardings of the state.
     batch: shapes and shardings of a batch.
     update: `(state, batch) -> (state, metrics)`, a jitted step that takes over
-      the memory of the state.
+      the memory of the state; see `compiled.Update`.
   """
 
   parameters: Any
   seed: int
-  init: Callable[[types.Params], types.TrainState]
+  init: Any
   like: types.TrainState
   where: types.TrainState
   batch: types.Batch
-  update: Any
+  update: compiled.Update
 
 
 def make(
@@ -97,89 +76,54 @@ def make(
   where = sharding.shardings(
     like, mesh=mesh, axes=(*optim.AXES, *model.axes), rules=rules
   )
+  own, structure = numbers.take(tx, like.params, like.opt_state)
+  shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(example))
+  table = repr(sorted(rules.items()))
+  init, update = compiled.once(
+    lambda: _jitted(settings, model, tx, example, where),
+    *(model, settings, mesh, table, shapes, structure),
+  )
+  key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+  bound = compiled.Update(update, compiled.Arguments(key, own), mesh)
+  batch = sharding.shapes(example, mesh)
+  return Program(parameters, seed, init, like, where, batch, bound)
+
+
+def _jitted(
+  settings: Settings,
+  model: types.Model,
+  tx: optax.GradientTransformation,
+  example: types.Batch,
+  where: types.TrainState,
+) -> tuple[Any, Any]:
+  """Makes the two functions of a program that are compiled: init and update."""
+  mesh = jax.tree.leaves(where)[0].mesh
   if settings.freeze:
     # What the optimizer leaves alone needs no gradient: the model is told, so
     # that the backward pass ends above it.
-    chosen = tree.paths(masks.matching('freeze', settings.freeze)(like.params))
+    chosen = tree.paths(masks.matching('freeze', settings.freeze)(where.params))
     frozen = [f'{re.escape(path)}$' for path, is_frozen in chosen if is_frozen]
     model = model._replace(fixed=(*model.fixed, *frozen))
-  update = jax.jit(
-    _choose(
-      settings,
-      model=model,
-      tx=tx,
-      rng=jax.random.key(seed),
-      example=example,
-      mesh=mesh,
+  take = settings_lib.choose(settings, model=model, example=example, mesh=mesh)
+
+  def update(state, batch, arguments):
+    rng = jax.random.wrap_key_data(arguments.key)
+    given = numbers.Optimizer(tx, arguments.numbers)
+    return take(state, batch, tx=given, rng=rng)
+
+  return (
+    jax.jit(
+      partial(step.init_state, tx=tx),
+      donate_argnums=0,  # or two copies would be in memory at once
+      out_shardings=where,
     ),
-    donate_argnums=0,  # or two states would be in memory at once
-    out_shardings=(where, None),
-    compiler_options=_options(settings, mesh),
+    jax.jit(
+      update,
+      donate_argnums=0,  # or two states would be in memory at once
+      out_shardings=(where, None),
+      compiler_options=compiled.options(settings.numerics, mesh),
+    ),
   )
-  batch = sharding.shapes(example, mesh)
-  return Program(parameters, seed, init, like, where, batch, update)
-
-
-def _choose(
-  settings: Settings,
-  *,
-  model: types.Model,
-  tx: optax.GradientTransformation,
-  rng: jax.Array,
-  example: types.Batch,
-  mesh: jax.sharding.Mesh,
-) -> Callable[..., Any]:
-  """Chooses the step that settings ask for, and binds all but its arguments."""
-  common = {'model': model, 'tx': tx, 'rng': rng, 'loss': settings.loss}
-  numerics, private = settings.numerics, settings.private
-  if numerics not in ('fast', 'deterministic'):
-    raise ValueError(
-      f"numerics={numerics!r} is neither 'fast' nor 'deterministic'"
-    )
-  if model.compares_rows and (
-    settings.microbatches > 1 or numerics == 'deterministic' or private
-  ):
-    raise ValueError(
-      'the model compares the rows of a batch with each other: set'
-      " microbatches=1, numerics='fast' and no privacy"
-    )
-  if private is not None:
-    if numerics == 'deterministic':
-      raise ValueError("privacy: not with numerics='deterministic': use 'fast'")
-    if private.expected is None:
-      raise ValueError(
-        'privacy: each record has to be drawn by itself: set data.expected'
-      )
-    return partial(
-      step.private_step,
-      private=private,
-      microbatches=settings.microbatches,
-      **common,
-    )
-  if numerics == 'deterministic':
-    shards = settings.logical_shards
-    deterministic.check(mesh, len(example.tokens), shards)
-    return partial(step.deterministic_step, shards=shards, mesh=mesh, **common)
-  return partial(step.train_step, microbatches=settings.microbatches, **common)
-
-
-def _options(settings: Settings, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Returns the compiler's options for the update on a mesh."""
-  options = {}
-  if _on_gpu(mesh):
-    # cuBLAS adds biases and residuals as it writes products; Triton does not.
-    options['xla_gpu_enable_triton_gemm'] = False
-  if settings.numerics == 'deterministic':
-    # For several devices XLA merges equal operations once more, before it
-    # simplifies the program. So on one device it would fuse others, and round
-    # differently.
-    options['xla_disable_hlo_passes'] = 'cse'
-  return options
-
-
-def _on_gpu(mesh: jax.sharding.Mesh) -> bool:
-  # A GPU that is compiled for without being there calls itself 'cuda'.
-  return mesh.devices.flat[0].platform in ('gpu', 'cuda')
 
 
 def start(
@@ -213,11 +157,7 @@ def start(
     )
     params = jax.tree.map(lambda x: x.result(), waiting)
   with jax.set_mesh(_mesh(run)):
-    return jax.jit(
-      run.init,
-      donate_argnums=0,  # or two copies would be in memory at once
-      out_shardings=run.where,
-    )(params)
+    return run.init(params)
 
 
 def lower(run: Program) -> Any:
@@ -234,9 +174,9 @@ def compiling(run: Program) -> Iterator[None]:
   The first call of the update finds the compiled program in jax's cache.
   """
   with futures.ThreadPoolExecutor(1) as pool:
-    compiled = pool.submit(lambda: lower(run).compile())
+    waiting = pool.submit(lambda: lower(run).compile())
     yield
-    compiled.result()
+    waiting.result()
 
 
 def _mesh(run: Program) -> jax.sharding.Mesh:

@@ -199,7 +199,8 @@ def _command(asked: config.Asked | None) -> list[str] | None:
   if asked is None:
     return None
   spec = getattr(sys.modules['__main__'], '__spec__', None)
-  program = ['-m', spec.name] if spec is not None else [sys.argv[0]]
+  name = asked.program or (spec and spec.name)
+  program = ['-m', name] if name else [sys.argv[0]]
   return ['python', *program, *asked.words]
 
 

@@ -17,7 +17,13 @@ from lm.checkpoint import bucket, bucket_reader, mirror
 from lm.data import objectives, prefetch, stream, usage
 from lm.evals import context as context_lib
 from lm.runtime import devices, process_group
-from lm.training import certificates, privacy, run_checks, run_record
+from lm.training import (
+  certificates,
+  compiled,
+  privacy,
+  run_checks,
+  run_record,
+)
 from lm.training import program as program_lib
 
 
@@ -137,6 +143,7 @@ def assemble(
   with config.user_errors():
     mesh = sharding.make_mesh(**c.mesh, devices=devices)
   tokenizer, model = checkpoint.tokenizer_and_model(c, tokenizer)
+  model = compiled.same(c.model, model, tokenizer.size)
   optimizer = optim.fitted(c.optim, model)
   tx, schedule = config.build(optimizer, steps=c.steps)
   if shapes_only and 'objective' in c.data:
@@ -164,7 +171,7 @@ def assemble(
       rules=c.sharding,
       seed=c.seed,
       settings=program_lib.Settings(
-        loss=config.build(c.loss),
+        loss=compiled.same(c.loss, config.build(c.loss)),
         microbatches=c.microbatches,
         numerics=c.numerics,
         logical_shards=c.logical_shards,

@@ -127,9 +127,7 @@ def deterministic_step(
 
   weights = add(count, (state.params, rng), batch)
   grads, metrics = add(gradients, (state.params, rng, weights), batch)
-  return deterministic.whole(
-    partial(_updated, tx=tx), state, grads, metrics, mesh=mesh
-  )
+  return deterministic.whole(_updated, state, grads, metrics, tx, mesh=mesh)
 
 
 def private_step(
@@ -250,7 +248,6 @@ def _updated(
   state: types.TrainState,
   grads: types.Params,
   metrics: dict[str, types.Metric],
-  *,
   tx: optax.GradientTransformation,
 ) -> tuple[types.TrainState, dict[str, types.Metric]]:
   """Applies gradients, unless they, the loss or the result are not finite."""

@@ -120,6 +120,9 @@ def quick(words: list[str]) -> list[str]:
   name = words[0]
   if name == 'lm.train':
     return [*words, *(f'--config.{k}={v}' for k, v in QUICK.items())]
+  if name == 'lm.sweep':
+    short = [re.sub('^--halving=.*', '--halving=2:0.5', x) for x in words]
+    return [*short, *(f'--config.{k}={v}' for k, v in QUICK.items())]
   if name == 'lm.sample':
     return [*words, '--length=8']
   if name == 'tools.train_tokenizer':

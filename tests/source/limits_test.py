@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / 'lm').rglob('*.py'))
 
-MOST_TOP_FILES = 16
+MOST_TOP_FILES = 17
 MOST_FILE_LINES = 450
 MOST_FUNCTION_LINES = 60  # of code: no docstring, comment or blank line
 MOST_PARAMETERS = 8

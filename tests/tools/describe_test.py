@@ -28,7 +28,7 @@ def test_every_function_and_exit_code_is_described(capsys):
 
 def test_every_program_is_listed():
   found = {x['name']: x for x in describe.programs()}
-  assert {'lm.train', 'tools.compare', 'tools.describe'} < found.keys()
+  assert {'lm.train', 'lm.sweep', 'tools.compare', 'tools.describe'} < {*found}
   assert found['lm.train']['exit_codes']['143'].startswith('stopped by SIGTERM')
   assert all(x['about'] for x in found.values())
 

@@ -25,9 +25,11 @@ def rooms(root: Path = ROOT) -> dict[str, list[str]]:
   """Lists the modules and packages at the top of lm/ by room.
 
   A package is a room of its own. The files at the top are three rooms: programs
-  stand on the highest floor, basics on the lowest, and arithmetic between them.
+  stand on the floor of `train` or above it, basics on the lowest, and
+  arithmetic between them.
   """
   floors = _floors(root)
+  highest = next((n for n, x in enumerate(floors) if 'train' in x), 0)
   found: dict[str, list[str]] = {PROGRAMS: [], ARITHMETIC: [], BASICS: []}
   for path in sorted((root / 'lm').iterdir()):
     name = path.stem
@@ -35,8 +37,8 @@ def rooms(root: Path = ROOT) -> dict[str, list[str]]:
       found[name] = [name]
     elif path.suffix == '.py' and name != '__init__':
       floor = next((n for n, x in enumerate(floors) if name in x), 0)
-      place = {0: PROGRAMS, len(floors) - 1: BASICS}.get(floor, ARITHMETIC)
-      found[place].append(name)
+      place = BASICS if floor == len(floors) - 1 else ARITHMETIC
+      found[PROGRAMS if floor <= highest else place].append(name)
   return {room: names for room, names in found.items() if names}
 
 
