@@ -2,6 +2,7 @@
 
   python -m tools.notebooks                  all of them, at full length
   python -m tools.notebooks 1_first_run      one of them
+  python -m tools.notebooks --text           takes over text, runs nothing
   python -m tools.notebooks --check          only says which are out of date
 
 A source is a Python file in jupytext's percent format. A notebook is executed
@@ -32,10 +33,13 @@ from tools.bench import peers
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'experiments' / 'notebooks'
 _DEADLINE_SECONDS = 1200  # of a cell, on a machine that is shared
-_KERNEL = {
-  'display_name': 'Python 3',
-  'language': 'python',
-  'name': 'python3',
+_METADATA = {
+  'kernelspec': {
+    'display_name': 'Python 3',
+    'language': 'python',
+    'name': 'python3',
+  },
+  'language_info': {'name': 'python'},
 }
 # What a notebook of ours never shows: no cell may end so, or print so.
 _BAD = re.compile(r'Traceback \(most recent|\w*Warning: ')
@@ -63,9 +67,7 @@ def read(source: Path) -> Any:
   """Makes a notebook without outputs of its source."""
   jupytext = _package('jupytext')
   made = jupytext.reads(source.read_text(encoding='utf-8'), fmt='py:percent')
-  made.metadata = _package('nbformat').from_dict(
-    {'kernelspec': _KERNEL, 'language_info': {'name': 'python'}}
-  )
+  made.metadata = _package('nbformat').from_dict(_METADATA)
   for n, cell in enumerate(made.cells):
     cell.id = f'cell-{n:02}'
     cell.metadata = _package('nbformat').from_dict({})
@@ -109,6 +111,8 @@ def execute(
   except _package('nbclient').exceptions.CellExecutionError as error:
     text = re.sub(r'\x1b\[[\d;]*m', '', str(error))
     raise Failed(f'{source.name}: {text}') from error
+  # The kernel has added its version, which is no part of the notebook.
+  made.metadata = _package('nbformat').from_dict(_METADATA)
   for cell in made.cells:
     if cell.cell_type == 'code':
       cell.metadata = _package('nbformat').from_dict({})
@@ -124,6 +128,30 @@ def store(made: Any, source: Path) -> Path:
   text = _package('nbformat').writes(made)
   path.write_text(text.rstrip('\n') + '\n', encoding='utf-8')
   return path
+
+
+def refresh(source: Path) -> Path:
+  """Takes the text between the cells of code over; keeps their outputs.
+
+  Raises:
+    config.ConfigError: a cell of code has changed, too.
+  """
+  stored = _package('nbformat').read(source.with_suffix('.ipynb'), 4)
+  made = read(source)
+  old, new = (
+    [x.source for x in each.cells if x.cell_type == 'code']
+    for each in (stored, made)
+  )
+  if old != new:
+    raise config.ConfigError(
+      f'{source.name}: its code has changed: run it, without --text'
+    )
+  outputs = iter(x for x in stored.cells if x.cell_type == 'code')
+  for cell in made.cells:
+    if cell.cell_type == 'code':
+      kept = next(outputs)
+      cell.outputs, cell.execution_count = kept.outputs, kept.execution_count
+  return store(made, source)
 
 
 def stale(names: Sequence[str] = ()) -> Iterator[str]:
@@ -233,6 +261,7 @@ def main(argv: Sequence[str]) -> None:
     allow_abbrev=False,
   )
   parser.add_argument('names', nargs='*', metavar='NAME')
+  parser.add_argument('--text', action='store_true')
   parser.add_argument('--check', action='store_true')
   flags = parser.parse_args(argv)
   if flags.check:
@@ -242,6 +271,9 @@ def main(argv: Sequence[str]) -> None:
       )
     return
   for source in sources(flags.names):
+    if flags.text:
+      refresh(source)
+      continue
     began, before = time.monotonic(), _busy_seconds()
     with tempfile.TemporaryDirectory() as folder:
       made = execute(source, Path(folder))

@@ -35,7 +35,18 @@ def test_a_changed_source_is_noticed(tmp_path, monkeypatch):
   monkeypatch.setattr(notebooks, 'FOLDER', tmp_path)
   notebooks.main(['--check'])
   with (tmp_path / f'{name}.py').open('a') as file:
+    file.write('\n# %% [markdown]\n# More of it.\n')
+  with pytest.raises(config.ConfigError, match='has other cells'):
+    notebooks.main(['--check'])
+  outputs = (tmp_path / f'{name}.ipynb').read_text().count('"output_type"')
+  notebooks.main(['--text'])  # it was not run, and keeps what it has shown
+  notebooks.main(['--check'])
+  shown = (tmp_path / f'{name}.ipynb').read_text()
+  assert shown.count('"output_type"') == outputs and 'More of it.' in shown
+  with (tmp_path / f'{name}.py').open('a') as file:
     file.write('\n# %%\nprint(1)\n')
+  with pytest.raises(config.ConfigError, match='its code has changed'):
+    notebooks.main(['--text'])
   with pytest.raises(config.ConfigError, match='has other cells'):
     notebooks.main(['--check'])
   with pytest.raises(config.ConfigError, match='nothing: no such notebook'):
