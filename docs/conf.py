@@ -1,6 +1,7 @@
 """Settings of Sphinx: Markdown pages by MyST, and the reference of `lm`."""
 
 from pathlib import Path
+import shutil
 import sys
 
 HERE = Path(__file__).parent
@@ -11,7 +12,7 @@ from tools.docs import reference
 project = 'lm'
 author = 'The lm authors'
 extensions = ['myst_nb', 'sphinx.ext.autodoc']
-source_suffix = {'.md': 'myst-nb'}
+source_suffix = {'.md': 'myst-nb', '.ipynb': 'myst-nb'}
 exclude_patterns = ['_build', '**/.ipynb_checkpoints']
 myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
 myst_heading_anchors = 3
@@ -41,7 +42,11 @@ def skip(app, what, name, thing, skipped, options) -> bool | None:
 
 
 def setup(app) -> None:
-  """Writes the pages of the reference before Sphinx looks for pages."""
+  """Makes the pages that are no files of docs/ before Sphinx looks for them."""
   reference.write(HERE / 'api')
+  shutil.rmtree(HERE / 'notebooks', ignore_errors=True)
+  (HERE / 'notebooks').mkdir()
+  for path in (HERE.parent / 'experiments' / 'notebooks').glob('*.ipynb'):
+    shutil.copy(path, HERE / 'notebooks')
   app.connect('autodoc-process-docstring', docstring)
   app.connect('autodoc-skip-member', skip)

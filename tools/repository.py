@@ -4,7 +4,8 @@
 
 The address is one value in pyproject.toml, `project.urls.Repository`. The pages
 below repeat it, since a reader copies commands from them; a test checks that
-they agree.
+they agree. The badges of notebooks name the repository alone, as OWNER/NAME:
+Colab and Kaggle open notebooks of GitHub.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tomllib
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ('README.md', 'README.zh.md', 'CITATION.cff', 'docs', 'experiments')
 _SUFFIXES = ('.md', '.cff', '.ipynb', '.py')
+_BADGES = ('github/', 'github.com/')  # of Colab and of Kaggle, before the name
 
 
 def address(root: Path = ROOT) -> str:
@@ -46,10 +48,35 @@ def move(new: str, root: Path = ROOT) -> list[Path]:
   old, changed = address(root), []
   for path in [root / 'pyproject.toml', *pages(root)]:
     text = path.read_text(encoding='utf-8')
-    if old in text and old != new:
-      path.write_text(text.replace(old, new), encoding='utf-8')
+    moved = text.replace(old, new)
+    for start in _BADGES:
+      moved = moved.replace(
+        f'{start}{_name(old)}/blob/', f'{start}{_name(new)}/blob/'
+      )
+    if moved != text:
+      path.write_text(moved, encoding='utf-8')
       changed.append(path)
   return changed
+
+
+def badge(notebook: str, root: Path = ROOT) -> tuple[str, str]:
+  """Returns the addresses that open a notebook on Colab and on Kaggle.
+
+  Args:
+    notebook: its path in the repository.
+    root: of the checkout.
+  """
+  name = f'{_name(address(root))}/blob/main/{notebook}'
+  colab, kaggle = (f'{start}{name}' for start in _BADGES)
+  return (
+    f'https://colab.research.google.com/{colab}',
+    f'https://kaggle.com/kernels/welcome?src=https://{kaggle}',
+  )
+
+
+def _name(where: str) -> str:
+  """Cuts OWNER/NAME out of an address."""
+  return where.removeprefix('https://').partition('/')[2].removesuffix('.git')
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ found in a checkout and in an installed `lm` alike, from any current folder, and
 so is the module `configs.base` that config files import.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import importlib.util
 import inspect
 from pathlib import Path
@@ -164,7 +164,7 @@ def optional(path: str | Path, name: str) -> Any:
 
 def load(
   path: str | Path,
-  overrides: Iterable[tuple[str, Any]] = (),
+  overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
   data: str | Path | None = None,
   required: Iterable[str] = REQUIRED,
   is_build: bool = False,
@@ -175,8 +175,8 @@ def load(
     path: a Python file that defines `get_config()`, 'file.py:argument' for
       `get_config('argument')`, or JSON as `values.to_json` writes it. Our own,
       such as 'configs/gpt/tiny.py', are found from any folder.
-    overrides: `('optim.peak', '3e-4')` pairs, of text as flags give it or of a
-      config's values; of two for one key the last wins.
+    overrides: `{'optim.peak': 3e-4}`, or pairs of such a key and its value, of
+      which the last wins; a value may be text as a flag gives it.
     data: a folder of prepared data that the config shall read, see
       `data_folder`; None leaves its paths as they are.
     required: keys that the config must have; those of a run.

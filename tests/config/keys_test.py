@@ -232,6 +232,7 @@ def test_overrides_are_text_or_values():
     ('privacy', {'fn': 'lm.training.privacy:gaussian', 'clip': 1.0}),
   ]
   c = config.load('configs/gpt/tiny.py', given)
+  assert config.load('configs/gpt/tiny.py', dict(given)) == c
   assert (c.steps, c.init_paths, c.data.lengths) == (
     200,
     ('=body',),

@@ -146,9 +146,9 @@ def runnable(page: str) -> list[tuple[dict[str, str], list[str] | str]]:
     if block.needs:
       continue
     if block.language == 'python' and block.text.startswith('import lm'):
-      given = "[('steps', '200')]"
+      given = "{'steps': 200}"
       assert given in block.text, 'the test shortens runs of 200 steps'
-      found.append(({}, block.text.replace(given, repr([*QUICK.items()]))))
+      found.append(({}, block.text.replace(given, repr(dict(QUICK)))))
     elif block.language == 'bash':
       for words in commands(block):
         parts = module(words)
