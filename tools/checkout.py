@@ -40,7 +40,7 @@ def checkout(
       git(repository, 'worktree', 'remove', '-f', '-f', str(root))
 
 
-def git(folder: str | Path, *words: str, given: bytes | None = None) -> bytes:
+def git(folder: str | Path, *words: str, given: bytes | None = None) -> str:
   """Runs git in a folder and returns what it prints.
 
   Raises:

@@ -162,7 +162,7 @@ def digest(base: str, found: Mapping[str, list[Any]], patch: str | None) -> str:
     text = checkout.git(
       '.', 'patch-id', '--stable', given=patch.encode('utf-8', 'replace')
     )
-    names.append(text.decode().partition(' ')[0])
+    names.append(text.partition(' ')[0])
   return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
@@ -186,14 +186,14 @@ def check_patch(
 
     def tree() -> str:
       checkout.git(root, 'add', '--all', '--force')
-      return checkout.git(root, 'write-tree').decode().strip()
+      return checkout.git(root, 'write-tree').strip()
 
     first = tree()
     checkout.git(root, 'apply', '--whitespace=nowarn', '-', given=patch)
     names = checkout.git(
       root, 'diff', '--name-only', '--no-renames', '-z', first, tree()
     )
-  touched = [x for x in names.decode(errors='replace').split('\0') if x]
+  touched = [x for x in names.split('\0') if x]
   for name in touched:
     if name.startswith(_FIXED_PATHS):
       raise Refused(
