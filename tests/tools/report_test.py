@@ -349,7 +349,7 @@ def opened(browser):
 
 
 def lines_of(page, metric):
-  """The names of the lines in the chart of a metric, once it is drawn."""
+  """Lists the names of the lines in the chart of a metric, once drawn."""
   figure = page.locator('figure', has=page.get_by_text(metric, exact=True))
   figure.scroll_into_view_if_needed()
   figure.locator('.main-svg').first.wait_for()
@@ -358,7 +358,7 @@ def lines_of(page, metric):
 
 
 def told(page, metric, line):
-  """What a pointer over the first point of a line is told."""
+  """Reads what the pointer tells of the first point of a line."""
   lines_of(page, metric)
   figure = page.locator('figure', has=page.get_by_text(metric, exact=True))
   chart = figure.locator('.chart')
