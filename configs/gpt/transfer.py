@@ -5,7 +5,8 @@ Tune `optim.peak` where a run takes a minute, and train wide with what was best:
   python -m lm.train --config=configs/gpt/transfer.py --workdir=runs/w64
   python -m lm.train --config=configs/gpt/transfer.py:512 --workdir=runs/w512
 
-The argument is the width. Expected: docs/transfer.md has what was measured.
+The argument is the width; docs/transfer.md explains it. It has no expected
+result yet: experiments/2026-12-transfer is the sweep that will give one.
 
 Reference: Yang et al. 2022, arXiv 2203.03466.
 """
