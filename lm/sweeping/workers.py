@@ -41,7 +41,11 @@ class Result(NamedTuple):
 
 
 class Worker:
-  """A process that trains one run after another."""
+  """A process that trains one run after another.
+
+  Attributes:
+    has_left: whether it has ended, as far as `poll` knows.
+  """
 
   def __init__(self, log: Path):
     """Starts it.
@@ -50,7 +54,7 @@ class Worker:
       log: takes what it prints.
     """
     self._log, self._received = log, b''
-    self._has_left = False
+    self.has_left = False
     with log.open('ab') as out:
       self._start = out.tell()
       self._process = subprocess.Popen(
@@ -109,19 +113,13 @@ class Worker:
       return Result('crashed', f'ended by {name}: see logs/{self._log.name}')
     return Result('crashed', error or f'exit code {code}')
 
-  @property
-  def has_left(self) -> bool:
-    """Tells whether the process has ended, as far as `poll` knows."""
-    return self._has_left
-
   def stop(self) -> None:
     """Asks it to save and end; a third time, to end at once."""
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(self._process.pid, signal.SIGTERM)
+    self._process.send_signal(signal.SIGTERM)  # nothing, if it has left
 
   def close(self) -> None:
     """Ends it, where it has no run; waits until it has left."""
-    if not self._has_left:
+    if not self.has_left:
       assert self._process.stdin is not None
       with contextlib.suppress(BrokenPipeError):
         self._process.stdin.close()
@@ -141,24 +139,19 @@ class Worker:
     return json.loads(line)
 
   def _ended(self) -> int | None:
-    if (
-      os.waitid(  # left as it is: its guard must not outlive its number
-        os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
-      )
-      is None
-    ):
-      return None
-    self._leave()
-    return self._process.wait()
+    code = self._process.poll()
+    if code is not None:
+      self._leave()
+    return code
 
   def _leave(self) -> None:
-    with self._guard:
+    with self._guard:  # at once: another process may get the worker's number
       self._guard.kill()
     for pipe in (self._process.stdin, self._process.stdout):
       assert pipe is not None
       with contextlib.suppress(BrokenPipeError):
         pipe.close()
-    self._has_left = True
+    self.has_left = True
 
   def _last_line(self) -> str:
     with self._log.open('rb') as file:
