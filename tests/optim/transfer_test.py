@@ -145,7 +145,7 @@ def test_rates_follow_the_width_and_decay_does_not(rule, hidden, head, embed):
   gradients = jax.tree.map(lambda x: jnp.sin(jnp.arange(x.size) + 1.0), params)
   gradients = jax.tree.map(lambda g, x: g.reshape(x.shape), gradients, params)
 
-  def first(model, decay):
+  def first(model, decay) -> Any:
     spec = {'peak': 1.0, 'rule': rule, 'decay': decay, 'clip': 0.0}
     tx, _ = optimizers.make(
       steps=2, schedule='constant', **optim.fitted(spec, model)
@@ -184,7 +184,7 @@ def test_eps_follows_the_gradients():
     steps=2, schedule='constant', **optim.fitted(spec, model)
   )
   gradients = jax.tree.map(lambda x: jnp.full(x.shape, 1e-3), params)
-  found = tx.update(gradients, tx.init(params), params)[0]
+  found: Any = tx.update(gradients, tx.init(params), params)[0]
   # g / (g + eps / growth): 4 of the width, 2 of the depth inside of blocks.
   for update, rate, growth in (
     (found['embed']['table'], 1, 4),
