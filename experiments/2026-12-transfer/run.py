@@ -142,12 +142,11 @@ def report(done: Sequence[Point]) -> None:
     }
     for kind in KINDS
   }
-  drift = {
-    kind: max(found.values()) / min(found.values())
-    if len(found) == len(WIDTHS) and None not in found.values()
-    else None
-    for kind, found in optima.items()
-  }
+  drift = {}
+  for kind, at in optima.items():
+    known = [rate for rate in at.values() if rate is not None]
+    whole = len(known) == len(WIDTHS)
+    drift[kind] = max(known) / min(known) if whole else None
   missing = [list(key(x)) for x in wanted() if key(x) not in {*map(key, done)}]
   hours = sum(x['seconds'] for x in done) / 3600
   result = {

@@ -20,7 +20,7 @@ ARGUMENTS = {
   LADDER: ('kneser_ney', 'elman', 'decoder,chinese', 't5', 'bert'),
   'bert/bert.py': ('base', 'large'),
   'gpt/gpt2.py': ('small', 'medium', 'large', 'xl'),
-  'gpt/transfer.py': ('64', '512'),
+  'gpt/transfer.py': ('512',),
   'rnn/wikitext2.py': ('elman', 'lstm', 'gru'),
   't5/t5.py': (
     'small',
