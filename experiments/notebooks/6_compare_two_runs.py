@@ -150,5 +150,4 @@ print(f'that is {gain / spread:.1f} standard deviations of the seed')
 # %% [markdown]
 # So: choose the number of seeds before you look, test once, and divide the
 # level by the number of ideas that you try. The page *For programs* of the
-# documentation has more of such rules. Next:
-# [pretrained weights](7_pretrained_weights.ipynb).
+# documentation has more of such rules.
