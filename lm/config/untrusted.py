@@ -129,6 +129,7 @@ _FACTORIES = {
   'lm.models.recurrent': ('make',),
   'lm.optim.optimizers': ('make',),
   'lm.optim.rules': ('adafactor', 'adamw', 'lion', 'muon', 'sgd'),
+  'lm.optim.transfer': ('rule',),
   'lm.reporting.to_tensorboard': ('make',),
   'lm.reporting.to_trackio': ('make',),
   'lm.reporting.to_wandb': ('make',),

@@ -102,12 +102,7 @@ def make(
   )
   vocabulary.embed(module.embedding, vocab, shared)  # checks it
   stacks = {name: side.stack for name, side in sides.items()}
-  depths = {len(x.unrolled().layers) for x in stacks.values()}
-  if shared.init.base_depth and len(depths) > 1:
-    raise ValueError(
-      'init.base_depth: depth transfers where encoder and decoder have one'
-      ' depth: set encoder.depth and decoder.depth alike, or base_depth=None'
-    )
+  deep = shared._replace(depth=_depth(stacks, shared))
 
   def start(params, batch, room):
     memory_BSD = cast(
@@ -136,8 +131,18 @@ def make(
     ),
     layouts={name: x.layers for name, x in stacks.items()},
     flops=flops,
-    growth=shared._replace(depth=max(depths)).growth,
+    growth=deep.growth,
   )
+
+
+def _depth(stacks: Mapping[str, stack.Stack], shared: parts.Shared) -> int:
+  depths = {len(x.unrolled().layers) for x in stacks.values()}
+  if shared.init.base_depth and len(depths) > 1:
+    raise ValueError(
+      'init.base_depth: depth transfers where encoder and decoder have one'
+      ' depth: set encoder.depth and decoder.depth alike, or base_depth=None'
+    )
+  return max(depths)
 
 
 def _side(

@@ -7,6 +7,10 @@ with numbers that come from outside. This works on the equations of the update,
 not on the settings of a function, so any optimizer can be given, and what it
 checks or computes in Python is as before.
 
+Equations of one line of code, which Python repeats for every parameter, have
+their numbers in common where these are equal: a program of hundreds of separate
+arguments takes three times as long to compile.
+
 What is no number of the equations stays a constant: 0, 1 and -1, which switch
 a stage off or are part of a formula, exponents of arrays, for which compilers
 have short forms, arrays, and what stands inside of loops and branches.
@@ -17,6 +21,7 @@ import dataclasses
 from functools import partial
 import hashlib
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +31,7 @@ import optax
 
 from lm import types
 
+_JAX = os.path.dirname(jax.__file__)
 # They switch something off, or are part of a formula.
 _CONSTANTS = (0.0, 1.0, float(np.iinfo(np.int32).max))
 _CALLS = ('jit', 'pjit')  # whose equations count as those of the caller
@@ -64,16 +70,16 @@ def take(
     compute the same with the same numbers.
   """
   closed = jax.make_jaxpr(tx.update)(params, state, params)
-  found = list(_numbers(closed.jaxpr))
+  found = dict(_literals(closed.jaxpr)).values()
   numbers = Numbers(
     np.asarray([x for x in found if x.dtype != np.int32], np.float32),
     np.asarray([x for x in found if x.dtype == np.int32], np.int32),
   )
 
   def rest(numbers: Numbers, *arguments: Any) -> Any:
-    new = _evaluate(
-      closed.jaxpr, closed.consts, jax.tree.leaves(arguments), _Given(numbers)
-    )
+    given = _given(closed.jaxpr, numbers)
+    leaves = jax.tree.leaves(arguments)
+    new = _evaluate(closed.jaxpr, closed.consts, leaves, given)
     return new, tx.init(arguments[0])
 
   lowered = jax.jit(rest).lower(numbers, params, state, params)
@@ -103,34 +109,34 @@ class Optimizer:
 
   def update(self, updates: Any, state: Any, params: Any = None) -> Any:
     """Updates with the numbers that are given."""
-    arguments, given = (updates, state, params), _Given(self.numbers)
+    arguments = updates, state, params
     closed, shapes = jax.make_jaxpr(self.tx.update, return_shape=True)(
       *arguments
     )
+    given = _given(closed.jaxpr, self.numbers)
     leaves = _evaluate(
       closed.jaxpr, closed.consts, jax.tree.leaves(arguments), given
     )
-    assert not [*given.floats, *given.integers], 'not the numbers of `take`'
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-class _Given:
-  """Hands numbers out, in the order of the equations."""
-
-  def __init__(self, numbers: Numbers):
-    self.floats, self.integers = iter(numbers.floats), iter(numbers.integers)
-
-  def next(self, dtype: np.dtype) -> Any:
-    """Returns the next number, as the type of the literal that it replaces."""
-    source = self.integers if dtype == np.int32 else self.floats
-    return next(source).astype(dtype)
+def _given(jaxpr: Any, numbers: Numbers) -> Iterator[Any]:
+  """Yields a number for each literal that is one, as the literal's type."""
+  floats, integers = iter(numbers.floats), iter(numbers.integers)
+  known: dict[Any, Any] = {}
+  for key, literal in _literals(jaxpr):
+    if key not in known:
+      source = integers if literal.dtype == np.int32 else floats
+      known[key] = next(source).astype(literal.dtype)
+    yield known[key]
+  assert not [*floats, *integers], 'not the numbers of `take`'
 
 
 def _evaluate(
   jaxpr: Any,
   constants: Any,
   arguments: Any,
-  given: _Given,
+  given: Iterator[Any],
 ) -> list[Any]:
   """Evaluates equations with given numbers; inner calls are inlined."""
   known = dict(zip(jaxpr.constvars, constants, strict=True))
@@ -141,7 +147,7 @@ def _evaluate(
       if not isinstance(atom, core.Literal):
         yield known[atom]
       elif _is_number(equation, place):
-        yield given.next(_dtype(atom))
+        yield next(given)
       else:
         yield atom.val
 
@@ -162,14 +168,41 @@ def _evaluate(
   ]
 
 
-def _numbers(jaxpr: Any) -> Iterator[np.ndarray]:
-  """Lists numbers in the order in which `_evaluate` asks for them."""
-  for equation in jaxpr.eqns:
+def _literals(
+  jaxpr: Any, outer: tuple[Any, ...] = ()
+) -> Iterator[tuple[Any, np.ndarray]]:
+  """Yields numbers in the order in which `_evaluate` takes them, with keys.
+
+  Equal keys stand for the same number in equations of the same code.
+
+  Args:
+    jaxpr: the equations.
+    outer: the place of the call that they are the inside of.
+  """
+  for n, equation in enumerate(jaxpr.eqns):
+    # Calls are kept from one trace to the next, with lines of the first.
+    here = (*outer, n) if outer else _lines(equation)
     for place, atom in enumerate(equation.invars):
       if isinstance(atom, core.Literal) and _is_number(equation, place):
-        yield np.asarray(atom.val, _dtype(atom))
+        value = np.asarray(atom.val, _dtype(atom))
+        kind = equation.primitive.name, place, str(value.dtype)
+        yield (here, kind, float(value)), value
     if equation.primitive.name in _CALLS:
-      yield from _numbers(equation.params['jaxpr'].jaxpr)
+      yield from _literals(equation.params['jaxpr'].jaxpr, here)
+
+
+def _lines(equation: Any) -> tuple[Any, ...]:
+  """Lists the lines of code that made an equation, without those of jax."""
+  traceback = equation.source_info.traceback
+  frames = traceback.frames if traceback else ()
+  return (
+    '',
+    *(
+      (x.file_name, x.line_num)
+      for x in frames
+      if not x.file_name.startswith(_JAX)
+    ),
+  )
 
 
 def _dtype(literal: Any) -> np.dtype:

@@ -5,7 +5,7 @@ A rule is added as a function that returns a `Rule`; a config names it by
 """
 
 from collections.abc import Callable
-import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -241,10 +241,7 @@ def muon(
   def size(path: str, update: jax.Array) -> jax.Array:
     found = masks.dimensions(path, matrices)
     assert found is not None
-    rows, columns = (
-      functools.reduce(lambda n, d: n * update.shape[d], dims, 1)
-      for dims in found
-    )
+    rows, columns = (math.prod(update.shape[d] for d in dims) for dims in found)
     if update_rms:
       return update * (update_rms * max(rows, columns) ** 0.5)
     return update * max(1, columns / rows) ** 0.5
@@ -257,9 +254,6 @@ def muon(
     if 'muon' not in jax.tree.leaves(found):
       raise ValueError('optim.rule.matrices: no parameter matches; add a row')
     return found
-
-  def rest(params: types.Params) -> Any:
-    return jax.tree.map(lambda label: label == 'adam', labels(params))
 
   orthogonal = contrib.scale_by_muon(
     _NEWTON_SCHULZ,
@@ -283,8 +277,10 @@ def muon(
       return 'element'
     return 'matched' if update_rms else 'spectral'
 
-  return Rule(
-    scale,
-    lambda peak: optax.masked(optax.scale(adam_peak / peak), rest),
-    update_size,
-  )
+  def rates(peak: float) -> optax.GradientTransformation:
+    return optax.masked(
+      optax.scale(adam_peak / peak),
+      lambda params: jax.tree.map(lambda x: x == 'adam', labels(params)),
+    )
+
+  return Rule(scale, rates, update_size)

@@ -31,7 +31,7 @@ from lm.runtime import logins, regular_files
 NAME = 'writers.json'
 _CLOSE_SECONDS = 20.0
 # Of each name in `log.to`: its package, the extra that installs it, its door.
-_KNOWN = {
+KNOWN = {
   'tensorboard': ('tensorboardX', 'lm.reporting.to_tensorboard:make'),
   'trackio': ('trackio', 'lm.reporting.to_trackio:make'),
   'wandb': ('wandb', 'lm.reporting.to_wandb:make'),
@@ -83,12 +83,12 @@ def check(c: config.Config) -> None:
     config.ConfigError: one is unknown, or its package is not installed.
   """
   for name in c.log.to:
-    if name not in _KNOWN:
+    if name not in KNOWN:
       raise config.ConfigError(
-        f'log.to: {name!r} is unknown: give some of {", ".join(_KNOWN)}, or a'
+        f'log.to: {name!r} is unknown: give some of {", ".join(KNOWN)}, or a'
         ' function of yours as log.writer'
       )
-    package, _ = _KNOWN[name]
+    package, _ = KNOWN[name]
     if importlib.util.find_spec(package) is None:
       raise config.ConfigError(
         f'log.to: {name} needs {package}, which is not installed: '
@@ -115,7 +115,7 @@ class Writers:
     """
     self._path = folder / NAME
     self._writers: dict[str, Writer] = {}
-    specs = {name: {'fn': _KNOWN[name][1]} for name in c.log.to}
+    specs = {name: {'fn': KNOWN[name][1]} for name in c.log.to}
     if c.log.writer is not None:
       specs[c.log.writer['fn']] = c.log.writer
     if not specs:

@@ -45,6 +45,15 @@ def updates(tx, count=3):
   return new, state
 
 
+def test_more_parameters_have_no_more_numbers():
+  many = {f'layers_{n}': PARAMS['layers']['0'] for n in range(9)}
+  like = jax.eval_shape(lambda: many)
+  tx = made()
+  found, _ = numbers.take(tx, like, jax.eval_shape(tx.init, like))
+  own, _ = taken(tx)
+  assert len(found.floats) == len(own.floats) < 20
+
+
 def own_rule(*, beta: float = 0.5, power: float = 0.25) -> rules.Rule:
   """A researcher's rule: checks and computes in Python, and knows nothing."""
   if not 0 < beta < 1:
