@@ -139,6 +139,20 @@ def test_plain_lines_tell_changes_alone():
   ]
 
 
+class Closed(io.StringIO):
+  def write(self, text: str) -> int:
+    raise BrokenPipeError
+
+  def flush(self) -> None:
+    raise BrokenPipeError
+
+
+def test_a_sweep_goes_on_when_nobody_reads():
+  table = live.Table(Closed())
+  table.say('a line')
+  table.draw(views('running'))
+
+
 class Terminal(io.StringIO):
   def isatty(self) -> bool:
     return True
