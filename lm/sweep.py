@@ -31,6 +31,7 @@ _ASKED = (
   request_lib.parse(sys.argv[1:], *_HELP) if __name__ == '__main__' else None
 )
 
+import os
 from pathlib import Path
 import shlex
 
@@ -251,7 +252,10 @@ def main(argv: list[str]) -> None:
   shown = live.Table()
   found = run(asked, shown.draw, shown.say)
   if found.rows:
-    print(results.text(found.table), flush=True)
+    try:
+      print(results.text(found.table), flush=True)
+    except BrokenPipeError:  # nobody reads, and Python writes again at its end
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     shown.say(f'{asked.workdir}: table.csv, table.md, table.json, plot.png')
   _check_failed(found.rows)
 

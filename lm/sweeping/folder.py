@@ -100,7 +100,7 @@ class Folder:
         raise TypeError
       if any(Path(name).name != name for name in found['points']):
         raise ValueError
-      return found
+      return found | {'points': _with_tuples(found['points'])}
     except FileNotFoundError:
       return None
     except (
@@ -194,6 +194,15 @@ class Folder:
       self.path / OUTCOMES, {'name': name, **outcome._asdict()}
     )
     return outcome
+
+
+def _with_tuples(value: Any) -> Any:
+  """Makes tuples of lists: a config has those, and JSON has these."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(x) for key, x in value.items()}
+  if isinstance(value, list):
+    return tuple(map(_with_tuples, value))
+  return value
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """The live table of a sweep: redrawn on a terminal, plain lines elsewhere."""
 
 from collections.abc import Sequence
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -86,12 +87,17 @@ class Table:
       self._redraw(views)
     else:
       self._print(views)
-    self._stream.flush()
 
   def say(self, line: str) -> None:
     """Prints a line of its own, above the table."""
-    self._stream.write(self._up() + line + '\n')
-    self._stream.flush()
+    self._write(self._up() + line + '\n')
+
+  def _write(self, text: str) -> None:
+    # The runs go on when nobody reads any more, as after `| head` or where the
+    # terminal was closed.
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
+      self._stream.flush()
 
   def _up(self) -> str:
     """Goes to the table's first row, and clears what follows."""
@@ -111,7 +117,7 @@ class Table:
     lines = [*text.split('\n'), left_out + summary(views)]
     # The terminal would break a wider line, and the count of rows be wrong.
     lines = [line[: size.columns - 1] for line in lines]
-    self._stream.write(self._up() + '\n'.join(lines) + '\n')
+    self._write(self._up() + '\n'.join(lines) + '\n')
     self._height = len(lines)
 
   def _print(self, views: Sequence[View]) -> None:
@@ -129,7 +135,7 @@ class Table:
       words += [f'loss {row["loss"]}'] if row['loss'] else []
       words += [f'ETA {row["ETA"]}'] if row['ETA'] else []
       words += [row['note']] if row['note'] else []
-      self._stream.write('  '.join(words) + '\n')
+      self._write('  '.join(words) + '\n')
 
 
 def _rank(row: dict[str, Any]) -> int:

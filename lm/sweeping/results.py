@@ -106,8 +106,9 @@ def table(
 ) -> list[Row]:
   """Sums up the runs of each point, the best point first.
 
-  Points whose runs took all their steps come before those that were ended at a
-  rung, later rungs first, and points without the metric come last.
+  Points whose runs are all done come first. Then come those of which a run has
+  failed or is not finished, whose metrics are of earlier steps; those that were
+  ended at a rung, later rungs first; and those without the metric.
 
   Args:
     rows: of the runs.
@@ -127,12 +128,12 @@ def table(
   found = [_summary(group, columns, metric) for group in groups.values()]
   sign = -1.0 if higher else 1.0
 
-  def place(row: Row) -> tuple[bool, bool, int, float]:
+  def place(row: Row) -> tuple[bool, bool, bool, int, float]:
     x = float(row.get(metric, math.nan))
     ended = row['state'].startswith('ended')
     rung = -row['step'] if ended else 0
-    finite = math.isfinite(x)
-    return not finite, ended, rung, sign * x if finite else 0.0
+    finite, done = math.isfinite(x), row['state'] == 'done'
+    return not finite, ended, not done, rung, sign * x if finite else 0.0
 
   return sorted(found, key=place)
 

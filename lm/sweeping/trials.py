@@ -106,6 +106,11 @@ def make(
   for n, point in enumerate(points, 1):
     if not isinstance(point, Mapping):
       raise config.ConfigError(f'point {n}: {point!r} is no dict of keys')
+    for key in point:
+      if not isinstance(key, str):
+        raise config.ConfigError(
+          f"point {n}: the key {key!r} is no string, such as 'optim.peak'"
+        )
     where = f'point {n} ({spell(point)})'
     if both := common.keys() & point.keys():
       raise config.ConfigError(
@@ -185,7 +190,9 @@ def _name(
   parts = []
   for key in order:
     label = _OTHER.sub('-', labels[key])
-    value = _OTHER.sub('-', str(changed[key])).strip('-')
+    value = str(changed[key])
+    if not exact:
+      value = _OTHER.sub('-', value).strip('-')
     parts.append(f'{label}={value}')
   name = '_'.join(parts)
   if exact and len(name) <= _LONGEST:

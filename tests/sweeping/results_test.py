@@ -71,12 +71,16 @@ def test_the_best_come_first_and_what_did_not_go_on_last():
     row(0.4, 0, None, state='failed', step=0),
     row(0.5, 0, 5.0, state='ended at 20', step=20),
     row(0.6, 0, math.nan),
+    row(0.7, 0, 0.5, state='failed', step=9),
+    row(0.8, 0, 0.7, state='unfinished', step=9),
+    row(0.8, 1, 0.7),
   ]
   for higher, first in ((False, [0.3, 0.1]), (True, [0.1, 0.3])):
     found = results.table(rows, ['optim.peak'], 'loss_nats', higher)
     peaks = [x['optim.peak'] for x in found]
-    assert peaks[:4] == [*first, 0.5, 0.2]
-    assert {*peaks[4:]} == {0.4, 0.6}
+    # Metrics of a run that is not at its end say little.
+    assert peaks[:2] == first and {*peaks[2:4]} == {0.7, 0.8}
+    assert peaks[4:6] == [0.5, 0.2] and {*peaks[6:]} == {0.4, 0.6}
 
 
 def test_columns_are_the_keys_that_differ():
@@ -133,6 +137,20 @@ def test_plain_lines_tell_changes_alone():
     'r0  done  step 5/10  loss 2.5000',
     'r1  failed  step 5/10  loss 2.5000',
   ]
+
+
+class Closed(io.StringIO):
+  def write(self, text: str) -> int:
+    raise BrokenPipeError
+
+  def flush(self) -> None:
+    raise BrokenPipeError
+
+
+def test_a_sweep_goes_on_when_nobody_reads():
+  table = live.Table(Closed())
+  table.say('a line')
+  table.draw(views('running'))
 
 
 class Terminal(io.StringIO):

@@ -6,9 +6,12 @@ depends on what happened on the way.
 
 import csv
 import json
+import os
 from pathlib import Path
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -149,6 +152,25 @@ def test_what_is_done_is_skipped_and_points_can_be_added(
     f'{workdir}: its sweep has another base config: batch_size: 4 -> 8: use '
     'another --workdir'
   )
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_well_when_nobody_reads(data, finished, tmp_path):
+  """A failure means that `| head` ends a sweep."""
+  workdir = tmp_path / 'a'
+  shutil.copytree(finished[0], workdir)
+  reader, writer = os.pipe()
+  os.close(reader)
+  words = flags(data, workdir)
+  process = subprocess.run(
+    [sys.executable, '-m', 'lm.sweep', *words],
+    cwd=programs.ROOT,
+    stdout=writer,
+    stderr=writer,
+    check=False,
+  )
+  os.close(writer)
+  assert process.returncode == 0
 
 
 @pytest.mark.slow

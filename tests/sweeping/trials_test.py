@@ -74,6 +74,8 @@ def test_values_that_a_name_cannot_hold_have_names_of_their_own(base):
   found = names(base, *points.values('tokenizer.path', paths))
   assert len({x.lower() for x in found}) == len(paths)
   assert found[1] == 'tokenizer.path=a-b'
+  found = names(base, *points.values('tokenizer.path', ['a', '-a', 'a-', '-']))
+  assert len(set(found)) == 4, found
 
 
 def test_the_flags_of_a_run_load_its_config(base):
@@ -113,6 +115,9 @@ def test_errors_name_the_point_and_the_key(base):
   )
   assert error(base, fine, {'batch_size': 6, 'microbatches': 4}).startswith(
     'point 2 (batch_size=6, microbatches=4): microbatches: 4 does not divide'
+  )
+  assert error(base, {0.001: 'optim.peak'}) == (
+    "point 1: the key 0.001 is no string, such as 'optim.peak'"
   )
   assert error(base, {'steps': 50}) == (
     'point 1 (steps=50): --config.steps sets that key for all: leave one out'
