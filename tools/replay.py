@@ -105,6 +105,7 @@ def _assemble(
   """
   meta = manifest.verify(workdir, start)['meta']
   c, named = config.read_untrusted(last['config']), {}
+  config.complete(c)
   if data is not None:
     named = config.data_folder.paths(c, data)
   with c.unlocked():

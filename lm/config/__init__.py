@@ -27,7 +27,7 @@ from lm.config import data_folder
 from lm.config.exit_codes import EXIT_CODES, exit_code_help, last_line
 from lm.config.files import find, load, optional, store
 from lm.config.hints import is_tree
-from lm.config.keys import check_complete
+from lm.config.keys import check_complete, complete
 from lm.config.messages import ConfigError, did_you_mean
 from lm.config.overrides import override
 from lm.config.programs import (
@@ -71,6 +71,7 @@ __all__ = [
   'check',
   'check_complete',
   'check_files',
+  'complete',
   'data_folder',
   'did_you_mean',
   'diff',

@@ -120,9 +120,12 @@ def _run(
 def _read(path: Path, is_build: bool) -> Config:
   named = untrusted.STAGES if is_build else untrusted.FACTORIES
   try:
-    return untrusted.read_untrusted(path.read_text(encoding='utf-8'), named)
+    c = untrusted.read_untrusted(path.read_text(encoding='utf-8'), named)
   except (ConfigError, UnicodeDecodeError, OSError) as error:
     raise ConfigError(f'{path}: {error}') from error
+  if not is_build:
+    keys.complete(c)
+  return c
 
 
 def _file(path: str | Path) -> tuple[str, str | None, Path]:

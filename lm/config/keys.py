@@ -102,6 +102,19 @@ TYPES = {
   'evaluate.steps': Key(Literal['last'] | int | Sequence[int] | None),
   'sharding.*': Key(_Axis | Sequence[_Axis] | None),
 }
+# What stands for keys that are newer than some runs: what these runs did, as
+# far as they did anything. It is the same in configs/base.py.
+NEWER = {
+  'log.to': (),
+  'log.project': 'lm',
+  'log.name': None,
+  'log.writer': None,
+  'log.norms_every': 0,
+  'profile': (),
+  'watchdog.factor': 20.0,
+  'watchdog.least_seconds': 300.0,
+  'watchdog.first_seconds': 14400.0,
+}
 _SECTIONS = {key.partition('.')[0] for key in TYPES if '.' in key}
 
 
@@ -140,6 +153,28 @@ def check_known(tree: Any) -> None:
       if find(f'{name}.{part}') is None:
         hint = messages.did_you_mean(f'{name}.{part}', known)
         raise ConfigError(f'unknown key {name}.{part}{hint}')
+
+
+def complete(tree: Any) -> None:
+  """Adds the keys that the config of an older run does not have.
+
+  Args:
+    tree: a config, which is changed; one that lacks other keys is no run's, and
+      stays as it is.
+  """
+  names, newer = (
+    {key.partition('.')[0] for key in table} for table in (TYPES, NEWER)
+  )
+  if not names - newer <= {*tree}:
+    return
+  with tree.unlocked():
+    for key, value in NEWER.items():
+      section, _, name = key.rpartition('.')
+      if section and section not in tree:
+        tree[section] = {}
+      part = tree[section] if section else tree
+      if name not in part:
+        part[name] = value
 
 
 def check_complete(tree: Any) -> None:

@@ -369,10 +369,12 @@ class ProcessGroup:
   ) -> NoReturn:
     """Ends this process with the line of an error, after a last deed."""
     self._closed.set()  # the others may end at any moment, which is no news
-    last()
-    if not self._ending.acquire(timeout=GRACE_SECONDS):
-      os._exit(error.exit_code)  # the main thread hangs while it ends
-    exit_with(str(error), error.exit_code)
+    try:
+      last()
+    finally:
+      if not self._ending.acquire(timeout=GRACE_SECONDS):
+        os._exit(error.exit_code)  # the main thread hangs while it ends
+      exit_with(str(error), error.exit_code)
 
   def _frozen(self) -> str:
     """Returns a message if this process stood still for too long, else ''.
@@ -446,5 +448,11 @@ def describe(index: int) -> str:
 
 def exit_with(text: str, code: int) -> NoReturn:
   """Prints one line and ends, whatever other threads are waiting for."""
-  os.write(2, f'{config.last_line(text, code)}\n'.encode())
-  os._exit(code)
+  line = f'{config.last_line(text, code)}\n'.encode()
+  try:
+    # A pipe that nobody reads must not hold this up.
+    thread = threading.Thread(target=os.write, args=(2, line), daemon=True)
+    thread.start()
+    thread.join(GRACE_SECONDS)
+  finally:
+    os._exit(code)

@@ -21,12 +21,10 @@ SIGSTOP makes a step longer. What has a deadline of its own keeps it: batches
 """
 
 import collections
-import faulthandler
 import os
 from pathlib import Path
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from typing import Any, NamedTuple
@@ -161,7 +159,7 @@ class Watchdog:
           self._suspect()
       if self._group.leads and self._others_wait():
         self._suspect()
-      if self._decision:
+      if self._decision and not self._over:
         self._group.end(Hung(self._decision), self._dump)
 
   def _suspect(self) -> None:
@@ -233,16 +231,7 @@ class Watchdog:
   def _dump(self) -> None:
     """Prints the stacks of all threads, and stores them."""
     # A pipe that nobody reads, or storage that hangs, must not hold this up.
-    # And `faulthandler` writes while it holds Python's lock: to a file in
-    # local memory first.
-    with tempfile.TemporaryFile() as file:
-      for thread in threading.enumerate():
-        line = f'{thread.name}: thread {thread.ident or 0:#018x}\n'
-        file.write(line.encode())
-      file.flush()
-      faulthandler.dump_traceback(file, all_threads=True)
-      file.seek(0)
-      text = file.read()
+    text = _stacks()
     for write in (_print, self._store):
       thread = threading.Thread(target=write, args=(text,), daemon=True)
       thread.start()
@@ -260,16 +249,35 @@ class Watchdog:
       _print(f'{path}: cannot be written: {error}\n'.encode())
 
 
+def _stacks() -> bytes:
+  """Lists where all threads stand; needs no file, as the disk may be full."""
+  names = {x.ident: x.name for x in threading.enumerate()}
+  lines = []
+  for thread, frame in sys._current_frames().items():
+    lines.append(f'{names.get(thread, "unnamed")}: thread {thread:#018x}')
+    place = frame
+    while place is not None:
+      code = place.f_code
+      lines.append(
+        f'  File "{code.co_filename}", line {place.f_lineno} in {code.co_name}'
+      )
+      place = place.f_back
+  return '\n'.join([*lines, '']).encode(errors='backslashreplace')
+
+
 def _print(text: bytes) -> None:
   while text:
     text = text[os.write(2, text) :]
 
 
 def _is_in_debugger() -> bool:
-  """Tells whether somebody looks at the main thread in pdb."""
+  """Tells whether somebody looks at the main thread in a debugger.
+
+  That is pdb and what is built on it, or debugpy of VS Code and PyCharm's.
+  """
   frame = sys._current_frames().get(threading.main_thread().ident or 0)
   while frame is not None:
-    if frame.f_globals.get('__name__') == 'bdb':
+    if frame.f_globals.get('__name__') in ('bdb', 'pydevd'):
       return True
     frame = frame.f_back
   return False

@@ -315,3 +315,18 @@ def test_a_hint_names_only_what_is_there():
   spec = {'fn': 'lm.optim.optimizers:make', 'peak': 1e-3, 'learning_rate': 1.0}
   text = refused(lambda: config.build(spec, steps=3))
   assert text.endswith('has no parameter learning_rate; did you mean peak?')
+
+
+def test_an_older_run_gets_the_keys_that_it_lacks():
+  """They stand for what configs/base.py says."""
+  want = base.get_config()
+  flat = config.flatten(want)
+  assert keys.NEWER == {key: flat[key] for key in keys.NEWER}
+  old = want.copy_and_resolve_references().unlock()
+  for key in ('log', 'profile', 'watchdog'):
+    del old[key]
+  config.complete(old)
+  assert config.to_json(old) == config.to_json(want)
+  del old['log']['to'], old['steps']
+  config.complete(old)  # it is no run's
+  assert 'to' not in old['log']

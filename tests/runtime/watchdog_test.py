@@ -119,6 +119,36 @@ def test_who_stands_in_a_debugger_is_left_alone(started):
   assert process.returncode == 0
 
 
+@pytest.mark.process
+def test_a_run_in_the_debugger_of_an_editor_is_left_alone(started):
+  looks = 'exec("time.sleep(1.5)", {"__name__": "pydevd", "time": time})'
+  assert end(started(looks)) == (0, '')
+
+
+@pytest.mark.process
+def test_a_full_disk_keeps_no_run_that_hangs(started):
+  """Not even a temporary file can be written."""
+  none = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))'
+  code, error = end(started(f'{none}; time.sleep(100)'))
+  assert code == 10 and 'in <module>' in error
+  assert error.splitlines()[-1].startswith('error: step 10: a step has taken')
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize('is_full', [True, False])
+def test_a_stderr_that_takes_nothing_keeps_no_run_that_hangs(started, is_full):
+  """Nobody reads the pipe, or it is closed."""
+  full = 'os.set_blocking(2, False); [os.write(2, bytes(1024)) for _ in range('
+  full = (
+    f'import os; {full}64)]; os.set_blocking(2, True)'
+    if is_full
+    else 'import os; os.close(2)'
+  )
+  process = started(f'{full}; time.sleep(100)')
+  assert process.wait(programs.PATIENCE_SECONDS) == 10
+
+
 @pytest.fixture
 def watch(tmp_path):
   """A watchdog that judges; the thread that watches is not started."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from lm import config, train
+from lm import checkpoint, config, train
 from lm.runtime import devices
-from lm.training import setup
+from lm.training import run_checks, setup
 from tests import programs
 from tools import replay
 
@@ -112,3 +112,28 @@ def test_the_program_prints_its_cause(data, alone, start):
   assert process.wait() == 0, process.text()
   assert process.text().splitlines()[-1] == 'data'
   assert start('tools.replay', [str(alone), '--step=5']).error(2)
+
+
+@pytest.mark.parametrize('key', ['log', 'watchdog'])
+def test_a_run_of_an_older_version_is_replayed_and_goes_on(
+  tiny, data, tmp_path, monkeypatch, key
+):
+  """It was made before there was a key."""
+  written = config.to_json
+
+  def older(c):
+    found = json.loads(written(c))
+    found.pop(key, None)
+    return json.dumps(found)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(config, 'to_json', older)
+    patch.setattr(run_checks, 'same_everywhere', lambda *_: None)
+    train.train(tiny(), tmp_path / 'run')
+  file = tmp_path / 'run' / 'config.json'
+  assert key not in json.loads(file.read_text())
+  monkeypatch.setenv('LM_TRUST', f'tests,{data}/')
+  assert replay.replay(tmp_path / 'run', 6) == ('data', [])
+  changes = {'steps': '15', 'allow': "('steps','optim')"}
+  train.train(config.load(file, changes), tmp_path / 'run')
+  assert checkpoint.steps(tmp_path / 'run')[-1] == 15
