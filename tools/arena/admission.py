@@ -79,7 +79,9 @@ def new(folder: Path, given: NewBoard) -> board_lib.Board:
     raise config.ConfigError(f'{folder}: is a board already: name another')
   if not given.sealed.is_dir():
     raise config.ConfigError(f'--sealed={given.sealed}: no such folder')
-  about = describe(given.config, given.overrides, given.data, None, [])
+  about = describe(
+    given.config, given.overrides, given.data, None, given.trusted
+  )
   c = _with_absolute_paths(config.from_json(about['config']))
   if given.evaluator not in c.evals:
     raise config.ConfigError(

@@ -155,7 +155,7 @@ class Board:
 
   @property
   def is_ready(self) -> bool:
-    """Whether the baseline has all its runs."""
+    """Tells that the baseline has all its runs."""
     return len(self.baseline.losses.valid) >= self.rules.baseline_runs
 
   @property
