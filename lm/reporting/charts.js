@@ -35,6 +35,11 @@ function color(name) {
   return found;
 }
 
+// Metrics and keys have any name, such as one of what all objects inherit.
+function own(object, name) {
+  return object && Object.hasOwn(object, name) ? object[name] : undefined;
+}
+
 function look(n) {
   return {color: color(`c${n % COLORS}`), symbol: SYMBOLS[n % COLORS],
     dash: DASHES[Math.floor(n / COLORS) % DASHES.length]};
@@ -113,18 +118,18 @@ function curves(chart) {
   data.recipes.forEach((recipe, n) => {
     if (hidden.has(n)) return;
     const style = look(n), label = `${recipe.letter} ${plain(recipe.label)}`;
-    const own = data.runs.filter(run => run.recipe === n);
-    for (const run of own) {
-      const curve = run.curves[chart.metric];
+    const runs = data.runs.filter(run => run.recipe === n);
+    for (const run of runs) {
+      const curve = own(run.curves, chart.metric);
       if (curve && !crowded) {
         const folder = run.name.split('/').filter(Boolean).pop();
         traces.push(line(curve, run, `${recipe.letter} ${plain(folder)}`,
           {...style, dash: 'solid'}, 0.8, 0.45));
       }
     }
-    const mean = recipe.means[chart.metric];
-    const first = own.find(run => run.clock.step) || own[0];
-    const many = own.length > 1 ? `, mean of ${own.length}` : '';
+    const mean = own(recipe.means, chart.metric);
+    const first = runs.find(run => run.clock.step) || runs[0];
+    const many = runs.length > 1 ? `, mean of ${runs.length}` : '';
     if (mean) traces.push(line(mean, first, label + many, style, 2, 1));
   });
   const type = on => on ? 'log' : 'linear';
@@ -146,7 +151,7 @@ function curves(chart) {
 function results(chart) {
   const found = [];
   data.recipes.forEach((recipe, n) => {
-    const one = (recipe.estimates[chart.evaluator] || {})[chart.metric];
+    const one = own(own(recipe.estimates, chart.evaluator), chart.metric);
     if (!hidden.has(n) && one && one.value !== null) {
       found.push({n, recipe, one, style: look(n),
         seeds: recipe.seeds[chart.evaluator][chart.metric]});

@@ -55,7 +55,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-family: inherit !important; }
 .grid { display: grid; gap: 1.4rem 2rem;
   grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
-ul { font-size: .88rem; padding-left: 1.2rem; }
+ul { font-size: .88rem; padding-left: 1.2rem; overflow-wrap: anywhere; }
 @media print { :root { color-scheme: light; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .wide { overflow: visible; } h2 { break-after: avoid; }

@@ -18,6 +18,7 @@ from tools.arena import evidence, procedure, simulation
 ROOT = Path(__file__).resolve().parents[2]
 BANKS = ROOT / 'experiments/2026-12-arena-nulls'
 RULES = procedure.DEFAULT
+FIRST = evidence.granted(RULES.level, 1, 1)  # level of a board's first test
 PROPOSALS = 200
 EFFECT = 0.02  # nearly three deviations of the runs in `bank`
 
@@ -90,6 +91,11 @@ def test_the_level_is_enough_for_a_stream_without_end():
   assert sum(shares) < 1 and min(shares) > 0
   assert sum(shares) == pytest.approx(1 - 1 / math.log2(20_001))
   assert shares == sorted(shares, reverse=True)
+  baselines = [
+    sum(evidence.granted(0.05, k, n) for n in range(1, 1000))
+    for k in range(1, 200)
+  ]
+  assert 0.04 < sum(baselines) < 0.05
 
 
 def test_it_accepts_at_the_level_at_most_however_often_one_looks(seed):
@@ -117,13 +123,29 @@ def test_spread_alone_is_no_win(seed):
     )
     trial = procedure.Trial(EFFECT)
     while True:
-      found = procedure.action(RULES, losses, trial, 1)
+      found = procedure.action(RULES, losses, trial, FIRST)
       if isinstance(found, procedure.Decision):
         break
       drawn = (*getattr(trial, found), rng.normal(1, 0.014))
       trial = trial._replace(**{found: drawn})
     accepted += found.is_accepted
   assert accepted <= 300 * 0.05
+
+
+def test_a_gain_of_the_mean_has_the_level_of_its_test(seed):
+  """One that a t-test at 5 % lets through does not become a baseline."""
+  rng = np.random.default_rng(seed)
+  baseline_B, noise_P = rng.normal(1, 0.007, (2, 32))
+  noise_P -= noise_P.mean() - baseline_B.mean()
+  error = math.sqrt((baseline_B.var(ddof=1) + noise_P.var(ddof=1)) / 32)
+  losses = procedure.Losses(tuple(baseline_B), tuple(baseline_B))
+  for errors, is_accepted in ((2.0, False), (6.0, True)):
+    trial = procedure.Trial(
+      EFFECT, (0.96,), (0.96,) * 8, tuple(noise_P - errors * error)
+    )
+    found = procedure.action(RULES, losses, trial, FIRST)
+    assert isinstance(found, procedure.Decision)
+    assert (found.stage, found.is_accepted) == ('confirming', is_accepted)
 
 
 def test_bounds_agree_with_the_decision_and_hold(seed):
@@ -185,7 +207,8 @@ def test_a_true_gain_of_one_percent_is_found(seed):
   draw, tests, gain = draws(bank, seed), 9, 0.01
   sealed = np.array([x for _, x in bank])
   size = gain * sealed.mean() / sealed.std(ddof=1)
-  expected, runs = procedure.power(RULES, round(float(size), 1), tests + 1)
+  level = evidence.granted(RULES.level, 1, tests + 1)
+  expected, runs = procedure.power(RULES, round(float(size), 1), level)
   assert expected >= RULES.power
   boards = [
     simulation.board(RULES, draw, 1, gain, gain=gain, tests=tests)
@@ -210,6 +233,6 @@ def test_screening_needs_more_runs_for_smaller_effects():
 
 
 def test_a_small_effect_has_no_power():
-  assert procedure.power(RULES, 0.5, 1)[0] < 0.5
-  least = procedure.smallest_effect(RULES, 1)
+  assert procedure.power(RULES, 0.5, FIRST)[0] < 0.5
+  least = procedure.smallest_effect(RULES, FIRST)
   assert least is not None and 1.2 < least < 2.2

@@ -329,7 +329,8 @@ def test_a_proposal_can_be_withdrawn(ready, fake):
   assert len(fake.trained) == count
   board = board_lib.Board(ready)
   assert board.find('a').decision['stage'] == 'withdrawn'
-  assert board.next_test == 2, 'what its test has spent stays spent'
+  assert board.baseline.tests == 1, 'what its test has spent stays spent'
+  assert board.status()['spent'] == board.find('a').level > board.next_level
   with pytest.raises(config.ConfigError, match='is decided already'):
     arena.main(['withdraw', str(ready), 'a'])
 
@@ -437,10 +438,41 @@ def test_what_a_patch_may_touch(name, say):
   patch = PATCH.format(name, *shown.stdout.splitlines()[:3])
   arguments = state.root, state.commit, [patch], proposals.PATHS
   if say is None:
-    assert proposals.check_patch(*arguments) == [name]
+    assert proposals.check_patch(*arguments)[0] == [name]
     return
   with pytest.raises(proposals.Refused, match=say):
     proposals.check_patch(*arguments)
+
+
+LINK = """diff --git a/lm/layers/link b/lm/layers/link
+new file mode 120000
+--- /dev/null
++++ b/lm/layers/link
+@@ -0,0 +1 @@
++../evals
+\\ No newline at end of file
+"""
+
+
+@pytest.mark.process
+def test_how_a_patch_is_written_does_not_count():
+  state = code_state.of(programs.ROOT)
+  if state is None:
+    pytest.skip('needs the repository of lm')
+  name = 'lm/layers/norms.py'
+  lines = runs.checkout.git(
+    state.root, 'show', f'{state.commit}:{name}'
+  ).splitlines()
+  short = PATCH.format(name, *lines[:3])
+  more = ''.join(f' {line}\n' for line in lines[3:6])
+  long = short.replace('-1,3 +1,4', '-1,6 +1,7') + more
+  digests = set()
+  for patch in (short, long):
+    arguments = state.root, state.commit, [patch], proposals.PATHS
+    digests.add(proposals.digest('', {}, proposals.check_patch(*arguments)[1]))
+  assert len(digests) == 1
+  with pytest.raises(proposals.Refused, match='no patch may make a link'):
+    proposals.check_patch(state.root, state.commit, [LINK], proposals.PATHS)
 
 
 @pytest.mark.slow

@@ -190,6 +190,20 @@ def test_a_thinned_curve_keeps_what_stands_out():
   assert 'means' not in curves.thinned({1: 0.5, 2: 0.25}, 100)
 
 
+def test_a_mean_has_the_steps_of_all_seeds(tmp_path):
+  """Where a seed has ended early, a mean of the others would be a jump."""
+  runs = [
+    report_runs.write(tmp_path / f'{seed}', seed=seed, lines=lines)
+    for seed, lines in enumerate((60, 30))
+  ]
+  report.main([*map(str, runs), f'--output={tmp_path / "page.html"}'])
+  data = data_of((tmp_path / 'page.html').read_text())
+  means = data['recipes'][0]['means']
+  assert means['loss_nats']['step'][-1] == 300
+  # lm.evaluate was at 300 and 600 of one, and at 150 and 300 of the other.
+  assert means['valid/loss_nats']['step'] == [300]
+
+
 def test_a_clock_takes_what_a_run_says(tmp_path):
   lines = [
     {'step': n, 'tokens': 100 * n, 'flops': 7e9 * n, 'seconds': 2.0 * n}
@@ -485,6 +499,16 @@ def test_tokens_have_their_losses_and_maps_are_drawn(inspected, opened):
   assert attention.evaluate('x => x.data[0].z.length') == 5
 
 
+def test_a_fold_of_a_stranger_is_text(tmp_path):
+  folder = report_runs.write(tmp_path / 'a', evaluated=False)
+  c = json.loads((folder / 'config.json').read_text())
+  c['data']['held_out'] = '<img src=x>'
+  (folder / 'config.json').write_text(json.dumps(c))
+  report.main([str(folder), f'--output={tmp_path / "page.html"}'])
+  page = (tmp_path / 'page.html').read_text()
+  assert '<img' not in page and 'fold &lt;img' in page
+
+
 def test_names_of_strangers_are_text(tmp_path, opened):
   """Names are text wherever they stand: in tables, data and hovers."""
   hostile = HOSTILE.replace('/', '\u2215')  # no folder has a slash
@@ -493,14 +517,19 @@ def test_names_of_strangers_are_text(tmp_path, opened):
   report_runs.write(tmp_path / 'b', lines=9, init_from=HOSTILE)
   with (tmp_path / 'b' / 'metrics.jsonl').open('a') as file:
     file.write(report_runs.line({'step': 90, HOSTILE: 0.5}))
+    # Every object of JavaScript has something of this name.
+    file.write(report_runs.line({'step': 90, 'constructor': 0.5}))
   out = tmp_path / 'page.html'
   report.main([str(tmp_path), f'--output={out}'])
-  page = opened(out)
+  page = opened(out, width=360)
   page.locator('summary').click()
   figures = page.locator('figure')
   for n in range(figures.count()):
     figures.nth(n).scroll_into_view_if_needed()
     figures.nth(n).locator('.main-svg').first.wait_for()
+  # Long names of folders wrap, also where they are not in a table.
+  assert page.evaluate('document.documentElement.scrollWidth') == 360
+  page.locator('#controls').get_by_label('against').select_option('tokens')
   shown = [told(page, 'loss_nats', n) for n in range(4)]
   assert sum('<script>' in x for x in shown) == 3, shown
   assert page.locator('img').count() == 0

@@ -77,7 +77,8 @@ def _check_rules(flags: argparse.Namespace) -> None:
     )
   # The best order of all that a first test can see must suffice.
   rules = flags.baseline_runs, flags.most_runs
-  if procedure.most_evidence(*rules) < evidence.needed(flags.level, 1):
+  level = evidence.granted(flags.level, 1, 1)
+  if procedure.most_evidence(*rules) < evidence.needed(level):
     raise config.ConfigError(
       f'--baseline-runs={rules[0]} and --most-runs={rules[1]} can show nothing '
       f'at level {flags.level}: raise one of them'

@@ -212,9 +212,9 @@ def propose(folder: Path, given: NewProposal) -> dict[str, Any]:
       raise config.ConfigError(
         f'--effect={given.effect}: give a part of the loss, such as 0.01'
       )
-    patch = None
+    patch, tree = None, None
     if given.patch is not None:
-      patch = _read_patch(board, given.patch)
+      patch, tree = _read_patch(board, given.patch)
     patches = [*board.baseline.patches, *([patch] if patch else [])]
     with (
       tempfile.TemporaryDirectory() as temporary,
@@ -235,7 +235,7 @@ def propose(folder: Path, given: NewProposal) -> dict[str, Any]:
         f'{given.name}: is no change: seeds, names and paths do not count'
       )
     proposals.check_changes(changed, board.settings['keys'])
-    digest = proposals.digest(board.baseline.digest, changed, patch)
+    digest = proposals.digest(board.baseline.digest, changed, tree)
     for other in board.proposals:
       if other.digest == digest:
         raise proposals.Refused(
@@ -272,20 +272,21 @@ def _check_name(board: board_lib.Board, name: str) -> None:
     raise proposals.Refused(f'{name}: this board has a proposal of that name')
 
 
-def _read_patch(board: board_lib.Board, file: Path) -> str:
+def _read_patch(board: board_lib.Board, file: Path) -> tuple[str, str]:
+  """Reads a patch, and gives it with the hash of the code that it makes."""
   try:
     patch = file.read_bytes().decode('utf-8')
   except (OSError, UnicodeDecodeError) as error:
     raise config.ConfigError(f'--patch={file}: {error}') from error
   if board.settings['sealed'] in patch:
     raise proposals.Refused(f'{file}: names the folder of the sealed split')
-  proposals.check_patch(
+  _, tree = proposals.check_patch(
     runs.repository(board.code),
     board.code.commit or '',
     [*board.code.patches, *board.baseline.patches, patch],
     board.settings['paths'],
   )
-  return patch
+  return patch, tree
 
 
 def check_budget(board: board_lib.Board, about: Mapping[str, Any]) -> None:
@@ -315,12 +316,12 @@ def _plan(board: board_lib.Board, effect: float) -> dict[str, Any]:
       f'{board.folder}: all runs of the baseline have one loss: its seed is '
       'not used'
     )
-  rules, test = board.rules, board.next_test
+  rules, level = board.rules, board.next_level
   # Rounded down, which is the safe side.
   size = math.floor(effect / deviation * 20) / 20
-  share, count = procedure.power(rules, size, test)
+  share, count = procedure.power(rules, size, level)
   if share < rules.power:
-    least = procedure.smallest_effect(rules, test)
+    least = procedure.smallest_effect(rules, level)
     may = '' if least is None else f': state at least {least * deviation:.2%}'
     raise proposals.Refused(
       f'--effect={effect}: is {size} standard deviations of a run, and would '
@@ -328,7 +329,7 @@ def _plan(board: board_lib.Board, effect: float) -> dict[str, Any]:
     )
   return {
     'deviation': deviation,
-    'test': test,
+    'test': board.baseline.tests + 1,
     'power': share,
     'runs': count,
     'screening_runs': procedure.screening_runs(rules, size),

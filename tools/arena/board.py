@@ -24,12 +24,14 @@ class Baseline:
     config: filled, as JSON.
     patches: of its code, on top of the board's.
     losses: of its runs so far.
+    tests: how many proposals were tested against it.
   """
 
   name: str
   config: str
   patches: tuple[str, ...] = ()
   losses: procedure.Losses = procedure.NONE
+  tests: int = 0
 
   @property
   def digest(self) -> str:
@@ -52,7 +54,7 @@ class Proposal:
     changed: [before, after] by key.
     trial: its losses.
     confirmed_valid: losses on validation data of the runs that confirm.
-    test: number of its test among all of the board; None before it.
+    level: of its test; None before it.
     decision: the event of its decision; None before it.
   """
 
@@ -65,7 +67,7 @@ class Proposal:
   changed: Mapping[str, Any]
   trial: procedure.Trial
   confirmed_valid: tuple[float, ...] = ()
-  test: int | None = None
+  level: float | None = None
   decision: Mapping[str, Any] | None = None
 
 
@@ -132,7 +134,8 @@ class Board:
       proposal.confirmed_valid = (*proposal.confirmed_valid, valid)
 
   def _on_test(self, event: ledger.Event) -> None:
-    self.find(event['of']).test = event['test']
+    self.find(event['of']).level = event['level']
+    self.baseline.tests += 1
 
   def _on_decision(self, event: ledger.Event) -> None:
     proposal = self.find(event['of'])
@@ -159,9 +162,11 @@ class Board:
     return len(self.baseline.losses.valid) >= self.rules.baseline_runs
 
   @property
-  def next_test(self) -> int:
-    """The number that the next test gets."""
-    return 1 + sum(x.test is not None for x in self.proposals)
+  def next_level(self) -> float:
+    """The level of the next test."""
+    return evidence.granted(
+      self.rules.level, len(self.baselines), self.baseline.tests + 1
+    )
 
   def find(self, name: str) -> Proposal:
     """Finds a proposal by its name.
@@ -213,9 +218,8 @@ class Board:
       'task': self.settings['task'],
       'metric': self.settings['metric'],
       'level': self.rules.level,
-      'tests': self.next_test - 1,
-      'spent': self.rules.level
-      * sum(evidence.share(n) for n in range(1, self.next_test)),
+      'tests': sum(x.tests for x in self.baselines),
+      'spent': sum(x.level or 0.0 for x in self.proposals),
       'head': self.head,
       'baseline': {
         'name': self.baseline.name,
@@ -237,8 +241,8 @@ def outcome(
   `gain` is by how much the losses are lower, `relative` the same as a part of
   the baseline's, and `interval` Student's at 95 %, of this stage alone: that of
   a test that could stop early is a little too high, and that of the runs that
-  confirm is not. `bounds` hold for all tests of the board at once; None where
-  these runs are too few for a bound.
+  confirm is not. Each of the `bounds` holds for all tests of the board at once;
+  None where these runs are too few for a bound.
   """
   trial, losses = proposal.trial, board.baseline.losses
   content: dict[str, Any] = {
@@ -256,11 +260,10 @@ def outcome(
       'relative': gain / mean,
       'interval': [low, high],
     }
-  if trial.test and proposal.test is not None:
+  if trial.test and proposal.level is not None:
     sides = np.array(losses.sealed), np.array(trial.test)
-    limit = evidence.needed(board.rules.level, proposal.test)
+    limit = evidence.needed(proposal.level)
     content |= {
-      'test': proposal.test,
       'log_evidence': float(evidence.log_evidence(*sides)),
       'log_needed': limit,
       'bounds': list(evidence.bounds(*sides, limit)),

@@ -77,7 +77,7 @@ def _mean_ratio(
 
 
 def share(test: int) -> float:
-  """Gives the part of a board's level that its n-th test may spend.
+  """Gives the part of a baseline's level that its n-th test may spend.
 
   The parts of infinitely many tests add up to 1: each is the step between two
   terms of 1 / log2(n + 1), which falls from 1 to 0. Parts of this series fall
@@ -90,9 +90,29 @@ def share(test: int) -> float:
   return 1 / math.log2(test + 1) - 1 / math.log2(test + 2)
 
 
-def needed(level: float, test: int) -> float:
-  """Gives the logarithm of the evidence at which the n-th test accepts."""
-  return -math.log(level * share(test))
+def granted(level: float, baseline: int, test: int) -> float:
+  """Gives the level of the n-th test against the k-th baseline of a board.
+
+  Baselines have shares of their own: 1 / 2, 1 / 6, 1 / 12 and so on, which add
+  up to 1. Otherwise one could replace a baseline whose runs were lucky, see
+  how lucky those of the next one are, and make tests where they were not.
+
+  Args:
+    level: of the board.
+    baseline: k, from 1.
+    test: n, from 1.
+  """
+  assert baseline >= 1, 'baselines are counted from 1'
+  return level * share(test) / (baseline * (baseline + 1))
+
+
+def needed(level: float) -> float:
+  """Gives the logarithm of the evidence at which a test accepts.
+
+  Args:
+    level: of the test, see `granted`.
+  """
+  return -math.log(level)
 
 
 def bounds(
@@ -107,8 +127,8 @@ def bounds(
   Args:
     baseline_B: losses of the baseline.
     proposal_P: losses of the proposal.
-    log_needed: see `needed`. Each bound of each test of a board holds for all
-      of them with the probability that is left of the board's level.
+    log_needed: see `needed`. With the probability that is left of the board's
+      level, the lower bounds of all its tests hold; and so do the upper ones.
 
   Returns:
     The lower and the upper bound; None where these runs are too few for one.

@@ -6,20 +6,24 @@ A proposal goes through three stages, each with runs on seeds of its own:
               proposals that change nothing. Its runs never count as evidence,
               and so it spends nothing of the board's level.
   test        run after run on the sealed split, until the evidence suffices or
-              the stated effect has become unlikely. The n-th test of a board
-              may accept with `evidence.share(n)` of its level.
+              the stated effect has become unlikely. It has a share of the
+              board's level, see `evidence.granted`.
   confirming  as many runs as the baseline has. They become the next baseline,
               which therefore is not one of lucky runs, and they must be better
-              than the last one by a t-test, too: the test before looks at the
-              order of losses, and a mean is what is claimed.
+              than the last one by a t-test at the level of the test, too: the
+              test before looks at the order of losses, and a mean is what is
+              claimed.
 
 Why this bounds the chance that a board ever accepts a proposal which is no
 better: baselines are shared by proposals, so that tests depend on each other,
-and who makes proposals has seen their results. But the rules of the n-th test
-are fixed before the board begins, and its runs are new. So for each n, if its
-proposal is no better, it accepts with probability `level * share(n)` at most,
-over the runs of its baseline and its own. These sum up to the level, and for
-this sum it does not matter how the tests depend on each other.
+and who makes proposals has seen their results and the baseline's. But the rules
+of the n-th test against the k-th baseline are fixed before the board begins,
+and its runs are new. If its proposal is no better, they are draws like those of
+the baseline, whoever chose it and why. So over the runs of both, it accepts
+with probability `granted(level, k, n)` at most. These sum up to the level, and
+for this sum it does not matter how the tests depend on each other. That a
+proposal becomes a baseline only if its confirming runs are good makes the tests
+against it harder, and not easier.
 
 All of this is computed from losses alone, for real boards and simulated ones.
 """
@@ -109,7 +113,7 @@ Stage = Literal['screening', 'test', 'confirming']
 
 
 def action(
-  rules: Rules, baseline: Losses, trial: Trial, test: int
+  rules: Rules, baseline: Losses, trial: Trial, level: float
 ) -> Stage | Decision:
   """Says in which stage a proposal needs its next run, or what is decided.
 
@@ -117,14 +121,14 @@ def action(
     rules: of the board.
     baseline: all its losses.
     trial: the proposal's state.
-    test: the number of its test among all of the board, from 1.
+    level: of its test, see `evidence.granted`.
   """
   if not trial.test:
     found = _screen(rules, baseline, trial)
     return 'test' if found is None else found
   sealed, count = _side(baseline.sealed), len(trial.test)
   found = evidence.log_evidence(sealed.losses_B, np.array(trial.test))
-  if found < evidence.needed(rules.level, test):
+  if found < evidence.needed(level):
     gain = sealed.mean - math.fsum(trial.test) / count
     error = sealed.deviation * math.sqrt(1 / rules.baseline_runs + 1 / count)
     if gain + _TEST_MARGIN * error < trial.effect * sealed.mean:
@@ -134,7 +138,7 @@ def action(
     return 'test'
   if len(trial.confirming) < rules.baseline_runs:
     return 'confirming'
-  if _is_lower(sealed.losses_B, np.array(trial.confirming)):
+  if _is_lower(sealed.losses_B, np.array(trial.confirming), level):
     return Decision(True, 'confirming', 'better, and confirmed by new runs')
   return Decision(False, 'confirming', 'new runs did not confirm it')
 
@@ -169,17 +173,24 @@ def _screen(
   return None if count >= last else 'screening'
 
 
-def _is_lower(baseline_B: np.ndarray, proposal_P: np.ndarray) -> bool:
-  """Tests by Welch's test whether the mean is lower, at 5 %."""
-  if not np.isfinite(proposal_P).all():
-    return False
-  B, P = len(baseline_B), len(proposal_P)
-  parts = baseline_B.var(ddof=1) / B, proposal_P.var(ddof=1) / P
-  freedom = sum(parts) ** 2 / (
-    parts[0] ** 2 / (B - 1) + parts[1] ** 2 / (P - 1)
-  )
-  gain = baseline_B.mean() - proposal_P.mean()
-  return bool(gain > stats.t.isf(0.05, freedom) * math.sqrt(sum(parts)))
+def _is_lower(
+  baseline_B: np.ndarray, proposal_P: np.ndarray, level: float
+) -> np.ndarray:
+  """Tests by Welch's test whether the mean is lower.
+
+  Args:
+    baseline_B: losses; axes before the last are of many tests.
+    proposal_P: losses; one that is not finite is not lower.
+    level: of the test.
+  """
+  is_finite = np.isfinite(proposal_P).all(-1)
+  proposal_P = np.where(is_finite[..., None], proposal_P, 0.0)
+  B, P = baseline_B.shape[-1], proposal_P.shape[-1]
+  parts = baseline_B.var(-1, ddof=1) / B, proposal_P.var(-1, ddof=1) / P
+  square = parts[0] + parts[1]
+  freedom = square**2 / (parts[0] ** 2 / (B - 1) + parts[1] ** 2 / (P - 1))
+  gain = baseline_B.mean(-1) - proposal_P.mean(-1)
+  return is_finite & (gain > stats.t.isf(level, freedom) * np.sqrt(square))
 
 
 def screening_runs(rules: Rules, effect: float) -> int:
@@ -199,7 +210,7 @@ def screening_runs(rules: Rules, effect: float) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def power(rules: Rules, effect: float, test: int) -> tuple[float, int]:
+def power(rules: Rules, effect: float, level: float) -> tuple[float, int]:
   """Simulates how often, and how soon, a true effect is found.
 
   Losses are normal here, and the effect is exactly the stated one.
@@ -207,19 +218,19 @@ def power(rules: Rules, effect: float, test: int) -> tuple[float, int]:
   Args:
     rules: of the board.
     effect: in standard deviations of single runs.
-    test: number of the test among all of the board.
+    level: of the test, see `evidence.granted`.
 
   Returns:
-    The share of proposals that are found, and the number of runs, without those
-    that confirm, within which `rules.power` of them are; `most_runs` and those
-    of screening if fewer are found.
+    The share of proposals that are accepted, and the number of runs, without those
+    that confirm, within which `rules.power` of them are found; `most_runs` and
+    those of screening if fewer are.
   """
   first = screening_runs(rules, effect)
   B, P = rules.baseline_runs, rules.most_runs
-  all_N = evidence.draws(_SIMULATED, 2 * B + first + P)
-  valid_B, sealed_B = all_N[:, :B], all_N[:, B : 2 * B]
-  screening_P = all_N[:, 2 * B : 2 * B + first] - effect
-  test_P = all_N[:, 2 * B + first :] - effect
+  all_N = evidence.draws(_SIMULATED, 3 * B + first + P)
+  valid_B, sealed_B, confirming_B = np.split(all_N[:, : 3 * B], 3, -1)
+  screening_P = all_N[:, 3 * B : 3 * B + first] - effect
+  test_P = all_N[:, 3 * B + first :] - effect
 
   def is_hopeless(baseline_B, proposal_P, margin):
     error = baseline_B.std(-1, ddof=1) * math.sqrt(
@@ -229,9 +240,10 @@ def power(rules: Rules, effect: float, test: int) -> tuple[float, int]:
     return gain + margin * error < effect
 
   alive = valid_B.mean(-1) - screening_P.mean(-1) >= effect / 2
+  alive &= _is_lower(sealed_B, confirming_B - effect, level)
   for n in range(1, first + 1):
     alive &= ~is_hopeless(valid_B, screening_P[:, :n], _SCREEN_MARGIN)
-  limit = evidence.needed(rules.level, test)
+  limit = evidence.needed(level)
   found = np.zeros(_SIMULATED, bool)
   runs = first + P
   for n in range(1, P + 1):
@@ -249,11 +261,11 @@ def most_evidence(baseline_runs: int, test_runs: int) -> float:
   return float(evidence.log_evidence(zeros_B, ones_P))
 
 
-def smallest_effect(rules: Rules, test: int) -> float | None:
+def smallest_effect(rules: Rules, level: float) -> float | None:
   """Finds the smallest effect that has the power, in standard deviations."""
   low, high = 0, 120  # tenths of a deviation; a larger effect is found sooner
   while high - low > 1:
     middle = (low + high) // 2
-    is_found = power(rules, middle / 10, test)[0] >= rules.power
+    is_found = power(rules, middle / 10, level)[0] >= rules.power
     low, high = (low, middle) if is_found else (middle, high)
   return high / 10 if high < 120 else None

@@ -53,6 +53,7 @@ _NEUTRAL = (
   'sharding',
   'threads',
 )
+_LINK = '120000'  # git's mode of a symbolic link
 _PATH_NAMES = ('path', 'target_path')
 
 
@@ -149,27 +150,23 @@ def merge(
   return config.from_json(config.to_json(_without_empty(result)))
 
 
-def digest(base: str, found: Mapping[str, list[Any]], patch: str | None) -> str:
+def digest(base: str, found: Mapping[str, list[Any]], tree: str | None) -> str:
   """Hashes what a proposal changes, so that the same one is known again.
 
   Args:
     base: the hash of its baseline.
     found: see `changes`.
-    patch: its text; white space and line numbers of it do not count.
+    tree: hash of the code that its patch makes, see `check_patch`; None without
+      one. How a patch is written does not count.
   """
-  names = [base, repr(sorted(found.items()))]
-  if patch:
-    text = checkout.git(
-      '.', 'patch-id', '--stable', given=patch.encode('utf-8', 'replace')
-    )
-    names.append(text.partition(' ')[0])
+  names = [base, repr(sorted(found.items())), *([tree] if tree else [])]
   return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def check_patch(
   repository: str, commit: str, patches: Sequence[str], allowed: Sequence[str]
-) -> list[str]:
-  """Applies patches in a checkout of its own, and lists what the last touches.
+) -> tuple[list[str], str]:
+  """Applies patches in a checkout of its own, and looks at the last of them.
 
   Args:
     repository: of the code.
@@ -177,8 +174,11 @@ def check_patch(
     patches: those of the baseline, and that of the proposal.
     allowed: what paths of a patch may begin with.
 
+  Returns:
+    What the last patch touches, and the hash of the code that it makes.
+
   Raises:
-    Refused: it touches something else, or nothing.
+    Refused: it touches something else, or nothing, or makes a link.
     config.ConfigError: it does not apply.
   """
   *before, patch = [x.encode('utf-8', 'surrogateescape') for x in patches]
@@ -190,11 +190,13 @@ def check_patch(
 
     first = tree()
     checkout.git(root, 'apply', '--whitespace=nowarn', '-', given=patch)
-    names = checkout.git(
-      root, 'diff', '--name-only', '--no-renames', '-z', first, tree()
-    )
-  touched = [x for x in names.split('\0') if x]
-  for name in touched:
+    last = tree()
+    raw = checkout.git(root, 'diff', '--raw', '--no-renames', '-z', first, last)
+  # In turn ':MODE MODE HASH HASH STATUS', with the old and new, and the path.
+  about, touched = raw.split('\0')[:-1:2], raw.split('\0')[1::2]
+  for name, modes in zip(touched, about, strict=True):
+    if modes.split(' ')[1] == _LINK:
+      raise Refused(f'{name}: no patch may make a link')
     if name.startswith(_FIXED_PATHS):
       raise Refused(
         f'{name}: no patch may touch data, evaluation, tools or tests'
@@ -206,7 +208,7 @@ def check_patch(
       )
   if not touched:
     raise Refused('the patch changes nothing')
-  return touched
+  return touched, last
 
 
 def check_sealed(c: Mapping[str, Any], sealed: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import config, errors
-from tools.arena import admission, evidence, ledger, procedure, proposals, runs
+from tools.arena import admission, ledger, procedure, proposals, runs
 from tools.arena import board as board_lib
 
 
@@ -66,9 +66,9 @@ def _advance(
   say: Callable[[str], None],
 ) -> tuple[str, str, int] | None:
   """Finds the next run of a proposal; None if something else was done."""
-  test = proposal.test or board.next_test
+  level = proposal.level or board.next_level
   found = procedure.action(
-    board.rules, board.baseline.losses, proposal.trial, test
+    board.rules, board.baseline.losses, proposal.trial, level
   )
   same = _same_losses(proposal.trial)
   if same is not None:
@@ -82,11 +82,12 @@ def _advance(
     ledger.append(board.folder, 'decision', content)
     say(_line(content))
     return None
-  if found == 'test' and proposal.test is None:
+  if found == 'test' and proposal.level is None:
     content = {
       'of': proposal.name,
-      'test': test,
-      'level': board.rules.level * evidence.share(test),
+      'baseline': board.baseline.name,
+      'test': board.baseline.tests + 1,
+      'level': level,
     }
     ledger.append(board.folder, 'test', content)
     return None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.arena import procedure
+from tools.arena import evidence, procedure
 
 # Draws a run: its losses on validation data and on the sealed split.
 Draw = Callable[[], tuple[float, float]]
@@ -46,7 +46,7 @@ def board(
     effect: that each states.
     gain: the true one of each, as a part of a run's loss. An accepted proposal
       ends the board.
-    tests: done on the board before.
+    tests: done against its baseline before.
   """
   losses = procedure.Losses(
     *zip(*(draw() for _ in range(rules.baseline_runs)), strict=True)
@@ -55,7 +55,8 @@ def board(
   for number in range(proposals):
     trial, is_tested = procedure.Trial(effect), False
     while True:
-      found = procedure.action(rules, losses, trial, tests + 1)
+      level = evidence.granted(rules.level, 1, tests + 1)
+      found = procedure.action(rules, losses, trial, level)
       if isinstance(found, procedure.Decision):
         break
       valid, sealed = (x * (1 - gain) for x in draw())

@@ -237,7 +237,13 @@ def _recipe(
     evaluator, _, metric = name.partition('/')
     stored = recipes.seeds(recipe.runs, evaluator, metric)
     if stored:  # the folds of a seed are one draw
-      curve = {step: recipes.mean(values) for step, values in stored.items()}
+      # A step that some seeds lack would show which ones, and not progress.
+      seeds = max(map(len, stored.values()))
+      curve = {
+        step: recipes.mean(values)
+        for step, values in stored.items()
+        if len(values) == seeds
+      }
     else:
       runs = [
         every[name][x.name] for x in recipe.runs if every[name].get(x.name)

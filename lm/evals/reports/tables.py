@@ -99,8 +99,9 @@ def recipes(shown: Sequence[page_data.Recipe]) -> str:
   for recipe, own in zip(shown, settings, strict=True):
     runs = [
       f'<span class="runs">{html.code(run.name)} <span class="soft">seed '
-      f'{"—" if run.seed is None else run.seed}'
-      f'{"" if run.fold is None else f", fold {run.fold}"}</span></span>'
+      f'{"—" if run.seed is None else html.text(run.seed)}'
+      f'{"" if run.fold is None else f", fold {html.text(run.fold)}"}'
+      '</span></span>'
       for run in recipe.runs
     ]
     # Its weights are what differs, as with models that were imported.
