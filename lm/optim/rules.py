@@ -5,6 +5,7 @@ A rule is added as a function that returns a `Rule`; a config names it by
 """
 
 from collections.abc import Callable
+from functools import partial
 import math
 from typing import Any, NamedTuple
 
@@ -246,15 +247,6 @@ def muon(
       return update * (update_rms * max(rows, columns) ** 0.5)
     return update * max(1, columns / rows) ** 0.5
 
-  def labels(params: types.Params) -> Any:
-    found = tree.map_paths(
-      lambda path, _: 'muon' if masks.dimensions(path, matrices) else 'adam',
-      params,
-    )
-    if 'muon' not in jax.tree.leaves(found):
-      raise ValueError('optim.rule.matrices: no parameter matches; add a row')
-    return found
-
   orthogonal = contrib.scale_by_muon(
     _NEWTON_SCHULZ,
     len(_NEWTON_SCHULZ),
@@ -269,7 +261,7 @@ def muon(
       'muon': optax.chain(orthogonal, sized),
       'adam': optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype),
     },
-    labels,
+    partial(_labels, matrices),
   )
 
   def update_size(path: str) -> str:
@@ -280,7 +272,20 @@ def muon(
   def rates(peak: float) -> optax.GradientTransformation:
     return optax.masked(
       optax.scale(adam_peak / peak),
-      lambda params: jax.tree.map(lambda x: x == 'adam', labels(params)),
+      lambda params: jax.tree.map(
+        lambda x: x == 'adam', _labels(matrices, params)
+      ),
     )
 
   return Rule(scale, rates, update_size)
+
+
+def _labels(matrices: masks.Matrices, params: types.Params) -> Any:
+  """Labels each parameter 'muon' if it is a matrix, and otherwise 'adam'."""
+  found = tree.map_paths(
+    lambda path, _: 'muon' if masks.dimensions(path, matrices) else 'adam',
+    params,
+  )
+  if 'muon' not in jax.tree.leaves(found):
+    raise ValueError('optim.rule.matrices: no parameter matches; add a row')
+  return found
