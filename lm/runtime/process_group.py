@@ -27,7 +27,7 @@ import traceback
 from typing import Any, NoReturn
 
 from lm import config, errors
-from lm.runtime import connections, signals
+from lm.runtime import connections, ending, signals
 
 # How long a process that heard of another's failure may take to end with a line
 # of its own.
@@ -238,7 +238,7 @@ class ProcessGroup:
       traceback.print_exception(error)
       sys.stderr.flush()
     sys.stdout.flush()
-    exit_with(text, code)
+    ending.exit_with(text, code)
 
   def __enter__(self) -> 'ProcessGroup':
     return self
@@ -374,7 +374,7 @@ class ProcessGroup:
     finally:
       if not self._ending.acquire(timeout=GRACE_SECONDS):
         os._exit(error.exit_code)  # the main thread hangs while it ends
-      exit_with(str(error), error.exit_code)
+      ending.exit_with(str(error), error.exit_code)
 
   def _frozen(self) -> str:
     """Returns a message if this process stood still for too long, else ''.
@@ -444,15 +444,3 @@ def alone() -> ProcessGroup:
 def describe(index: int) -> str:
   """Returns the name of this process: its index, pid and host."""
   return f'process {index} (pid {os.getpid()} on {socket.gethostname()[:40]})'
-
-
-def exit_with(text: str, code: int) -> NoReturn:
-  """Prints one line and ends, whatever other threads are waiting for."""
-  line = f'{config.last_line(text, code)}\n'.encode()
-  try:
-    # A pipe that nobody reads must not hold this up.
-    thread = threading.Thread(target=os.write, args=(2, line), daemon=True)
-    thread.start()
-    thread.join(GRACE_SECONDS)
-  finally:
-    os._exit(code)

@@ -35,7 +35,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from lm import config
-from lm.runtime import admission, process_group
+from lm.runtime import admission, ending, process_group
 
 VARIABLE = 'LM_DISTRIBUTED'
 LISTEN = 'LM_LISTEN'
@@ -103,7 +103,7 @@ def start(
       peers, names = _connect(address, own, secret)
     except process_group.Lost as lost:
       # At Python's exit jax would wait for the others, and then abort.
-      process_group.exit_with(str(lost), lost.exit_code)
+      ending.exit_with(str(lost), lost.exit_code)
   return process_group.ProcessGroup(
     jax.process_index(), peers, names, silence_seconds=silence_seconds
   )
@@ -298,7 +298,7 @@ def _deadline(seconds: float, text: str) -> Iterator[None]:
   """Ends the process with one line when the body of `with` takes too long."""
   timer = threading.Timer(
     seconds,
-    process_group.exit_with,
+    ending.exit_with,
     (str(process_group.Lost(text)), process_group.Lost.exit_code),
   )
   timer.daemon = True
