@@ -27,7 +27,7 @@ def test_a_program_has_its_own_meanings_and_those_of_all():
   assert codes[3] == 'the run does not fit the machine'
   assert set(codes) == {0, 1, 2, 3, 5, 130}
   train = {entry.code for entry in exit_codes.of('lm.train')}
-  assert train == {0, 1, 2, 3, 4, 5, 6, 7, 130, 143}
+  assert train == {0, 1, 2, 3, 4, 5, 6, 7, 10, 130, 143}
   slurm = {entry.code for entry in exit_codes.of('tools.launch.slurm')}
   assert slurm == train | {8}
   assert 8 not in {entry.code for entry in exit_codes.of('tools.launcher')}
