@@ -92,7 +92,7 @@ _TABLE = (
   ExitCode(
     10,
     'a step took far longer than usual: all threads were printed',
-    ('lm.train', 'tools.launch'),
+    ('lm.train', 'lm.sweeping.worker', 'tools.launch'),
   ),
   ExitCode(130, 'stopped by Ctrl-C, with nothing to save'),
   ExitCode(

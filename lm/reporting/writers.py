@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import re
 import secrets
 import sys
 import threading
@@ -30,6 +31,11 @@ from lm.runtime import logins, regular_files
 
 NAME = 'writers.json'
 _CLOSE_SECONDS = 20.0
+# Settings, such as those of a writer of one's own, that open an account.
+_SECRET = re.compile(
+  r'(?i)(?:.*_)?(?:token|password|passwd|secret|credentials?|(?:api|access|'
+  r'auth|private|secret)_?key)'
+)
 # Of each name in `log.to`: its package, the extra that installs it, its door.
 KNOWN = {
   'tensorboard': ('tensorboardX', 'lm.reporting.to_tensorboard:make'),
@@ -50,7 +56,8 @@ class About(NamedTuple):
     id: of the run, the same whenever it is started again.
     project: that the run belongs to, `log.project`.
     name: of the run, `log.name`, or that of its folder.
-    config: the whole config, by dotted keys; logins in addresses are left out.
+    config: the whole config, by dotted keys; logins in addresses are left out,
+      and stars stand for texts under keys such as `token` and `api_key`.
     step: that the run starts at, or goes on from.
   """
 
@@ -127,7 +134,7 @@ class Writers:
       id=self._id,
       project=c.log.project,
       name=c.log.name or folder.resolve().name,
-      config=logins.hidden(config.flatten(c)),
+      config=_without_secrets(c),
       step=step,
     )
     for name, spec in specs.items():
@@ -192,12 +199,24 @@ class Writers:
       with regular_files.open_read(self._path) as f:
         stored = json.load(f)
       seen: dict[str, Seen] = {
-        k: (int(n), list(keys)) for k, (n, keys) in stored['seen'].items()
+        k: (int(n), [str(x) for x in keys])
+        for k, (n, keys) in stored['seen'].items()
       }
-      return str(stored['id']), seen
+      # It becomes part of names of files.
+      if not re.fullmatch(r'[\w-]{1,64}', stored['id'], re.ASCII):
+        raise ValueError('it has no id of a run')
+      return stored['id'], seen
     except FileNotFoundError:
       pass
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+      OSError,
+      ValueError,
+      RecursionError,
+      OverflowError,
+      TypeError,
+      KeyError,
+      AttributeError,
+    ) as error:
       manifest.warn(
         f'{self._path}: cannot be read, so a new one is begun: {error}'
       )
@@ -208,6 +227,16 @@ class Writers:
     with regular_files.writing(self._path):
       part.write_text(json.dumps({'id': self._id, 'seen': self._seen}))
       os.replace(part, self._path)
+
+
+def _without_secrets(c: config.Config) -> dict[str, Any]:
+  """Flattens a config for writers, which may send it to a server."""
+  return {
+    key: '***'
+    if isinstance(value, str) and _SECRET.fullmatch(key.rpartition('.')[2])
+    else logins.hidden(value)
+    for key, value in config.flatten(c).items()
+  }
 
 
 def _close(writer: Writer) -> None:

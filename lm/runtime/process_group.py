@@ -29,8 +29,7 @@ from typing import Any, NoReturn
 from lm import config, errors
 from lm.runtime import connections, ending, signals
 
-# How long a process that heard of another's failure may take to end with a line
-# of its own.
+# How long a process may take to end by itself after another's failure.
 GRACE_SECONDS = 2.0
 # How long a process that fails waits to hear whether another failed before it.
 _BLAME_SECONDS = 1.0
@@ -223,8 +222,7 @@ class ProcessGroup:
     """Ends this process because of an error, after telling the others."""
     line = config.error_line(error)
     if line is None and self.count > 1:
-      # A peer that is gone reaches jax as some error of its own. The watching
-      # thread knows better, or will in a moment.
+      # jax raises errors of its own for a lost peer; the watch soon knows.
       with self._changed:
         self._changed.wait_for(lambda: self._lost, _BLAME_SECONDS)
         if self._lost:
@@ -369,12 +367,10 @@ class ProcessGroup:
   ) -> NoReturn:
     """Ends this process with the line of an error, after a last deed."""
     self._closed.set()  # the others may end at any moment, which is no news
-    try:
-      last()
-    finally:
-      if not self._ending.acquire(timeout=GRACE_SECONDS):
-        os._exit(error.exit_code)  # the main thread hangs while it ends
-      ending.exit_with(str(error), error.exit_code)
+    last()
+    if not self._ending.acquire(timeout=GRACE_SECONDS):
+      os._exit(error.exit_code)  # the main thread hangs while it ends
+    ending.exit_with(str(error), error.exit_code)
 
   def _frozen(self) -> str:
     """Returns a message if this process stood still for too long, else ''.

@@ -29,7 +29,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from lm import errors
+from lm import config, errors
 from lm.runtime import process_group, regular_files
 
 FOLDER = 'stalls'  # of a run, where stacks are stored
@@ -43,6 +43,19 @@ class Hung(errors.Failure):
   """A step takes far longer than usual."""
 
   exit_code = 10
+
+
+def check(factor: float, least_seconds: float, first_seconds: float) -> None:
+  """Checks settings of a watchdog, see `Watchdog`.
+
+  Raises:
+    config.ConfigError: they would end each run at once.
+  """
+  if not (factor >= 0 and least_seconds > 0 and first_seconds > 0):
+    raise config.ConfigError(
+      f'watchdog: {factor=:g}, {least_seconds=:g}, {first_seconds=:g} end '
+      'each run at once: give seconds above 0; factor=0 turns it off'
+    )
 
 
 class _Work(NamedTuple):

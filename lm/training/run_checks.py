@@ -8,7 +8,7 @@ import jax
 from lm import checkpoint, config
 from lm.checkpoint import bucket
 from lm.reporting import writers
-from lm.runtime import process_group, processes
+from lm.runtime import process_group, processes, watchdog
 from lm.training import early_stopping, profiling
 
 
@@ -40,6 +40,7 @@ def trainable(
     )
   early_stopping.check(c)
   profiling.check(c)
+  watchdog.check(**c.watchdog)
   if group.leads:
     writers.check(c)
   if not bucket.is_address(workdir):

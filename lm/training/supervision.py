@@ -55,7 +55,7 @@ class Supervisor:
         step, now - self._waited, now - self._step_began
       )
       if slow is not None:
-        self._tell(slow)
+        self._tell(slow, step - 1)
     self._step_began, self._waited = now, None
     self._watchdog.begin('the step', step, f'step {shape}')
 
@@ -73,8 +73,12 @@ class Supervisor:
     self._waited = None
     self._watchdog.begin(name, step, kind)
 
-  def _tell(self, slow: stragglers.Straggler) -> None:
-    """Writes down which process makes the others wait."""
+  def _tell(self, slow: stragglers.Straggler, done: int) -> None:
+    """Writes down which process makes the others wait, after `done` updates.
+
+    Not at the step that was measured: what others have measured comes later,
+    and lines of the log stay in the order of their steps.
+    """
     if slow.process is None:
       self._logger.say(f'step {slow.step}: no process makes others wait now')
       self._named = None
@@ -92,4 +96,4 @@ class Supervisor:
       'share': slow.share,
       'since': slow.since,
     }
-    self._logger.now(slow.step, 'straggler', values)
+    self._logger.now(done, 'straggler', values)

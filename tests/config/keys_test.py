@@ -321,7 +321,7 @@ def test_an_older_run_gets_the_keys_that_it_lacks():
   """They stand for what configs/base.py says."""
   want = base.get_config()
   flat = config.flatten(want)
-  assert keys.NEWER == {key: flat[key] for key in keys.NEWER}
+  assert {key: flat[key] for key in keys.NEWER} == keys.NEWER
   old = want.copy_and_resolve_references().unlock()
   for key in ('log', 'profile', 'watchdog'):
     del old[key]

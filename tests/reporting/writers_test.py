@@ -1,6 +1,7 @@
 """Writers see each line of a run once, and never harm it."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -224,3 +225,36 @@ def test_logins_are_not_shown(data, tmp_path):
     c.evals.valid.path = 'https://me:secret@host/valid'
   train.train(c, tmp_path / 'run')
   assert OPENED[0][0].config['evals.valid.path'] == 'https://host/valid'
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{"id": "a", "seen": {"x": [1e999, []]}}',
+    '{"id": "../*", "seen": {}}',
+    '[' * 100_000,
+  ],
+)
+def test_a_strangers_list_of_lines_is_begun_again(data, tmp_path, text):
+  (tmp_path / writers.NAME).write_text(text)
+  writers.Writers(make(data), tmp_path, 0)
+  assert re.fullmatch('[0-9a-f]{8}', OPENED[0][0].id)
+
+
+def test_names_of_lines_may_be_anything(data, tmp_path):
+  name = 'tests.reporting.writers_test:recorder'
+  stored = {'id': 'mine', 'seen': {name: [3, [{'a': 1}]]}}
+  (tmp_path / writers.NAME).write_text(json.dumps(stored))
+  opened = writers.Writers(make(data), tmp_path, 0)
+  opened.write(3, {'loss_nats': 1.0})
+  assert OPENED[0][0].id == 'mine' and [(3, {'loss_nats'})] == SEEN
+
+
+def test_secrets_of_a_writer_are_not_shown(data, tmp_path):
+  c = make(data)
+  with c.unlocked():
+    c.log.writer.update(api_key='abc', wandb_token='abc', colour='abc')
+  shown = writers._without_secrets(c)
+  hidden = {key for key, value in shown.items() if value == '***'}
+  assert hidden == {'log.writer.api_key', 'log.writer.wandb_token'}
+  assert shown['log.writer.colour'] == 'abc'

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from lm import config, train
 from lm.runtime import process_group, stragglers, watchdog
 from tests import programs
 
@@ -147,6 +148,17 @@ def test_a_stderr_that_takes_nothing_keeps_no_run_that_hangs(started, is_full):
   )
   process = started(f'{full}; time.sleep(100)')
   assert process.wait(programs.PATIENCE_SECONDS) == 10
+
+
+@pytest.mark.parametrize('key', ['least_seconds', 'first_seconds'])
+def test_settings_that_would_end_each_run_are_one_line(data, tmp_path, key):
+  c = programs.make(data, **{f'watchdog__{key}': 0.0})
+  with pytest.raises(
+    config.ConfigError, match=f'{key}=0 end|{key}=0,'
+  ) as error:
+    train.train(c, tmp_path / 'run')
+  assert 'factor=0 turns it off' in str(error.value)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.fixture

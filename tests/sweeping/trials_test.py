@@ -1,6 +1,7 @@
 """Points become runs: checked, without repetition, under names that stay."""
 
 import re
+from typing import Any
 
 import hypothesis
 from hypothesis import strategies as st
@@ -18,11 +19,11 @@ def base() -> trials.Base:
   return trials.load_base(TINY, [('steps', '40')])
 
 
-def names(base: trials.Base, *found: points.Point) -> list[str]:
+def names(base: trials.Base, *found: Any) -> list[str]:
   return [x.name for x in trials.make(base, found)[0]]
 
 
-def error(base: trials.Base, *found: points.Point) -> str:
+def error(base: trials.Base, *found: Any) -> str:
   with pytest.raises(config.ConfigError) as caught:
     trials.make(base, found)
   text = str(caught.value)

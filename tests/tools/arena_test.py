@@ -112,6 +112,12 @@ def new(tmp_path, *words):
   return tmp_path / 'board'
 
 
+def decision_of(board, name):
+  decision = board_lib.Board(board).find(name).decision
+  assert decision is not None
+  return decision
+
+
 def propose(board, name, *words, effect=0.01):
   """Proposes something."""
   arena.main(['propose', str(board), name, f'--effect={effect}', *words])
@@ -167,7 +173,7 @@ def test_a_board_finds_the_gain_and_not_the_nulls(ready, fake, capsys):
   arena.main(['run', str(ready)])
   c = config.from_json(board_lib.Board(ready).find('worse').config)
   assert c.optim.peak == 0.01
-  assert board_lib.Board(ready).find('worse').decision['stage'] == 'screening'
+  assert decision_of(ready, 'worse')['stage'] == 'screening'
 
 
 def test_a_killed_board_goes_on_with_the_same_runs(fake, tmp_path, capsys):
@@ -209,7 +215,7 @@ def test_a_kill_between_a_run_and_its_line_repeats_the_run(
   monkeypatch.setattr(ledger, 'append', append)
   arena.main(['run', str(ready)])
   assert fake.trained[-2:] == ['worse/screening-0'] * 2
-  assert board_lib.Board(ready).find('worse').decision is not None
+  assert decision_of(ready, 'worse') is not None
 
 
 def test_half_a_line_is_left_out(ready):
@@ -300,7 +306,7 @@ def test_runs_that_diverge_count_as_the_worst(ready, fake):
   propose(ready, 'hot', '--config.optim.peak=0.02')
   fake.fails.add('hot/screening-0')
   arena.main(['run', str(ready)])
-  decision = board_lib.Board(ready).find('hot').decision
+  decision = decision_of(ready, 'hot')
   assert not decision['is_accepted'] and decision['stage'] == 'screening'
 
 
@@ -316,7 +322,7 @@ def test_a_seed_that_is_not_used_is_found(ready, fake, monkeypatch):
 
   monkeypatch.setattr(runs, 'ask', lucky)
   arena.main(['run', str(ready)])
-  decision = board_lib.Board(ready).find('fixed').decision
+  decision = decision_of(ready, 'fixed')
   assert decision['reason'].endswith('the seed is not used')
 
 
@@ -328,9 +334,11 @@ def test_a_proposal_can_be_withdrawn(ready, fake):
   arena.main(['run', str(ready)])
   assert len(fake.trained) == count
   board = board_lib.Board(ready)
-  assert board.find('a').decision['stage'] == 'withdrawn'
+  assert decision_of(ready, 'a')['stage'] == 'withdrawn'
   assert board.baseline.tests == 1, 'what its test has spent stays spent'
-  assert board.status()['spent'] == board.find('a').level > board.next_level
+  level = board.find('a').level
+  assert level is not None and board.status()['spent'] == level
+  assert level > board.next_level
   with pytest.raises(config.ConfigError, match='is decided already'):
     arena.main(['withdraw', str(ready), 'a'])
 
