@@ -183,15 +183,15 @@ def _is_lower(
     proposal_P: losses; one that is not finite is not lower.
     level: of the test.
   """
-  is_finite = np.isfinite(proposal_P).all(-1, keepdims=True)
-  proposal_P = np.where(is_finite, proposal_P, 0.0)
+  is_finite = np.asarray(np.isfinite(proposal_P).all(-1))
+  proposal_P = np.where(is_finite[..., None], proposal_P, 0.0)
   B, P = baseline_B.shape[-1], proposal_P.shape[-1]
   parts = baseline_B.var(-1, ddof=1) / B, proposal_P.var(-1, ddof=1) / P
   square = parts[0] + parts[1]
   freedom = square**2 / (parts[0] ** 2 / (B - 1) + parts[1] ** 2 / (P - 1))
   gain = baseline_B.mean(-1) - proposal_P.mean(-1)
   is_lower = gain > stats.t.isf(level, freedom) * np.sqrt(square)
-  return is_lower & is_finite.squeeze(-1)
+  return is_lower & is_finite
 
 
 def screening_runs(rules: Rules, effect: float) -> int:
@@ -222,9 +222,9 @@ def power(rules: Rules, effect: float, level: float) -> tuple[float, int]:
     level: of the test, see `evidence.granted`.
 
   Returns:
-    The share of proposals that are accepted, and the number of runs, without those
-    that confirm, within which `rules.power` of them are found; `most_runs` and
-    those of screening if fewer are.
+    The share of proposals that are accepted, and the number of runs, without
+    those that confirm, within which `rules.power` of them are found;
+    `most_runs` and those of screening if fewer are.
   """
   first = screening_runs(rules, effect)
   B, P = rules.baseline_runs, rules.most_runs
