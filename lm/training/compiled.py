@@ -47,6 +47,10 @@ class Update:
 
   def __call__(self, state: types.TrainState, batch: types.Batch) -> Any:
     """Takes one step; the memory of `state` is taken over."""
+    return self._jitted(state, batch, self.arguments())
+
+  def arguments(self) -> Arguments:
+    """Returns the numbers of the run, placed on the mesh."""
     if self._placed is None:
       # Once, since each transfer to a device costs as much as a small kernel.
       self._placed = jax.tree.map(
@@ -55,7 +59,7 @@ class Update:
         ),
         self._arguments,
       )
-    return self._jitted(state, batch, self._placed)
+    return self._placed
 
   def trace(self, state: Any, batch: Any) -> Any:
     """Traces the update for states and batches like these."""

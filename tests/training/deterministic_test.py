@@ -79,7 +79,9 @@ def bits(
   with jax.set_mesh(cut):
     update = program_lib.lower(run).compile(compiler_options=OPTIMIZED)
     for n in range(steps):
-      state, metrics = update(state, sharding.put(batch(n), cut))
+      state, metrics = update(
+        state, sharding.put(batch(n), cut), run.update.arguments()
+      )
       found.append({name: float(x.total) for name, x in metrics.items()})
   return found, {path: np.asarray(x) for path, x in tree.paths(state)}
 
