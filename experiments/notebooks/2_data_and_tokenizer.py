@@ -214,4 +214,4 @@ print(run.tokenizer.decode(late.tokens[0].tolist())[:200])
 # %% [markdown]
 # This is why a run that is killed can go on with the same numbers: see the
 # [first run](1_first_run.ipynb). Next:
-# [compare two runs](6_compare_two_runs.ipynb).
+# [a sweep with a plot](5_sweep.ipynb).
