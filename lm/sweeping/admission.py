@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,17 @@ from lm.sweeping import trials
 
 _SHARE = 0.9  # of the memory that is free
 _GROUP = Path('/sys/fs/cgroup')
+# Files of a container's limit: their folder, the limit, what is used, and the
+# part of it that the kernel gives up first. Version 2 of cgroups, and 1.
+_LIMITS = (
+  ('.', 'memory.max', 'memory.current', 'inactive_file'),
+  (
+    'memory',
+    'memory.limit_in_bytes',
+    'memory.usage_in_bytes',
+    'total_inactive_file',
+  ),
+)
 
 
 def check(chosen: Sequence[trials.Trial], jobs: int | None) -> int:
@@ -79,9 +91,14 @@ def free_bytes() -> int:
     name, _, value = line.partition(':')
     if name == 'MemAvailable':
       free = int(value.split()[0]) << 10  # kB
-  most, used = (_read(_GROUP / f'memory.{x}') for x in ('max', 'current'))
-  if most.isdigit() and used.isdigit():
-    free = min(free, int(most) - int(used))
+  for folder, most, used, cache in _LIMITS:
+    group = _GROUP / folder
+    limit, taken = _read(group / most), _read(group / used)
+    if limit.isdigit() and taken.isdigit():
+      # What files were read lately counts as used, but is given up at need.
+      found = re.search(rf'^{cache} (\d+)$', _read(group / 'memory.stat'), re.M)
+      unneeded = int(found[1]) if found else 0
+      free = min(free, int(limit) - int(taken) + unneeded)
   return max(0, free)
 
 

@@ -15,6 +15,7 @@ that read the same.
 """
 
 import json
+import operator
 import sys
 from typing import Any
 
@@ -35,9 +36,11 @@ def check(configs: dict[str, str], measures: bool) -> dict[str, Any]:
 
   Args:
     configs: JSON by the name of a run.
-    measures: whether to compile the step of the largest run, for its memory.
+    measures: whether to compile the steps of the largest runs, for their
+      memory: of that with the largest state, and of that with the largest
+      batch, whose activations may take more.
   """
-  largest, sizes, opened = None, (0, 0), set()
+  opened, sizes = set(), []
   for name, text in configs.items():
     try:
       c = setup.prepare(config.from_json(text), name, process_group.alone())
@@ -49,15 +52,19 @@ def check(configs: dict[str, str], measures: bool) -> dict[str, Any]:
       if line is None:
         raise
       return {'error': [name, line[0]], 'platform': '', 'memory_bytes': None}
-    size = host_arrays.nbytes(run.program.like), run.data.example.tokens.size
-    if largest is None or size > sizes:
-      largest, sizes = c, size
+    state, tokens = run.program.like, run.data.example.tokens.size
+    sizes.append((host_arrays.nbytes(state), tokens, name, c))
   platform, bytes_ = jax.devices()[0].platform, None
-  if measures and platform == 'cpu' and largest is not None:
+  if measures and platform == 'cpu' and sizes:
     machine = topology.target(f'cpu:{len(jax.devices())}')
-    report = cost.estimate(largest, machine)
     devices = len(machine.devices)
-    bytes_ = _PROCESS_BYTES + devices * report['memory_bytes']['total']
+    largest = {
+      max(sizes, key=order)[2]: max(sizes, key=order)[3]
+      for order in (operator.itemgetter(0, 1), operator.itemgetter(1, 0))
+    }
+    reports = [cost.estimate(c, machine) for c in largest.values()]
+    most = max(report['memory_bytes']['total'] for report in reports)
+    bytes_ = _PROCESS_BYTES + devices * most
   return {'error': None, 'platform': platform, 'memory_bytes': bytes_}
 
 

@@ -190,3 +190,23 @@ def test_the_newest_line_of_a_file_that_grows(tmp_path):
 def test_cores_and_memory_of_this_machine():
   assert admission.cores() >= 1
   assert admission.free_bytes() > 1 << 20
+
+
+@pytest.mark.parametrize(
+  ('folder', 'most', 'used', 'cache'), admission._LIMITS, ids=['v2', 'v1']
+)
+def test_a_container_has_what_its_limit_leaves(
+  monkeypatch, tmp_path, folder, most, used, cache
+):
+  """A failure means that a sweep fills a container, or wastes most of it."""
+  monkeypatch.setattr(admission, '_GROUP', tmp_path)
+  whole = admission.free_bytes()
+  group = tmp_path / folder
+  group.mkdir(exist_ok=True)
+  (group / most).write_text('1000\n')
+  (group / used).write_text('900\n')
+  assert admission.free_bytes() == 100
+  (group / 'memory.stat').write_text(f'anon 1\n{cache} 700\nslab 5\n')
+  assert admission.free_bytes() == 800
+  (group / most).write_text('max\n')
+  assert admission.free_bytes() > 1000 and whole > 1000
