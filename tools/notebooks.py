@@ -70,6 +70,8 @@ def read(source: Path) -> Any:
   made.metadata = _package('nbformat').from_dict(_METADATA)
   for n, cell in enumerate(made.cells):
     cell.id = f'cell-{n:02}'
+    # Formatters want an empty line between the mark of a cell and an import.
+    cell.source = cell.source.lstrip('\n')
     cell.metadata = _package('nbformat').from_dict({})
   return made
 

@@ -131,9 +131,9 @@ state = lm.train.train(c, 'runs/pretrained')
 # %% [markdown]
 # ## Fine-tune
 #
-# A head around the decoder classifies a text by the mean over its tokens. `init_from`
-# takes the parameters of the pretrained run; without it they are drawn at
-# random. Everything else is the same.
+# A head around the decoder classifies a text by the mean over its tokens.
+# `init_from` takes the parameters of the pretrained run; without it they are
+# drawn at random. Everything else is the same.
 
 # %%
 # %%writefile tune.py

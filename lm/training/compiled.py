@@ -51,15 +51,17 @@ class Update:
 
   def arguments(self) -> Arguments:
     """Returns the numbers of the run, placed on the mesh."""
-    if self._placed is None:
+    placed = self._placed
+    if placed is None:
       # Once, since each transfer to a device costs as much as a small kernel.
-      self._placed = jax.tree.map(
+      placed = jax.tree.map(
         lambda x: jax.make_array_from_callback(
           x.shape, self._where, x.__getitem__
         ),
         self._arguments,
       )
-    return self._placed
+      self._placed = placed
+    return placed
 
   def trace(self, state: Any, batch: Any) -> Any:
     """Traces the update for states and batches like these."""
