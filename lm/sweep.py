@@ -15,7 +15,8 @@ The same command again skips runs that are done, and goes on with those that are
 not; with more points, it adds their runs. A kill costs nothing but the steps
 since the last checkpoints, and Ctrl-C not even those.
 
-At the end there are table.csv, table.json, table.md and plot.png in WORKDIR.
+At the end there are table.csv, table.json, table.md, plot.png and page.html in
+WORKDIR.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -152,8 +153,9 @@ def run(
     left = [run.trial for run in runs if not run.is_over]
     jobs = 1
     if left and launcher is None:
-      say(f'{len(left)} of {len(chosen)} runs are left: checking them')
-      jobs = admission.check(left, asked.jobs)
+      with signals.Stop(_SECONDS) as stop:
+        say(f'{len(left)} of {len(chosen)} runs are left: checking them')
+        jobs = admission.check(left, asked.jobs, stop)
       say(f'{asked.workdir}: {min(jobs, len(left))} at a time')
     recorded = folder.store(asked.base, chosen, asked.words)
     try:
@@ -173,6 +175,10 @@ def run(
       rows = tables.rows(asked.base, folder, runs, recorded)
       swept = tables.swept(recorded.values())
       table = tables.write(folder, rows, swept, metric, higher)
+  try:
+    tables.write_page(folder, rows, metric)
+  except config.ConfigError as error:  # the tables are there all the same
+    say(f'page.html is not written: {error}')
   names = {name for row in table for name in row}
   if rows and metric not in names:
     known = [x for x in names if x in results.TRAINING or '/' in x]
@@ -256,7 +262,7 @@ def main(argv: list[str]) -> None:
       print(results.text(found.table), flush=True)
     except BrokenPipeError:  # nobody reads, and Python writes again at its end
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    shown.say(f'{asked.workdir}: table.csv, table.md, table.json, plot.png')
+    shown.say(f'{asked.workdir}: table.csv, plot.png, page.html')
   _check_failed(found.rows)
 
 

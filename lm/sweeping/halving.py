@@ -60,13 +60,23 @@ def check(halving: points.Halving) -> None:
   Raises:
     config.ConfigError: they cannot be used.
   """
+  if not isinstance(halving, points.Halving):
+    raise config.ConfigError(
+      f'halving: {halving!r}: give points.Halving((100, 300), 0.5)'
+    )
   rungs, keep = halving
+  if not isinstance(rungs, list | tuple) or not all(
+    type(x) is int for x in rungs
+  ):
+    raise config.ConfigError(
+      f'halving: rungs {rungs!r}: give a list of steps, such as (100, 300)'
+    )
   ascending = all(a < b for a, b in itertools.pairwise(rungs))
   if not rungs or rungs[0] < 1 or not ascending:
     raise config.ConfigError(
       f'halving: rungs {",".join(map(str, rungs))}: give steps that rise'
     )
-  if not 0 < keep < 1:
+  if type(keep) is not float or not 0 < keep < 1:
     raise config.ConfigError(
       f'halving: keep {keep}: give a share between 0 and 1'
     )

@@ -201,20 +201,35 @@ def _over(text: str) -> list[points.Point]:
   key, equals, values = text.partition('=')
   found = _split(values)
   if not key or not equals or '' in found:
-    raise config.ConfigError(f'--over={text}: give KEY=V1,V2')
-  return points.values(key, found)
+    raise config.ConfigError(
+      f"--over={text}: give KEY=V1,V2; quotes stand for an empty text: ''"
+    )
+  return points.values(key, [_unquoted(value) for value in found])
 
 
 def _split(text: str) -> list[str]:
-  """Splits at the commas that are in no brackets: '(1,2),(3,4)' is two."""
-  parts, depth = [''], 0
+  """Splits at the commas that are in no brackets and no quotes.
+
+  '(1,2),(3,4)' is two, and so is "'a,b',c".
+  """
+  parts, depth, quote = [''], 0, ''
   for letter in text:
-    depth += (letter in '([{') - (letter in ')]}')
-    if letter == ',' and depth == 0:
+    if quote:
+      quote = '' if letter == quote else quote
+    elif letter in '\'"' and (depth or not parts[-1].strip()):
+      quote = letter  # elsewhere it is an apostrophe
+    else:
+      depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and depth == 0 and not quote:
       parts.append('')
     else:
       parts[-1] += letter
   return [part.strip() for part in parts]
+
+
+def _unquoted(text: str) -> str:
+  quoted = len(text) > 1 and text[0] == text[-1] and text[0] in '\'"'
+  return text[1:-1] if quoted else text
 
 
 def _seeds(text: str) -> int | list[int]:

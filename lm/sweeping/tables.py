@@ -1,9 +1,13 @@
-"""Writes the tables and the plot of a sweep."""
+"""Writes the tables, the plot and the page of a sweep."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm import checkpoint, config
+from lm.evals.reports import html as report
+from lm.evals.reports import stored
+from lm.reporting import html
 from lm.reporting import swept as picture
 from lm.sweeping import folder as folder_lib
 from lm.sweeping import points, results, schedule, trials
@@ -66,7 +70,7 @@ def write(
   metric: str,
   higher: bool,
 ) -> list[results.Row]:
-  """Writes the tables and the plot; a page of the runs has its place here.
+  """Writes the tables and the plot.
 
   Args:
     folder: of the sweep.
@@ -87,8 +91,37 @@ def write(
     folder_lib.replace(folder.path / name, text)
   keys = [key for key in results.keys(rows, swept) if key != points.SEED]
   plot = folder.path / 'plot.png'
-  # What was ended at a rung has its metrics of an earlier step.
-  whole = [row for row in table if not row['state'].startswith('ended')]
+  # All others have their metrics of an earlier step.
+  whole = [row for row in table if row['state'] == 'done']
   if not picture.draw(plot, whole, keys, metric):
     plot.unlink(missing_ok=True)
   return table
+
+
+def write_page(
+  folder: folder_lib.Folder, rows: Sequence[Mapping[str, Any]], metric: str
+) -> Path | None:
+  """Writes the page that shows the runs, as `tools.report` does.
+
+  Args:
+    folder: of the sweep.
+    rows: of the runs.
+    metric: that recipes are ordered by, where an evaluator measured it.
+
+  Returns:
+    Its path; None if no run can be read here, as before the first one has
+    begun, or where a launcher keeps them elsewhere.
+
+  Raises:
+    config.ConfigError: a run cannot be read.
+    errors.Storage: the page cannot be written.
+  """
+  places = [Path(row['workdir']) for row in rows]
+  places = [place for place in places if (place / 'config.json').is_file()]
+  if not places:
+    return None
+  by = metric if '/' in metric and any(metric in row for row in rows) else None
+  page = report.render(stored.read(places), asked=report.Asked(by=by))
+  path = folder.path / 'page.html'
+  html.write(path, page, '--workdir')
+  return path

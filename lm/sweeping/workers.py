@@ -105,12 +105,14 @@ class Worker:
     code = self._ended()  # a worker whose run was stopped leaves
     if code is None:
       return None
-    if code in (0, 130, signals.EXIT_CODE, -signal.SIGTERM):
+    if code in (130, signals.EXIT_CODE, -signal.SIGTERM):
       return Result('stopped')
     error = self._last_line().removeprefix('error: ')
     if code < 0:
       name = signal.Signals(-code).name
       return Result('crashed', f'ended by {name}: see logs/{self._log.name}')
+    if code == 0:  # a function of the config may do that
+      return Result('crashed', 'the process ended itself, with exit code 0')
     return Result('crashed', error or f'exit code {code}')
 
   def stop(self) -> None:

@@ -62,6 +62,20 @@ def test_a_config_file_brings_its_own_sweep(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('values', 'expected'),
+  [
+    ("'',a", ['', 'a']),
+    ('"a,b",c', ['a,b', 'c']),
+    ("it's,b", ["it's", 'b']),
+    ("('a,b',1),2", ["('a,b',1)", '2']),
+  ],
+)
+def test_values_in_quotes(values, expected):
+  found = request._over(f'name={values}')
+  assert [point['name'] for point in found] == expected
+
+
+@pytest.mark.parametrize(
   ('words', 'error'),
   [
     (
@@ -69,8 +83,15 @@ def test_a_config_file_brings_its_own_sweep(tmp_path):
       'configs/gpt/tiny.py: nothing to sweep over: give --over, --seeds, or '
       'define sweep() there',
     ),
-    (['--over=optim.peak'], '--over=optim.peak: give KEY=V1,V2'),
-    (['--over=optim.peak=1,,2'], '--over=optim.peak=1,,2: give KEY=V1,V2'),
+    (
+      ['--over=optim.peak'],
+      "--over=optim.peak: give KEY=V1,V2; quotes stand for an empty text: ''",
+    ),
+    (
+      ['--over=optim.peak=1,,2'],
+      '--over=optim.peak=1,,2: give KEY=V1,V2; quotes stand for an empty text: '
+      "''",
+    ),
     (
       ['--seeds=0'],
       '--seeds=0: give how many, such as 3, or which, such as 5,6,7',
@@ -121,6 +142,22 @@ def test_wrong_flags(capsys, words, error):
     (
       'return points.Sweep([], halving=points.Halving((2, 1)))',
       'halving: rungs 2,1: give steps that rise',
+    ),
+    (
+      'return points.Sweep([], halving=points.Halving(5))',
+      'halving: rungs 5: give a list of steps, such as (100, 300)',
+    ),
+    (
+      'return points.Sweep([], halving=points.Halving((1.5,)))',
+      'halving: rungs (1.5,): give a list of steps, such as (100, 300)',
+    ),
+    (
+      'return points.Sweep([], halving=points.Halving((5,), "half"))',
+      'halving: keep half: give a share between 0 and 1',
+    ),
+    (
+      'return points.Sweep([], halving=(5,))',
+      'halving: (5,): give points.Halving((100, 300), 0.5)',
     ),
   ],
 )

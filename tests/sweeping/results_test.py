@@ -192,21 +192,43 @@ def test_cores_and_memory_of_this_machine():
   assert admission.free_bytes() > 1 << 20
 
 
-@pytest.mark.parametrize(
-  ('folder', 'most', 'used', 'cache'), admission._LIMITS, ids=['v2', 'v1']
-)
+@pytest.mark.parametrize('tree', admission._LIMITS, ids=['v2', 'v1'])
+@pytest.mark.parametrize('inner', ['', 'pods/mine'])
 def test_a_container_has_what_its_limit_leaves(
-  monkeypatch, tmp_path, folder, most, used, cache
+  monkeypatch, tmp_path, tree, inner
 ):
   """A failure means that a sweep fills a container, or wastes most of it."""
+  most, used, cache = admission._LIMITS[tree]
+  own = tmp_path / 'cgroup'
+  own.write_text(f'7:cpu:/elsewhere\n0:{tree}:/{inner}\n')
+  monkeypatch.setattr(admission, '_OWN', own)
   monkeypatch.setattr(admission, '_GROUP', tmp_path)
   whole = admission.free_bytes()
-  group = tmp_path / folder
-  group.mkdir(exist_ok=True)
+  group = tmp_path / tree / inner
+  group.mkdir(parents=True, exist_ok=True)
   (group / most).write_text('1000\n')
   (group / used).write_text('900\n')
   assert admission.free_bytes() == 100
   (group / 'memory.stat').write_text(f'anon 1\n{cache} 700\nslab 5\n')
   assert admission.free_bytes() == 800
+  if inner:  # the groups around it have limits of their own
+    (group.parent / most).write_text('950\n')
+    (group.parent / used).write_text('900\n')
+    assert admission.free_bytes() == 50
+    (group.parent / most).write_text('max\n')
   (group / most).write_text('max\n')
   assert admission.free_bytes() > 1000 and whole > 1000
+
+
+def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
+  own = tmp_path / 'cgroup'
+  own.write_text('0::/mine\n')
+  monkeypatch.setattr(admission, '_OWN', own)
+  monkeypatch.setattr(admission, '_GROUP', tmp_path)
+  monkeypatch.setattr(admission.os, 'sched_getaffinity', lambda _: range(64))
+  assert admission.cores() == 64
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'cpu.max').write_text('800000 100000\n')
+  assert admission.cores() == 8
+  (tmp_path / 'cpu.max').write_text('350000 100000\n')
+  assert admission.cores() == 3

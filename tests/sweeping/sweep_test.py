@@ -87,6 +87,7 @@ def test_a_sweep_gives_a_row_for_each_run_and_a_table(finished):
     low, high = float(line[f'{name} low']), float(line[f'{name} high'])
     assert low < min(mine) and max(mine) < high
   assert (workdir / 'plot.png').stat().st_size > 1000
+  assert all(name in (workdir / 'page.html').read_text() for name in NAMES)
   text = (workdir / 'table.md').read_text()
   assert text.startswith('| optim.peak | runs | state | step | valid/loss_nats')
 
@@ -243,3 +244,12 @@ def test_a_second_sweep_is_kept_out(data, tmp_path):
   line = f'^{folder.path}: another lm[.]sweep is at work there'
   with folder.locked(), pytest.raises(errors.Locked, match=line):
     sweep.sweep(f'{FILE}:{data}', [{'seed': 1}], workdir=folder.path)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_checks_too(data, start, tmp_path):
+  """A failure means that a process is left behind, or the exit code is -15."""
+  process = start('sweep', flags(data, tmp_path / 'a'))
+  process.wait_for(lambda: 'checking them' in process.text())
+  process.send(signal.SIGTERM)
+  assert process.error(143).startswith('by a signal, before the first run has')

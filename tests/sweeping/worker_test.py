@@ -11,7 +11,7 @@ import pytest
 
 from lm import config
 from lm.reporting import metrics_log
-from lm.sweeping import worker
+from lm.sweeping import worker, workers
 from tests import programs
 from tools import compare_runs
 
@@ -135,3 +135,16 @@ def test_a_line_that_is_no_request_is_refused(line, tmp_path):
     with pytest.raises(config.ConfigError, match='a request is a line of JSON'):
       worker.serve(requests, answers)
   assert not Path(tmp_path, 'answers').read_text()
+
+
+@pytest.mark.process
+def test_a_worker_that_ends_itself_has_crashed(monkeypatch, tmp_path):
+  """A failure means that such a run is started again and again, for ever."""
+  monkeypatch.setattr(workers.sys, 'executable', '/bin/true')
+  worker = workers.Worker(tmp_path / 'log')
+  worker.train('a', '{}', tmp_path / 'a', [])
+  result = None
+  while result is None:
+    result = worker.poll()
+  assert result.state == 'crashed'
+  assert result.error == 'the process ended itself, with exit code 0'
