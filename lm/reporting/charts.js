@@ -1,7 +1,9 @@
 // Draws the charts of a page from its block of JSON; see charts.py.
 'use strict';
 (() => {
-const data = JSON.parse(document.getElementById('data').textContent);
+// Plotly adds some room to the greatest number: that must not be infinite.
+const data = JSON.parse(document.getElementById('data').textContent,
+  (key, x) => typeof x === 'number' && Math.abs(x) > 1e300 ? null : x);
 const controls = document.getElementById('controls');
 const hidden = new Set();  // numbers of recipes
 const stale = new Set(document.querySelectorAll('[data-chart]'));

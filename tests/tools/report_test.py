@@ -157,6 +157,21 @@ def test_runs_that_were_not_evaluated_have_their_training_loss(tmp_path):
   assert [x['label'] for x in data['recipes']] == ['b', 'a']
 
 
+def test_a_best_one_that_was_evaluated_in_training_alone(tmp_path):
+  """A failure means that the page leaves the question out in silence."""
+  report_runs.write(tmp_path / 'a')
+  report_runs.write(tmp_path / 'b', peak=1e-2, evaluated=False)
+  with (tmp_path / 'b' / 'metrics.jsonl').open('a') as file:
+    file.write(report_runs.line({'step': 600, 'valid/bits_per_byte': 0.1}))
+  out = tmp_path / 'page.html'
+  report.main([str(tmp_path), f'--output={out}'])
+  found = data_of(out.read_text())['comparisons']
+  assert found['a'] == 'A' and found['rows'] == []
+  (note,) = found['notes']
+  assert note.startswith('A was evaluated only while it trained, which stores')
+  assert 'Is it better?' in out.read_text() and note in out.read_text()
+
+
 def test_folders_without_a_run(tmp_path):
   report_runs.write(tmp_path / 'runs' / 'a', lines=3)
   (tmp_path / 'none').mkdir()
@@ -539,3 +554,13 @@ def test_names_of_strangers_are_text(tmp_path, opened):
     hostile: {'init_from': None},
     'b': {'init_from': HOSTILE},
   }
+
+
+def test_numbers_that_are_too_large_to_draw(tmp_path, opened):
+  report_runs.write(tmp_path / 'a', lines=9)
+  with (tmp_path / 'a' / 'metrics.jsonl').open('a') as file:
+    for step, value in ((600, 1e308), (610, -1e308), (620, 2.0)):
+      file.write(report_runs.line({'step': step, 'loss_nats': value}))
+  out = tmp_path / 'page.html'
+  report.main([str(tmp_path / 'a'), f'--output={out}'])
+  assert lines_of(opened(out), 'loss_nats')

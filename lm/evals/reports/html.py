@@ -189,11 +189,15 @@ def _compared(
       )
     reference = places[baseline]
   others = [recipe for recipe in shown if recipe is not reference]
-  # An outcome of training alone has no items.
-  if not others or not any(
-    x.checkpoint for run in reference.runs for x in run.evaluations.values()
-  ):
+  if not others or not any(map(_has_items, shown)):
     return None
+  about = {'a': reference.letter, 'chosen': baseline is None}
+  if not _has_items(reference):
+    note = (
+      f'{reference.letter} was evaluated only while it trained, which stores '
+      'no items: run python -m lm.evaluate on its runs'
+    )
+    return {**about, 'level': 0.05, 'pairs': 0, 'rows': [], 'notes': [note]}
 
   def folders(recipe: page_data.Recipe) -> list[str]:
     return [str(run.folder) for run in recipe.runs]
@@ -204,7 +208,14 @@ def _compared(
     headlines=heads,
     chosen=baseline is None,
   )
-  return {'a': reference.letter, 'chosen': baseline is None, **found}
+  return {**about, **found}
+
+
+def _has_items(recipe: page_data.Recipe) -> bool:
+  """Tells whether a run was evaluated after training, which stores items."""
+  return any(
+    x.checkpoint for run in recipe.runs for x in run.evaluations.values()
+  )
 
 
 def _results(
