@@ -175,15 +175,24 @@ def run(
       rows = tables.rows(asked.base, folder, runs, recorded)
       swept = tables.swept(recorded.values())
       table = tables.write(folder, rows, swept, metric, higher)
-  try:
-    tables.write_page(folder, rows, metric)
-  except config.ConfigError as error:  # the tables are there all the same
-    say(f'page.html is not written: {error}')
+  _write_page(folder, rows, metric, say)
   names = {name for row in table for name in row}
   if rows and metric not in names:
     known = [x for x in names if x in results.TRAINING or '/' in x]
     say(f'no run has the metric {metric}{config.did_you_mean(metric, known)}')
   return Swept(rows, table)
+
+
+def _write_page(
+  folder: folder_lib.Folder,
+  rows: Sequence[Mapping[str, Any]],
+  metric: str,
+  say: Callable[[str], None],
+) -> None:
+  try:
+    tables.write_page(folder, rows, metric)
+  except config.ConfigError as error:  # the tables are there all the same
+    say(f'page.html is not written: {error}')
 
 
 def _train(

@@ -511,7 +511,7 @@ def test_seeds_that_are_none_are_refused(tmp_path):
   assert text.endswith('are the same checkpoint: give runs of different seeds')
   text = refused(2, f'{a},{c}', f'{a},{c}')
   assert ' is at step 9, ' in text and text.endswith(
-    ' at 12: evaluate both at one step, which tools.compare takes as --step'
+    ' at 12: compare at one step'
   )
 
 

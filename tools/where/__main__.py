@@ -3,6 +3,7 @@
   python -m tools.where 'some text' --build=FOLDER --workdir=RUN
   python -m tools.where --step=1234 --workdir=RUN [--build=FOLDER]
   python -m tools.where --mixture --workdir=RUN [--step=1234]
+  python -m tools.where 'some text' --replay --workdir=RUN [--probe='a text']
 
 With --json the answer is JSON, see docs/automation.md.
 
@@ -11,7 +12,9 @@ and why, in which shard the others lie, and at which steps the run has seen them
 or will see them. Without a build it looks into the shards that the run reads,
 and without a run it says nothing of steps. The second prints the documents of a
 step's batch. The third prints how many tokens and epochs of each source the run
-has read, and how many it will have read at its end, or before a step.
+has read, and how many it will have read at its end, or before a step. The last
+trains a part of the run twice, with the documents that hold the text and
+without them, and prints what that changes in the loss of this text and others.
 
 Personal data are masked in what is printed of texts: a dropped document is kept
 as it was before a later stage masked it. --raw prints texts as they are.
@@ -30,7 +33,10 @@ from typing import Any
 from lm import config
 from lm.corpus import provenance
 from lm.data import usage
-from tools.where import answers, runs
+from lm.runtime import compilation_cache, devices, memory
+from tools.where import answers, leave_out, runs
+
+_ALL = 1 << 30  # documents
 
 
 def _found(answer: Mapping[str, Any], build: Path | None) -> Iterator[str]:
@@ -142,6 +148,19 @@ def _scored(run: runs.Run) -> Iterator[str]:
     )
 
 
+def _replay(flags: argparse.Namespace, run: runs.Run) -> leave_out.Answer:
+  """Trains with the documents that hold the text, and without them."""
+  query = provenance.Query(flags.text, flags.loose)
+  held = answers.search(query, run, flags.build, _ALL, flags.raw)
+  return leave_out.replay(
+    flags.workdir,
+    run,
+    leave_out.documents(held['documents']),
+    [flags.text, *flags.probe],
+    (flags.since, flags.until),
+  )
+
+
 def answer(
   flags: argparse.Namespace,
 ) -> tuple[Mapping[str, Any], Iterator[str]]:
@@ -174,6 +193,10 @@ def answer(
         *(f'  {row}' for row in usage.table(parts)),
       )
     ]
+  elif flags.replay:
+    assert run is not None
+    told = _replay(flags, run)
+    found, lines = leave_out.plain(told), [*leave_out.lines(told)]
   elif flags.step is None:
     query = provenance.Query(flags.text, flags.loose)
     found = answers.search(query, run, flags.build, flags.limit, flags.raw)
@@ -198,6 +221,12 @@ def _check(flags: argparse.Namespace) -> None:
     )
   if flags.step is not None and flags.step < 0:
     raise config.ConfigError(f'--step={flags.step}: give one from 0 on')
+  if flags.replay and (flags.text is None or flags.workdir is None):
+    raise config.ConfigError(
+      '--replay needs a text and --workdir, the folder of a run'
+    )
+  if not flags.replay and (flags.probe or flags.since or flags.until):
+    raise config.ConfigError('--probe, --since and --until are of --replay')
   if flags.workdir is None and flags.build is None:
     raise config.ConfigError('give --build, --workdir or both')
   if flags.limit < 1:
@@ -222,10 +251,18 @@ def main(argv: Sequence[str]) -> None:
   add('--build', type=Path, help='folder of a build of tools.factory')
   add('--workdir', metavar='RUN', type=Path, help='folder of a run')
   add('--data', type=Path, help='where the data of the run lie now')
+  add('--replay', action='store_true', help='train without these documents')
+  add('--probe', action='append', default=[], help='a text; may be repeated')
+  add('--since', type=int, default=0, help='leave out from this step on')
+  add('--until', type=int, help='step to train to; the newest checkpoint')
   add('--raw', action='store_true', help='do not mask personal data')
   add('--limit', type=int, default=20, help='documents, and steps of each')
   add('--json', action='store_true', help='for programs')
   flags = parser.parse_args(argv)
+  if flags.replay:
+    memory.prepare()
+    compilation_cache.prepare()
+    devices.announce()
   with config.user_errors():
     found, lines = answer(flags)
   if flags.json:

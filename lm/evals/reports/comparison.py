@@ -266,8 +266,7 @@ def _check_seeds(name: str, runs: list[Evaluated]) -> None:
   if len(steps) > 1:
     (one, here), (two, there) = sorted(steps.items())[:2]
     raise config.ConfigError(
-      f'{name}: {here} is at step {one}, {there} at {two}: evaluate both at'
-      ' one step, which tools.compare takes as --step'
+      f'{name}: {here} is at step {one}, {there} at {two}: compare at one step'
     )
   seen: dict[str, str] = {}
   for run in runs:
