@@ -114,7 +114,8 @@ class Rollback:
       raise errors.NotFinite(
         f'{row}, and no checkpoint is from before them; {_ADVICE}'
       )
-    state, _ = restored
+    state, meta = restored
+    self._logger.meter.go_back(meta)
     start = int(state.step)
     skipped = state.extra['skipped'] + (fault - start)
     state = state._replace(
