@@ -38,7 +38,7 @@ class Rollback:
     self._run, self._checkpointer = run, checkpointer
     self._logger, self._saver, self._counts = logger, saver, logger.dropped
     self._profile = profiling.Profile(
-      run.config.profile, checkpointer, logger.flush
+      run.config.profile, checkpointer, logger.flush, logger.say
     )
     self._next = 0
     for step in reversed(manifest.steps(checkpointer.workdir)):

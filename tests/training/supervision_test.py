@@ -1,4 +1,4 @@
-"""What the supervisor of a run writes stands where it belongs in the log."""
+"""The lines of a supervisor stand where they belong in the log."""
 
 from lm import train
 from lm.reporting import metrics_log
@@ -9,7 +9,7 @@ from tests import programs
 def test_lines_of_a_straggler_stay_in_the_order_of_steps(
   data, tmp_path, one_device, monkeypatch, capfd
 ):
-  """What others have measured comes later than the step that it is about."""
+  """A measurement comes later than the step that it is about."""
   news = {
     9: stragglers.Straggler(0, 5, 2, 0.3, 0.5),  # four steps late
     15: stragglers.Straggler(0, 14, 2, 0.3, 0.5),

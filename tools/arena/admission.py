@@ -226,7 +226,7 @@ def propose(folder: Path, given: NewProposal) -> dict[str, Any]:
 
 
 class _Prepared(NamedTuple):
-  """What is found out about a proposal without a lock, as it takes a while.
+  """Holds what is found out about a proposal before a lock, as it takes long.
 
   Attributes:
     patch: its text; None without one.
