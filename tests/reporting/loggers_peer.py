@@ -57,9 +57,9 @@ def wandb(workdir: Path, _: str) -> dict[str, Any]:
   pb: Any = importlib.import_module('wandb.proto.wandb_internal_pb2')
   points, ids, config = [], set(), {}
   for path in sorted((workdir / 'wandb').glob('offline-run-*/*.wandb')):
-    for data, _ in to_wandb.records(path):
+    for data in to_wandb.records(path):
       record = pb.Record()
-      record.ParseFromString(data)
+      record.ParseFromString(data[0])
       if record.run.run_id:
         ids.add(
           (record.run.project, record.run.display_name, record.run.run_id)

@@ -72,7 +72,7 @@ def test_seconds_count_on_over_restarts(data, tmp_path, one_device):
 
 def test_a_restart_counts_on_from_the_checkpoint(data, tmp_path, one_device):
   """Its seconds are in no line: none was written before it."""
-  changes = {'steps': 12, 'log_every': 12, 'data__seconds': 0.1, 'threads': 0}
+  changes = {'steps': 12, 'log_every': 12, 'data__seconds': 0.2, 'threads': 0}
   train.train(programs.make(data, **changes), tmp_path / 'run')
   again = programs.rewind(tmp_path / 'run', tmp_path / 'again', 6)
   train.train(programs.make(data, **changes), again)

@@ -87,12 +87,14 @@ def test_a_start_that_hangs_ends_the_run(
   data, alone, start, tmp_path, fault, work, where, loss
 ):
   workdir = programs.rewind(alone, tmp_path / 'run', 6)
-  settings = {**LIMITS, 'watchdog__first_seconds': 6.0}
+  # Long enough for a start that is not to be ended.
+  first = 6.0 if 'starting' in work else 60.0
+  settings = {**LIMITS, 'watchdog__first_seconds': first}
   if loss == 'endless':
     settings |= {'loss__fn': 'tests.tiny_config:endless_loss', 'allow': 'loss'}
   flags = programs.flags(data, workdir, **settings)
   process = start('train', flags, fault=fault)
-  said = f'{work} has taken [6-9] s: see the stacks in stalls/, and start'
+  said = f'{work} has taken [0-9]+ s: see the stacks in stalls/, and start'
   assert re.match(said, ended(process))
   assert where in stacks(workdir, int(work.split(':')[0].split()[1]))
   again = start('train', programs.flags(data, workdir))
@@ -103,12 +105,12 @@ def test_a_start_that_hangs_ends_the_run(
 @pytest.mark.slow
 def test_a_first_collective_that_hangs_ends_all(data, start, tmp_path):
   """Process 1 waits for the sums of process 0, whose device hangs."""
-  limits = {**LIMITS, 'watchdog__first_seconds': 20.0}
+  limits = {**LIMITS, 'watchdog__first_seconds': 60.0}
   flags = programs.flags(data, tmp_path, **TOGETHER, **limits)
   fault = {'FAULT': 'hang_step@0'}
   two = processes_test.pair(start, 'train', flags, settings=ONE | fault)
   said = [ended(process) for process in two]
-  assert said[0] == said[1] and 'has taken 2' in said[0]
+  assert said[0] == said[1] and re.match('step [12]: the step has', said[0])
   assert sum('in _hang' in x.text() for x in two) == 1
 
 
