@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 from lm.reporting import writers
+from lm.runtime import regular_files
 
 _BLOCK = 1 << 15  # of a .wandb file
 
@@ -66,9 +67,7 @@ def _seen(about: writers.About) -> writers.Seen:
   """
   proto: Any = importlib.import_module('wandb.proto.wandb_internal_pb2')
   last, names = -1, set()
-  for path in sorted(
-    about.folder.glob(f'wandb/offline-run-*/*{about.id}.wandb')
-  ):
+  for path in parts(about.folder, about.id):
     found = [*records(path)]
     for content, _ in found:
       record = proto.Record()
@@ -86,6 +85,19 @@ def _seen(about: writers.About) -> writers.Seen:
     else:
       shutil.rmtree(path.parent)
   return last, sorted(x for x in names if not x.startswith('_'))
+
+
+def parts(folder: Path, id_: str) -> list[Path]:
+  """Lists the files of earlier starts, the first one first.
+
+  A link is none of them, since it could lead out of the run.
+  """
+  kind = regular_files.kind
+  return sorted(
+    path
+    for path in folder.glob(f'wandb/offline-run-*/*{id_}.wandb')
+    if kind(path) == 'file' and kind(path.parent) == 'folder'
+  )
 
 
 def records(path: Path) -> Iterator[tuple[bytes, int]]:
