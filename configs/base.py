@@ -51,7 +51,7 @@ def get_config() -> Any:
       'watchdog': {
         'factor': 20.0,  # times its usual time that a step may take; 0: any
         'least_seconds': 300.0,  # that it may take, however short it usually is
-        # that it may take while no usual time is known: with compilation
+        # that it may take while no usual time is known; the start, too
         'first_seconds': 14400.0,
       },
       'threads': 2,  # that read batches ahead

@@ -83,6 +83,7 @@ def train(
     source = setup.initial_run(c, folder)
     stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
+    watch = enter(supervision.Supervisor(c, folder, group))
     meta = setup.check_folder(c, folder, checkpointer, group)
     run = setup.assemble_in(c, folder, meta)
     files = setup.files(c, folder, source, meta)
@@ -95,7 +96,7 @@ def train(
       setup.store(files, checkpointer, c, run.data.state(start), asked)
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
-    watch = enter(supervision.Supervisor(c, folder, group, logger))
+    watch.logger = logger
     saver = saving.Saver(run, checkpointer, logger, start, watch)
     evals = evaluations.Evaluations(
       run, stopping, logger, saver, checkpointer, group=group, stop=stop

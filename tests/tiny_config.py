@@ -56,6 +56,12 @@ def data(*, seconds: float, hang_at: int | None, position=None, **settings):
   return found._replace(batch=batch)
 
 
+def endless_loss(*, z_weight: float, smoothing: float, chunks: int | None):
+  """Makes a loss that never compiles."""
+  del z_weight, smoothing, chunks
+  return lambda *_: threading.Event().wait()
+
+
 def pause(*, context, seconds: float):
   """Makes an evaluator that takes its time and finds nothing new."""
   del context

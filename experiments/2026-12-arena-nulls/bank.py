@@ -6,12 +6,14 @@
 All runs are trained in this process, one after another. The model has no
 dropout, so that the seed is not part of the compiled step, and a run is that of
 lm.train with the same seed to the last bit; --check trains seed 0 by lm.train,
-too. What is in the bank is not trained again.
+too. What is in the bank is not trained again. Each start of this program that
+trains seeds is in `starts`, with its command, code, packages and machine.
 """
 
 import argparse
 import json
 from pathlib import Path
+import sys
 import tempfile
 from typing import Any
 
@@ -21,9 +23,9 @@ from lm import config, train, types
 from lm.data import writer
 from lm.data.tokenizers import utf8_bytes
 from lm.evals import context as context_lib
-from lm.runtime import code_state, compilation_cache
+from lm.runtime import compilation_cache
 from lm.training import program as program_lib
-from lm.training import setup
+from lm.training import run_record, setup
 
 HERE = Path(__file__).parent
 SPLITS = ('valid', 'test')
@@ -77,16 +79,20 @@ def main() -> None:
     assert found == losses(trained(run, c.seed))
     print('equal to lm.train:', found)
   path = HERE / f'{flags.kind}.json'
-  state = code_state.of_package()
   bank: dict[str, Any] = {
-    'commit': state and state.commit,
     'config': json.loads(config.to_json(c)),
-    'runs': json.loads(path.read_text())['runs'] if path.exists() else {},
+    'starts': [],
+    'runs': {},
+    **(json.loads(path.read_text()) if path.exists() else {}),
   }
-  for seed in range(flags.seeds):
-    if str(seed) not in bank['runs']:
-      bank['runs'][str(seed)] = losses(trained(run, seed))
-      path.write_text(json.dumps(bank, indent=1) + '\n')
+  missing = [x for x in range(flags.seeds) if str(x) not in bank['runs']]
+  for seed in missing:
+    if seed == missing[0]:
+      words = ['python', *sys.argv]
+      about = run_record.here(HERE)
+      bank['starts'].append({'command': words, 'first_seed': seed, **about})
+    bank['runs'][str(seed)] = losses(trained(run, seed))
+    path.write_text(json.dumps(bank, indent=1) + '\n')
 
 
 def trained(run: setup.Run, seed: int) -> types.Params:

@@ -149,10 +149,15 @@ def user_errors() -> Iterator[None]:
 def print_json(value: Any) -> None:
   """Prints a result for programs, alone on stdout.
 
-  JSON has no number that is not finite: null stands for it.
+  JSON has no number that is not finite: null stands for it. Who reads it may
+  stop before its end, as `head` does.
   """
   text = json.dumps(_finite(value), indent=1, allow_nan=False)
-  print(text, flush=True)
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    # Python would flush the rest at its end, and fail once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _finite(value: Any) -> Any:

@@ -185,7 +185,9 @@ def _layered(
       numbers = known[path] or ([-1] if masks.is_embedding(path) else [top])
       if masks.is_balancing(path):
         return update
-      rates = jnp.asarray([decay ** (top - n) for n in numbers], update.dtype)
+      # One by one, since an array is no argument of the program: `numbers`.
+      each = [jnp.full(1, decay ** (top - n), update.dtype) for n in numbers]
+      rates = jnp.concatenate(each)
       return update * rates.reshape(-1, *(1 for _ in update.shape[1:]))
 
     new, state = tx.update(updates, state, params)

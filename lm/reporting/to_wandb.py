@@ -5,10 +5,12 @@ import importlib
 import json
 import os
 from pathlib import Path
+import shutil
 import struct
 from typing import Any
 
 from lm.reporting import writers
+from lm.runtime import regular_files
 
 _BLOCK = 1 << 15  # of a .wandb file
 
@@ -44,9 +46,10 @@ def make(about: writers.About) -> writers.Writer:
     dir=str(about.folder),
     config=dict(about.config),
     mode=mode,
-    # Offline there is no server to ask for the run that goes on: `wandb sync`
-    # joins the parts, by their id.
-    resume=None if mode == 'offline' else 'allow',
+    # Offline there is no server to ask for the run that goes on. But the files
+    # say that they are parts of one, and so `wandb sync` lets W&B's own step,
+    # by which charts sort lines, count on from part to part.
+    resume='allow',
     reinit='create_new',  # a notebook may train several runs at once
     settings=wandb.Settings(console='off', silent=True),
   )
@@ -58,14 +61,15 @@ def make(about: writers.About) -> writers.Writer:
 def _seen(about: writers.About) -> writers.Seen:
   """Reads the last line that earlier starts of a run have left.
 
-  W&B holds lines for some seconds before it writes them to its file.
+  W&B writes its files in blocks of 32 KiB. A kill leaves half a record at the
+  end of one, or none at all, at which `wandb sync` would stop and upload none
+  of the later files. So the end is cut off, and a file of no record removed.
   """
   proto: Any = importlib.import_module('wandb.proto.wandb_internal_pb2')
   last, names = -1, set()
-  for path in sorted(
-    about.folder.glob(f'wandb/offline-run-*/*{about.id}.wandb')
-  ):
-    for content in records(path):
+  for path in parts(about.folder, about.id):
+    found = [*records(path)]
+    for content, _ in found:
       record = proto.Record()
       record.ParseFromString(content)
       line = {
@@ -76,11 +80,30 @@ def _seen(about: writers.About) -> writers.Seen:
         step = json.loads(line.pop('step'))
         names = {*line, *(names if step == last else ())}
         last = step
+    if found:
+      os.truncate(path, found[-1][1])
+    else:
+      shutil.rmtree(path.parent)
   return last, sorted(x for x in names if not x.startswith('_'))
 
 
-def records(path: Path) -> Iterator[bytes]:
+def parts(folder: Path, id_: str) -> list[Path]:
+  """Lists the files of earlier starts, the first one first.
+
+  A link is none of them, since it could lead out of the run.
+  """
+  kind = regular_files.kind
+  return sorted(
+    path
+    for path in folder.glob(f'wandb/offline-run-*/*{id_}.wandb')
+    if kind(path) == 'file' and kind(path.parent) == 'folder'
+  )
+
+
+def records(path: Path) -> Iterator[tuple[bytes, int]]:
   """Yields the records of a .wandb file, up to what a kill has cut.
+
+  Each comes with the place in the file at which it ends.
 
   It is a log of LevelDB behind seven bytes. A record has one part (kind 1), or
   a first, some middle and a last part (2, 3, 4), each with a header of seven
@@ -99,4 +122,4 @@ def records(path: Path) -> Iterator[bytes]:
     place += 7 + length
     record = part if kind in (1, 2) else record + part
     if kind in (1, 4):
-      yield record
+      yield record, place

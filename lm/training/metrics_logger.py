@@ -48,7 +48,7 @@ class MetricsLogger:
       self._log = metrics_log.Log(
         self._folder, start, checkpointer.check, self._writers.write
       )
-      self.meter.resume(self._folder, self._log.newest)
+      self.meter.resume(self._folder, self._log.newest, meta)
     self._bar = progress.Progress(
       run.config.steps,
       run.data.step_tokens,
@@ -123,7 +123,11 @@ class MetricsLogger:
     and JSON has no nan.
     """
     sums = {k: [m.total.hex(), m.weight.hex()] for k, m in self._sums.items()}
-    return {'metrics': sums, 'dropped': self.dropped.state()}
+    return {
+      'metrics': sums,
+      'dropped': self.dropped.state(),
+      'seconds': self.meter.state(),
+    }
 
   def _add(self, step: int, metrics: dict[str, types.Metric]) -> None:
     if self.dropped.too_many_at:

@@ -47,6 +47,7 @@ class Profile:
     steps: Sequence[int],
     checkpointer: checkpoint.Checkpointer,
     wait: Callable[[], None],
+    say: Callable[[str], None],
   ):
     """Prepares.
 
@@ -54,11 +55,13 @@ class Profile:
       steps: the first and the last, see `check`; () for none.
       checkpointer: of the run's folder.
       wait: returns when the devices have done what they were given.
+      say: prints a line: where the trace lies.
     """
     self._first, self._last = steps or (0, 0)
     if not checkpointer.leads:
       self._last = 0
-    self._folder, self._wait = checkpointer.workdir / FOLDER, wait
+    self._folder = checkpointer.workdir / FOLDER
+    self._wait, self._say = wait, say
     self._on = False
 
   @contextlib.contextmanager
@@ -90,7 +93,8 @@ class Profile:
   def _stop(self) -> None:
     self._on, self._last = False, 0
     self._wait()
-    self._guarded(jax.profiler.stop_trace)
+    if self._guarded(jax.profiler.stop_trace):
+      self._say(f'the profile lies in {self._folder}')
 
   def _guarded(self, fn: Callable[[], None]) -> bool:
     try:

@@ -38,7 +38,7 @@ class Rollback:
     self._run, self._checkpointer = run, checkpointer
     self._logger, self._saver, self._counts = logger, saver, logger.dropped
     self._profile = profiling.Profile(
-      run.config.profile, checkpointer, logger.flush
+      run.config.profile, checkpointer, logger.flush, logger.say
     )
     self._next = 0
     for step in reversed(manifest.steps(checkpointer.workdir)):
@@ -114,7 +114,8 @@ class Rollback:
       raise errors.NotFinite(
         f'{row}, and no checkpoint is from before them; {_ADVICE}'
       )
-    state, _ = restored
+    state, meta = restored
+    self._logger.meter.go_back(meta)
     start = int(state.step)
     skipped = state.extra['skipped'] + (fault - start)
     state = state._replace(

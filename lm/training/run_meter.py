@@ -2,8 +2,9 @@
 
 Seconds are counted from the first start of a run, also over its restarts. Those
 in which updates were computed that the run has kept are useful; their share is
-the goodput. Updates that a kill has undone are not useful, and neither is the
-time in which no process ran.
+the goodput. Updates that a kill or a rollback has undone are not useful, and
+neither is the time in which no process ran. Each checkpoint holds the seconds
+until it was saved, and who goes on from it counts on from them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,20 +58,23 @@ class Meter:
     self._run, self._busy = run, busy
     self._started = False
     self._lost: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-    self._useful = 0.0  # seconds, up to the last line
     # Of the last line, or of the start.
     self._step, self._clock = start, time.monotonic()
-    self._since, self._lost_before = self._clock, 0.0  # useful seconds count
+    # Useful seconds, and when and at which lost ones they were last counted.
+    self._useful, self._since, self._lost_before = 0.0, self._clock, 0.0
     self._first = time.time() - (self._clock - run.began)
     self._model_flops = _per_token(run)
     self._peak = _peak(run.mesh)
 
-  def resume(self, folder: Path, newest: Mapping[str, Any]) -> None:
+  def resume(
+    self, folder: Path, newest: Mapping[str, Any], meta: Mapping[str, Any]
+  ) -> None:
     """Counts on from what earlier starts of the run have written.
 
     Args:
       folder: of the run, with its record.
       newest: see `metrics_log.Log`.
+      meta: of the checkpoint that the run goes on from; {} without one.
     """
     with contextlib.suppress(errors.Damaged, LookupError, ValueError):
       first = run_record.read(folder)['starts'][0]['time']
@@ -78,9 +82,29 @@ class Meter:
       self._first = min(self._first, first)
     if {'time', 'seconds'} <= newest.keys():
       self._first = min(self._first, newest['time'] - newest['seconds'])
-    self._useful = newest.get('goodput', 0.0) * newest.get('seconds', 0.0)
-    for kind in KINDS:
-      self._lost[kind] = newest.get(f'{kind}_seconds', 0.0)
+    useful = newest.get('goodput', 0.0) * newest.get('seconds', 0.0)
+    lines = {kind: newest.get(f'{kind}_seconds', 0.0) for kind in KINDS}
+    known = {'useful': useful, **lines, **meta.get('seconds', {})}
+    self._useful = float(known['useful'])
+    self._lost = {kind: float(known[kind]) for kind in KINDS}
+
+  def state(self) -> dict[str, float]:
+    """Returns the seconds until now, for a checkpoint's meta."""
+    return {'useful': self._count(), **self._lost}
+
+  def go_back(self, meta: Mapping[str, Any]) -> None:
+    """Counts the updates after a checkpoint as useful no more."""
+    self._count()
+    self._useful = float(meta.get('seconds', {}).get('useful', self._useful))
+
+  def _count(self) -> float:
+    """Adds up the useful seconds until now, and returns them."""
+    if self._started:
+      now, lost = time.monotonic(), sum(self._lost.values())
+      passed = now - self._since - (lost - self._lost_before)
+      self._useful += max(0.0, passed)
+      self._since, self._lost_before = now, lost
+    return self._useful
 
   def updated(self) -> None:
     """Notes that an update is done; the first one ends the start of a run."""
@@ -133,11 +157,9 @@ class Meter:
     run, now, wall = self._run, time.monotonic(), time.time()
     passed = max(now - self._clock, 1e-9)
     rate = (step - self._step) * run.data.step_tokens / passed
-    lost = sum(self._lost.values())
-    self._useful += max(0.0, now - self._since - (lost - self._lost_before))
     self._step, self._clock = step, now
-    self._since, self._lost_before = now, lost
-    seconds = max(wall - self._first, self._useful, 1e-9)
+    useful = self._count()
+    seconds = max(wall - self._first, useful, 1e-9)
     bits = self.bits(values['loss_nats'])
     return {
       **({} if bits is None else {'bits_per_byte': bits}),
@@ -147,7 +169,7 @@ class Meter:
       'tokens_per_second': rate,
       'time': wall,
       'seconds': seconds,
-      'goodput': self._useful / seconds,
+      'goodput': useful / seconds,
       **{f'{kind}_seconds': x for kind, x in self._lost.items()},
       **_rates(run, step),
       **self._arithmetic(step, rate),

@@ -3,7 +3,7 @@
 from pathlib import Path
 import time
 
-from lm import config
+from lm import checkpoint, config
 from lm.runtime import process_group, stragglers, watchdog
 from lm.training import metrics_logger
 
@@ -11,16 +11,21 @@ from lm.training import metrics_logger
 class Supervisor:
   """Tells a watchdog what the training loop does; use it in `with`.
 
-  The loop says by `begin` what it begins. In a row of `WAITED`, `READING` and
-  `STEP`, what lies between two steps is the own time of this process.
+  The start of the run is watched until the loop says by `begin` what it begins.
+  In a row of `waited`, `read` and `begin_step`, what lies between two steps is
+  the own time of this process.
+
+  Attributes:
+    logger: is told which process is slow; set it before the first step.
   """
+
+  logger: metrics_logger.MetricsLogger
 
   def __init__(
     self,
     c: config.Config,
     folder: Path,
     group: process_group.ProcessGroup,
-    logger: metrics_logger.MetricsLogger,
   ):
     """Prepares to watch.
 
@@ -28,17 +33,19 @@ class Supervisor:
       c: of the run.
       folder: of the run, where stacks are stored.
       group: the processes that train it together.
-      logger: is told which process is slow.
     """
     self._watchdog = watchdog.Watchdog(folder, group, **c.watchdog)
     self._stragglers = stragglers.Stragglers(group)
-    self._group, self._logger = group, logger
+    self._group, self._folder = group, folder
     self._named: int | None = None
     self._step_began: float | None = None
     self._waited: float | None = None  # when the wait for a step has ended
 
   def __enter__(self) -> 'Supervisor':
     self._watchdog.__enter__()
+    # It has no usual time: a large program may compile for an hour.
+    newest = max(checkpoint.steps(self._folder), default=0)
+    self.begin('starting the run', newest)
     return self
 
   def __exit__(self, *unused: object) -> None:
@@ -80,12 +87,12 @@ class Supervisor:
     and lines of the log stay in the order of their steps.
     """
     if slow.process is None:
-      self._logger.say(f'step {slow.step}: no process makes others wait now')
+      self.logger.say(f'step {slow.step}: no process makes others wait now')
       self._named = None
       return
     if slow.process != self._named:
       self._named = slow.process
-      self._logger.say(
+      self.logger.say(
         f'step {slow.step}: {self._group.name(slow.process)} makes the others '
         f'wait since step {slow.since}: its own part of a step is '
         f'{slow.seconds:.2g} s longer than theirs, {slow.share:.0%} of the step'
@@ -96,4 +103,4 @@ class Supervisor:
       'share': slow.share,
       'since': slow.since,
     }
-    self._logger.now(done, 'straggler', values)
+    self.logger.now(done, 'straggler', values)

@@ -136,6 +136,16 @@ def test_the_numbers_of_a_schedule_are_arguments(schedule):
     np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
+def test_layer_decay_is_an_argument():
+  """Blocks of a stack and single ones have their rates from it."""
+  first, other = made(layer_decay=0.5), made(layer_decay=0.9)
+  (own, structure), (given, same) = taken(first), taken(other)
+  assert structure == same and (own.floats != given.floats).any()
+  want, got = updates(other), updates(numbers.Optimizer(first, given))
+  for x, y in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   'change',
   [

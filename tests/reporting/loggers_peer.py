@@ -3,7 +3,8 @@
   python -m tests.reporting.loggers_peer train FLAGS
   python -m tests.reporting.loggers_peer read WORKDIR NAME
 
-The first of them is lm.train, in a network that may be empty.
+The first of them is lm.train, in a network that may be empty. NAME is that of a
+logger, or `synced`: what a server has of W&B's offline run after `wandb sync`.
 
 It runs in an environment of its own, see loggers_test.py.
 """
@@ -11,18 +12,23 @@ It runs in an environment of its own, see loggers_test.py.
 import fcntl
 import importlib
 import json
+import os
 from pathlib import Path
 import runpy
 import socket
 import struct
+import subprocess
 import sys
 from typing import Any
 
 from lm.reporting import to_wandb
+from tests.reporting import wandb_server
 
 
 def loopback() -> None:
-  """Switches on the loopback device, all there is in a new network."""
+  """Switches on the loopback device, if it is all there is: a new network."""
+  if socket.if_nameindex() != [(1, 'lo')]:
+    return
   with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     request = struct.pack('16sH14x', b'lo', 0x49)  # IFF_UP, RUNNING, LOOPBACK
     fcntl.ioctl(s, 0x8914, request)  # SIOCSIFFLAGS
@@ -53,7 +59,7 @@ def wandb(workdir: Path, _: str) -> dict[str, Any]:
   for path in sorted((workdir / 'wandb').glob('offline-run-*/*.wandb')):
     for data in to_wandb.records(path):
       record = pb.Record()
-      record.ParseFromString(data)
+      record.ParseFromString(data[0])
       if record.run.run_id:
         ids.add(
           (record.run.project, record.run.display_name, record.run.run_id)
@@ -73,6 +79,28 @@ def wandb(workdir: Path, _: str) -> dict[str, Any]:
     'ids': sorted(ids),
     'config': config.get('optim.peak') == '0.01',
   }
+
+
+def synced(workdir: Path, _: str) -> dict[str, Any]:
+  """Reads what a server has after `wandb sync` of all offline runs."""
+  loopback()
+  files = sorted(map(str, (workdir / 'wandb').glob('offline-run-*')))
+  with wandb_server.serving() as server:
+    done = subprocess.run(
+      [sys.executable, '-m', 'wandb', 'sync', *files],
+      env={
+        **os.environ,
+        'WANDB_API_KEY': 'a' * 40,
+        'WANDB_BASE_URL': server.url,
+        'WANDB_ERROR_REPORTING': 'false',
+        'NO_PROXY': '127.0.0.1',
+      },
+      capture_output=True,
+      text=True,
+      timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return {'lines': [json.loads(x) for x in server.lines], 'files': files}
 
 
 def trackio(_: Path, name: str) -> dict[str, Any]:
@@ -98,13 +126,12 @@ def trackio(_: Path, name: str) -> dict[str, Any]:
 def main(command: str, *words: str) -> None:
   """Runs a command, see above."""
   if command == 'train':
-    if socket.if_nameindex() == [(1, 'lo')]:
-      loopback()
+    loopback()
     sys.argv = ['lm.train', *words]
     runpy.run_module('lm.train', run_name='__main__', alter_sys=True)
     return
   workdir, name = words
-  read = {'tensorboard': tensorboard, 'wandb': wandb, 'trackio': trackio}
+  read = {x.__name__: x for x in (tensorboard, wandb, trackio, synced)}
   print(json.dumps(read[name](Path(workdir), name)))
 
 

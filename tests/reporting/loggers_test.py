@@ -19,7 +19,7 @@ from tools.bench import peers, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 PEER = 'tests.reporting.loggers_peer'
-STEPS = 12
+STEPS = 18
 
 
 @pytest.fixture(scope='session')
@@ -68,7 +68,7 @@ def run(python: str, folder: Path, *words: str, **settings: str):
 
 @pytest.fixture(scope='session')
 def killed(python, data, tmp_path_factory):
-  """A run that was killed at step 12, went on from step 6, and ended."""
+  """A run of three starts, of which two were killed in a save."""
   folder = tmp_path_factory.mktemp('killed')
   flags = programs.flags(
     data,
@@ -83,15 +83,13 @@ def killed(python, data, tmp_path_factory):
   )
   # While it pauses: what it has written is then with the writers, which take
   # a moment for it.
-  fault = 'die_in_save@12,slow_save@2'
-  first = run(python, folder, 'train', *flags, FAULT=fault)
-  assert first.returncode == -9, first.stderr
-  second = run(python, folder, 'train', *flags)
-  assert second.returncode == 0, second.stderr
-  assert ': step 6 of 12' in second.stderr
-  # Programs read the stdout of those that train.
-  assert not first.stdout and not second.stdout
-  assert 'log.to' not in first.stderr + second.stderr
+  for start, dies_at in ((0, 12), (6, 18), (12, None)):
+    fault = f'die_in_save@{dies_at},slow_save@2' if dies_at else ''
+    done = run(python, folder, 'train', *flags, FAULT=fault)
+    assert done.returncode == (-9 if dies_at else 0), done.stderr
+    assert f': step {start} of {STEPS}' in done.stderr
+    # Programs read the stdout of those that train.
+    assert not done.stdout and 'log.to' not in done.stderr
   return folder
 
 
@@ -124,6 +122,20 @@ def test_a_killed_run_is_one_run_with_each_line_once(python, killed, name):
     'wandb': [['birds', 'run', stored['id']]],
   }
   assert found.get('ids') == ids.get(name)
+
+
+def test_a_server_gets_all_starts_as_one_run_of_wandb(python, killed):
+  """W&B's own step counts on too, by which its charts sort lines.
+
+  W&B had written nothing before the first kill, and half a record before the
+  second, at which the sync would stop.
+  """
+  found = read(python, killed, 'synced')
+  assert len(found['files']) > 1
+  lines = found['lines']
+  assert [x['_step'] for x in lines] == [*range(len(lines))]
+  steps = [x['step'] for x in lines if 'loss_nats' in x]
+  assert steps == [*range(1, STEPS + 1)]
 
 
 def test_a_server_that_does_not_answer_costs_a_warning(python, data, tmp_path):

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from lm import config, train
-from lm.reporting import metrics_log, writers
+from lm.reporting import metrics_log, to_wandb, writers
+from lm.training import setup
 from tests import programs
 
 # Lines that `recorder` was given, as (step, names), and what it was opened with
@@ -209,9 +210,10 @@ def test_a_package_that_is_missing_is_one_line(
   data, tmp_path, name, monkeypatch
 ):
   package = {'tensorboard': 'tensorboardX'}.get(name, name)
+  c = setup.fill(programs.make(data, log__to=name))  # which looks for modules
   monkeypatch.setattr(writers.importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(config.ConfigError) as error:
-    train.train(programs.make(data, log__to=name), tmp_path / 'run')
+    train.train(c, tmp_path / 'run')
   assert str(error.value) == (
     f'log.to: {name} needs {package}, which is not installed: '
     f"pip install -e '.[{name}]'"
@@ -239,6 +241,19 @@ def test_a_strangers_list_of_lines_is_begun_again(data, tmp_path, text):
   (tmp_path / writers.NAME).write_text(text)
   writers.Writers(make(data), tmp_path, 0)
   assert re.fullmatch('[0-9a-f]{8}', OPENED[0][0].id)
+
+
+def test_a_part_of_a_wandb_run_lies_in_the_run(tmp_path):
+  """It is cut to whole records, which nothing outside of a run may be."""
+  run, out = tmp_path / 'run/wandb', tmp_path / 'out'
+  for folder in (run / 'offline-run-1', run / 'offline-run-2', out):
+    folder.mkdir(parents=True)
+  (run / 'offline-run-2/run-mine.wandb').touch()
+  (out / 'run-mine.wandb').touch()
+  (run / 'offline-run-1/run-mine.wandb').symlink_to(out / 'run-mine.wandb')
+  (run / 'offline-run-3').symlink_to(out)
+  (found,) = to_wandb.parts(run.parent, 'mine')
+  assert found == run / 'offline-run-2/run-mine.wandb'
 
 
 def test_names_of_lines_may_be_anything(data, tmp_path):

@@ -1,9 +1,12 @@
 """tools.arena admits, runs and decides proposals, and keeps a sound ledger."""
 
+from concurrent import futures
+import contextlib
 import json
 from pathlib import Path
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -15,7 +18,14 @@ from lm.runtime import code_state
 from lm.training import setup
 from tests import programs
 from tools.arena import __main__ as arena
-from tools.arena import admission, ledger, procedure, proposals, runs
+from tools.arena import (
+  admission,
+  ledger,
+  procedure,
+  proposals,
+  running,
+  runs,
+)
 from tools.arena import board as board_lib
 
 CONFIG = f'{programs.ROOT}/tests/tiny_config.py'
@@ -345,10 +355,94 @@ def test_a_proposal_can_be_withdrawn(ready, fake):
 
 def test_one_process_runs_a_board(ready):
   with (
-    admission.locked(ready),
+    admission.running(ready),
     pytest.raises(errors.Locked, match='another process runs this board'),
   ):
     arena.main(['run', str(ready)])
+
+
+def test_two_processes_that_race_count_each_run_once(
+  ready, fake, tmp_path, monkeypatch
+):
+  """Where locks do not hold between machines, two may do the same runs."""
+  monkeypatch.setattr(admission, 'running', lambda _: contextlib.nullcontext())
+  for n in range(2):
+    propose(ready, f'null-{n}', f'--config.optim.rule.eps={n + 2}e-8')
+  propose(ready, 'better', '--config.optim.peak=0.02')
+  raced = shutil.copytree(ready, tmp_path / 'raced')
+  arena.main(['run', str(ready)])
+  alone = len(fake.trained)
+  # Both have read the board before either adds to it, at every run.
+  both, train = threading.Barrier(2), fake.train
+
+  def together(*arguments):
+    with contextlib.suppress(threading.BrokenBarrierError):
+      both.wait(20.0)
+    is_finite = train(*arguments)
+    with contextlib.suppress(threading.BrokenBarrierError):
+      both.wait(20.0)
+    return is_finite
+
+  monkeypatch.setattr(runs, 'train', together)
+  said: list[str] = []
+
+  def run():
+    running.run(raced, say=said.append)
+    both.abort()  # the other one may wait for a run that is not to come
+
+  with futures.ThreadPoolExecutor(2) as pool:
+    for each in [pool.submit(run) for _ in range(2)]:
+      each.result()
+  assert len(fake.trained) == 3 * alone
+  assert sum(x.endswith('so it is left out') for x in said) == alone
+  noise = ('time', 'previous', 'hash')
+  lines = [
+    [{k: v for k, v in x.items() if k not in noise} for x in ledger.read(board)]
+    for board in (ready, raced)
+  ]
+  assert lines[0] == lines[1], 'as if one process had done it alone'
+
+
+def test_a_board_that_runs_takes_proposals(ready, fake, monkeypatch):
+  propose(ready, 'first', '--config.optim.peak=0.02')
+  propose(ready, 'second', '--config.optim.peak=0.025')
+  train, calls = fake.train, []
+
+  def meanwhile(*arguments):
+    calls.append(arguments)
+    if len(calls) == 1:
+      propose(ready, 'third', '--config.optim.peak=0.03')
+      arena.main(['withdraw', str(ready), 'first'])
+    return train(*arguments)
+
+  monkeypatch.setattr(runs, 'train', meanwhile)
+  arena.main(['run', str(ready)])
+  board = board_lib.Board(ready)
+  assert board.pending() is None
+  assert [x.name for x in board.proposals] == ['first', 'second', 'third']
+  # The run that was under way is not written down any more.
+  assert decision_of(ready, 'first')['stage'] == 'withdrawn'
+  assert not board.find('first').trial.screening
+
+
+def test_what_is_proposed_as_the_baseline_changes_is_made_for_the_new_one(
+  ready, fake, monkeypatch
+):
+  propose(ready, 'better', '--config.optim.peak=0.02')
+  ask = fake.ask
+
+  def meanwhile(what, *rest):
+    if what == 'describe':
+      monkeypatch.setattr(runs, 'ask', ask)
+      arena.main(['run', str(ready)])
+    return ask(what, *rest)
+
+  monkeypatch.setattr(runs, 'ask', meanwhile)
+  propose(ready, 'more', '--config.optim.peak=0.03')
+  board = board_lib.Board(ready)
+  assert decision_of(ready, 'better')['is_accepted']
+  assert board.find('more').base == 1
+  assert board.find('more').changed == {'optim.peak': [0.02, 0.03]}
 
 
 def test_a_proposal_waits_for_the_baseline(fake, tmp_path):
@@ -464,6 +558,7 @@ new file mode 120000
 
 @pytest.mark.process
 def test_how_a_patch_is_written_does_not_count():
+  """But a comment does: the proposal is new, and is tested at its own level."""
   state = code_state.of(programs.ROOT)
   if state is None:
     pytest.skip('needs the repository of lm')
@@ -479,6 +574,10 @@ def test_how_a_patch_is_written_does_not_count():
     arguments = state.root, state.commit, [patch], proposals.PATHS
     digests.add(proposals.digest('', {}, proposals.check_patch(*arguments)[1]))
   assert len(digests) == 1
+  other = short.replace('# A patch.', '# The patch.')
+  arguments = state.root, state.commit, [other], proposals.PATHS
+  tree = proposals.check_patch(*arguments)[1]
+  assert proposals.digest('', {}, tree) not in digests
   with pytest.raises(proposals.Refused, match='no patch may make a link'):
     proposals.check_patch(state.root, state.commit, [LINK], proposals.PATHS)
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -365,6 +367,33 @@ def test_what_was_read_of_each_source(run, build, capsys):
       assert float(row[5]) == pytest.approx(int(row[4]) / tokens, abs=0.02)
     assert sum(float(row[3].strip('%')) for row in rows) == pytest.approx(100)
   assert lines[1:] == whole[1:4]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize('reads', [None, 40])
+def test_a_program_starts_it_and_reads(run, build, reads):
+  """Stdout has one value of JSON, which need not be read to its end."""
+  many = '--limit=60'
+  words = ['a', f'--workdir={run}', f'--build={build}', '--json', many]
+  trusted = [f'--trust={build}/', '--trust=tests']
+  with subprocess.Popen(
+    [sys.executable, '-m', 'tools.where', *words, *trusted],
+    cwd=programs.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    bufsize=1,
+  ) as process:
+    assert process.stdout is not None and process.stderr is not None
+    text = process.stdout.read(reads)
+    process.stdout.close()
+    error = process.stderr.read()
+  assert (process.returncode, error) == (0, '')
+  if reads is None:
+    assert json.loads(text)['count'] > 10
+    assert len(text) > 90_000, 'more than a pipe holds, with a reader'
+  else:
+    assert text.startswith('{')
 
 
 def test_a_program_reads_the_answers(run, build, capsys):

@@ -22,7 +22,7 @@ def steps(workdir):
 
 
 def test_a_profile_has_the_steps_and_scopes_and_changes_no_number(
-  data, tmp_path, one_device
+  data, tmp_path, one_device, capfd
 ):
   changes = {'steps': 12, 'save_every': 12}
   train.train(programs.make(data, **changes), tmp_path / 'without')
@@ -38,6 +38,9 @@ def test_a_profile_has_the_steps_and_scopes_and_changes_no_number(
     assert re.search(rf'[/(]{scope}[)/]'.encode(), content), scope
   assert [*(tmp_path / 'with' / 'profile').rglob('perfetto_trace.json.gz')]
   assert not (tmp_path / 'without' / 'profile').exists()
+  said = capfd.readouterr().err
+  assert said.count(f'the profile lies in {tmp_path}/with/profile\n') == 1
+  assert said.count('the profile lies') == 1
 
 
 def test_a_run_that_goes_on_within_a_profile_traces_the_rest(

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lm import train
+from lm import checkpoint, train
 from lm.planning import flops, hardware
 from lm.reporting import metrics_log
 from lm.training import run_meter
@@ -68,6 +68,34 @@ def test_seconds_count_on_over_restarts(data, tmp_path, one_device):
   undone = before[-1]['goodput'] * before[-1]['seconds'] - kept
   whole = useful + sum(spent(after[6]).values()) + undone
   assert whole + 1 < after[6]['seconds']
+
+
+def test_a_restart_counts_on_from_the_checkpoint(data, tmp_path, one_device):
+  """Its seconds are in no line: none was written before it."""
+  changes = {'steps': 12, 'log_every': 12, 'data__seconds': 0.2, 'threads': 0}
+  train.train(programs.make(data, **changes), tmp_path / 'run')
+  again = programs.rewind(tmp_path / 'run', tmp_path / 'again', 6)
+  train.train(programs.make(data, **changes), again)
+  kept, end = (checkpoint.read_meta(again, n)['seconds'] for n in (6, 12))
+  # Of six batches each, the first of which is read before the start is over.
+  assert kept['waiting'] > 0.3 and end['waiting'] > kept['waiting'] + 0.3
+  assert all(end[kind] >= kept[kind] for kind in kept)
+
+
+def test_what_a_rollback_has_undone_is_not_useful(
+  data, tmp_path, one_device, monkeypatch
+):
+  # The updates after step 12 are left out, up to step 18.
+  monkeypatch.setenv('FAULT', 'nan_grad@14-18,slow_host@0.1')
+  train.train(programs.make(data, steps=24, max_skipped=3), tmp_path / 'run')
+  useful = {
+    x['step']: x['goodput'] * x['seconds'] for x in lines(tmp_path / 'run')
+  }
+  assert useful[17] - useful[12] > 0.5
+  saved = [
+    checkpoint.read_meta(tmp_path / 'run', n)['seconds'] for n in (12, 18)
+  ]
+  assert 0 <= saved[1]['useful'] - saved[0]['useful'] < 0.5
 
 
 def test_arithmetic_and_memory(data, tmp_path, one_device, monkeypatch):

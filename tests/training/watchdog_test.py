@@ -72,6 +72,49 @@ def test_an_evaluator_that_hangs_ends_the_run(data, start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ('fault', 'work', 'where', 'loss'),
+  [
+    # Reading the checkpoint, each file of which takes a minute.
+    ('slow_read@60', 'step 6: starting the run', 'manifest.py', 'make'),
+    # Compiling, in a thread that the main one waits for.
+    ('', 'step 6: starting the run', 'tiny_config.py', 'endless'),
+    # The first step of this start.
+    ('hang_step@6', 'step 7: the step', 'injected.py', 'make'),
+  ],
+)
+def test_a_start_that_hangs_ends_the_run(
+  data, alone, start, tmp_path, fault, work, where, loss
+):
+  workdir = programs.rewind(alone, tmp_path / 'run', 6)
+  # Long enough for a start that is not to be ended.
+  first = 6.0 if 'starting' in work else 60.0
+  settings = {**LIMITS, 'watchdog__first_seconds': first}
+  if loss == 'endless':
+    settings |= {'loss__fn': 'tests.tiny_config:endless_loss', 'allow': 'loss'}
+  flags = programs.flags(data, workdir, **settings)
+  process = start('train', flags, fault=fault)
+  said = f'{work} has taken [0-9]+ s: see the stacks in stalls/, and start'
+  assert re.match(said, ended(process))
+  assert where in stacks(workdir, int(work.split(':')[0].split()[1]))
+  again = start('train', programs.flags(data, workdir))
+  assert again.wait() == 0, again.text()
+  assert checkpoint.digest(workdir, 36) == checkpoint.digest(alone, 36)
+
+
+@pytest.mark.slow
+def test_a_first_collective_that_hangs_ends_all(data, start, tmp_path):
+  """Process 1 waits for the sums of process 0, whose device hangs."""
+  limits = {**LIMITS, 'watchdog__first_seconds': 60.0}
+  flags = programs.flags(data, tmp_path, **TOGETHER, **limits)
+  fault = {'FAULT': 'hang_step@0'}
+  two = processes_test.pair(start, 'train', flags, settings=ONE | fault)
+  said = [ended(process) for process in two]
+  assert said[0] == said[1] and re.match('step [12]: the step has', said[0])
+  assert sum('in _hang' in x.text() for x in two) == 1
+
+
+@pytest.mark.slow
 def test_processes_that_hang_in_a_collective_name_each_other(
   data, start, tmp_path
 ):

@@ -8,7 +8,7 @@ from pathlib import Path
 import re
 import secrets
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm import config, errors
 from lm.runtime import regular_files
@@ -16,12 +16,27 @@ from tools.arena import board as board_lib
 from tools.arena import ledger, procedure, proposals, runs
 
 _LOCK = 'lock'
+_RUN_LOCK = 'run.lock'
 _NAME = re.compile(r'[A-Za-z0-9][\w.-]{0,63}')
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Lets one process at a time change a board.
+  """Lets one process at a time read a board and add to its ledger.
+
+  It is held for moments, and never while something is trained or evaluated.
+
+  Raises:
+    errors.Locked: another one does, and takes a minute.
+  """
+  late = errors.Locked(f'{folder}: another process holds {_LOCK}: wait for it')
+  with regular_files.exclusive(folder / _LOCK, 60.0, late):
+    yield
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[None]:
+  """Lets one process at a time do the runs of a board.
 
   Raises:
     errors.Locked: another one does.
@@ -29,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
   late = errors.Locked(
     f'{folder}: another process runs this board: wait for it'
   )
-  with regular_files.exclusive(folder / _LOCK, 1.0, late):
+  with regular_files.exclusive(folder / _RUN_LOCK, 1.0, late):
     yield
 
 
@@ -200,65 +215,97 @@ def propose(folder: Path, given: NewProposal) -> dict[str, Any]:
     proposals.Refused: the board does not admit it.
     config.ConfigError: it cannot be read.
   """
-  with locked(folder):
+  while True:
     board = board_lib.Board(folder)
-    if not board.is_ready:
-      raise config.ConfigError(
-        f'{folder}: the baseline has not run, so its deviation is not known: '
-        'python -m tools.arena run'
-      )
-    _check_name(board, given.name)
-    if not 0 < given.effect < 1:
-      raise config.ConfigError(
-        f'--effect={given.effect}: give a part of the loss, such as 0.01'
-      )
-    patch, tree = None, None
-    if given.patch is not None:
-      patch, tree = _read_patch(board, given.patch)
-    patches = [*board.baseline.patches, *([patch] if patch else [])]
-    with (
-      tempfile.TemporaryDirectory() as temporary,
-      runs.folder(board.code, patches) as root,
-    ):
-      base = Path(temporary) / 'config.json'
-      base.write_text(board.baseline.config)
-      trusted = board.settings['trusted']
-      about = describe(
-        given.config or str(base), given.overrides, None, root, trusted
-      )
-    now = config.from_json(board.baseline.config)
-    proposed = config.from_json(about['config'])
-    proposals.check_sealed(proposed, Path(board.settings['sealed']))
-    changed = proposals.changes(now, proposed)
-    if not changed and patch is None:
+    prepared = _prepare(board, given)
+    with locked(folder):
+      now = board_lib.Board(folder)
+      # What was prepared is for a baseline, which a run may have replaced.
+      if len(now.baselines) == len(board.baselines):
+        return ledger.append(folder, 'proposal', _admit(now, given, prepared))
+
+
+class _Prepared(NamedTuple):
+  """Holds what is found out about a proposal before a lock, as it takes long.
+
+  Attributes:
+    patch: its text; None without one.
+    tree: hash of the code that it makes; None without one.
+    about: see `describe`.
+  """
+
+  patch: str | None
+  tree: str | None
+  about: dict[str, Any]
+
+
+def _prepare(board: board_lib.Board, given: NewProposal) -> _Prepared:
+  """Reads a proposal, and describes it with the code of a board."""
+  _check(board, given)
+  patch, tree = None, None
+  if given.patch is not None:
+    patch, tree = _read_patch(board, given.patch)
+  patches = [*board.baseline.patches, *([patch] if patch else [])]
+  with (
+    tempfile.TemporaryDirectory() as temporary,
+    runs.folder(board.code, patches) as root,
+  ):
+    base = Path(temporary) / 'config.json'
+    base.write_text(board.baseline.config)
+    trusted = board.settings['trusted']
+    about = describe(
+      given.config or str(base), given.overrides, None, root, trusted
+    )
+  return _Prepared(patch, tree, about)
+
+
+def _admit(
+  board: board_lib.Board, given: NewProposal, prepared: _Prepared
+) -> dict[str, Any]:
+  """Checks a proposal, and returns what the ledger says of it."""
+  _check(board, given)  # again: the board may have another of that name now
+  patch, tree, about = prepared
+  now = config.from_json(board.baseline.config)
+  proposed = config.from_json(about['config'])
+  proposals.check_sealed(proposed, Path(board.settings['sealed']))
+  changed = proposals.changes(now, proposed)
+  if not changed and patch is None:
+    raise proposals.Refused(
+      f'{given.name}: is no change: seeds, names and paths do not count'
+    )
+  proposals.check_changes(changed, board.settings['keys'])
+  digest = proposals.digest(board.baseline.digest, changed, tree)
+  for other in board.proposals:
+    if other.digest == digest:
       raise proposals.Refused(
-        f'{given.name}: is no change: seeds, names and paths do not count'
+        f'{given.name}: changes the same as {other.name}, which was tested'
       )
-    proposals.check_changes(changed, board.settings['keys'])
-    digest = proposals.digest(board.baseline.digest, changed, tree)
-    for other in board.proposals:
-      if other.digest == digest:
-        raise proposals.Refused(
-          f'{given.name}: changes the same as {other.name}, which was tested'
-        )
-    check_budget(board, about)
-    plan = _plan(board, given.effect)
-    return ledger.append(
-      folder,
-      'proposal',
-      {
-        'name': given.name,
-        'why': given.why,
-        'effect': given.effect,
-        'config': config.to_json(proposals.merge(now, proposed, now)),
-        'patch': patch,
-        'base': len(board.baselines) - 1,
-        'digest': digest,
-        'changed': changed,
-        'tokens': about['tokens'],
-        'flops': about['flops'],
-        'plan': plan,
-      },
+  check_budget(board, about)
+  return {
+    'name': given.name,
+    'why': given.why,
+    'effect': given.effect,
+    'config': config.to_json(proposals.merge(now, proposed, now)),
+    'patch': patch,
+    'base': len(board.baselines) - 1,
+    'digest': digest,
+    'changed': changed,
+    'tokens': about['tokens'],
+    'flops': about['flops'],
+    'plan': _plan(board, given.effect),
+  }
+
+
+def _check(board: board_lib.Board, given: NewProposal) -> None:
+  if not board.is_ready:
+    raise config.ConfigError(
+      f'{board.folder}: the baseline has not run, so its deviation is not '
+      'known: python -m tools.arena run'
+    )
+  _check_name(board, given.name)
+  if not 0 < given.effect < 1:
+    raise config.ConfigError(
+      f'--effect={given.effect}: give a part of the loss, such as 0.01'
     )
 
 

@@ -10,6 +10,9 @@ from lm import config, errors
 from tools.arena import admission, ledger, procedure, proposals, runs
 from tools.arena import board as board_lib
 
+# A run: of which proposal, or 'baseline', in which stage, and its number there.
+_Step = tuple[str, str, int]
+
 
 def run(
   folder: Path,
@@ -31,40 +34,84 @@ def run(
     config.ConfigError: the baseline cannot be trained.
   """
   done = 0
+  with admission.running(folder):
+    board, step = _next(folder, say)
+    while step is not None and (most is None or done < most):
+      done += 1
+      try:
+        kind, content = 'run', _do(board, *step)
+      except runs.Failed as error:
+        if step[0] == 'baseline':
+          raise config.ConfigError(str(error)) from error
+        found = procedure.Decision(False, step[1], f'failed: {error}')
+        kind, content = 'decision', {'of': step[0], **found._asdict()}
+      say(_add(folder, step, kind, content))
+      board, step = _next(folder, say)
+  return board
+
+
+def _next(
+  folder: Path, say: Callable[[str], None]
+) -> tuple[board_lib.Board, _Step | None]:
+  """Decides what can be decided, and finds the next run; None without one."""
   with admission.locked(folder):
     while True:
       board = board_lib.Board(folder)
       if not board.is_ready:
         number = len(board.baseline.losses.valid)
-        step = 'baseline', 'baseline', number
-      else:
-        proposal = board.pending()
-        if proposal is None:
-          return board
-        step = _advance(board, proposal, say)
-      if step is None:
-        continue
-      if most is not None and done >= most:
-        return board
-      done += 1
-      try:
-        event = _do(board, *step)
-      except runs.Failed as error:
-        if step[0] == 'baseline':
-          raise config.ConfigError(str(error)) from error
-        found = procedure.Decision(False, step[1], f'failed: {error}')
-        ledger.append(folder, 'decision', {'of': step[0], **found._asdict()})
-        say(f'{step[0]}: {found.reason}')
-        continue
-      values = [f'{x} {event[x]}' for x in ('valid', 'sealed') if x in event]
-      say(f'{step[0]} {step[1]} {step[2] + 1}: {", ".join(values)}')
+        return board, ('baseline', 'baseline', number)
+      proposal = board.pending()
+      if proposal is None:
+        return board, None
+      step = _advance(board, proposal, say)
+      if step is not None:
+        return board, step
+
+
+def _add(
+  folder: Path, step: _Step, kind: str, content: Mapping[str, Any]
+) -> str:
+  """Writes down what came of a run if the board still asks for it.
+
+  The board is not locked while something runs, so that it may have changed: a
+  proposal was withdrawn, or, on a file system where locks do not hold between
+  machines, another process did the same run. What a board asks for next follows
+  from its lines alone, and it is the same run as long as its proposal has no
+  decision and no further run of this stage. So each run counts once, with the
+  seed that its place gives it, and the first that is written counts, whatever
+  its loss: nobody can choose between two. In the same way a test gets its
+  number, and by it its level, in one hold of the lock (`_next`), so that no two
+  tests spend the same part of the board's level.
+
+  Returns:
+    A line that says what happened.
+  """
+  of, stage, number = step
+  with admission.locked(folder):
+    board = board_lib.Board(folder)
+    if of == 'baseline':
+      count = len(board.baselines[0].losses.valid)
+      is_decided = False
+    else:
+      proposal = board.find(of)
+      count = len(getattr(proposal.trial, stage))
+      is_decided = proposal.decision is not None
+    if is_decided or count != number:
+      return (
+        f'{of} {stage} {number + 1}: is asked for no more, so it is left out'
+      )
+    ledger.append(folder, kind, content)
+  if kind == 'decision':
+    return f'{of}: {content["reason"]}'
+  values = [f'{x} {content[x]}' for x in ('valid', 'sealed') if x in content]
+  return f'{of} {stage} {number + 1}: {", ".join(values)}'
 
 
 def _advance(
   board: board_lib.Board,
   proposal: board_lib.Proposal,
   say: Callable[[str], None],
-) -> tuple[str, str, int] | None:
+) -> _Step | None:
   """Finds the next run of a proposal; None if something else was done."""
   level = proposal.level or board.next_level
   found = procedure.action(
@@ -115,7 +162,7 @@ def _config_now(board: board_lib.Board, proposal: board_lib.Proposal) -> str:
 def _do(
   board: board_lib.Board, of: str, stage: str, number: int
 ) -> dict[str, Any]:
-  """Trains and evaluates a run, and writes its losses into the ledger."""
+  """Trains and evaluates a run, and returns what the ledger says of it."""
   patches = list(board.baseline.patches)
   text = board.baseline.config
   if of != 'baseline':
@@ -128,7 +175,8 @@ def _do(
   workdir = board.workdir(of, stage, number)
   workdir.parent.mkdir(parents=True, exist_ok=True)
   config_file = workdir.with_name(f'{workdir.name}.json')
-  config.store(c, config_file)
+  with admission.locked(board.folder):  # another process may do the same run
+    config.store(c, config_file)
   trusted = board.settings['trusted']
   name = board.settings['evaluator']
   asked = {
@@ -151,8 +199,7 @@ def _do(
       values = _evaluate(board, workdir, asked, root, c.steps)
   if of == 'baseline' and None in values.values():
     raise config.ConfigError(f'{workdir}: the baseline is not finite')
-  content = {'of': of, 'stage': stage, 'seed': c.seed, **values}
-  return ledger.append(board.folder, 'run', content)
+  return {'of': of, 'stage': stage, 'seed': c.seed, **values}
 
 
 def _is_of_earlier_baseline(board: board_lib.Board, of: str) -> bool:
