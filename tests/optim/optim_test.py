@@ -30,6 +30,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
   'lion': {},
   'adafactor': {'size': 8, 'momentum': 0.5, 'matrices': MATRICES},
   'muon': {'adam_peak': 0.05, 'matrices': MATRICES},
+  'normuon': {'adam_peak': 0.05, 'matrices': MATRICES},
+  # A side of 40 without a factor, and the others with one.
+  'soap': {'every': 2, 'max_size': 32, 'matrices': MATRICES},
+  'soap_muon': {'adam_peak': 0.05, 'every': 2, 'matrices': MATRICES},
 }
 
 
@@ -194,6 +198,13 @@ def test_refuses_bad_settings(settings, message):
     ('adafactor', 'threshold', 0.0),
     ('lion', 'b2', float('nan')),
     ('sgd', 'momentum', 1.0),
+    ('normuon', 'neuron_b2', 1.0),
+    ('normuon', 'update_rms', -1.0),
+    ('soap', 'shampoo_beta', 1.0),
+    ('soap', 'every', 0),
+    ('soap', 'max_size', -1),
+    ('soap_muon', 'every', 0.5),
+    ('soap_muon', 'shampoo_beta', -0.1),
   ],
 )
 def test_refuses_bad_settings_of_rules(name, key, value):
@@ -209,9 +220,10 @@ def test_refuses_a_regex_that_matches_nothing(key):
     tx.init(_params())
 
 
-def test_muon_refuses_parameters_without_matrices():
+@pytest.mark.parametrize('name', ['muon', 'normuon', 'soap', 'soap_muon'])
+def test_muon_refuses_parameters_without_matrices(name):
   with pytest.raises(ValueError, match=r'optim\.rule\.matrices: no param'):
-    _make('muon').init({'embed': {'table': jnp.ones((4, 4))}})
+    _make(name).init({'embed': {'table': jnp.ones((4, 4))}})
 
 
 @pytest.mark.parametrize('name', SETTINGS)
@@ -593,12 +605,19 @@ def test_state_leaves_have_a_parameters_shape_or_a_row(name, scanned, freeze):
   """Rows of `optim.AXES` take exactly what a model's table would misplace."""
   params = _stack(_params()) if scanned else _params()
   shapes = {path: leaf.shape for path, leaf in tree.paths(params)}
-  tx = _make(name, freeze=freeze, spike_factor=10.0)
+  sphere = {'sphere': 'neuron', 'matrices': MATRICES}
+  if 'matrices' in SETTINGS[name]:
+    sphere = {}
+  tx = _make(name, freeze=freeze, spike_factor=10.0, **sphere)
   state = {'opt_state': jax.eval_shape(tx.init, params)}
   for path, leaf in tree.paths(state):
     row = [axes for regex, axes in optim.AXES if re.search(regex, path)]
     own = [s for p, s in shapes.items() if path.endswith('/' + p)]
-    if re.search('/(v_row|v_col|v)/[^/]+/|ns_coeffs|spikes/norms', path):
+    if re.search('/(factors|bases)/', path):
+      assert row == [(None, None, 'embed')] and len(leaf.shape) == 3, path
+    elif re.search(
+      '/(v_row|v_col|v|neurons|radius)/[^/]+/|ns_coeffs|spikes/norms', path
+    ):
       assert row == [()], path
     else:
       assert not row, path
