@@ -236,9 +236,7 @@ def normuon(
   nesterov: bool = True,
   neuron_b2: float = 0.95,
   update_rms: float = 0.2,
-  b1: float = 0.9,
   b2: float = 0.95,
-  eps: float = 1e-8,
   moment_dtype: str = 'float32',
   matrices: masks.Matrices | None = None,
 ) -> Rule:
@@ -252,7 +250,7 @@ def normuon(
     nesterov: of the matrices.
     neuron_b2: weight of the old value in the average square of a neuron.
     update_rms: the root mean square of a matrix's update, exactly.
-    b1: AdamW's, as are b2 and eps.
+    b2: AdamW's; its b1 and eps are the defaults of `adamw`.
     moment_dtype: of first moments.
     matrices: which parameters are matrices.
 
@@ -262,8 +260,7 @@ def normuon(
   Reference: Li et al. 2025, arXiv 2510.05491, algorithm 1. Its momentum is not
     Nesterov's; that of the authors' code is.
   """
-  _check(moment_dtype, eps=eps, b1=b1, b2=b2, momentum=momentum)
-  _check(neuron_b2=neuron_b2)
+  _check(moment_dtype, b2=b2, momentum=momentum, neuron_b2=neuron_b2)
   schedules.check('rule.adam_peak', adam_peak)
   schedules.check('rule.update_rms', update_rms)
   matrices = _matrices(matrices)
@@ -272,7 +269,7 @@ def normuon(
     orthogonal.balance(neuron_b2, matrices),
     orthogonal.size(update_rms, matrices),
   )
-  adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
+  adam = optax.scale_by_adam(0.9, b2, 1e-8, mu_dtype=moment_dtype)
   return _beside_adam(orthogonalize, adam, adam_peak, update_rms, matrices)
 
 
@@ -328,15 +325,11 @@ def soap_muon(
   *,
   adam_peak: float,
   momentum: float = 0.95,
-  nesterov: bool = True,
   shampoo_beta: float = 0.9,
   every: int = 10,
   max_size: int = 8192,
   update_rms: float = 0.2,
-  b1: float = 0.9,
   b2: float = 0.95,
-  eps: float = 1e-8,
-  moment_dtype: str = 'float32',
   matrices: masks.Matrices | None = None,
 ) -> Rule:
   """SOAP-Muon: Muon on momentum that SOAP has scaled.
@@ -347,15 +340,13 @@ def soap_muon(
 
   Args:
     adam_peak: see `muon`, as for all that is not named here.
-    momentum: of the matrices.
-    nesterov: of the matrices.
+    momentum: of the matrices, Nesterov's.
     shampoo_beta: weight of the old value in the factors of the preconditioner,
       and in the average squares of momentum.
     every: steps between two refreshes of the bases.
     max_size: see `soap`.
     update_rms: of the matrices.
-    b1: AdamW's, as are b2 and eps.
-    moment_dtype: of first moments.
+    b2: AdamW's; its b1 and eps are the defaults of `adamw`.
     matrices: which parameters are matrices.
 
   Raises:
@@ -365,15 +356,15 @@ def soap_muon(
     the optimization track of github.com/KellerJordan/modded-nanogpt, which
     refreshes its bases every step and has a floor and gates besides.
   """
-  _check(moment_dtype, eps=eps, b1=b1, b2=b2, momentum=momentum)
+  _check(b2=b2, momentum=momentum)
   schedules.check('rule.adam_peak', adam_peak)
   schedules.check('rule.update_rms', update_rms)
   bases = _bases(matrices, shampoo_beta, every, max_size)
   orthogonalize = optax.chain(
-    soap_lib.orthogonal_momentum(momentum, nesterov, bases, moment_dtype),
+    soap_lib.orthogonal_momentum(momentum, bases),
     orthogonal.size(update_rms, bases.matrices),
   )
-  adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
+  adam = optax.scale_by_adam(0.9, b2, 1e-8)
   return _beside_adam(
     orthogonalize, adam, adam_peak, update_rms, bases.matrices
   )

@@ -141,15 +141,15 @@ def scale_by_soap(
 
 
 def orthogonal_momentum(
-  beta: float, nesterov: bool, bases: Bases, dtype: str
+  beta: float, bases: Bases
 ) -> optax.GradientTransformation:
-  """Makes momentum orthogonal that is scaled in the bases before."""
+  """Makes Nesterov's momentum orthogonal, scaled in the bases before."""
 
   def one(
     count: jax.Array, g: jax.Array, mu: jax.Array, nu: jax.Array, sides: Sides
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     mu = beta * mu + (1 - beta) * g
-    mean = beta * mu + (1 - beta) * g if nesterov else mu
+    mean = beta * mu + (1 - beta) * g
     turned = _into(mean, sides)
     nu = bases.beta * nu + (1 - bases.beta) * jnp.square(turned)
     # Where nothing ever was, the root is 0, and so is what it divides.
@@ -157,7 +157,7 @@ def orthogonal_momentum(
     scaled = jnp.where(count == 0, mean, _back(turned / root, sides))
     return orthogonal.newton_schulz(scaled), mu, nu
 
-  return _transformation(one, bases, dtype)
+  return _transformation(one, bases, 'float32')
 
 
 def _transformation(

@@ -68,7 +68,7 @@ def unit(sphere: str, matrices: masks.Matrices) -> optax.GradientTransformation:
   ) -> jax.Array:
     # Without an update there is nothing to make longer.
     norm = jnp.maximum(_norm(update, dims), schedules.SMALLEST)
-    return jnp.where(radius > 0, update * (radius / norm), update)
+    return jnp.where(radius > 0, update / norm * radius, update)
 
   return _transformation(one, sphere, matrices)
 
@@ -84,7 +84,7 @@ def keep(sphere: str, matrices: masks.Matrices) -> optax.GradientTransformation:
   ) -> jax.Array:
     new = weights + update
     norm = jnp.maximum(_norm(new, dims), schedules.SMALLEST)
-    return jnp.where(radius > 0, new * (radius / norm) - weights, update)
+    return jnp.where(radius > 0, new / norm * radius - weights, update)
 
   return _transformation(one, sphere, matrices)
 
