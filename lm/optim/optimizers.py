@@ -123,7 +123,8 @@ def make(
   add = optax.add_decayed_weights if decay_where == 'everywhere' else _cautious
   unit = [('unit', spheres.unit(sphere, matrices))] if sphere else []
   keep = [('keep', spheres.keep(sphere, matrices))] if sphere else []
-  factor = optax.stateless(lambda u, _: masks.multiplied(u, own.factor))
+  factor = own.factor or (lambda path: 1.0)
+  factors = optax.stateless(lambda u, _: masks.multiplied(u, factor))
   sign = optax.stateless(
     lambda u, w: jax.tree.map(lambda u, w: u + l1 * jnp.sign(w), u, w)
   )
@@ -135,7 +136,7 @@ def make(
     ('l1', optax.masked(sign, mask) if l1 else none),
     ('scale', own.scale),
     *unit,
-    *([('factor', factor)] if own.factor else []),
+    *([('factor', factors)] if own.factor else []),
     ('decay', add(decay, mask) if decay else none),
     ('rates', own.rates(peak)),
     ('rate', optax.scale_by_learning_rate(rate)),

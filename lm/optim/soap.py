@@ -61,7 +61,7 @@ class State(NamedTuple):
       factors from the largest; zeros before the first step.
   """
 
-  count: jax.Array
+  count: Any
   mu: Any
   nu: Any
   factors: Any

@@ -88,9 +88,9 @@ def test_neurons_of_a_stack_are_its_own():
       np.testing.assert_allclose(
         a['layers']['0'][name][0], b[name], rtol=1e-3, atol=1e-5
       )
-  assert tx.init(params)['scale'].inner_states['muon'].inner_state[1].neurons[
-    'layers'
-  ]['0']['q'].shape == (2, 1, 2, 4)
+  state: Any = tx.init(params)
+  average = state['scale'].inner_states['muon'].inner_state[1].neurons
+  assert average['layers']['0']['q'].shape == (2, 1, 2, 4)
 
 
 @pytest.mark.parametrize('shape', [(2, 6, 9), (2, 9, 6)])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, train, tree
+from lm import checkpoint, train, tree
 from lm.training import setup
 from tests import programs
 
@@ -71,7 +71,7 @@ def test_bases_are_cut_over_devices(data):
   if jax.device_count() < 8:
     pytest.skip('needs eight devices: CPU simulates them')
   c = made(data, 'soap', mesh__fsdp=4, mesh__data=2)
-  run = setup.assemble(config.fill(c))
+  run = setup.assemble(setup.fill(c))
   where = dict(tree.paths(run.program.where.opt_state))
   like = dict(tree.paths(run.program.like.opt_state))
   seen = 0

@@ -207,7 +207,7 @@ def test_soap_with_identity_bases_is_adam():
   gradients = [g['layers']['0'] for g in stacked(5)]
   params = jax.tree.map(jnp.ones_like, gradients[0])
   bases = soap.Bases(MATRICES, 0.9, 1000, 100)
-  tx = soap.scale_by_soap(0.9, 0.95, 1e-8, bases, 'float32')
+  tx: Any = soap.scale_by_soap(0.9, 0.95, 1e-8, bases, 'float32')
   adam = optax.scale_by_adam(0.9, 0.95, 1e-8)
   state, other = tx.init(params), adam.init(params)
   _, state = tx.update(gradients[0], state)
@@ -234,7 +234,7 @@ def test_bases_find_the_directions_of_gradients():
   turn, _ = np.linalg.qr(rng.normal(size=(6, 6)))
   size = 2.0 ** -np.arange(6)
   bases = soap.Bases(MATRICES, 0.95, 1, 100)
-  tx = soap.scale_by_soap(0.9, 0.9, 1e-8, bases, 'float32')
+  tx: Any = soap.scale_by_soap(0.9, 0.9, 1e-8, bases, 'float32')
   params = {'up': jnp.zeros((6, 6))}
   state, update = tx.init(params), jax.jit(tx.update)
   for _ in range(100):

@@ -1,7 +1,7 @@
 """Matrices on spheres keep their norms, with every rule; AdamH by hand."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,8 @@ def test_adam_on_a_sphere_is_numpy_adamh():
   tx, _ = optimizers.make(
     rule=rules.adamw(), sphere='matrix', decay=0.0, **BARE
   )
-  params, gradients = drawn(), [drawn(n) for n in (1, 2, 3)]
+  params: Any = drawn()
+  gradients = [drawn(n) for n in (1, 2, 3)]
   w = np.asarray(params['layers']['0']['q'], np.float64)
   radius = [np.linalg.norm(x) for x in w]
   m, v = np.zeros(w.shape), np.zeros(w.shape)
@@ -109,7 +110,8 @@ def test_adam_on_a_sphere_is_numpy_adamh():
   # What is no matrix is Adam's.
   plain, _ = optimizers.make(rule=rules.adamw(), decay=0.0, **BARE)
   got, want = (
-    x.update(gradients[0], x.init(params), params)[0] for x in (tx, plain)
+    cast(Any, x).update(gradients[0], x.init(params), params)[0]
+    for x in (tx, plain)
   )
   np.testing.assert_array_equal(got['embed']['table'], want['embed']['table'])
   np.testing.assert_array_equal(
@@ -124,7 +126,7 @@ def test_a_neuron_is_a_column():
   params = {'up': jnp.asarray([[3.0, 0.0], [4.0, 2.0]])}
   # Only the second neuron has a gradient, at a right angle.
   gradient = {'up': jnp.asarray([[0.0, -7.0], [0.0, 0.0]])}
-  got, _ = tx.update(gradient, tx.init(params), params)
+  got: Any = tx.update(gradient, tx.init(params), params)[0]
   new = 2 * np.asarray([0.02, 1.0]) / np.hypot(0.02, 1)
   np.testing.assert_allclose(
     got['up'], [[0, new[0]], [0, new[1] - 2]], rtol=1e-4, atol=1e-6
@@ -133,7 +135,7 @@ def test_a_neuron_is_a_column():
 
 @pytest.mark.parametrize('sphere', ['matrix', 'neuron'])
 def test_what_starts_as_zeros_is_on_no_sphere(sphere):
-  params = {'up': jnp.zeros((3, 4)), 'q': jnp.ones((2, 2, 2))}
+  params: Any = {'up': jnp.zeros((3, 4)), 'q': jnp.ones((2, 2, 2))}
   gradient = jax.tree.map(jnp.ones_like, params)
   tx, _ = optimizers.make(rule=rules.adamw(), sphere=sphere, **BARE)
   state = tx.init(params)
