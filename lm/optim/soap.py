@@ -19,6 +19,10 @@ Costs, of a matrix of R rows and C columns:
   a refresh: some 5 * S^3 FLOPs for each side S, of which QR is slow on
     accelerators; the eigenvectors of the first step, some 10 * S^3
 
+A gradient of a few rows of text has fewer directions than a matrix has sides,
+and eigenvectors of equal eigenvalues are any. So on the first steps another
+layout of devices makes other updates, by more than rounding.
+
 All of this is in float32 and at the highest precision, since rotations that are
 not orthogonal would change the size of updates. So `max_size` bounds a side.
 

@@ -47,17 +47,21 @@ def test_a_run_goes_on_with_the_same_bits(data, one_device, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIM)
-def test_a_sharded_run_is_the_run_of_one_device(data, tmp_path, name):
+def test_a_sharded_run_is_the_run_of_one_device(
+  data, tmp_path, name, monkeypatch
+):
   if jax.device_count() < 8:
     pytest.skip('needs eight devices: CPU simulates them')
+  if name == 'soap':
+    # A first gradient has too few directions for the larger sides of the mlp.
+    # Their other eigenvectors are what rounding makes of them.
+    rule = OPTIM['soap']['rule'] | {'max_size': 16}
+    monkeypatch.setitem(OPTIM, 'soap', {'rule': rule})
   mesh = {'mesh__fsdp': 2, 'mesh__tensor': 2, 'mesh__data': 2}
   train.train(made(data, name, **mesh), tmp_path / 'eight')
-  devices = jax.devices
-  try:
-    jax.devices = lambda *_: devices()[:1]
-    train.train(made(data, name), tmp_path / 'one')
-  finally:
-    jax.devices = devices
+  first = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda *_: first)
+  train.train(made(data, name), tmp_path / 'one')
   np.testing.assert_allclose(
     *(
       [loss for _, loss in programs.losses(tmp_path / x)]
@@ -70,7 +74,7 @@ def test_a_sharded_run_is_the_run_of_one_device(data, tmp_path, name):
 def test_bases_are_cut_over_devices(data):
   if jax.device_count() < 8:
     pytest.skip('needs eight devices: CPU simulates them')
-  c = made(data, 'soap', mesh__fsdp=4, mesh__data=2)
+  c = made(data, 'soap', mesh__fsdp=4, mesh__tensor=2)
   run = setup.assemble(setup.fill(c))
   where = dict(tree.paths(run.program.where.opt_state))
   like = dict(tree.paths(run.program.like.opt_state))
