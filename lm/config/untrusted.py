@@ -128,7 +128,10 @@ _FACTORIES = {
   'lm.models.preference': ('make',),
   'lm.models.recurrent': ('make',),
   'lm.optim.optimizers': ('make',),
-  'lm.optim.rules': ('adafactor', 'adamw', 'lion', 'muon', 'sgd'),
+  'lm.optim.rules': (
+    *('adafactor', 'adamw', 'lion', 'muon', 'normuon', 'sgd', 'soap'),
+    'soap_muon',
+  ),
   'lm.optim.transfer': ('rule',),
   'lm.reporting.to_tensorboard': ('make',),
   'lm.reporting.to_trackio': ('make',),

@@ -69,6 +69,16 @@ def dimensions(
   return None
 
 
+def multiplied(updates: Any, factor: Callable[[str], float]) -> Any:
+  """Multiplies updates by factors of their paths."""
+
+  def one(path: str, update: Any) -> Any:
+    by = factor(path)
+    return update if by == 1 else update * by
+
+  return tree.map_paths(one, updates)
+
+
 def is_balancing(path: str) -> bool:
   """Tells whether a leaf is a bias that balances the loads of experts."""
   return bool(re.search(BALANCING, path))

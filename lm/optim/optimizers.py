@@ -7,7 +7,7 @@ A rule (lm/optim/rules.py) says how gradients are scaled. Learning rates,
 clipping, weight decay, penalties and freezing are the same for all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import config, tree
-from lm.optim import masks, rules, schedules, spikes
+from lm.optim import masks, rules, schedules, spheres, spikes
 
 ADAMW = {'fn': 'lm.optim.rules:adamw'}
 
@@ -36,6 +36,9 @@ def make(
   l1: float = 0.0,
   decay: float = 0.1,
   decay_mask: str = masks.DECAYED,
+  decay_where: str = 'everywhere',
+  sphere: str = '',
+  matrices: masks.Matrices | None = None,
   freeze: str = '',
   balance_rate: float = 1e-3,
   layer_decay: float = 1.0,
@@ -46,10 +49,13 @@ def make(
   gradients of the penalties `l2 * |w|^2 / 2` and `l1 * |w|`; scale; add
   `decay * w`; multiply by minus the learning rate. So `decay` is decoupled and
   follows the learning rate, as in `optax.adamw`; penalties are never clipped.
+  On a `sphere` updates are made as long as weights after they are scaled, and
+  weights get their norm back at the end.
 
   The state is a dict by the names of these stages, whatever is switched on, so
-  that the paths of a checkpoint do not depend on the settings. Only `spikes` is
-  there when it is switched on, and so not to be changed when a run is resumed.
+  that the paths of a checkpoint do not depend on the settings. Only `spikes`
+  and the norms of a `sphere` are there when they are switched on, and so not to
+  be changed when a run is resumed.
 
   Args:
     steps: updates of the whole run.
@@ -65,6 +71,13 @@ def make(
     l1: weight of the penalty on absolute values.
     decay: weight decay, times the learning rate.
     decay_mask: regex of the paths that `decay`, `l2` and `l1` act on.
+    decay_where: 'everywhere', or 'aligned' for elements that the update does
+      not push away from 0, which is called cautious. See `_cautious`.
+    sphere: 'matrix' or 'neuron': hidden matrices, or each of their outputs,
+      keep their norm, and the learning rate is relative to it; '' is off. See
+      `lm.optim.spheres`.
+    matrices: which parameters are on a sphere; None stands for `Model.matrices`
+      in a config.
     freeze: regex of the paths that never change and hold no optimizer state;
       '' freezes nothing. Their gradients do not count for `clip`.
     balance_rate: how far a step moves the biases that balance the loads of
@@ -100,8 +113,18 @@ def make(
     decay_fraction=decay_fraction,
     cooldown=cooldown,
   )
+  if decay_where not in ('everywhere', 'aligned'):
+    raise ValueError(
+      f'optim.decay_where={decay_where!r}: use everywhere or aligned'
+    )
+  matrices = spheres.check(sphere, matrices, layer_decay)
   mask = masks.matching('decay_mask', decay_mask)
   none = optax.identity()
+  add = optax.add_decayed_weights if decay_where == 'everywhere' else _cautious
+  unit = [('unit', spheres.unit(sphere, matrices))] if sphere else []
+  keep = [('keep', spheres.keep(sphere, matrices))] if sphere else []
+  factor = own.factor or (lambda path: 1.0)
+  factors = optax.stateless(lambda u, _: masks.multiplied(u, factor))
   sign = optax.stateless(
     lambda u, w: jax.tree.map(lambda u, w: u + l1 * jnp.sign(w), u, w)
   )
@@ -112,9 +135,12 @@ def make(
     ('l2', optax.add_decayed_weights(l2, mask) if l2 else none),
     ('l1', optax.masked(sign, mask) if l1 else none),
     ('scale', own.scale),
-    ('decay', optax.add_decayed_weights(decay, mask) if decay else none),
+    *unit,
+    *([('factor', factors)] if own.factor else []),
+    ('decay', add(decay, mask) if decay else none),
     ('rates', own.rates(peak)),
     ('rate', optax.scale_by_learning_rate(rate)),
+    *keep,
   )
   tx = _balancing(tx, balance_rate)
   if freeze:
@@ -126,6 +152,24 @@ def make(
       ),
     )
   return (tx if layer_decay == 1 else _layered(tx, layer_decay)), rate
+
+
+def _cautious(
+  decay: float, mask: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+  """Adds `decay * w` where the update has the sign of `w`, or one of them is 0.
+
+  Reference: Chen et al. 2025, arXiv 2510.12402, algorithm 1.
+  """
+
+  def add(update: jax.Array, w: jax.Array) -> jax.Array:
+    # Of signs, since a product of small numbers is flushed to 0.
+    aligned = jnp.sign(update) * jnp.sign(w) >= 0
+    return update + decay * jnp.where(aligned, w, 0)
+
+  return optax.masked(
+    optax.stateless(lambda u, w: jax.tree.map(add, u, w)), mask
+  )
 
 
 def _balancing(

@@ -6,27 +6,13 @@ A rule is added as a function that returns a `Rule`; a config names it by
 
 from collections.abc import Callable
 from functools import partial
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
-from optax import contrib
 
-from lm import tree, types
-from lm.optim import factored, masks, schedules
-
-# Newton-Schulz coefficients, one row an iteration: they bring singular values
-# above 1/400 of the norm into [0.97, 1.15], where the constant (3.4445,
-# -4.7750, 2.0315) of the first Muon swings between 0.68 and 1.20.
-# Reference: Amsel et al. 2025, arXiv 2505.16932; the values are Dion's.
-_NEWTON_SCHULZ = (
-  (4.0848, -6.8946, 2.9270),
-  (3.9505, -6.3029, 2.6377),
-  (3.7418, -5.5913, 2.3037),
-  (2.8769, -3.1427, 1.2046),
-  (2.8366, -3.0525, 1.2012),
-)
+from lm.optim import factored, masks, orthogonal, schedules
+from lm.optim import soap as soap_lib
 
 # Of first moments. In bfloat16 a second moment would stand still: at b2 = 0.95
 # a step moves it by 5 %, at 0.999 by less than its last bit.
@@ -49,12 +35,16 @@ class Rule(NamedTuple):
       rates follow the width, see `lm.optim.transfer`: an 'element' has size 1;
       an update is as large as its 'gradient', or 'relative' to its parameter;
       or it is orthogonal, with a 'spectral' norm of sqrt(max(1, fan-out /
-      fan-in)) or the elements 'matched' to size 1. None does not say.
+      fan-in)), the elements 'matched' to size 1, or on a sphere, where its
+      norm is relative to its parameter's, 'angular'. None does not say.
+    factor: from a path to what its updates are multiplied by before weight
+      decay is added, see `lm.optim.transfer`.
   """
 
   scale: optax.GradientTransformation
   rates: Callable[[float], optax.GradientTransformation] = _same
   update_size: Callable[[str], str] | None = None
+  factor: Callable[[str], float] | None = None
 
 
 def _all(size: str) -> Callable[[str], str]:
@@ -231,38 +221,175 @@ def muon(
   schedules.check('rule.adam_peak', adam_peak)
   schedules.check('rule.update_rms', update_rms)
   matrices = _matrices(matrices)
-
-  def dimensions(updates: types.Params) -> Any:
-    def of(path, _):
-      found = masks.dimensions(path, matrices)
-      return contrib.MuonDimensionNumbers(*found) if found else None
-
-    return tree.map_paths(of, updates)
-
-  def size(path: str, update: jax.Array) -> jax.Array:
-    found = masks.dimensions(path, matrices)
-    assert found is not None
-    rows, columns = (math.prod(update.shape[d] for d in dims) for dims in found)
-    if update_rms:
-      return update * (update_rms * max(rows, columns) ** 0.5)
-    return update * max(1, columns / rows) ** 0.5
-
-  orthogonal = contrib.scale_by_muon(
-    _NEWTON_SCHULZ,
-    len(_NEWTON_SCHULZ),
-    momentum,
-    mu_dtype=moment_dtype,
-    nesterov=nesterov,
-    weight_dimension_numbers=dimensions,
+  orthogonalize = optax.chain(
+    orthogonal.momentum(momentum, nesterov, moment_dtype, matrices),
+    orthogonal.size(update_rms, matrices),
   )
-  sized = optax.stateless(lambda updates, _: tree.map_paths(size, updates))
+  adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
+  return _beside_adam(orthogonalize, adam, adam_peak, update_rms, matrices)
+
+
+def normuon(
+  *,
+  adam_peak: float,
+  momentum: float = 0.95,
+  nesterov: bool = True,
+  neuron_b2: float = 0.95,
+  update_rms: float = 0.2,
+  b2: float = 0.95,
+  moment_dtype: str = 'float32',
+  matrices: masks.Matrices | None = None,
+) -> Rule:
+  """NorMuon: Muon whose neurons all move by the same size, on average.
+
+  It costs as much as `muon`, and has one more number for each neuron.
+
+  Args:
+    adam_peak: see `muon`, as for all that is not named here.
+    momentum: of the matrices.
+    nesterov: of the matrices.
+    neuron_b2: weight of the old value in the average square of a neuron.
+    update_rms: the root mean square of a matrix's update, exactly.
+    b2: AdamW's; its b1 and eps are the defaults of `adamw`.
+    moment_dtype: of first moments.
+    matrices: which parameters are matrices.
+
+  Raises:
+    ValueError: when first used, if no parameter is a matrix.
+
+  Reference: Li et al. 2025, arXiv 2510.05491, algorithm 1. Its momentum is not
+    Nesterov's; that of the authors' code is.
+  """
+  _check(moment_dtype, b2=b2, momentum=momentum, neuron_b2=neuron_b2)
+  schedules.check('rule.adam_peak', adam_peak)
+  schedules.check('rule.update_rms', update_rms)
+  matrices = _matrices(matrices)
+  orthogonalize = optax.chain(
+    orthogonal.momentum(momentum, nesterov, moment_dtype, matrices),
+    orthogonal.balance(neuron_b2, matrices),
+    orthogonal.size(update_rms, matrices),
+  )
+  adam = optax.scale_by_adam(0.9, b2, 1e-8, mu_dtype=moment_dtype)
+  return _beside_adam(orthogonalize, adam, adam_peak, update_rms, matrices)
+
+
+def soap(
+  *,
+  b1: float = 0.95,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  shampoo_beta: float = 0.95,
+  every: int = 10,
+  max_size: int = 8192,
+  moment_dtype: str = 'float32',
+  matrices: masks.Matrices | None = None,
+) -> Rule:
+  """SOAP on the blocks' matrices, Adam at the same rate on everything else.
+
+  Its cost is described in `lm.optim.soap`: its state is three times that of
+  Adam for a square matrix. The first step makes the bases of matrices, and
+  does not move them.
+
+  Args:
+    b1: Adam's average of gradients.
+    b2: Adam's average of their squares, in the bases for matrices.
+    eps: Adam's.
+    shampoo_beta: weight of the old value in the factors of the preconditioner.
+    every: steps between two refreshes of the bases.
+    max_size: a side of a matrix that is larger has no factor, and the identity
+      for its basis. Where both are larger, Adam is left.
+    moment_dtype: see `adamw`.
+    matrices: which parameters are matrices, see `muon`.
+
+  Raises:
+    ValueError: when first used, if no parameter is a matrix.
+
+  Reference: Vyas et al. 2024, arXiv 2409.11321, algorithm 3. As in `adamw`,
+    `eps` is added to the root of the corrected second moment.
+  """
+  _check(moment_dtype, eps=eps, b1=b1, b2=b2)
+  bases = _bases(matrices, shampoo_beta, every, max_size)
   scale = optax.partition(
     {
-      'muon': optax.chain(orthogonal, sized),
+      'soap': soap_lib.scale_by_soap(b1, b2, eps, bases, moment_dtype),
       'adam': optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype),
     },
-    partial(_labels, matrices),
+    bases.labels,
   )
+  # Between that of Adam and that of Muon, by how many directions of a gradient
+  # stand out: no power of the width says how large it is.
+  return Rule(scale, update_size=None)
+
+
+def soap_muon(
+  *,
+  adam_peak: float,
+  momentum: float = 0.95,
+  shampoo_beta: float = 0.9,
+  every: int = 10,
+  max_size: int = 8192,
+  update_rms: float = 0.2,
+  b2: float = 0.95,
+  matrices: masks.Matrices | None = None,
+) -> Rule:
+  """SOAP-Muon: Muon on momentum that SOAP has scaled.
+
+  In SOAP's bases momentum is divided by the root of its average square, and
+  then made orthogonal. It costs what `soap` and `muon` cost together. On the
+  first step there are no bases, so that it is Muon's.
+
+  Args:
+    adam_peak: see `muon`, as for all that is not named here.
+    momentum: of the matrices, Nesterov's.
+    shampoo_beta: weight of the old value in the factors of the preconditioner,
+      and in the average squares of momentum.
+    every: steps between two refreshes of the bases.
+    max_size: see `soap`.
+    update_rms: of the matrices.
+    b2: AdamW's; its b1 and eps are the defaults of `adamw`.
+    matrices: which parameters are matrices.
+
+  Raises:
+    ValueError: when first used, if no parameter is a matrix.
+
+  Reference: Vyas 2025, nikhilvyas.github.io/SOAP_Muon.pdf, as in record 44 of
+    the optimization track of github.com/KellerJordan/modded-nanogpt, which
+    refreshes its bases every step and has a floor and gates besides.
+  """
+  _check(b2=b2, momentum=momentum)
+  schedules.check('rule.adam_peak', adam_peak)
+  schedules.check('rule.update_rms', update_rms)
+  bases = _bases(matrices, shampoo_beta, every, max_size)
+  orthogonalize = optax.chain(
+    soap_lib.orthogonal_momentum(momentum, bases),
+    orthogonal.size(update_rms, bases.matrices),
+  )
+  adam = optax.scale_by_adam(0.9, b2, 1e-8)
+  return _beside_adam(
+    orthogonalize, adam, adam_peak, update_rms, bases.matrices
+  )
+
+
+def _bases(
+  matrices: masks.Matrices | None, beta: float, every: int, max_size: int
+) -> soap_lib.Bases:
+  """Checks settings of SOAP's bases."""
+  _check(shampoo_beta=beta)
+  schedules.check('rule.every', every, 1)
+  schedules.check('rule.max_size', max_size)
+  return soap_lib.Bases(_matrices(matrices), beta, int(every), max_size)
+
+
+def _beside_adam(
+  orthogonalize: optax.GradientTransformation,
+  adam: optax.GradientTransformation,
+  adam_peak: float,
+  update_rms: float,
+  matrices: masks.Matrices,
+) -> Rule:
+  """Makes a rule of orthogonal updates for matrices, and Adam for the rest."""
+  labels = partial(orthogonal.labels, matrices)
+  scale = optax.partition({'muon': orthogonalize, 'adam': adam}, labels)
 
   def update_size(path: str) -> str:
     if not masks.dimensions(path, matrices):
@@ -272,20 +399,7 @@ def muon(
   def rates(peak: float) -> optax.GradientTransformation:
     return optax.masked(
       optax.scale(adam_peak / peak),
-      lambda params: jax.tree.map(
-        lambda x: x == 'adam', _labels(matrices, params)
-      ),
+      lambda params: jax.tree.map(lambda x: x == 'adam', labels(params)),
     )
 
   return Rule(scale, rates, update_size)
-
-
-def _labels(matrices: masks.Matrices, params: types.Params) -> Any:
-  """Labels each parameter 'muon' if it is a matrix, and otherwise 'adam'."""
-  found = tree.map_paths(
-    lambda path, _: 'muon' if masks.dimensions(path, matrices) else 'adam',
-    params,
-  )
-  if 'muon' not in jax.tree.leaves(found):
-    raise ValueError('optim.rule.matrices: no parameter matches; add a row')
-  return found

@@ -31,17 +31,16 @@ eps, decay); Yang, Simon and Bernstein 2023, arXiv 2310.17813, condition 1
 (Muon).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import re
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from lm import config, initial, sharding, tree, types
-from lm.optim import masks, rules
+from lm.optim import masks, rules, spheres
 
 # Dimensions that grow with the width; one without a name after that of heads
 # holds the features of a head, and grows with them.
@@ -75,28 +74,48 @@ TABLE: Mapping[str, Powers] = MappingProxyType(
       0.0,
       -1.0,
       _rates(
-        element=0.0, gradient=1.0, relative=0.0, spectral=0.0, matched=0.0
+        element=0.0,
+        gradient=1.0,
+        relative=0.0,
+        spectral=0.0,
+        matched=0.0,
+        angular=0.0,
       ),
     ),
     'hidden': Powers(
       -0.5,
       -1.0,
       _rates(
-        element=-1.0, gradient=0.0, relative=-0.5, spectral=0.0, matched=-0.5
+        element=-1.0,
+        gradient=0.0,
+        relative=-0.5,
+        spectral=0.0,
+        matched=-0.5,
+        angular=0.0,
       ),
     ),
     'output': Powers(
       -1.0,
       0.0,
       _rates(
-        element=-1.0, gradient=-1.0, relative=0.0, spectral=-0.5, matched=-1.0
+        element=-1.0,
+        gradient=-1.0,
+        relative=0.0,
+        spectral=-0.5,
+        matched=-1.0,
+        angular=0.0,
       ),
     ),
     'fixed': Powers(
       0.0,
       0.0,
       _rates(
-        element=0.0, gradient=0.0, relative=0.0, spectral=0.0, matched=0.0
+        element=0.0,
+        gradient=0.0,
+        relative=0.0,
+        spectral=0.0,
+        matched=0.0,
+        angular=0.0,
       ),
     ),
   }
@@ -188,12 +207,20 @@ def fitted(spec: Mapping[str, Any], model: types.Model) -> dict[str, Any]:
     'classes': classes(model),
     'width': width,
     'depth': depth,
+    'sphere': spec.get('sphere', ''),
+    'matrices': spec.get('matrices') or (),
   }
   return {**spec, 'rule': rule}
 
 
 def rule(
-  *, rule: Mapping[str, Any], classes: Classes, width: float, depth: float
+  *,
+  rule: Mapping[str, Any],
+  classes: Classes,
+  width: float,
+  depth: float,
+  sphere: str = '',
+  matrices: masks.Matrices = (),
 ) -> rules.Rule:
   """Makes a rule whose updates have the size that the width asks for.
 
@@ -204,17 +231,19 @@ def rule(
     classes: of the parameters, see the function `classes`.
     width: how many times wider the model is than its base.
     depth: how many times deeper.
+    sphere: see `optimizers.make`, as for matrices.
 
   Raises:
     ValueError: the rule does not say how large its updates are.
   """
   own = config.build(rule)
-  size = own.update_size
-  if size is None:
+  if own.update_size is None:
     raise ValueError(
       f'{rule["fn"]} says no update_size, so that its rates cannot follow '
       'model.init.base_width: return Rule(..., update_size=...)'
     )
+  matrices = tuple((regex, summed, out) for regex, summed, out in matrices)
+  size = spheres.update_size(own.update_size, sphere, matrices)
 
   def gradient(path: str) -> float:
     if size(path) == 'gradient':
@@ -228,13 +257,10 @@ def rule(
     return (depth if inside else 1.0) * width**power
 
   def update(updates: Any, state: Any, params: Any = None) -> Any:
-    updates, state = own.scale.update(
-      _multiplied(updates, gradient), state, params
-    )
-    return _multiplied(updates, rate), state
+    return own.scale.update(masks.multiplied(updates, gradient), state, params)
 
   scale = optax.GradientTransformation(own.scale.init, update)
-  return own._replace(scale=scale)
+  return own._replace(scale=scale, factor=rate)
 
 
 def _powers(path: str, classes: Classes) -> Powers:
@@ -242,11 +268,3 @@ def _powers(path: str, classes: Classes) -> Powers:
     if re.search(regex, path):
       return TABLE[found]
   raise ValueError(f'{path}: no row of the sharding table matches: add one')
-
-
-def _multiplied(updates: Any, factor: Callable[[str], float]) -> Any:
-  def one(path: str, update: jax.Array) -> jax.Array:
-    by = factor(path)
-    return update if by == 1 else update * by
-
-  return tree.map_paths(one, updates)

@@ -21,7 +21,10 @@ from lm.models import linen
 from lm.optim import optimizers, rules, schedules
 from lm.training import step
 
-RULES = ('adamw', 'sgd', 'lion', 'adafactor', 'muon')
+RULES = (
+  *('adamw', 'sgd', 'lion', 'adafactor', 'muon', 'normuon', 'soap'),
+  'soap_muon',
+)
 MATRICES = ((r'attention/q$', 1, 2), (r'mlp/up$', 1, 1))
 # What divides by 0, rounds to 0 or to 1, overflows when multiplied, or is no
 # number at all.
@@ -101,10 +104,9 @@ def _check(
   gradients: list[float],
 ) -> list[bool]:
   """Trains, checks every step, and returns which updates were applied."""
-  if name in ('adafactor', 'muon'):
-    own = {'matrices': MATRICES} | own
-  if name == 'muon':
-    own = {'adam_peak': 1e-3} | own
+  keys = inspect.signature(getattr(rules, name)).parameters
+  needed = {'matrices': MATRICES, 'adam_peak': 1e-3}
+  own = {key: x for key, x in needed.items() if key in keys} | own
   try:
     tx, _ = optimizers.make(
       rule=getattr(rules, name)(**own),

@@ -92,6 +92,18 @@ RULES = {
     {'fn': 'lm.optim.rules:muon', 'matrices': MATRICES, 'adam_peak': 1e-3},
     {'adam_peak': 3e-3, 'momentum': 0.8, 'update_rms': 0.3},
   ),
+  'normuon': (
+    {'fn': 'lm.optim.rules:normuon', 'matrices': MATRICES, 'adam_peak': 1e-3},
+    {'momentum': 0.8, 'neuron_b2': 0.7, 'update_rms': 0.3},
+  ),
+  'soap': (
+    {'fn': 'lm.optim.rules:soap', 'matrices': MATRICES},
+    {'b1': 0.8, 'b2': 0.9, 'eps': 1e-6, 'shampoo_beta': 0.7, 'every': 2},
+  ),
+  'soap_muon': (
+    {'fn': 'lm.optim.rules:soap_muon', 'matrices': MATRICES, 'adam_peak': 1e-3},
+    {'momentum': 0.8, 'shampoo_beta': 0.7, 'every': 2},
+  ),
   'own': ({'fn': 'tests.optim.numbers_test:own_rule'}, {'beta': 0.75}),
 }
 
@@ -157,6 +169,8 @@ def test_layer_decay_is_an_argument():
     {'layer_decay': 0.5},
     {'freeze': 'embed'},
     {'decay_mask': 'q$'},
+    {'decay_where': 'aligned'},
+    {'sphere': 'matrix', 'matrices': MATRICES},
     {'rule': {'fn': 'lm.optim.rules:sgd'}},
     {'rule': {'fn': 'lm.optim.rules:adamw', 'moment_dtype': 'bfloat16'}},
     {'rule': {'fn': 'tests.optim.numbers_test:own_rule', 'power': 0.5}},

@@ -137,6 +137,18 @@ def test_deviations_follow_the_width_and_logits_of_a_tied_table():
       1 / 4,
       1,
     ),
+    (
+      {'fn': 'lm.optim.rules:normuon', 'adam_peak': 1.0, 'matrices': None},
+      1 / 2,
+      1 / 4,
+      1,
+    ),
+    (
+      {'fn': 'lm.optim.rules:soap_muon', 'adam_peak': 1.0, 'matrices': None},
+      1 / 2,
+      1 / 4,
+      1,
+    ),
   ],
 )
 def test_rates_follow_the_width_and_decay_does_not(rule, hidden, head, embed):
@@ -244,6 +256,14 @@ def test_what_cannot_transfer_is_refused():
     spec = {'rule': {'fn': 'tests.optim.transfer_test:silent'}}
     model = config.build(grown(), vocab=64)
     config.build(optim.fitted(spec, model)['rule'])
+  with pytest.raises(config.ConfigError) as caught:
+    spec = {'rule': {'fn': 'lm.optim.rules:soap', 'matrices': None}}
+    model = config.build(grown(), vocab=64)
+    config.build(optim.fitted(spec, model)['rule'])
+  assert str(caught.value).endswith(
+    'lm.optim.rules:soap says no update_size, so that its rates cannot follow '
+    'model.init.base_width: return Rule(..., update_size=...)'
+  )
   recurrent = base.recurrent(width=16) | {'init': base.mup(8, base_depth=1)}
   with pytest.raises(config.ConfigError, match='depth transfers along a resid'):
     config.build(recurrent, vocab=64)
