@@ -31,7 +31,9 @@ def pool(workers: int) -> Iterator[process.ProcessPoolExecutor]:
   except BaseException:
     for worker in [*(executor._processes or {}).values()]:
       worker.kill()  # parts are whole or not there
-    executor.shutdown(wait=False, cancel_futures=True)
+    # Not waited for, its thread may be at its end when Python is, too, which
+    # then prints a traceback.
+    executor.shutdown(cancel_futures=True)
     raise
 
 

@@ -12,11 +12,16 @@ from lm.optim import numbers, optimizers, rules
 
 MATRICES = (('q$', 1, 1),)
 PARAMS = {
-  'layers': {'0': {'q': jnp.full((2, 4, 6), 0.5), 'scale': jnp.ones((2, 4))}},
-  'embed': {'table': jnp.full((5, 4), -0.25)},
+  'layers': {
+    '0': {
+      'q': np.full((2, 4, 6), 0.5, np.float32),
+      'scale': np.ones((2, 4), np.float32),
+    }
+  },
+  'embed': {'table': np.full((5, 4), -0.25, np.float32)},
 }
 GRADS = jax.tree.map(
-  lambda w: jnp.cos(jnp.arange(w.size, dtype=jnp.float32)).reshape(w.shape),
+  lambda w: np.cos(np.arange(w.size, dtype=np.float32)).reshape(w.shape),
   PARAMS,
 )
 
