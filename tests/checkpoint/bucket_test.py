@@ -225,9 +225,10 @@ def lease(place, **changes):
   """Writes the lease of another machine."""
   content = {'id': 'x', 'count': 1, 'held': True, 'host': 'far', 'pid': 1}
   place.mkdir(exist_ok=True)
-  (place / 'lease.json').write_text(
-    json.dumps({**content, 'beat_seconds': 0.4, **changes})
-  )
+  # As a bucket does: whoever reads has the old lease or the new one.
+  part = place / 'lease.part'
+  part.write_text(json.dumps({**content, 'beat_seconds': 0.4, **changes}))
+  part.replace(place / 'lease.json')
 
 
 @pytest.mark.slow
