@@ -30,6 +30,7 @@ def make(
   final: float = 0.0,
   decay_fraction: float = 0.4,
   cooldown: str = 'linear',
+  cooldown_power: float = 1.4,
   clip: float = 1.0,
   spike_factor: float = 0.0,
   l2: float = 0.0,
@@ -62,7 +63,7 @@ def make(
     peak: the highest learning rate.
     rule: how gradients are scaled: a rule, or the spec of one.
     schedule: shape of the learning rate, see `schedules.make`, as for warmup,
-      final, decay_fraction and cooldown.
+      final, decay_fraction, cooldown and its power.
     clip: the largest global norm of gradients; 0 leaves them alone.
     spike_factor: an update is dropped if the global norm of its gradient is
       above this times the median over 100 steps, see `spikes.refuse`; 0 drops
@@ -112,6 +113,7 @@ def make(
     final=final,
     decay_fraction=decay_fraction,
     cooldown=cooldown,
+    cooldown_power=cooldown_power,
   )
   if decay_where not in ('everywhere', 'aligned'):
     raise ValueError(

@@ -137,6 +137,14 @@ def test_a_warmup_below_1_is_a_share_of_the_steps(schedule, share, updates):
       {'schedule': 'wsd', 'cooldown': 'sqrt', 'final': 0.1},
       {0: 1, 60: 1, 70: 0.55, 100: 0.1, 120: 0.1},
     ),
+    (
+      {'schedule': 'wsd', 'cooldown': 'power', 'cooldown_power': 2.0},
+      {0: 1, 60: 1, 70: 0.5625, 80: 0.25, 100: 0, 120: 0},
+    ),
+    (
+      {'schedule': 'wsd', 'cooldown': 'power', 'final': 0.1},
+      {60: 1, 80: 0.1 + 0.9 * 0.5**1.4, 100: 0.1},
+    ),
     ({'schedule': 'wsd', 'decay_fraction': 0.0}, {0: 1, 99: 1}),
     ({'schedule': 'linear', 'warmup': 100}, {99: 100 / 101, 100: 1}),
     ({'schedule': 'linear', 'warmup': 1.0}, {0: 0.5, 1: 1}),
@@ -163,6 +171,7 @@ def test_schedule_at_key_points(settings, want):
     ({'final': 1.5}, 'optim.final=1.5: give a number from 0 to 1'),
     ({'schedule': 'cosin'}, "optim.schedule='cosin': use constant, cosine,"),
     ({'schedule': 'wsd', 'cooldown': 'x'}, "optim.cooldown='x': use linear"),
+    ({'cooldown_power': 0.0}, 'optim.cooldown_power=0.0: give a number from'),
     ({'schedule': 'wsd', 'warmup': 9}, 'optim.decay_fraction=0.4: warmup=9'),
     ({'clip': -1.0}, 'optim.clip=-1.0: give'),
     ({'l1': float('nan')}, 'optim.l1=nan: give'),
