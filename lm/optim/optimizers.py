@@ -7,15 +7,15 @@ A rule (lm/optim/rules.py) says how gradients are scaled. Learning rates,
 clipping, weight decay, penalties and freezing are the same for all of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, tree
-from lm.optim import masks, rules, schedules, spheres, spikes
+from lm import config
+from lm.optim import masks, rules, schedules, spheres, spikes, stages
 
 ADAMW = {'fn': 'lm.optim.rules:adamw'}
 
@@ -73,7 +73,7 @@ def make(
     decay: weight decay, times the learning rate.
     decay_mask: regex of the paths that `decay`, `l2` and `l1` act on.
     decay_where: 'everywhere', or 'aligned' for elements that the update does
-      not push away from 0, which is called cautious. See `_cautious`.
+      not push away from 0, which is called cautious. See `stages.cautious`.
     sphere: 'matrix' or 'neuron': hidden matrices, or each of their outputs,
       keep their norm, and the learning rate is relative to it; '' is off. See
       `lm.optim.spheres`.
@@ -82,9 +82,9 @@ def make(
     freeze: regex of the paths that never change and hold no optimizer state;
       '' freezes nothing. Their gradients do not count for `clip`.
     balance_rate: how far a step moves the biases that balance the loads of
-      experts; the schedule does not change it. See `_balancing`.
+      experts; the schedule does not change it. See `stages.balancing`.
     layer_decay: what the learning rate of a block is multiplied by for each
-      block above it, and once more; 1 changes nothing. See `_layered`.
+      block above it, and once more; 1 changes nothing. See `stages.layered`.
 
   Returns:
     The transformation, and its schedule.
@@ -122,7 +122,8 @@ def make(
   matrices = spheres.check(sphere, matrices, layer_decay)
   mask = masks.matching('decay_mask', decay_mask)
   none = optax.identity()
-  add = optax.add_decayed_weights if decay_where == 'everywhere' else _cautious
+  always = decay_where == 'everywhere'
+  add = optax.add_decayed_weights if always else stages.cautious
   unit = [('unit', spheres.unit(sphere, matrices))] if sphere else []
   keep = [('keep', spheres.keep(sphere, matrices))] if sphere else []
   factor = own.factor or (lambda path: 1.0)
@@ -144,7 +145,7 @@ def make(
     ('rate', optax.scale_by_learning_rate(rate)),
     *keep,
   )
-  tx = _balancing(tx, balance_rate)
+  tx = stages.balancing(tx, balance_rate)
   if freeze:
     frozen = masks.matching('freeze', freeze)
     tx = optax.partition(
@@ -153,90 +154,4 @@ def make(
         lambda x: 'freeze' if x else 'train', frozen(params)
       ),
     )
-  return (tx if layer_decay == 1 else _layered(tx, layer_decay)), rate
-
-
-def _cautious(
-  decay: float, mask: Callable[[Any], Any]
-) -> optax.GradientTransformation:
-  """Adds `decay * w` where the update has the sign of `w`, or one of them is 0.
-
-  Reference: Chen et al. 2025, arXiv 2510.12402, algorithm 1.
-  """
-
-  def add(update: jax.Array, w: jax.Array) -> jax.Array:
-    # Of signs, since a product of small numbers is flushed to 0.
-    aligned = jnp.sign(update) * jnp.sign(w) >= 0
-    return update + decay * jnp.where(aligned, w, 0)
-
-  return optax.masked(
-    optax.stateless(lambda u, w: jax.tree.map(add, u, w)), mask
-  )
-
-
-def _balancing(
-  tx: optax.GradientTransformation, rate: float
-) -> optax.GradientTransformation:
-  """Moves `masks.BALANCING` by the sign of its gradient, and by nothing else.
-
-  Such a gradient is the error of an expert's load: `moe.measure`. `tx` is shown
-  zeros instead: they count for no norm, and leave its state's paths as they are
-  without such a parameter.
-
-  Reference: Wang et al. 2024, arXiv 2408.15664, algorithm 1.
-  """
-
-  def update(updates: Any, state: Any, params: Any = None) -> Any:
-    def hide(path: str, update: jax.Array) -> jax.Array:
-      return jnp.zeros_like(update) if masks.is_balancing(path) else update
-
-    def show(path: str, new: jax.Array, update: jax.Array) -> jax.Array:
-      return -rate * jnp.sign(update) if masks.is_balancing(path) else new
-
-    new, state = tx.update(tree.map_paths(hide, updates), state, params)
-    return tree.map_paths(show, new, updates), state
-
-  return optax.GradientTransformation(tx.init, update)
-
-
-def _layered(
-  tx: optax.GradientTransformation, decay: float
-) -> optax.GradientTransformation:
-  """Multiplies the rates of what is far below the output.
-
-  Of N blocks that with number n (from 0) by `decay ** (N - n)`, of a stack by a
-  vector; embeddings by `decay ** (N + 1)`; what is above the blocks by 1. Where
-  there are several stacks, N is that of the deepest. It stands around `tx`, and
-  sees frozen blocks too; the state's paths are those of `tx`.
-
-  Reference: Howard and Ruder 2018, arXiv 1801.06146, section 3.2; Clark et al.
-    2020, arXiv 2003.10555, appendix B, whose code multiplies once more.
-  """
-
-  def depth(numbers: dict[str, range]) -> int:
-    return max((max(x) + 1 for x in numbers.values() if x), default=0)
-
-  def init(params: Any) -> Any:
-    if not depth(masks.blocks(params)):
-      raise ValueError(
-        f'optim.layer_decay={decay}: no parameter is in a layer: set it to 1'
-      )
-    return tx.init(params)
-
-  def update(updates: Any, state: Any, params: Any = None) -> Any:
-    known = masks.blocks(updates)
-    top = depth(known)
-
-    def slower(path: str, update: jax.Array) -> jax.Array:
-      numbers = known[path] or ([-1] if masks.is_embedding(path) else [top])
-      if masks.is_balancing(path):
-        return update
-      # One by one, since an array is no argument of the program: `numbers`.
-      each = [jnp.full(1, decay ** (top - n), update.dtype) for n in numbers]
-      rates = jnp.concatenate(each)
-      return update * rates.reshape(-1, *(1 for _ in update.shape[1:]))
-
-    new, state = tx.update(updates, state, params)
-    return tree.map_paths(slower, new), state
-
-  return optax.GradientTransformation(init, update)
+  return (tx if layer_decay == 1 else stages.layered(tx, layer_decay)), rate
