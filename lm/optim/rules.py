@@ -397,6 +397,9 @@ def _beside_adam(
     return 'matched' if update_rms else 'spectral'
 
   def rates(peak: float) -> optax.GradientTransformation:
+    # Their ratio is a number of the program, too.
+    most = min(1.0, peak) * schedules.LARGEST
+    schedules.check('rule.adam_peak', adam_peak, high=most)
     return optax.masked(
       optax.scale(adam_peak / peak),
       lambda params: jax.tree.map(lambda x: x == 'adam', labels(params)),

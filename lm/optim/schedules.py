@@ -9,12 +9,12 @@ import optax
 
 # Steps compute in float32, where larger numbers are infinite and smaller ones
 # are flushed to 0.
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def check(
-  key: str, value: float, low: float = 0.0, high: float = _LARGEST
+  key: str, value: float, low: float = 0.0, high: float = LARGEST
 ) -> None:
   """Refuses a setting that is not a number from `low` to `high`.
 

@@ -152,6 +152,11 @@ def test_what_overflows_is_dropped(name, own, shared, gradients, applied):
   assert _check(name, own, shared, 1.0, gradients) == applied
 
 
+@pytest.mark.parametrize('name', ['muon', 'normuon', 'soap_muon'])
+def test_a_ratio_of_rates_that_overflows_is_refused(name):
+  assert _check(name, {'adam_peak': 3e38}, {}, 1.0, [1.0]) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', RULES)
 @hypothesis.settings(max_examples=12)

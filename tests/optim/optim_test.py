@@ -420,8 +420,10 @@ def test_muon_decays_each_group_by_its_own_rate():
   np.testing.assert_allclose(got['embed']['table'], np.full(4, -0.025), 1e-5)
 
 
+# Of one gradient SOAP's larger side has eigenvalues of 0, whose eigenvectors
+# rounding chooses: tests/optim/soap_test.py gives it gradients without any.
 @pytest.mark.slow
-@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('name', [x for x in SETTINGS if 'soap' not in x])
 def test_scanned_layers_update_as_unrolled_ones(name):
   tx = _make(name, l1=0.01, l2=0.01, clip=5.0)
   params, gradients = _params(), [_params(1), _params(2)]
