@@ -73,7 +73,7 @@ changes = {
   'steps': steps,
   'save_every': steps,
   'eval_every': steps,
-  'optim.warmup': 10.0,
+  'optim.warmup': float(steps // 8),
   'model.width': 64,
   'model.depth': 2,
   'model.length': 64,

@@ -58,7 +58,7 @@ def docstrings(library):
   root = Path(importlib.util.find_spec(library).origin).parent
   found = set()
   for path in sorted(root.rglob('*.py')):
-    if {'test', 'tests', 'testing'} & {*path.parts}:
+    if {'test', 'tests', 'testing'} & {*path.relative_to(root).parts}:
       continue
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of code that is not ours

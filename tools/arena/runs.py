@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 import subprocess
 import sys
+import time
 from typing import Any, NamedTuple
 
 from lm import config, errors
@@ -16,6 +17,9 @@ from tools import checkout
 _MEASURE = Path(__file__).with_name('measure.py')
 _MARK = 'answer: '  # begins the line of its answer
 _NOT_FINITE = errors.NotFinite.exit_code
+_LOCKED = errors.Locked.exit_code
+_LOCKED_SECONDS = 90.0  # to wait for another process that has the run
+_PAUSE_SECONDS = 2.0
 
 
 class Failed(config.ConfigError):
@@ -122,10 +126,16 @@ def train(
     f'--config={config_file}',
     f'--workdir={workdir}',
   ]
-  with log.open('ab') as output:
-    code = checkout.run(
-      command, _settings(root, trusted), stdout=output, stderr=output
-    )
+  patience = time.monotonic() + _LOCKED_SECONDS
+  while True:
+    with log.open('ab') as output:
+      code = checkout.run(
+        command, _settings(root, trusted), stdout=output, stderr=output
+      )
+    # The trainer of an arena that was killed is still about to save and leave.
+    if code != _LOCKED or time.monotonic() > patience:
+      break
+    time.sleep(_PAUSE_SECONDS)
   if code == _NOT_FINITE:
     return False
   if code:
