@@ -221,9 +221,9 @@ def power(rules: Rules, effect: float, level: float) -> tuple[float, int]:
     level: of the test, see `evidence.granted`.
 
   Returns:
-    The share of proposals that are accepted, and the number of runs, without those
-    that confirm, within which `rules.power` of them are found; `most_runs` and
-    those of screening if fewer are.
+    The share of proposals that are accepted, and the number of runs, without
+    those that confirm, within which `rules.power` of them are found;
+    `most_runs` and those of screening if fewer are.
   """
   first = screening_runs(rules, effect)
   B, P = rules.baseline_runs, rules.most_runs
