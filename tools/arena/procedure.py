@@ -183,7 +183,7 @@ def _is_lower(
     proposal_P: losses; one that is not finite is not lower.
     level: of the test.
   """
-  is_finite = np.isfinite(proposal_P).all(-1)
+  is_finite = np.asarray(np.isfinite(proposal_P).all(-1))
   proposal_P = np.where(is_finite[..., None], proposal_P, 0.0)
   B, P = baseline_B.shape[-1], proposal_P.shape[-1]
   parts = baseline_B.var(-1, ddof=1) / B, proposal_P.var(-1, ddof=1) / P
