@@ -47,7 +47,8 @@ def nulls(runs: Runs, effect: float, seed: int) -> dict[str, Any]:
         RULES, lambda: runs[rng.integers(len(runs))], PROPOSALS, effect
       )
     )
-    kept, gain = simulation.best_so_far(rng.choice(losses, PROPOSALS + 1))
+    drawn = rng.choice(losses, PROPOSALS + 1, replace=False)
+    kept, gain = simulation.best_so_far(drawn)
     wins.append(kept)
     gains.append(gain / losses.std())
   accepted = sum(bool(x.accepted) for x in boards)

@@ -31,7 +31,7 @@ def losses(kind):
 
 @pytest.fixture(scope='module')
 def bank():
-  """The losses of about a hundred runs, which deviate by 0.7 %."""
+  """The losses of three hundred runs, which deviate by 0.7 %."""
   return losses('short')
 
 
@@ -189,15 +189,17 @@ def test_a_thousand_boards_of_nulls(bank, seed):
 
 
 def test_a_loop_that_keeps_the_best_wins_by_luck(bank, seed):
-  draw = draws(bank, seed)
-  deviation = np.std([sealed for _, sealed in bank])
+  rng = np.random.default_rng(seed)
+  losses = np.array([sealed for _, sealed in bank])
+  deviation = losses.std()
   found = [
-    simulation.best_so_far([draw()[1] for _ in range(PROPOSALS + 1)])
+    simulation.best_so_far(rng.choice(losses, PROPOSALS + 1, replace=False))
     for _ in range(1000)
   ]
   wins, gains = np.mean(found, axis=0)
-  # Without a limit 4.9 and 2.7; the best of the bank cannot be beaten.
-  assert 3.5 < wins < 6, 'about five false wins'
+  # Records of 201 losses in any order are 4.9; of normal ones the largest is
+  # 2.7 deviations from the mean.
+  assert 4.3 < wins < 5.4, 'about five false wins'
   assert 2 < gains / deviation < 3.5, 'a gain that is not there'
 
 
