@@ -193,7 +193,9 @@ def test_a_loop_that_keeps_the_best_wins_by_luck(bank, seed):
   losses = np.array([sealed for _, sealed in bank])
   deviation = losses.std()
   found = [
-    simulation.best_so_far(rng.choice(losses, PROPOSALS + 1, replace=False))
+    simulation.best_so_far(
+      rng.choice(losses, PROPOSALS + 1, replace=False).tolist()
+    )
     for _ in range(1000)
   ]
   wins, gains = np.mean(found, axis=0)
