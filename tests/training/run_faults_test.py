@@ -451,10 +451,11 @@ def test_sigterm_while_compiling(data, start, place, monkeypatch):
   sent = time.monotonic()
   error = process.error(143)
   assert time.monotonic() - sent < 30
-  # Either compiling ended in time and there was one update, or not.
+  # Compiling may have ended before the signal came, and updates followed.
   done = checkpoint.steps(workdir)
-  assert done in ([], [1])
-  assert ('at step 1, which is saved' if done else 'without a save') in error
+  assert len(done) <= 1
+  ended = f'at step {done[0]}, which is saved' if done else 'without a save'
+  assert ended in error
 
 
 # Compiling and storage do not return to Python when a signal comes; nor does
