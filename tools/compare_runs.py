@@ -184,7 +184,8 @@ def _same(left: Any, right: Any, name: str) -> bool:
 
 
 def _leaf(workdir: Path, step: int, name: str) -> np.ndarray:
-  found: Any = {'params': checkpoint.restore_params(workdir, step)}
+  trained = checkpoint.restore_params(workdir, step, averaged=False)
+  found: Any = {'params': trained}
   for part in name.split('/'):
     found = found[part]
   return np.asarray(found)

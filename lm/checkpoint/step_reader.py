@@ -19,6 +19,7 @@ from lm import errors, tree
 from lm.checkpoint import host_arrays, manifest, orbax_io, sharded_arrays
 
 _SCALES = 'extra/scales/'
+_AVERAGES = 'opt_state/average/'  # see lm.optim.averages
 
 
 def restore(
@@ -51,24 +52,32 @@ def restore(
 
 
 def restore_params(
-  workdir: str | os.PathLike[str], step: int | None = None
+  workdir: str | os.PathLike[str],
+  step: int | None = None,
+  *,
+  averaged: bool = True,
 ) -> dict[str, Any]:
   """Reads the parameters alone, as nested dicts of numpy arrays.
 
   It needs no mesh and no model. The optimizer's state is verified but not read.
-  Parameters that are stored as whole numbers (see `lm.layers.compress`) are
-  multiplied by their scales, which are in `extra/scales` at the same paths.
+  Where the run keeps averages of parameters, these are read in their place:
+  they are what the run is evaluated with. Parameters that are stored as whole
+  numbers (see `lm.layers.compress`) are multiplied by their scales, which are
+  in `extra/scales` at the same paths.
 
   Args:
     workdir: of the run.
     step: the step to read; None for the newest sound one.
+    averaged: False reads the parameters that are trained in any case.
 
   Raises:
     errors.Missing: there is no checkpoint, or it has no parameters.
     errors.Gone: there is no step of this number (any more).
     errors.Damaged: this step, or every step, is damaged.
   """
-  return manifest.newest(workdir, lambda n: _load_params(workdir, n), step)
+  return manifest.newest(
+    workdir, lambda n: _load_params(workdir, n, averaged), step
+  )
 
 
 def load(
@@ -151,17 +160,33 @@ def _read_sharded(
   return arrays
 
 
-def _load_params(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
+def _load_params(
+  workdir: str | os.PathLike[str], step: int, averaged: bool
+) -> dict[str, Any]:
+  directory = manifest.directory(workdir, step)
+  leaves = manifest.verify(workdir, step)['leaves']
   records = {
     path: record
-    for path, record in manifest.verify(workdir, step)['leaves'].items()
+    for path, record in leaves.items()
     if path.startswith(('params/', _SCALES))
   }
   if not records:
-    raise errors.Missing(
-      f'{manifest.directory(workdir, step)}: has no params: use another run'
-    )
-  arrays = _read(workdir, step, records)
+    raise errors.Missing(f'{directory}: has no params: use another run')
+  places = {path: path for path in records}
+  for path in records if averaged else ():
+    place = f'{_AVERAGES}{path.removeprefix("params/")}'
+    if place in leaves:
+      places[path] = place
+      if leaves[place]['shape'] != records[path]['shape']:
+        raise errors.Damaged(
+          f'{directory}: leaf {place} does not have the shape of {path}: not'
+          ' written by lm; use another step'
+        )
+  found = _read(workdir, step, {x: leaves[x] for x in places.values()})
+  arrays = {
+    path: np.asarray(found[place], host_arrays.dtype(records[path]['dtype']))
+    for path, place in places.items()
+  }
   # The weights are stored as whole numbers times a scale per row or column.
   for path in [path for path in arrays if path.startswith(_SCALES)]:
     name, scale = f'params/{path.removeprefix(_SCALES)}', arrays[path]
@@ -172,8 +197,8 @@ def _load_params(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
       n in (1, m) for n, m in zip(scale.shape, param.shape, strict=True)
     ):
       raise errors.Damaged(
-        f'{manifest.directory(workdir, step)}: leaf {path}{scale.shape} does'
-        f' not fit {name}{param.shape}: not written by lm; use another step'
+        f'{directory}: leaf {path}{scale.shape} does not fit'
+        f' {name}{param.shape}: not written by lm; use another step'
       )
     arrays[name] = param * scale
   return host_arrays.nest(arrays).get('params', {})

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from lm import config
-from lm.optim import masks, rules, schedules, spheres, spikes, stages
+from lm.optim import (
+  averages,
+  masks,
+  rules,
+  schedules,
+  spheres,
+  spikes,
+  stages,
+)
 
 ADAMW = {'fn': 'lm.optim.rules:adamw'}
 
@@ -43,6 +51,10 @@ def make(
   freeze: str = '',
   balance_rate: float = 1e-3,
   layer_decay: float = 1.0,
+  average: str = '',
+  ema_decay: float = 0.999,
+  tail: float = 0.2,
+  interpolation: float = 0.9,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Makes an optimizer of a rule.
 
@@ -54,9 +66,10 @@ def make(
   weights get their norm back at the end.
 
   The state is a dict by the names of these stages, whatever is switched on, so
-  that the paths of a checkpoint do not depend on the settings. Only `spikes`
-  and the norms of a `sphere` are there when they are switched on, and so not to
-  be changed when a run is resumed.
+  that the paths of a checkpoint do not depend on the settings. Only `spikes`,
+  the norms of a `sphere` and an `average`, which stands around all the rest,
+  are there when they are switched on, and so not to be changed when a run is
+  resumed.
 
   Args:
     steps: updates of the whole run.
@@ -85,6 +98,13 @@ def make(
       experts; the schedule does not change it. See `stages.balancing`.
     layer_decay: what the learning rate of a block is multiplied by for each
       block above it, and once more; 1 changes nothing. See `stages.layered`.
+    average: which average of parameters the run is evaluated and used with:
+      'ema', 'tail' or 'schedule_free'; '' is none. See `lm.optim.averages`.
+    ema_decay: of 'ema', the weight of the old average.
+    tail: of 'tail', the updates at the end whose mean it is; below 1 it is
+      their share of `steps`.
+    interpolation: of 'schedule_free', the average's part in the parameters.
+      Use it with `schedule='constant'`, and with `b1=0` in a rule of Adam.
 
   Returns:
     The transformation, and its schedule.
@@ -154,4 +174,24 @@ def make(
         lambda x: 'freeze' if x else 'train', frozen(params)
       ),
     )
-  return (tx if layer_decay == 1 else stages.layered(tx, layer_decay)), rate
+  if layer_decay != 1:
+    tx = stages.layered(tx, layer_decay)
+  match average:
+    case '':
+      pass
+    case 'ema':
+      schedules.check('ema_decay', ema_decay, high=1.0)
+      tx = averages.mean(tx, decay=ema_decay, freeze=freeze)
+    case 'tail':
+      start = steps - max(schedules.updates('tail', tail, steps), 1)
+      tx = averages.mean(tx, start=start, freeze=freeze)
+    case 'schedule_free':
+      averages.check(schedule, own.momentum, sphere, interpolation)
+      tx = averages.schedule_free(
+        tx, rate, interpolation=interpolation, freeze=freeze
+      )
+    case _:
+      raise ValueError(
+        f'optim.average={average!r}: use ema, tail or schedule_free'
+      )
+  return tx, rate

@@ -39,12 +39,14 @@ class Rule(NamedTuple):
       norm is relative to its parameter's, 'angular'. None does not say.
     factor: from a path to what its updates are multiplied by before weight
       decay is added, see `lm.optim.transfer`.
+    momentum: weight of the old value in its average of gradients; 0 has none.
   """
 
   scale: optax.GradientTransformation
   rates: Callable[[float], optax.GradientTransformation] = _same
   update_size: Callable[[str], str] | None = None
   factor: Callable[[str], float] | None = None
+  momentum: float = 0.0
 
 
 def _all(size: str) -> Callable[[str], str]:
@@ -104,7 +106,7 @@ def adamw(
   """
   _check(moment_dtype, eps=eps, b1=b1, b2=b2)
   scale = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
-  return Rule(scale, update_size=_all('element'))
+  return Rule(scale, update_size=_all('element'), momentum=b1)
 
 
 def sgd(*, momentum: float = 0.9, nesterov: bool = False) -> Rule:
@@ -112,7 +114,8 @@ def sgd(*, momentum: float = 0.9, nesterov: bool = False) -> Rule:
   _check(momentum=momentum)
   if not momentum:
     return Rule(optax.identity(), update_size=_all('gradient'))
-  return Rule(optax.trace(momentum, nesterov), update_size=_all('gradient'))
+  scale = optax.trace(momentum, nesterov)
+  return Rule(scale, update_size=_all('gradient'), momentum=momentum)
 
 
 def lion(
@@ -128,7 +131,7 @@ def lion(
   """
   _check(moment_dtype, b1=b1, b2=b2)
   scale = optax.scale_by_lion(b1, b2, mu_dtype=moment_dtype)
-  return Rule(scale, update_size=_all('element'))
+  return Rule(scale, update_size=_all('element'), momentum=b1)
 
 
 def _matrices(matrices: masks.Matrices | None) -> masks.Matrices:
@@ -175,9 +178,8 @@ def adafactor(
   )
   if momentum:
     scale = optax.chain(scale, optax.ema(momentum, debias=False))
-  return Rule(
-    scale, update_size=_all('relative' if parameter_scale else 'element')
-  )
+  size_of = _all('relative' if parameter_scale else 'element')
+  return Rule(scale, update_size=size_of, momentum=momentum)
 
 
 def muon(
@@ -226,7 +228,8 @@ def muon(
     orthogonal.size(update_rms, matrices),
   )
   adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype)
-  return _beside_adam(orthogonalize, adam, adam_peak, update_rms, matrices)
+  rule = _beside_adam(orthogonalize, adam, adam_peak, update_rms, matrices)
+  return rule._replace(momentum=max(b1, momentum))
 
 
 def normuon(
@@ -318,7 +321,7 @@ def soap(
   )
   # Between that of Adam and that of Muon, by how many directions of a gradient
   # stand out: no power of the width says how large it is.
-  return Rule(scale, update_size=None)
+  return Rule(scale, update_size=None, momentum=b1)
 
 
 def soap_muon(
@@ -405,4 +408,4 @@ def _beside_adam(
       lambda params: jax.tree.map(lambda x: x == 'adam', labels(params)),
     )
 
-  return Rule(scale, rates, update_size)
+  return Rule(scale, rates, update_size, momentum=0.9)

@@ -77,8 +77,7 @@ def make(
   check('final', final, 0, 1)
   check('decay_fraction', decay_fraction, 0, 1)
   check('cooldown_power', cooldown_power, SMALLEST)
-  check('warmup', warmup, 0, steps)
-  warmup = _updates(warmup, steps)
+  warmup = updates('warmup', warmup, steps)
   after = max(steps - warmup, 1)
   floor = final * peak
   match schedule:
@@ -95,7 +94,8 @@ def make(
       if warmup + length > steps:
         raise ValueError(
           f'optim.decay_fraction={decay_fraction}: warmup={warmup} and the'
-          f' cooldown of {length} steps exceed steps={steps}; lower one'
+          f' cooldown of {length} steps exceed steps={steps}: lower one, or'
+          ' raise steps'
         )
       body = optax.join_schedules(
         [
@@ -114,20 +114,21 @@ def make(
   return optax.join_schedules([ramp, body], [warmup])
 
 
-def _updates(warmup: float, steps: int) -> int:
-  """Counts the updates of a warmup: a number of them, or a share below 1.
+def updates(key: str, value: float, steps: int) -> int:
+  """Counts the updates that a setting stands for: a share of `steps` below 1.
 
   Raises:
-    ValueError: it is neither.
+    ValueError: it is neither a share nor a whole number up to `steps`.
   """
-  if warmup < 1:
-    return round(warmup * steps)
-  if warmup != int(warmup):
+  check(key, value, 0, steps)
+  if value < 1:
+    return round(value * steps)
+  if value != int(value):
     raise ValueError(
-      f'optim.warmup={warmup}: give a whole number of steps, or below 1 their '
+      f'optim.{key}={value}: give a whole number of steps, or below 1 their '
       'share of all'
     )
-  return int(warmup)
+  return int(value)
 
 
 def at_step(opt_state: Any, step: jax.typing.ArrayLike) -> Any:

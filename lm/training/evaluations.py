@@ -5,6 +5,7 @@ import contextlib
 
 from lm import checkpoint, types
 from lm.evals import results
+from lm.optim import averages
 from lm.runtime import process_group, signals
 from lm.training import early_stopping, metrics_logger, saving, setup
 
@@ -74,6 +75,7 @@ class Evaluations:
     Returns:
       Whether the run is over: by early stopping, or because a signal came.
     """
+    params = averages.of(state)
     try:
       for name, evaluator in self._run.evals.items():
         if name not in done:
@@ -86,7 +88,7 @@ class Evaluations:
             self._stop.interrupting() if alone else contextlib.nullcontext(),
             self._logger.meter.losing('evaluating'),
           ):
-            metrics = results.metrics(evaluator(state.params))
+            metrics = results.metrics(evaluator(params))
           self._logger.now(step, name, metrics)
           self._stopping.add(step, name, metrics)
     except signals.Interrupted:

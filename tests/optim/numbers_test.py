@@ -164,6 +164,32 @@ def test_layer_decay_is_an_argument():
 
 
 @pytest.mark.parametrize(
+  ('average', 'change'),
+  [
+    ({'average': 'ema'}, {'ema_decay': 0.5}),
+    ({'average': 'tail'}, {'tail': 0.75}),
+    (
+      {
+        'average': 'schedule_free',
+        'schedule': 'constant',
+        'rule': {'fn': 'lm.optim.rules:sgd', 'momentum': 0.0},
+      },
+      {'interpolation': 0.5},
+    ),
+  ],
+  ids=str,
+)
+def test_the_numbers_of_an_average_are_arguments(average, change):
+  first, other = made(**average), made(**average, **change)
+  (_, structure), (given, same) = taken(first), taken(other)
+  assert structure == same
+  want = updates(other, 20)
+  got = updates(numbers.Optimizer(first, given), 20)
+  for x, y in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
   'change',
   [
     {'decay': 0.0},
@@ -175,6 +201,8 @@ def test_layer_decay_is_an_argument():
     {'freeze': 'embed'},
     {'decay_mask': 'q$'},
     {'decay_where': 'aligned'},
+    {'average': 'ema'},
+    {'average': 'tail'},
     {'sphere': 'matrix', 'matrices': MATRICES},
     {'rule': {'fn': 'lm.optim.rules:sgd'}},
     {'rule': {'fn': 'lm.optim.rules:adamw', 'moment_dtype': 'bfloat16'}},

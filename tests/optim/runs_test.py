@@ -18,6 +18,14 @@ OPTIM: dict[str, dict[str, Any]] = {
   'normuon': {'rule': {'fn': RULES + 'normuon', **MUON}},
   'adamh': {'sphere': 'matrix', 'decay_where': 'aligned'},
   'muonh': {'rule': {'fn': RULES + 'muon', **MUON}, 'sphere': 'neuron'},
+  'ema': {'average': 'ema', 'ema_decay': 0.9},
+  # It begins after the save.
+  'tail': {'average': 'tail', 'tail': 2},
+  'schedule_free': {
+    'average': 'schedule_free',
+    'schedule': 'constant',
+    'rule': {'fn': RULES + 'adamw', 'b1': 0.0},
+  },
 }
 
 

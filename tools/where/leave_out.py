@@ -24,6 +24,7 @@ from lm.checkpoint import manifest
 from lm.data import locate
 from lm.data import samples as samples_lib
 from lm.evals import context, scoring
+from lm.optim import averages
 from lm.training import setup
 from tools.where import runs
 
@@ -263,7 +264,7 @@ def _train(
         kept = jax.device_put(kept, batch.weights.sharding)
         batch = batch._replace(weights=batch.weights * kept)
       state, _ = run.update(state, batch)
-  return state.params
+  return averages.of(state)
 
 
 def lines(answer: Answer) -> Iterator[str]:
