@@ -59,6 +59,8 @@ def get_config() -> Any:
       'fit': None,  # spec of what lm.fit does instead of training by gradients
       'init_from': None,  # workdir of a run whose parameters to start from
       'init_paths': (),  # which: 'theirs=ours' or 'both'; (): the whole tree
+      'branch_from': None,  # workdir of a run whose whole state to go on from
+      'branch_step': None,  # its step that this is
       'allow': (),  # key prefixes that may differ from the checkpoint resumed
       'tokenizer': {
         'fn': 'lm.data.tokenizers.sentencepiece:make',

@@ -3,6 +3,8 @@
   python -m lm.train --config=configs/gpt/tiny.py --workdir=runs/a
 
 Fine-tuning is training with `init_from`; `init_paths` takes parts of that run.
+With `branch_from` a run goes on from a step of another run, see
+lm.training.starting.
 
 Resuming is starting the same command again. A run's folder:
 
@@ -44,6 +46,7 @@ from lm.training import (
   rollback,
   saving,
   setup,
+  starting,
   supervision,
 )
 
@@ -80,16 +83,16 @@ def train(
   with contextlib.ExitStack() as context:
     enter = context.enter_context
     folder, check_copy = enter(setup.local_folder(c, workdir))
-    source = setup.initial_run(c, folder)
+    source = starting.find(c, folder)
     stop = enter(signals.Stop(c.grace_seconds))
     checkpointer = enter(setup.checkpointer(c, folder, group))
     watch = enter(supervision.Supervisor(c, folder, group))
-    meta = setup.check_folder(c, folder, checkpointer, group)
+    meta = starting.meta(c, checkpointer, group, source)
     run = setup.assemble_in(c, folder, meta)
-    files = setup.files(c, folder, source, meta)
+    files = setup.files(c, folder, source and source.folder, meta)
     stopping = early_stopping.EarlyStopping(c, folder, group)
     checkpointer.end_at(stopping.ended)
-    state = setup.restore_or_start(run, checkpointer, source)
+    state = starting.restore_or_start(run, checkpointer, source)
     start = int(state.step)
     last = stopping.resume_at(start)
     if group.leads:
@@ -97,7 +100,8 @@ def train(
     logger = enter(metrics_logger.MetricsLogger(run, checkpointer, meta, last))
     logger.say(f'{folder}: step {start} of {c.steps}, {run.summary()}')
     watch.logger = logger
-    saver = saving.Saver(run, checkpointer, logger, start, watch)
+    saver = saving.Saver(run, checkpointer, logger, watch)
+    saver.begin(state, source)
     evals = evaluations.Evaluations(
       run, stopping, logger, saver, checkpointer, group=group, stop=stop
     )
@@ -119,9 +123,8 @@ def train(
           continue
       if is_saved:
         saver.save(step, state)
-      if stopped:
-        break  # what resumes the run evaluates this step
-      if evals.due(step) and evals.evaluate(step, state).over:
+      # After a signal, what resumes the run evaluates this step.
+      if stopped or (evals.due(step) and evals.evaluate(step, state).over):
         break
     checkpointer.wait()
     if group.stop(stop.requested):

@@ -15,6 +15,8 @@ from lm.checkpoint import manifest, manifest_format, read_locks, step_reader
 # often it reports, never what it computes. The config key `allow` names more.
 CHANGEABLE_KEYS = (
   'allow',
+  'branch_from',  # it has been read once there is a checkpoint
+  'branch_step',
   'early',
   'eval_every',
   'evals',
@@ -246,7 +248,11 @@ def _below(flat: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def check_same_config(
-  meta: dict[str, Any], c: config.Config, workdir: Path, allow: Iterable[str]
+  meta: dict[str, Any],
+  c: config.Config,
+  workdir: Path,
+  allow: Iterable[str],
+  advice: str = 'use another --workdir',
 ) -> None:
   """Checks that a checkpoint was made with a config.
 
@@ -255,6 +261,7 @@ def check_same_config(
     c: filled.
     workdir: of the run, for the message.
     allow: keys, or prefixes of keys, that may differ; so may `c.allow`.
+    advice: what to do if others differ.
 
   Raises:
     config.ConfigError: it was made with another config. Where one line has no
@@ -265,8 +272,8 @@ def check_same_config(
   if not lines:
     return
   error = config.ConfigError(
-    f'{workdir}: was made with another config: {"; ".join(lines)}; use'
-    ' another --workdir, or name the keys in --config.allow'
+    f'{workdir}: was made with another config: {"; ".join(lines)};'
+    f' {advice}, or name the keys in --config.allow'
   )
   if not all(line in str(error) for line in lines):  # it was cut
     print('\n'.join(lines), file=sys.stderr)

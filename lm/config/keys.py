@@ -81,6 +81,8 @@ TYPES = {
   'fit': _OPTIONAL_SPEC,
   'init_from': Key(str | None),
   'init_paths': _NAMES,
+  'branch_from': Key(str | None),
+  'branch_step': Key(int | None, 1),
   'allow': _NAMES,
   'tokenizer': _SPEC,
   'data': _SPEC,

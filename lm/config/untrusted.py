@@ -31,7 +31,10 @@ FLAG = (
   f'slash) that it may read; may be repeated; {VARIABLE}=A,B is the same'
 )
 # The keys that name files.
-_PATHS = ('path', 'target_path', 'init_from', 'pro', 'anti', 'statistics')
+_PATHS = (
+  *('path', 'target_path', 'init_from', 'branch_from'),
+  *('pro', 'anti', 'statistics'),
+)
 
 # By module: each was read with a stranger's arguments in mind.
 _FACTORIES = {

@@ -169,7 +169,7 @@ def _merged(source: Source) -> Source:
   if spec == plain['model']:
     return source
   # These settings name parameters by paths that no longer exist.
-  gone = {'init_from': None, 'init_paths': ()}
+  gone = {'init_from': None, 'init_paths': (), 'branch_from': None}
   optim = {k: '' if k == 'freeze' else v for k, v in plain['optim'].items()}
   text = config.to_json({**plain, 'model': spec, 'optim': optim, **gone})
   merged = config.build(spec, vocab=tokenizer.size)

@@ -145,6 +145,16 @@ def schedule_free(
   return optax.GradientTransformation(init, update)
 
 
+def tail_start(steps: int, tail: float) -> int:
+  """Returns the first step whose result is in the mean of a tail.
+
+  Args:
+    steps: of the whole run.
+    tail: its length in updates; below 1 their share of `steps`.
+  """
+  return steps - max(schedules.updates('tail', tail, steps), 1)
+
+
 def check(
   schedule: str, momentum: float, sphere: str, interpolation: float
 ) -> None:

@@ -183,7 +183,7 @@ def make(
       schedules.check('ema_decay', ema_decay, high=1.0)
       tx = averages.mean(tx, decay=ema_decay, freeze=freeze)
     case 'tail':
-      start = steps - max(schedules.updates('tail', tail, steps), 1)
+      start = averages.tail_start(steps, tail)
       tx = averages.mean(tx, start=start, freeze=freeze)
     case 'schedule_free':
       averages.check(schedule, own.momentum, sphere, interpolation)

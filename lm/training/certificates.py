@@ -28,8 +28,9 @@ def collect(
   Args:
     c: of the run.
     folder: of the run.
-    source: the run whose parameters it starts from now, if any.
-    resumes: whether it goes on from a checkpoint, on the same data as before.
+    source: the run that it starts from now, if any.
+    resumes: whether it goes on from a checkpoint, on the same data as before;
+      from one of `source` if there is one.
 
   Returns:
     What the run's own file is to hold, by its name; {} if it needs none.
@@ -40,18 +41,15 @@ def collect(
   stored = read(folder)
   # A run may go on where its data lie without their certificates. What a run
   # that never saved has left may be of other data.
-  before = (stored or {}) if resumes else {}
+  own = stored if source is None else read(source)
+  before = (own or {}) if resumes else {}
   found: dict[str, Any] = {
     name: _of_dataset(Path(one['path'])) or before.get(name)
     for name, one in sorted(c.data.get('sources', {}).items())
   }
-  if c.init_from is not None:
-    earlier = {
-      name: value
-      for name, value in before.items()
-      if name.startswith('init_from/')
-    }
-    if source is not None:
+  earlier = {k: x for k, x in before.items() if k.startswith('init_from/')}
+  if c.init_from is not None or earlier:
+    if source is not None and not resumes:
       theirs = read(source) or {'train': None}
       earlier = {f'init_from/{name}': x for name, x in theirs.items()}
     found |= earlier or {'init_from/train': None}

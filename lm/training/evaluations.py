@@ -7,7 +7,7 @@ from lm import checkpoint, types
 from lm.evals import results
 from lm.optim import averages
 from lm.runtime import process_group, signals
-from lm.training import early_stopping, metrics_logger, saving, setup
+from lm.training import early_stopping, metrics_logger, saving, setup, starting
 
 
 class Evaluations:
@@ -117,6 +117,6 @@ class Evaluations:
     if best == int(state.step):
       return state
     self._checkpointer.end_at(best)
-    restored = setup.restore(run, self._checkpointer)
+    restored = starting.restore(run, self._checkpointer)
     assert restored is not None, 'the best step is there, and sound'
     return restored

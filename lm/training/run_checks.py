@@ -29,6 +29,7 @@ def trainable(
     raise config.ConfigError(
       f'fit: {c.fit.fn} counts and has no gradients: use lm.fit'
     )
+  _check_start(c)
   if c.init_paths and c.init_from is None:
     raise config.ConfigError(
       f'init_paths: {c.init_paths} without init_from: say of which run'
@@ -68,15 +69,63 @@ def same_run(meta: dict[str, Any], c: config.Config, folder: Path) -> None:
   Raises:
     config.ConfigError: it was made with another config, or is further on.
   """
-  # Where files lie is free: what is in them is compared by its fingerprint.
-  paths = [key for key in config.flatten(c) if key.endswith('.path')]
-  checkpoint.check_same_config(
-    meta, c, folder, allow=(*checkpoint.CHANGEABLE_KEYS, *paths)
-  )
+  same_config(meta, c, folder)
   if meta['data']['step'] > c.steps:
     raise config.ConfigError(
       f'steps: {c.steps}, but {folder} is at step {meta["data"]["step"]}'
       ' already; give more or use another --workdir'
+    )
+
+
+def same_config(
+  meta: dict[str, Any],
+  c: config.Config,
+  folder: Path,
+  *,
+  allow: tuple[str, ...] = (),
+  advice: str = 'use another --workdir',
+) -> None:
+  """Checks that a checkpoint was made with a config.
+
+  Args:
+    meta, c, folder: see `same_run`.
+    allow: keys that may differ, beside those that may in a run that goes on.
+    advice: what to do if another key differs.
+
+  Raises:
+    config.ConfigError: it was made with another config.
+  """
+  # Where files lie is free: what is in them is compared by its fingerprint.
+  paths = [key for key in config.flatten(c) if key.endswith('.path')]
+  allow = (*allow, *checkpoint.CHANGEABLE_KEYS, *paths)
+  checkpoint.check_same_config(meta, c, folder, allow, advice)
+
+
+def _check_start(c: config.Config) -> None:
+  """Checks the keys of a run that branches from another one.
+
+  Raises:
+    config.ConfigError: they do not fit together.
+  """
+  if c.branch_from is None:
+    if c.branch_step is not None:
+      raise config.ConfigError(
+        f'branch_step: {c.branch_step} without branch_from: say of which run'
+      )
+    return
+  if c.branch_step is None:
+    raise config.ConfigError(
+      f'branch_step: say from which step of {c.branch_from} to branch'
+    )
+  if c.init_from is not None:
+    raise config.ConfigError(
+      f'init_from: {c.init_from}, but a branch has all from'
+      f' branch_from={c.branch_from}: remove one'
+    )
+  if c.privacy is not None:
+    raise config.ConfigError(
+      'branch_from: two branches of a private run would draw the same noise, '
+      'which the measured privacy does not allow: train anew'
     )
 
 

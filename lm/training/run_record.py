@@ -7,11 +7,11 @@ record.json in the folder of a run:
 Each start of the run adds one, with the step that it began at: the command,
 the config file and what flags changed in it, the seed, the fingerprints of its
 data, the code, the versions of all packages, and the machine. `parent` is the
-run that it started from, by `init_from` or by that run's config.json, and what
-is another value in its config. `code` names the
-commit of the repository that this package lies in, and that of the folder where
-the command was given if it is another one. What was not committed is a patch,
-kept by its hash. tools.rerun and tools.diff read the record.
+run that it started from, by `init_from`, `branch_from` or that run's
+config.json, and what is another value in its config. `code` names the commit of
+the repository that this package lies in, and that of the folder where the
+command was given if it is another one. What was not committed is a patch, kept
+by its hash. tools.rerun and tools.diff read the record.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def _parent(
     `{'folder', 'changes'}`, with [before, after] by key; None for changes where
     its config cannot be read, such as in a bucket. None if it has no parent.
   """
-  parent = c.init_from
+  parent = c.init_from or c.branch_from
   file = Path(asked.file) if asked is not None else Path()
   # A run that goes on may read its own.
   is_other = file.parent.resolve() != folder.resolve()

@@ -2,7 +2,7 @@
 
 from lm import checkpoint, types
 from lm.runtime import signals
-from lm.training import metrics_logger, setup, supervision
+from lm.training import metrics_logger, setup, starting, supervision
 
 
 class Saver:
@@ -17,13 +17,22 @@ class Saver:
     run: setup.Run,
     checkpointer: checkpoint.Checkpointer,
     logger: metrics_logger.MetricsLogger,
-    start: int,
     watch: supervision.Supervisor,
   ):
-    """Takes the step that the run starts at, which is saved already."""
+    """Prepares it; nothing is saved yet."""
     self.watch = watch
     self._run, self._checkpointer, self._logger = run, checkpointer, logger
-    self._saved = start
+    self._saved = 0
+
+  def begin(
+    self, state: types.TrainState, source: starting.Source | None
+  ) -> None:
+    """Takes the state that the run starts with, and saves that of a branch."""
+    step = int(state.step)
+    if source is not None and source.step is not None:
+      self.save(step, state)
+    else:
+      self._saved = step
 
   def save(self, step: int, state: types.TrainState) -> None:
     """Saves a state in the background; does nothing if its step is saved.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lm import checkpoint, config, optim, sharding, tree, types
-from lm.checkpoint import bucket, bucket_reader, mirror
+from lm.checkpoint import bucket, mirror
 from lm.data import objectives, prefetch, stream, usage
 from lm.evals import context as context_lib
 from lm.runtime import devices, process_group
@@ -197,7 +197,7 @@ def assemble_in(c: config.Config, folder: Path, meta: Mapping[str, Any]) -> Run:
   Args:
     c: filled.
     folder: of the run.
-    meta: what its newest checkpoint says, see `check_folder`; {} without one.
+    meta: what the checkpoint says that it goes on from; {} without one.
 
   Raises:
     config.ConfigError: the config cannot be used, or the tokenizer is not the
@@ -322,28 +322,6 @@ def checkpointer(
   )
 
 
-def check_folder(
-  c: config.Config,
-  folder: Path,
-  checkpointer: checkpoint.Checkpointer,
-  group: process_group.ProcessGroup,
-) -> dict[str, Any]:
-  """Checks that a folder is of this run or new, and changes nothing there.
-
-  Returns:
-    What the newest sound checkpoint says of the run; {} without a checkpoint.
-
-  Raises:
-    config.ConfigError: the folder is of another run, or a process of this run
-      has another config.
-  """
-  found = checkpointer.meta()
-  if found is not None:
-    run_checks.same_run(found, c, folder)
-  run_checks.same_everywhere(c, group)
-  return found or {}
-
-
 def files(
   c: config.Config, folder: Path, source: Path | None, meta: Mapping[str, Any]
 ) -> dict[str, bytes]:
@@ -352,8 +330,8 @@ def files(
   Args:
     c: of the run.
     folder: of the run.
-    source: see `initial_run`.
-    meta: what its newest checkpoint says; {} without one.
+    source: folder of the run that it starts from now, see `starting.find`.
+    meta: what the checkpoint says that it goes on from; {} without one.
 
   Raises:
     config.ConfigError: a certificate of its data is damaged.
@@ -378,68 +356,3 @@ def store(
   record = run_record.collect(c, checkpointer.workdir, data, asked)
   for name, content in {**files, **record}.items():
     checkpointer.store(name, content)
-
-
-def initial_run(c: config.Config, folder: Path) -> Path | None:
-  """Finds the run whose parameters a new run starts from, if it names one.
-
-  Returns:
-    Its folder; None for a run that has checkpoints of its own already.
-
-  Raises:
-    errors.Failure: it has no sound checkpoint. A typo must be an error here,
-      before `folder` is made, and not a fresh start.
-  """
-  if c.init_from is None or checkpoint.steps(folder):
-    return None
-  source = bucket_reader.local_folder(c.init_from)
-  checkpoint.read_meta(source)
-  return source
-
-
-def restore_or_start(
-  run: Run,
-  checkpointer: checkpoint.Checkpointer,
-  source: Path | None = None,
-) -> types.TrainState:
-  """Restores the newest checkpoint, or makes the state of step 0.
-
-  The training step is compiled meanwhile.
-
-  Args:
-    run: as assembled.
-    checkpointer: of the run's folder.
-    source: the run whose parameters a new run starts from, see `initial_run`;
-      `init_paths` of the config names which.
-
-  Raises:
-    config.ConfigError: the parameters of `source` do not fit the model.
-    errors.Failure: all checkpoints are damaged, or one has no room.
-  """
-  program = run.program
-  initial = {}
-  if source is not None:
-    initial = checkpoint.initial_params(
-      source, run.config.init_paths, program.like.params, run.tokenizer
-    )
-  folder = checkpointer.workdir
-  checkpointer.enclose(checkpoint.enclosed(run.config, folder))
-  checkpointer.preflight(program.like)
-  with program_lib.compiling(program):
-    state = restore(run, checkpointer)
-    if state is not None:
-      return state
-    return program_lib.start(program, initial)
-
-
-def restore(
-  run: Run, checkpointer: checkpoint.Checkpointer
-) -> types.TrainState | None:
-  """Restores the newest sound checkpoint of a run; None if it has none.
-
-  Raises:
-    errors.Failure: all its checkpoints are damaged.
-  """
-  like, where = run.program.like, run.program.where
-  restored = checkpointer.restore(like, where)
-  return None if restored is None else restored[0]

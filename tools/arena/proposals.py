@@ -17,7 +17,15 @@ from tools import checkout
 KEYS = ('model', 'optim', 'loss', 'steps', 'batch_size', 'microbatches')
 PATHS = ('lm/layers/', 'lm/models/', 'lm/optim/', 'lm/training/step.py')
 # What no board lets change: data, and what decides.
-_FIXED_KEYS = ('data', 'evals', 'tokenizer', 'early', 'fit', 'init_from')
+_FIXED_KEYS = (
+  'data',
+  'evals',
+  'tokenizer',
+  'early',
+  'fit',
+  'init_from',
+  'branch_from',
+)
 _FIXED_PATHS = (
   'lm/checkpoint/',
   'lm/config/',
