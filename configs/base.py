@@ -148,6 +148,8 @@ def attention(**changes: Any) -> dict[str, Any]:
     'window': None,  # positions that are seen, in tokens; None: all
     'positions': None,  # rotary() or relative(); None: none here
     'qk_norm': None,  # norm of queries and keys; None: none
+    'gate': 'none',  # of its output: none, a number a head, or an element
+    'value_embed': False,  # whether values have an embedding of their token
     'scores': scores(),
   } | changes
 
@@ -169,6 +171,7 @@ def scores(**changes: Any) -> dict[str, Any]:
     'fn': 'lm.layers.attention:scores',
     'scale': None,  # factor; None: 1 / sqrt(head_width)
     'softcap': None,  # bound of a score; None: none
+    'sink': False,  # whether heads have a score without a value
     'kernel': 'auto',  # or einsum, blockwise, splash (TPU), cudnn (GPU)
   } | changes
 

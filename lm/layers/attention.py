@@ -3,23 +3,21 @@
 Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from lm import config
 from lm.layers import (
+  attention_module,
   checks,
-  dot_product,
-  initializers,
   kernels,
   linear,
   masks,
   parts,
+  value_embeddings,
 )
 from lm.layers import (
   positions as positions_lib,
@@ -29,9 +27,12 @@ ROWS = (
   parts.Row(r'q$', ('embed', 'heads', None), 1, 2),
   parts.Row(r'[kv]$', ('embed', 'kv_heads', None), 1, 2),
   parts.Row(r'o$', ('heads', None, 'embed'), 2, 1),
+  parts.Row(r'gate$', ('embed', 'heads', None), 1, 2),
   parts.Row(r'q_bias$', ('heads', None)),
   parts.Row(r'[kv]_bias$', ('kv_heads', None)),
+  parts.Row(r'sink_bias$', ('heads',)),
 )
+GATES = ('none', 'head', 'element')
 
 
 class Scores(NamedTuple):
@@ -40,6 +41,7 @@ class Scores(NamedTuple):
   scale: float | None
   softcap: float | None
   kernel: str
+  sink: bool
 
 
 def scores(
@@ -47,6 +49,7 @@ def scores(
   scale: float | None = None,
   softcap: float | None = None,
   kernel: str = 'auto',
+  sink: bool = False,
 ) -> Scores:
   """Describes how an attention computes its scores.
 
@@ -55,34 +58,18 @@ def scores(
     softcap: bounds them, see `dot_product.attend`; None is off.
     kernel: see `kernels.choose`. A cache, relative positions and another text
       are always read by 'einsum', whatever is chosen.
+    sink: gives every head a learned score that takes part in its softmax and
+      has no value, so that a head can look nowhere. It starts at 0.
 
   Raises:
     ValueError: for an unknown kernel, or a scale or softcap of 0.
+
+  Reference: OpenAI 2025, arXiv 2508.10925, section 2.2 (sinks); Xiao et al.
+    2023, arXiv 2309.17453, for what heads do without one.
   """
   checks.check_choices(kernel=(kernel, kernels.NAMES))
   checks.check_above_zero(scale=scale, softcap=softcap)
-  return Scores(scale, softcap, kernel)
-
-
-class Seen(NamedTuple):
-  """Holds all that the layers of one kind of attention need to know of a text.
-
-  Attributes:
-    mask_B1LS: bool, True where a query may look; None where `mask` says it.
-    mask: of a text that sees itself alone; None for a cache and another text.
-    rotation: of queries and keys; None has none.
-    bias_BNLS: added to the scores, float32 [B or 1, N, L, S]; None has none.
-    first: the slot of the cache that the first query is written to.
-    memory_BSD: the text that a cross-attention reads; None where a cache holds
-      its keys and values.
-  """
-
-  mask_B1LS: jax.Array | None = None
-  mask: masks.AttentionMask | None = None
-  rotation: positions_lib.Rotation | None = None
-  bias_BNLS: jax.Array | None = None
-  first: jax.Array | None = None
-  memory_BSD: jax.Array | None = None
+  return Scores(scale, softcap, kernel, sink)
 
 
 def make(
@@ -95,6 +82,8 @@ def make(
   window: int | None = None,
   positions: Mapping[str, Any] | None = None,
   qk_norm: Mapping[str, Any] | None = None,
+  gate: str = 'none',
+  value_embed: bool = False,
   scores: Mapping[str, Any] | None = None,
 ) -> parts.Mixer:
   """Makes an attention of a text by itself.
@@ -109,41 +98,42 @@ def make(
     positions: spec of `positions.rotary` or `positions.relative`; None has no
       positions here.
     qk_norm: spec of the norm of queries and keys; None has none.
+    gate: what the mixed values are multiplied by, between 0 and 1 and computed
+      from the stream: a number for each 'head', one for each 'element' of it,
+      or 'none'. Reference: Qiu et al. 2025, arXiv 2505.06708, section 3.
+    value_embed: adds to the values a vector of the token itself, from a table
+      that all blocks with such heads have in common; see `value_embeddings`.
     scores: spec of the function `scores`; None is its defaults.
 
   Raises:
     ValueError: for settings that do not fit together.
   """
   how = _scores(scores)
-  K = heads if kv_heads is None else kv_heads
-  checks.check_counts(
-    heads=heads, kv_heads=K, window=1 if window is None else window
-  )
-  if heads % K:
-    raise ValueError(f'heads={heads} is not a multiple of kv_heads={K}')
+  checks.check_choices(gate=(gate, GATES))
+  checks.check_counts(window=1 if window is None else window)
+  K = _kv_heads(heads, kv_heads)
   H = _head_width(shared.width, heads, head_width)
   places = None if positions is None else config.build(positions)
   relative = places if isinstance(places, positions_lib.Relative) else None
   rotary = places if isinstance(places, positions_lib.Rotary) else None
   if rotary is not None:
     rotary.features(H)  # checks it
+  if relative is not None and value_embed:
+    raise ValueError(
+      'value_embed=True does not go with relative positions: use rotary ones'
+    )
 
-  def see(text: parts.Text, initializing: bool, bias_BNLS=None) -> Seen:
+  def see(
+    text: parts.Text, initializing: bool, common=None
+  ) -> attention_module.Seen:
     kernel = 'einsum'
     if text.keys is None and relative is None:
-      kernel = kernels.choose(
-        how.kernel,
-        length=text.segments.shape[1],
-        head_width=H,
-        compute_dtype=linear.floating(shared.compute_dtype),
-        softcap=how.softcap,
-        prefix=text.prefix is not None,
-        initializing=initializing,
-      )
+      kernel = _kernel(how, text, H, shared.compute_dtype, initializing)
     seen = look(text, window, kernel, causal=not shared.bidirectional)
     return seen._replace(
       rotation=None if rotary is None else rotary.of(text.positions, H),
-      bias_BNLS=bias_BNLS,
+      bias_BNLS=None if relative is None else common,
+      values_BSKH=common if value_embed else None,
     )
 
   def start(params, text: parts.Text, room: int):
@@ -155,15 +145,18 @@ def make(
     }
 
   def flops(length: int) -> float:
-    products = 2 * shared.width * H * (2 * heads + 2 * K)
+    products = 2 * shared.width * (2 * H * (heads + K) + gate_width * heads)
     return products + 4 * length * heads * H
 
+  gate_width = {'none': 0, 'head': 1, 'element': H}[gate]
   build = _builder(shared, heads, K, H, bias, how)
   norm = None if qk_norm is None else config.build(qk_norm)
   common = None
   if relative is not None:
     common = relative.common(heads, shared.bidirectional)
-  build = partial(build, qk_norm=norm)
+  elif value_embed:
+    common = value_embeddings.common(shared, K, H)
+  build = partial(build, qk_norm=norm, gate_width=gate_width)
   return parts.Mixer('attention', build, see, start, ROWS, flops, common)
 
 
@@ -190,11 +183,11 @@ def cross(
   checks.check_counts(heads=heads)
   H = _head_width(shared.width, heads, head_width)
 
-  def see(text: parts.Text, initializing: bool) -> Seen:
+  def see(text: parts.Text, initializing: bool) -> attention_module.Seen:
     del initializing
     if text.memory is None:
       raise ValueError('cross-attention needs a model with an encoder')
-    return Seen(
+    return attention_module.Seen(
       masks.document_mask(text.segments, text.memory.segments),
       memory_BSD=text.memory.hidden,
     )
@@ -202,7 +195,7 @@ def cross(
   def start(params, text: parts.Text, room: int):
     del room  # the memory does not grow
     assert text.memory is not None and text.memory.hidden is not None
-    return memory_cache(
+    return attention_module.memory_cache(
       params, text.memory.hidden, shared.compute_dtype, shared.dtype
     )
 
@@ -218,7 +211,7 @@ def cross(
 
 def look(
   text: parts.Text, window: int | None, kernel: str, *, causal: bool
-) -> Seen:
+) -> attention_module.Seen:
   """Makes what the layers see of a text, with a mask unless a kernel has none.
 
   Args:
@@ -239,16 +232,38 @@ def look(
     for tokens in (text, text.keys or text)
   )
   if kernel != 'einsum':
-    return Seen(mask=mask)
+    return attention_module.Seen(mask=mask)
   first = 0 if text.first is None else text.first
   mask_B1LS = mask.materialize(keys, first)
   if text.keys is None:
-    return Seen(mask=mask.replace(whole_B1LS=mask_B1LS))
-  return Seen(mask_B1LS, first=text.first)
+    return attention_module.Seen(mask=mask.replace(whole_B1LS=mask_B1LS))
+  return attention_module.Seen(mask_B1LS, first=text.first)
 
 
 def _scores(spec: Mapping[str, Any] | None) -> Scores:
   return scores() if spec is None else config.build(spec)
+
+
+def _kernel(how: Scores, text: parts.Text, H, compute_dtype, initializing):
+  """Chooses what mixes the values of a text that sees itself."""
+  return kernels.choose(
+    how.kernel,
+    length=text.segments.shape[1],
+    head_width=H,
+    compute_dtype=linear.floating(compute_dtype),
+    softcap=how.softcap,
+    prefix=text.prefix is not None,
+    sink=how.sink,
+    initializing=initializing,
+  )
+
+
+def _kv_heads(heads: int, given: int | None) -> int:
+  K = heads if given is None else given
+  checks.check_counts(heads=heads, kv_heads=K)
+  if heads % K:
+    raise ValueError(f'heads={heads} is not a multiple of kv_heads={K}')
+  return K
 
 
 def _head_width(width: int, heads: int, given: int | None) -> int:
@@ -275,7 +290,7 @@ def _builder(
   if base != H:  # 1 / H, not 1 / sqrt(H): trained queries and keys agree
     scale = (base**-0.5 if scale is None else scale) * base / H
   return partial(
-    Attention,
+    attention_module.Attention,
     heads=heads,
     kv_heads=kv_heads,
     head_width=H,
@@ -287,157 +302,5 @@ def _builder(
     compute_dtype=shared.compute_dtype,
     scale=scale,
     softcap=how.softcap,
+    sink=how.sink,
   )
-
-
-class Attention(nn.Module):
-  """Projections, positions, QK-norm and a cache around the mixing of values.
-
-  Attributes:
-    heads: N.
-    kv_heads: K, which divides N.
-    head_width: H.
-    bias: adds biases to the four projections.
-    query_init, kernel_init, output_init: of q, of k and v, and of the output
-      projection.
-    dtype, compute_dtype: result and operand types of products.
-    qk_norm: builds the norm of queries and keys per head before rotation, given
-      `name`; None has none. Reference: Dehghani et al. 2023, arXiv 2302.05442,
-      section 2.1.
-    scale, softcap: see `dot_product.attend`.
-    cross: reads keys and values in `Seen.memory_BSD`, not in the stream.
-  """
-
-  heads: int
-  kv_heads: int
-  head_width: int
-  bias: bool
-  query_init: initializers.Initializer
-  kernel_init: initializers.Initializer
-  output_init: initializers.Initializer
-  dtype: str
-  compute_dtype: str
-  qk_norm: Callable[..., nn.Module] | None = None
-  scale: float | None = None
-  softcap: float | None = None
-  cross: bool = False
-
-  @nn.compact
-  def __call__(self, x_BLD, seen: Seen, cache):
-    """Returns [B, L, D] and the cache with this call's keys and values.
-
-    `cache` is None, or `k` [X, H, S] and `v` [X, S, H] of
-    `dot_product.attend_cache`, where the first of the L positions is written to
-    the slot `seen.first`. The memory's keys and values do not change, so a
-    cross-attention's cache is what `memory_cache` makes.
-    """
-    D, N, K, H = x_BLD.shape[-1], self.heads, self.kv_heads, self.head_width
-
-    def project(name, x_BLD, heads):
-      init = self.query_init if name == 'q' else self.kernel_init
-      kernel_DNH = self.param(name, init, (D, heads, H))
-      bias_NH = None
-      if self.bias:
-        bias_NH = self.param(f'{name}_bias', initializers.ZEROS, (heads, H))
-      return _project(
-        x_BLD, kernel_DNH, bias_NH, self.compute_dtype, self.dtype
-      )
-
-    q_BLNH = project('q', x_BLD, N)
-    if self.qk_norm is not None:
-      q_BLNH = self.qk_norm(name='q_norm')(q_BLNH)
-    if seen.rotation is not None:
-      q_BLNH = positions_lib.rope(q_BLNH, seen.rotation)
-    k_BKSH = v_BKSH = None
-    if not self.cross or cache is None:
-      y_BSD = seen.memory_BSD if self.cross else x_BLD
-      k_BSKH, v_BSKH = project('k', y_BSD, K), project('v', y_BSD, K)
-      if self.qk_norm is not None:
-        k_BSKH = self.qk_norm(name='k_norm')(k_BSKH)
-      if seen.rotation is not None:
-        k_BSKH = positions_lib.rope(k_BSKH, seen.rotation)
-      k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
-    y_BLNH, cache = self._mix(q_BLNH, k_BKSH, v_BKSH, seen, cache)
-    kernel_NHD = self.param('o', self.output_init, (N, H, D))
-    out_BLD = linear.contract(
-      'BLNH,NHD->BLD', y_BLNH, kernel_NHD, self.compute_dtype, self.dtype
-    )
-    if self.bias:
-      bias_D = self.param('o_bias', initializers.ZEROS, (D,))
-      out_BLD += bias_D.astype(self.dtype)[None, None]
-    return out_BLD, cache
-
-  @nn.nowrap
-  def _mix(self, q_BLNH, k_BKSH, v_BKSH, seen: Seen, cache):
-    """Mixes values: [B, L, N, H] and the new cache."""
-    settings = {
-      'scale': self.scale,
-      'softcap': self.softcap,
-      'compute_dtype': linear.floating(self.compute_dtype),
-    }
-    if seen.mask is not None and seen.mask.whole_B1LS is None:
-      assert cache is None and seen.bias_BNLS is None
-      mixed_BLNH = dot_product.attend_unmasked(
-        q_BLNH, k_BKSH, v_BKSH, seen.mask, **settings
-      )
-      return mixed_BLNH, None
-    settings['bias_BNLS'] = seen.bias_BNLS
-    if cache is None:
-      mask = seen.mask_B1LS if seen.mask is None else seen.mask
-      assert mask is not None
-      mixed_BLNH = dot_product.attend(q_BLNH, k_BKSH, v_BKSH, mask, **settings)
-      return mixed_BLNH, None
-    assert seen.mask_B1LS is not None
-    if not self.cross:
-      cache = _write(cache, k_BKSH, v_BKSH, seen.first)
-    mixed_BLNH = dot_product.attend_cache(
-      q_BLNH, cache['k'], cache['v'], seen.mask_B1LS, **settings
-    )
-    return mixed_BLNH, cache
-
-
-def memory_cache(
-  params: dict[str, jax.Array],
-  memory_BSD: jax.Array,
-  compute_dtype: str,
-  dtype: str,
-) -> dict[str, jax.Array]:
-  """Makes the cache of a cross-attention: keys and values of the memory.
-
-  Args:
-    params: of an `Attention` without QK-norm.
-    memory_BSD: the encoder's output.
-    compute_dtype, dtype: those of the module.
-  """
-  k_BSKH, v_BSKH = (
-    _project(
-      memory_BSD, params[name], params.get(f'{name}_bias'), compute_dtype, dtype
-    )
-    for name in 'kv'
-  )
-  B, S, K, H = k_BSKH.shape
-  return {
-    'k': jnp.einsum('BSKH->BKHS', k_BSKH).reshape(B * K, H, S),
-    'v': jnp.einsum('BSKH->BKSH', v_BSKH).reshape(B * K, S, H),
-  }
-
-
-def _write(cache, k_BKLH, v_BKLH, first):
-  B, K, L, H = k_BKLH.shape
-  k_XHL = jnp.einsum('BKLH->BKHL', k_BKLH).reshape(B * K, H, L)
-  v_XLH = v_BKLH.reshape(B * K, L, H)
-  return {
-    'k': jax.lax.dynamic_update_slice(cache['k'], k_XHL, (0, 0, first)),
-    'v': jax.lax.dynamic_update_slice(cache['v'], v_XLH, (0, first, 0)),
-  }
-
-
-def _project(x_BLD, kernel_DNH, bias_NH, compute_dtype, dtype):
-  # As one matrix: a GPU adds the bias while it writes the product.
-  D, N, H = kernel_DNH.shape
-  y_BLF = linear.contract(
-    'BLD,DF->BLF', x_BLD, kernel_DNH.reshape(D, N * H), compute_dtype, dtype
-  )
-  if bias_NH is not None:
-    y_BLF += bias_NH.astype(dtype).reshape(1, 1, N * H)
-  return y_BLF.reshape(*y_BLF.shape[:2], N, H)

@@ -14,7 +14,7 @@ from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
 
-from lm.layers import attention, dot_product, linear
+from lm.layers import attention_module, dot_product, linear
 from lm.layers import positions as positions_lib
 
 _NORMS = ('q_norm', 'k_norm')
@@ -42,7 +42,7 @@ def observe(run: Callable[[], Any]) -> list[np.ndarray]:
     module = context.module
     if context.method_name != '__call__':
       return call(*args, **kwargs)
-    if not isinstance(module, attention.Attention):
+    if not isinstance(module, attention_module.Attention):
       out = call(*args, **kwargs)
       if normed and module.name in _NORMS:
         normed[-1][module.name] = out
@@ -95,7 +95,7 @@ def _weights(module, normed, x_BLD, seen, cache) -> jax.Array:
         k_BKSH.astype(jnp.float32),
         units_BKSH,
         mask_B1LS,
-        bias_BNLS=seen.bias_BNLS,
+        terms=dot_product.Terms(seen.bias_BNLS, params.get('sink_bias')),
         scale=module.scale,
         softcap=module.softcap,
       )

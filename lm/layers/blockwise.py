@@ -4,8 +4,8 @@ Keys stream past the queries in blocks. Each block of keys updates a running
 maximum, a running sum and a running mixture of values of every query.
 The backward pass computes the scores of each block again.
 
-Letters that `types` does not have: I blocks of queries, J blocks of keys; q and
-s are the positions of one such block.
+Letters that `types` does not have: q and s are the positions of one block of
+queries and one of keys.
 
 References: Rabe and Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv
 2205.14135 (with its gradients, appendix B); Milakov and Gimelshein 2018, arXiv
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.layers import linear, masks
+from lm.layers import block_pairs, linear, masks
 
 # Where running maxima start: above the score of a masked key, so that exp()
 # gives such a key weight 0 in a row that has seen nothing else, and below every
@@ -77,36 +77,46 @@ def attend(
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
   mask: masks.AttentionMask,
+  sink_KG: jax.Array | None = None,
+  *,
   settings: Settings,
 ) -> jax.Array:
-  """Mixes values by the softmax of dot products: float32 [B, K, G, L, H]."""
-  return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings)
+  """Mixes values by the softmax of dot products: float32 [B, K, G, L, H].
+
+  Args:
+    q_BKGLH, k_BKSH, v_BKSH: queries, keys and values of one text.
+    mask: says which of them see each other.
+    sink_KG: scores without a value, see `dot_product.attend`.
+    settings: see `Settings`.
+  """
+  return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
-  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings):
+  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings)[0]
 
 
-def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
+def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings):
   (q_BKGLH, k_BKSH, v_BKSH), dtypes = narrow(settings, q_BKGLH, k_BKSH, v_BKSH)
   sums = absorb(
-    start(q_BKGLH), q_BKGLH, k_BKSH, v_BKSH, mask, mask, 0, settings
+    start(q_BKGLH, sink_KG), q_BKGLH, k_BKSH, v_BKSH, mask, mask, 0, settings
   )
   out_BKGLH, log_z_BKGL = finish(sums)
   # The output and one number a row are all that the backward pass needs: with
   # log_z it has the final weights of any block at once, without running sums.
-  residuals = q_BKGLH, k_BKSH, v_BKSH, mask, out_BKGLH, log_z_BKGL, dtypes
-  return out_BKGLH, residuals
+  kept = q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, out_BKGLH, log_z_BKGL
+  return out_BKGLH, (kept, dtypes)
 
 
 def _backward(settings, residuals, cotangent_BKGLH):
-  q_BKGLH, k_BKSH, v_BKSH, mask, out_BKGLH, log_z_BKGL, dtypes = residuals
+  kept, dtypes = residuals
+  q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, out_BKGLH, log_z_BKGL = kept
   rows = Rows(
     q_BKGLH, cotangent_BKGLH, delta(cotangent_BKGLH, out_BKGLH), log_z_BKGL
   )
   gradients = pull(rows, k_BKSH, v_BKSH, mask, mask, 0, settings)
-  return *widen(gradients, dtypes), None
+  return *widen(gradients, dtypes), None, pull_sink(sink_KG, rows)
 
 
 _attend.defvjp(_forward, _backward)
@@ -133,14 +143,27 @@ def widen(
   return [x.astype(dtype.dtype) for x, dtype in pairs]
 
 
-def start(q_BKGLH: jax.Array) -> Sums:
-  """Makes the sums of queries that have seen no key yet."""
+def start(q_BKGLH: jax.Array, sink_KG: jax.Array | None = None) -> Sums:
+  """Makes the sums of queries that have seen no key yet, but for the sinks."""
   shape = q_BKGLH.shape[:-1]
+  values_BKGLH = jnp.zeros(q_BKGLH.shape, jnp.float32)
+  if sink_KG is not None:
+    highest_BKGL = jnp.broadcast_to(sink_KG[None, :, :, None], shape)
+    weight_BKGL = jnp.ones(shape, jnp.float32)
+    return Sums(values_BKGLH, weight_BKGL, highest_BKGL.astype(jnp.float32))
   return Sums(
-    jnp.zeros(q_BKGLH.shape, jnp.float32),
+    values_BKGLH,
     jnp.zeros(shape, jnp.float32),
     jnp.full(shape, _LEAST, jnp.float32),
   )
+
+
+def pull_sink(sink_KG: jax.Array | None, rows: Rows) -> jax.Array | None:
+  """Returns the gradient of the sinks: their values are 0."""
+  if sink_KG is None:
+    return None
+  weight_BKGL = jnp.exp(sink_KG[None, :, :, None] - rows.log_z)
+  return -jnp.sum(weight_BKGL * rows.delta, axis=(0, 3))
 
 
 def finish(sums: Sums) -> tuple[jax.Array, jax.Array]:
@@ -182,13 +205,15 @@ def absorb(
     settings: see `Settings`.
   """
   L = q_BKGLH.shape[3]
-  rows = _Blocks(L, settings.block)
-  columns = _Blocks(k_BKSH.shape[2], settings.block)
+  rows = block_pairs.Blocks(L, settings.block)
+  columns = block_pairs.Blocks(k_BKSH.shape[2], settings.block)
   # Two documents that exist nowhere, so that filling sees nothing, not even
   # the filling of the other side.
   queries, keys = rows.pad(queries, -1), columns.pad(keys, -2)
   k_BKSH, v_BKSH = (columns.fill(x, 2) for x in (k_BKSH, v_BKSH))
-  least_I, most_I = _bounds(_meets(queries, keys, first, rows, columns))
+  least_I, most_I = block_pairs.bounds(
+    block_pairs.meets(queries, keys, first, rows, columns)
+  )
 
   def row(_, xs):
     i, least, most, q_BKGqH, sums = xs
@@ -252,10 +277,13 @@ def pull(
     queries, keys, first, settings: the same as in `absorb`.
   """
   L, S = rows.q.shape[3], k_BKSH.shape[2]
-  across, columns = _Blocks(L, settings.block), _Blocks(S, settings.block)
+  across, columns = (
+    block_pairs.Blocks(L, settings.block),
+    block_pairs.Blocks(S, settings.block),
+  )
   queries, keys = across.pad(queries, -1), columns.pad(keys, -2)
-  meets_IJ = _meets(queries, keys, first, across, columns)
-  least_J, most_J = _bounds(jnp.swapaxes(meets_IJ, 0, 1))
+  meets_IJ = block_pairs.meets(queries, keys, first, across, columns)
+  least_J, most_J = block_pairs.bounds(jnp.swapaxes(meets_IJ, 0, 1))
   rows = rows._replace(cotangent=rows.cotangent.astype(settings.compute_dtype))
   rows = jax.tree.map(lambda x: across.fill(x, 3), rows)
 
@@ -340,111 +368,3 @@ def _scores(q_BKGqH, k_BKsH, settings):
     'BKGqH,BKsH->BKGqs', q_BKGqH, k_BKsH, 'float32'
   )
   return capped(scores_BKGqs, settings.softcap)
-
-
-class _Blocks:
-  """A dimension cut into equal blocks; the last of them is filled up.
-
-  Attributes:
-    length: of the dimension.
-    count: how many blocks there are.
-    size: positions in each.
-  """
-
-  def __init__(self, length: int, block: int):
-    self.length = length
-    self.count = -(-length // block)
-    # Blocks as even as can be, so that little is filled up; multiples of 8
-    # for vector units.
-    even = -(-length // self.count)
-    self.size = even if self.count == 1 else -(-even // 8) * 8
-
-  def fill(self, x, axis, value=0):
-    """Fills up the last block of an array along `axis`."""
-    missing = self.count * self.size - self.length
-    if not missing:
-      return x
-    pad = [(0, missing if i == axis else 0) for i in range(x.ndim)]
-    return jnp.pad(x, pad, constant_values=value)
-
-  def pad(self, mask, segment):
-    """Fills up the last block of a mask with tokens of document `segment`."""
-    values = {'segments': segment, 'positions': 0, 'prefix': False}
-    tokens = {
-      name: x if x is None else self.fill(x, 1, values[name])
-      for name, x in mask.tokens().items()
-    }
-    return mask.replace(**tokens)
-
-  def tokens(self, mask, i):
-    """Takes block `i` of a mask."""
-    return mask.replace(
-      **jax.tree.map(lambda x: self.slice(x, i, 1), mask.tokens())
-    )
-
-  def slice(self, x, i, axis):
-    """Takes block `i` of an array."""
-    return jax.lax.dynamic_slice_in_dim(x, i * self.size, self.size, axis)
-
-  def split(self, x, axis):
-    """Stacks the blocks of an array along a new first dimension."""
-    x = self.fill(x, axis)
-    shape = *x.shape[:axis], self.count, self.size, *x.shape[axis + 1 :]
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-  def join(self, x, axis):
-    """Undoes `split`, but for the filling."""
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-
-def _meets(queries, keys, first, rows: _Blocks, columns: _Blocks):
-  """Finds which blocks of queries may see which blocks of keys: bool [I, J].
-
-  It compares only the least and the greatest number of each block. So a pair
-  may be found in which no query sees a key, which costs time; a pair that is
-  not found has none for certain, and is skipped.
-  """
-
-  def extremes(x, blocks):
-    x = x.reshape(len(x), blocks.count, blocks.size)
-    return x.min(-1), x.max(-1)
-
-  def pairs(x_BI, y_BJ, compare):
-    return compare(x_BI[:, :, None], y_BJ[:, None, :])
-
-  # Two blocks can share a document only if their ranges of numbers overlap.
-  low_BI, high_BI = extremes(queries.segments, rows)
-  low_BJ, high_BJ = extremes(keys.segments, columns)
-  meets_BIJ = pairs(low_BI, high_BJ, jnp.less_equal) & pairs(
-    high_BI, low_BJ, jnp.greater_equal
-  )
-  if queries.causal:
-    # The last query of a block sees the most keys.
-    last_I = first + (jnp.arange(rows.count) + 1) * rows.size - 1
-    start_J = jnp.arange(columns.count) * columns.size
-    before_BIJ = pairs(last_I[None], start_J[None], jnp.greater_equal)
-    if keys.prefix is not None:
-      # A key of a prefix is seen from the left, too.
-      before_BIJ = before_BIJ | extremes(keys.prefix, columns)[1][:, None]
-    meets_BIJ = meets_BIJ & before_BIJ
-  window = queries.window
-  if window is not None:
-    # The first query of a block reaches farthest to the left.
-    query_BI = extremes(queries.positions, rows)[0]
-    key_BJ = extremes(keys.positions, columns)[1]
-    meets_BIJ = meets_BIJ & pairs(query_BI, key_BJ, lambda a, b: a - b < window)
-  # One loop runs over all rows of the batch, so a block is needed if any row
-  # needs it.
-  return jnp.any(meets_BIJ, axis=0)
-
-
-def _bounds(meets_IJ):
-  """Finds the first block that each row of pairs meets, and one past the last.
-
-  Both are equal in a row that meets none, so that its loop does not run.
-  """
-  J = meets_IJ.shape[1]
-  least_I = jnp.argmax(meets_IJ, axis=1)
-  most_I = J - jnp.argmax(meets_IJ[:, ::-1], axis=1)
-  return least_I, jnp.where(jnp.any(meets_IJ, axis=1), most_I, least_I)

@@ -12,13 +12,29 @@ from lm.layers import blockwise, kernels, linear, masks
 _RUNS, _SHORTEST = 4, 64  # of queries, see `_runs`
 
 
+class Terms(NamedTuple):
+  """Holds the terms of a softmax beside the dot products.
+
+  Attributes:
+    bias_BNLS: added to the scores, [B or 1, N, L, S]; None has none.
+    sink_N: a score of each head without a value; None has none. Reference:
+      OpenAI 2025, arXiv 2508.10925, section 2.2.
+  """
+
+  bias_BNLS: jax.Array | None = None
+  sink_N: jax.Array | None = None
+
+
+NO_TERMS = Terms()
+
+
 def attend(
   q_BLNH: jax.Array,
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
   mask: masks.AttentionMask | jax.Array,
   *,
-  bias_BNLS: jax.Array | None = None,
+  terms: Terms = NO_TERMS,
   scale: float | None = None,
   softcap: float | None = None,
   compute_dtype: str = 'float32',
@@ -30,7 +46,7 @@ def attend(
   Args:
     mask: bool [B, 1, L, S], True where a query may look; or a mask that holds
       it as `whole_B1LS` and tells which scores need not be computed.
-    bias_BNLS: added to the scores, [B or 1, N, L, S]; None has none.
+    terms: of the scores.
     scale: of the dot products; None is 1 / sqrt(H).
     softcap: bounds the scores by `softcap * tanh(score / softcap)`; None is
       off. Reference: Gemma 2, arXiv 2408.00118, section 2.
@@ -48,10 +64,9 @@ def attend(
     k_BKSH,
     v_BKSH,
     mask_B1LS[:, :, None],
-    _grouped(bias_BNLS, K),
-    softcap,
-    compute_dtype,
-    runs,
+    _grouped(terms.bias_BNLS, K),
+    _sink(terms.sink_N, K),
+    _Settings(softcap, compute_dtype, runs),
   )
   return _heads_last(out_BKGLH, q_BLNH)
 
@@ -62,16 +77,22 @@ def attend_unmasked(
   v_BKSH: jax.Array,
   mask: masks.AttentionMask,
   *,
+  terms: Terms = NO_TERMS,
   scale: float | None = None,
   softcap: float | None = None,
   compute_dtype: str = 'float32',
 ) -> jax.Array:
-  """Does what `attend` does, with no mask and no array of all scores."""
+  """Does what `attend` does, with no mask and no array of all scores.
+
+  It knows no bias.
+  """
+  assert terms.bias_BNLS is None
   out_BKGLH = kernels.attend(
     _queries(q_BLNH, k_BKSH.shape[1]),
     k_BKSH,
     v_BKSH,
     mask,
+    _sink(terms.sink_N, k_BKSH.shape[1]),
     scale=_scale(q_BLNH, scale),
     softcap=softcap,
     compute_dtype=compute_dtype,
@@ -85,7 +106,7 @@ def attend_cache(
   v_XSH: jax.Array,
   mask_B1LS: jax.Array,
   *,
-  bias_BNLS: jax.Array | None = None,
+  terms: Terms = NO_TERMS,
   scale: float | None = None,
   softcap: float | None = None,
   compute_dtype: str = 'float32',
@@ -109,7 +130,8 @@ def attend_cache(
   weights_BKGLS = _weights(
     blockwise.capped(scores_XMS, softcap).reshape(B, K, N // K, L, S),
     mask_B1LS[:, :, None],
-    _grouped(bias_BNLS, K),
+    _grouped(terms.bias_BNLS, K),
+    _sink(terms.sink_N, K),
   )
   out_XMH = linear.multiply(
     'XMS,XSH->XMH',
@@ -137,6 +159,10 @@ def _grouped(bias_BNLS, K):
     return None
   B, N, L, S = bias_BNLS.shape
   return bias_BNLS.reshape(B, K, N // K, L, S)
+
+
+def _sink(sink_N, K):
+  return None if sink_N is None else sink_N.reshape(K, -1)
 
 
 def _heads_last(out_BKGLH, q_BLNH):
@@ -170,6 +196,14 @@ class _Run(NamedTuple):
     return jnp.pad(x_BKsH, width)
 
 
+class _Settings(NamedTuple):
+  """Holds the settings that `_mix` is compiled for."""
+
+  softcap: float | None
+  compute_dtype: str
+  runs: tuple[_Run, ...]
+
+
 def _runs(mask, L: int, S: int) -> tuple[_Run, ...]:
   """Cuts queries into runs that need not look at all keys.
 
@@ -194,9 +228,9 @@ def _runs(mask, L: int, S: int) -> tuple[_Run, ...]:
   )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _mix(
-  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, compute_dtype, runs
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, sink_KG, settings: _Settings
 ) -> jax.Array:
   """Mixes values: float32 [B, K, G, L, H].
 
@@ -204,8 +238,8 @@ def _mix(
   `compute_dtype`, where autodiff keeps several in float32. Reference: Dao et
   al. 2022, arXiv 2205.14135, appendix B.2.
   """
-  given = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS
-  return _forward(*given, softcap, compute_dtype, runs)[0]
+  given = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, sink_KG
+  return _forward(*given, settings)[0]
 
 
 def _scores(q_BKGLH, k_BKSH, softcap):
@@ -215,23 +249,31 @@ def _scores(q_BKGLH, k_BKSH, softcap):
   )
 
 
-def _weights(scores_BKGLS, mask_B11LS, bias_BKGLS):
+def _weights(scores_BKGLS, mask_B11LS, bias_BKGLS, sink_KG):
   if bias_BKGLS is not None:
     scores_BKGLS += bias_BKGLS
   scores_BKGLS = jnp.where(mask_B11LS, scores_BKGLS, masks.MASKED)
-  return jax.nn.softmax(scores_BKGLS, axis=-1)
+  if sink_KG is None:
+    return jax.nn.softmax(scores_BKGLS, axis=-1)
+  sink_1KG11 = sink_KG[None, :, :, None, None]
+  highest_BKGL1 = jnp.max(scores_BKGLS, axis=-1, keepdims=True)
+  highest_BKGL1 = jnp.maximum(highest_BKGL1, sink_1KG11)
+  weights_BKGLS = jnp.exp(scores_BKGLS - highest_BKGL1)
+  sum_BKGL1 = jnp.sum(weights_BKGLS, axis=-1, keepdims=True)
+  return weights_BKGLS / (sum_BKGL1 + jnp.exp(sink_1KG11 - highest_BKGL1))
 
 
 def _forward(
-  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, softcap, compute_dtype, runs
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, bias_BKGLS, sink_KG, settings
 ):
+  softcap, compute_dtype, runs = settings
   # Empty arrays carry the original dtypes, which jax types do not travel in.
   kinds = [jnp.zeros((0,), x.dtype) for x in (q_BKGLH, k_BKSH, v_BKSH)]
   shape = None if bias_BKGLS is None else jnp.zeros((len(bias_BKGLS), 0))
   q_BKGLH, k_BKSH, v_BKSH = (
     x.astype(compute_dtype) for x in (q_BKGLH, k_BKSH, v_BKSH)
   )
-  outs, weights = [], []
+  outs, weights, sunk = [], [], []
   for run in runs:
     bias_BKGls = None
     if bias_BKGLS is not None:
@@ -240,20 +282,25 @@ def _forward(
       _scores(run.queries(q_BKGLH, 3), run.keys(k_BKSH, 2), softcap),
       run.mask(mask_B11LS),
       bias_BKGls,
-    ).astype(compute_dtype)
+      sink_KG,
+    )
+    if sink_KG is not None:  # what the sinks have
+      sunk.append(1 - jnp.sum(weights_BKGls, axis=-1))
+    weights_BKGls = weights_BKGls.astype(compute_dtype)
     out_BKGlH = linear.multiply(
       'BKGls,BKsH->BKGlH', weights_BKGls, run.keys(v_BKSH, 2), 'float32'
     )
     weights.append(weights_BKGls)
     outs.append(out_BKGlH)
   out_BKGLH = jnp.concatenate(outs, axis=3)
-  kept = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights, out_BKGLH
+  kept = q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights, sunk, out_BKGLH
   return out_BKGLH, (kept, kinds, shape)
 
 
-def _backward(softcap, compute_dtype, runs, residuals, cotangent_BKGLH):
+def _backward(settings, residuals, cotangent_BKGLH):
+  softcap, compute_dtype, runs = settings
   kept, kinds, shape = residuals
-  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights, out_BKGLH = kept
+  q_BKGLH, k_BKSH, v_BKSH, mask_B11LS, weights, sunk, out_BKGLH = kept
   S = k_BKSH.shape[2]
   # How far a row's gain lies above its mean: sum(weights * gain) = out . d out.
   mean_BKGL1 = jnp.sum(cotangent_BKGLH * out_BKGLH, axis=-1, keepdims=True)
@@ -295,7 +342,11 @@ def _backward(softcap, compute_dtype, runs, residuals, cotangent_BKGLH):
     if len(shape) == 1:
       dbias_BKGLS = jnp.sum(dbias_BKGLS, axis=0, keepdims=True)
   dq_BKGLH = jnp.concatenate(dq, axis=3)
-  return dq_BKGLH, sum(dk), sum(dv), None, dbias_BKGLS
+  dsink_KG = None
+  if sunk:  # whose values are 0, so that only the mean counts
+    dsink_BKGL = -jnp.concatenate(sunk, axis=3) * mean_BKGL1[..., 0]
+    dsink_KG = jnp.sum(dsink_BKGL, axis=(0, 3))
+  return dq_BKGLH, sum(dk), sum(dv), None, dbias_BKGLS, dsink_KG
 
 
 _mix.defvjp(_forward, _backward)

@@ -40,6 +40,7 @@ def choose(
   compute_dtype: str,
   softcap: float | None = None,
   prefix: bool = False,
+  sink: bool = False,
   initializing: bool = False,
 ) -> str:
   """Chooses what mixes values of a text that sees itself, without a cache.
@@ -53,6 +54,7 @@ def choose(
     head_width: H.
     compute_dtype, softcap: see `dot_product.attend`.
     prefix: whether the text has one.
+    sink: whether heads have scores of their own.
     initializing: whether only shapes matter, wherever that is.
 
   Returns:
@@ -76,6 +78,7 @@ def choose(
       (where == 'tpu', f'is for TPU, and this is {where}'),
       (not cut, 'cuts no text: set mesh.sequence=1'),
       (not prefix, 'knows no prefix'),
+      (not sink, 'knows no sink'),
       (length % _LANES == 0, f'needs a length that {_LANES} divides'),
     ],
     'cudnn': [
@@ -84,6 +87,7 @@ def choose(
       (not cut, 'cuts no text: set mesh.sequence=1'),
       (compute_dtype == 'bfloat16', "needs compute_dtype='bfloat16'"),
       (softcap is None, 'knows no softcap'),
+      (not sink, 'knows no sink'),
       (length % 2 == 0, 'needs an even length'),
       (
         head_width % 8 == 0 and head_width <= 128,
@@ -129,6 +133,7 @@ def attend(
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
   mask: masks.AttentionMask,
+  sink_KG: jax.Array | None = None,
   *,
   scale: float,
   softcap: float | None,
@@ -139,6 +144,7 @@ def attend(
   Args:
     q_BKGLH, k_BKSH, v_BKSH: queries, keys and values of one text.
     mask: with the kernel that `choose` found.
+    sink_KG: scores without a value; None has none.
     scale, softcap, compute_dtype: see `dot_product.attend`.
   """
   settings = blockwise.Settings(softcap, compute_dtype, _BLOCK)
@@ -151,14 +157,15 @@ def attend(
   if mask.kernel != 'cudnn':  # which does it on its way
     q_BKGLH *= scale
   kernel = partial(kernel, settings=settings)
+  sinks = () if sink_KG is None else (sink_KG,)
   mesh = jax.sharding.get_abstract_mesh()
   free = sharding.free(*mesh.axis_names)
   if mesh.size == 1 or not free:
-    return kernel(q_BKGLH, k_BKSH, v_BKSH, mask)
-  return _split(kernel, set(free), q_BKGLH, k_BKSH, v_BKSH, mask)
+    return kernel(q_BKGLH, k_BKSH, v_BKSH, mask, *sinks)
+  return _split(kernel, set(free), q_BKGLH, k_BKSH, v_BKSH, mask, *sinks)
 
 
-def _split(kernel, free, q_BKGLH, k_BKSH, v_BKSH, mask):
+def _split(kernel, free, q_BKGLH, k_BKSH, v_BKSH, mask, *sinks):
   """Calls a kernel on each device of some mesh axes, with its part."""
 
   def over(axes, size):
@@ -183,17 +190,18 @@ def _split(kernel, free, q_BKGLH, k_BKSH, v_BKSH, mask):
   mask = mask.replace(**tokens)
   queries = PartitionSpec(rows, heads, None, texts, None)
   keys = PartitionSpec(rows, heads, texts, None)
+  of_heads = [PartitionSpec(heads) for _ in sinks]
   places = jax.tree.map(
     lambda x: PartitionSpec(rows, texts) if x.ndim else PartitionSpec(), mask
   )
   out_BKGLH = jax.shard_map(
     kernel,
-    in_specs=(queries, keys, keys, places),
+    in_specs=(queries, keys, keys, places, *of_heads),
     out_specs=queries,
     axis_names=free,
     # Pallas does not say over which axes what it returns differs.
     check_vma=False,
-  )(q_BKGLH, k_BKSH, v_BKSH, mask)
+  )(q_BKGLH, k_BKSH, v_BKSH, mask, *sinks)
   return out_BKGLH[:, :, :, :L]
 
 

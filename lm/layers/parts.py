@@ -110,6 +110,7 @@ class Shared(NamedTuple):
     dropout: rate on branches.
     variational: whether all positions of a text share one dropout mask.
     bidirectional: whether a position sees what stands to its right.
+    vocab: V; None in models whose parts do not see the tokens.
   """
 
   width: int
@@ -120,6 +121,7 @@ class Shared(NamedTuple):
   dropout: float = 0.0
   variational: bool = False
   bidirectional: bool = False
+  vocab: int | None = None
 
   def check(self) -> None:
     """Checks the settings that every model has.
@@ -179,6 +181,7 @@ class Text(NamedTuple):
     first: int32 scalar, the slot of this call's first token; None without a
       cache.
     memory: the other text that this one reads; None if there is none.
+    tokens: int32 [B, L], of this call; None if `Shared.vocab` is.
   """
 
   segments: jax.Array
@@ -187,6 +190,7 @@ class Text(NamedTuple):
   keys: 'Text | None' = None
   first: jax.Array | None = None
   memory: Memory | None = None
+  tokens: jax.Array | None = None
 
 
 class Common(NamedTuple):

@@ -23,21 +23,23 @@ def attend(
   k_BKSH: jax.Array,
   v_BKSH: jax.Array,
   mask: masks.AttentionMask,
+  sink_KG: jax.Array | None = None,
+  *,
   settings: blockwise.Settings,
 ) -> jax.Array:
   """Mixes the values of all parts, as `blockwise.attend` does: [B, K, G, L, H].
 
   Call it under `jax.shard_map`: all arrays are this device's part.
   """
-  return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings)
+  return _attend(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
-  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings):
+  return _forward(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings)[0]
 
 
-def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
+def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, sink_KG, settings):
   (q_BKGLH, *kv), dtypes = blockwise.narrow(settings, q_BKGLH, k_BKSH, v_BKSH)
 
   def step(turn, carry):
@@ -58,14 +60,16 @@ def _forward(q_BKGLH, k_BKSH, v_BKSH, mask, settings):
 
   # Keys travel with what the mask says of their tokens: the next device has
   # other documents and positions.
-  carry = blockwise.start(q_BKGLH), kv, mask.tokens()
+  carry = blockwise.start(q_BKGLH, sink_KG), kv, mask.tokens()
   sums, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(AXIS), step, carry)
   out_BKGLH, log_z_BKGL = blockwise.finish(sums)
-  return out_BKGLH, (q_BKGLH, kv, mask, out_BKGLH, log_z_BKGL, dtypes)
+  kept = q_BKGLH, kv, mask, sink_KG, out_BKGLH, log_z_BKGL
+  return out_BKGLH, (kept, dtypes)
 
 
 def _backward(settings, residuals, cotangent_BKGLH):
-  q_BKGLH, kv, mask, out_BKGLH, log_z_BKGL, dtypes = residuals
+  kept, dtypes = residuals
+  q_BKGLH, kv, mask, sink_KG, out_BKGLH, log_z_BKGL = kept
   delta_BKGL = blockwise.delta(cotangent_BKGLH, out_BKGLH)
   rows = blockwise.Rows(q_BKGLH, cotangent_BKGLH, delta_BKGL, log_z_BKGL)
 
@@ -91,7 +95,8 @@ def _backward(settings, residuals, cotangent_BKGLH):
 
   carry = zeros(q_BKGLH), [zeros(x) for x in kv], kv, mask.tokens()
   dq_BKGLH, dkv, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(AXIS), step, carry)
-  return *blockwise.widen((dq_BKGLH, *dkv), dtypes), None
+  dsink_KG = blockwise.pull_sink(sink_KG, rows)
+  return *blockwise.widen((dq_BKGLH, *dkv), dtypes), None, dsink_KG
 
 
 _attend.defvjp(_forward, _backward)

@@ -69,7 +69,7 @@ def make(
     ValueError: for settings that do not fit together.
   """
   shared = parts.Shared(
-    width, depth, config.build(init), dtype, compute_dtype, dropout
+    width, depth, config.build(init), dtype, compute_dtype, dropout, vocab=vocab
   )
   shared.check()
   checks.check_counts(vocab=vocab, length=length)

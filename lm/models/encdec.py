@@ -86,7 +86,7 @@ def make(
   """
   checks.check_counts(vocab=vocab)
   shared = parts.Shared(
-    width, 1, config.build(init), dtype, compute_dtype, dropout
+    width, 1, config.build(init), dtype, compute_dtype, dropout, vocab=vocab
   )
   sides = {
     name: _side(name, config.build(spec), shared, scan, remat)
@@ -210,7 +210,7 @@ class EncoderDecoder(nn.Module):
       positions_BS = _restarting(segments_BS)
       memory_BSD, _, found = self.encoder(
         enter(batch.source, positions_BS),
-        parts.Text(segments_BS, positions_BS),
+        parts.Text(segments_BS, positions_BS, tokens=batch.source),
         None,
       )
       if encode:

@@ -123,6 +123,7 @@ def make(
     compute_dtype,
     dropout,
     bidirectional=True,
+    vocab=vocab,
   )
   shared.check()
   checks.check_counts(vocab=vocab, length=length)
@@ -144,9 +145,8 @@ def make(
     raise ValueError('an encoder generates nothing: it sees both directions')
 
   def flops(length: int) -> float:
-    return layers.flops(length) + 2 * width * (
-      vocab + width * outputs.transform
-    )
+    read = vocab + width * outputs.transform
+    return layers.flops(length) + 2 * width * read
 
   return linen.bridge(
     module,
@@ -216,7 +216,7 @@ class Encoder(nn.Module):
     x_BLD = self.norm(name='embed_norm')(x_BLD).astype(self.shared.dtype)
     x_BLD = blocks_lib.dropout(self, self.shared.dropout, x_BLD)
     x_BLD = sharding.constrain(x_BLD, 'batch', 'length', None)
-    text = parts.Text(batch.segments, batch.positions)
+    text = parts.Text(batch.segments, batch.positions, tokens=batch.tokens)
     x_BLD, _, metrics = stack.run(self.stack, self, x_BLD, text, None)
     if self.final_norm:
       x_BLD = self.norm(name='final_norm')(x_BLD)

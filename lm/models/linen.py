@@ -107,7 +107,9 @@ def recall(
   batch: types.Batch, cache: dict[str, Any] | None
 ) -> tuple[parts.Text, dict[str, Any] | None]:
   """Adds a batch's tokens to a decoder's cache, and describes the text."""
-  text = parts.Text(batch.segments, batch.positions, batch.prefix)
+  text = parts.Text(
+    batch.segments, batch.positions, batch.prefix, tokens=batch.tokens
+  )
   if cache is None:
     return text, None
   first = cache['index']

@@ -128,4 +128,6 @@ def is_block(path: str) -> bool:
 
 def is_embedding(path: str) -> bool:
   """Tells whether a leaf is of what feeds the first block, or all alike."""
-  return bool(re.search(r'(^|/)(embed|embed_norm|relative)/', path))
+  return bool(
+    re.search(r'(^|/)(embed|embed_norm|relative|value_embed_\w+)/', path)
+  )

@@ -111,7 +111,7 @@ def test_runs_of_queries_equal_the_whole(monkeypatch, name, length):
     mask = mask.replace(whole_B1LS=mask.materialize())
     return dot_product.attend(q, k, v, mask, **settings)
 
-  for settings in ({'softcap': softcap}, {'bias_BNLS': bias}):
+  for settings in ({'softcap': softcap}, {'terms': dot_product.Terms(bias)}):
     want = outcome(masked, mask, given, **settings)
     assert_same(outcome(run, mask, given, **settings), want)
   runs = dot_product._runs(mask, length, length)
@@ -200,7 +200,7 @@ def test_blocks_that_nobody_sees_are_left_out(changes, unseen, queries):
   settings = blockwise.Settings(None, 'float32', 16)
   # What is multiplied with a nan, be it by 0, is nan.
   v = v[:, 0].at[:, :, unseen].set(jnp.nan)
-  out = blockwise.attend(q, k[:, 0], v, mask, settings)
+  out = blockwise.attend(q, k[:, 0], v, mask, settings=settings)
   assert np.isfinite(np.asarray(out[:, :, :, queries])).all()
   assert np.isnan(np.asarray(out[:, :, :, unseen])).all()
 

@@ -112,7 +112,9 @@ def test_attention_equals_a_loop_over_heads(kv_heads, bias_rows, softcap):
   bias = normal(3, bias_rows, 4, 5, 5)
   segments = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
   mask = masks.causal_mask(segments, segments)
-  got = dot_product.attend(q, k, v, mask, bias_BNLS=bias, softcap=softcap)
+  got = dot_product.attend(
+    q, k, v, mask, terms=dot_product.Terms(bias), softcap=softcap
+  )
   q, k, v, bias = (np.asarray(x, np.float64) for x in (q, k, v, bias))
   want = reference_attention(q, k, v, np.asarray(mask), softcap, bias)
   np.testing.assert_allclose(got, want, atol=1e-5)
@@ -145,7 +147,7 @@ def test_attention_has_the_gradients_of_autodiff(
       k,
       v,
       mask,
-      bias_BNLS=bias,
+      terms=dot_product.Terms(bias),
       scale=0.5,
       softcap=softcap,
       compute_dtype=compute_dtype,

@@ -46,7 +46,7 @@ REASONS: dict[str, str] = {
     'a config names it, and every setting of the model is one of its keys'
   ),
   'lm/layers/attention.py:make()': (
-    'a config names it, and its eight settings are keys beside `shared`'
+    'a config names it, and its settings are keys beside `shared`'
   ),
   'lm/models/embeddings.py:glove()': (
     'a config names it, and every setting of the fit is one of its keys'
