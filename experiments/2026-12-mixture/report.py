@@ -1,0 +1,1 @@
+"""Writes results.json and results.png from finished runs."""
