@@ -47,7 +47,7 @@ FILES = {
 }
 PIECE = 2000  # bytes of a piece of validation text, about
 PIECES = 20  # of each source
-PROXIES = 32
+PROXIES = 48
 RANDOM = 4  # mixtures at random among those that are tested
 SEEDS = {'proxy': (0,), 'target': (1, 2, 3, 4, 5, 6), 'small': (1, 2, 3)}
 BUDGET_HOURS = 6.0  # of processor time, written before the first run
