@@ -159,6 +159,37 @@ def draw(
   return values(key, (_rounded(x, low, high) for x in drawn))
 
 
+def simplex(keys: Sequence[str], count: int, *, seed: int = 0) -> list[Point]:
+  """Draws shares that add up to 1, such as the weights of sources.
+
+  All mixtures are equally likely: the shares have a flat Dirichlet
+  distribution. A larger `count` adds points after the same first ones. Shares
+  are rounded to four decimals, so that a small one may be 0 and a sum differ
+  from 1 by that much.
+
+  Args:
+    keys: of the config, one for each share; at least two.
+    count: number of points.
+    seed: of the draw.
+
+  Raises:
+    ValueError: there are fewer than two keys, or one stands twice.
+  """
+  if len(keys) < 2 or len(set(keys)) < len(keys):
+    raise ValueError(
+      f'simplex: keys {", ".join(keys) or "none"}: give two or more that differ'
+    )
+  source = random.Random(f'{seed} simplex {" ".join(keys)}')
+  drawn: list[Point] = []
+  for _ in range(count):
+    # Exponential numbers divided by their sum are such shares. They are made by
+    # hand since Python promises only random() to be the same in every version.
+    parts = [-math.log1p(-source.random()) for _ in keys]
+    shares = [round(x / math.fsum(parts), 4) for x in parts]
+    drawn.append(dict(zip(keys, shares, strict=True)))
+  return drawn
+
+
 def sample(part: Sequence[Point], count: int, *, seed: int = 0) -> list[Point]:
   """Draws some points of a part, without repetition, in their order.
 

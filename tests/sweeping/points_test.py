@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import hypothesis
 from hypothesis import strategies as st
@@ -69,6 +70,10 @@ def test_mistakes_are_lines():
     points.log_range('a', 1, 2, 1)
   with pytest.raises(ValueError, match=r'^sample: 3 of 2 points'):
     points.sample(points.seeds(2), 3)
+  with pytest.raises(ValueError, match=r'^simplex: keys a: give two or more'):
+    points.simplex(('a',), 3)
+  with pytest.raises(ValueError, match=r'^simplex: keys a, a: give two or m'):
+    points.simplex(('a', 'a'), 3)
 
 
 @hypothesis.given(st.floats(1e-6, 1e3), st.floats(1.5, 1e6), st.integers(2, 20))
@@ -106,6 +111,36 @@ def test_draws_of_one_seed_differ_between_keys_and_seeds():
   assert len({*a, *b, *other}) == 24
   # They are a promise: a sweep that is started again has the same runs.
   assert a[:2] == [0.4292, 0.7671]
+
+
+@hypothesis.given(st.integers(2, 6), st.integers(0, 20), st.integers(0, 20))
+def test_shares_of_a_simplex_add_up_to_1_and_go_on(size, count, more):
+  keys = [f'weight.{n}' for n in range(size)]
+  few = points.simplex(keys, count)
+  many = points.simplex(keys, count + more)
+  assert many[:count] == few and len(many) == count + more
+  for point in many:
+    assert list(point) == keys and min(point.values()) >= 0
+    assert math.isclose(sum(point.values()), 1, abs_tol=1e-4 * size)
+
+
+def test_all_shares_of_a_simplex_are_equally_likely():
+  found = points.simplex(['a', 'b', 'c'], 3000)
+  for key in 'abc':
+    values = [x[key] for x in found]
+    # Mean and variance of a flat Dirichlet distribution over three parts.
+    mean = statistics.fmean(values)
+    assert math.isclose(mean, 1 / 3, abs_tol=0.02)
+    assert math.isclose(statistics.variance(values), 1 / 18, rel_tol=0.1)
+  # Exactly a quarter of the triangle has no share above one half.
+  inner = sum(max(x.values()) <= 0.5 for x in found) / len(found)
+  assert math.isclose(inner, 1 / 4, abs_tol=0.03)
+
+
+def test_draws_from_a_simplex_are_a_promise():
+  found = points.simplex(('a', 'b', 'c'), 1)
+  assert found == [{'a': 0.4477, 'b': 0.0419, 'c': 0.5104}]
+  assert points.simplex(('a', 'b', 'c'), 1, seed=1) != found
 
 
 def test_draws_between_ints_are_ints():
