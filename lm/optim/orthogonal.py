@@ -13,7 +13,7 @@ import optax
 from optax import contrib
 
 from lm import tree, types
-from lm.optim import masks
+from lm.optim import masks, schedules
 
 # Newton-Schulz coefficients, one row an iteration: they bring singular values
 # above 1/400 of the norm into [0.97, 1.15], where the constant (3.4445,
@@ -137,7 +137,9 @@ def size(
   def one(path: str, update: jax.Array) -> jax.Array:
     rows, columns = sides(path, update.shape, matrices)
     if update_rms:
-      return update * (update_rms * max(rows, columns) ** 0.5)
+      # Steps compute in float32, where a larger factor has no place.
+      factor = min(update_rms * max(rows, columns) ** 0.5, schedules.LARGEST)
+      return update * factor
     return update * max(1, columns / rows) ** 0.5
 
   return optax.stateless(lambda updates, _: tree.map_paths(one, updates))
