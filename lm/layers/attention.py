@@ -148,6 +148,11 @@ def make(
     products = 2 * shared.width * (2 * H * (heads + K) + gate_width * heads)
     return products + 4 * length * heads * H
 
+  if gate == 'head' and shared.init.base_head_width is not None:
+    raise ValueError(
+      "gate='head' has no width that grows with init.base_head_width: use "
+      "gate='element'"
+    )
   gate_width = {'none': 0, 'head': 1, 'element': H}[gate]
   build = _builder(shared, heads, K, H, bias, how)
   norm = None if qk_norm is None else config.build(qk_norm)

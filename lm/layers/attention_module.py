@@ -115,7 +115,8 @@ class Attention(nn.Module):
       gate_BLNH = _project(
         x_BLD, kernel_DNH, None, self.compute_dtype, self.dtype
       )
-      y_BLNH *= jax.nn.sigmoid(gate_BLNH)
+      open_BLNH = jax.nn.sigmoid(gate_BLNH.astype(jnp.float32))
+      y_BLNH *= open_BLNH.astype(y_BLNH.dtype)
     kernel_NHD = self.param('o', self.output_init, (N, H, D))
     out_BLD = linear.contract(
       'BLNH,NHD->BLD', y_BLNH, kernel_NHD, self.compute_dtype, self.dtype

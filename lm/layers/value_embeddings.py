@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm import sharding
 from lm.layers import initializers, parts
 
 ROWS = (parts.Row(r'table$', ('vocab', 'embed'), 1, hidden=False),)
@@ -35,6 +36,8 @@ class ValueEmbedding(nn.Module):
     assert text.tokens is not None
     width = self.kv_heads * self.head_width
     table_VF = self.param('table', initializers.ZEROS, (self.vocab, width))
+    # Whole along its width, see `vocabulary.Embed`.
+    table_VF = sharding.constrain(table_VF, 'vocab', None)
     found_BLF = jnp.take(table_VF, text.tokens, axis=0)
     return found_BLF.reshape(*text.tokens.shape, self.kv_heads, -1)
 

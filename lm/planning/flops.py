@@ -15,21 +15,23 @@ from lm.planning import hardware
 def multiplied(params: types.Params, top_k: int | None = None) -> int:
   """Counts N, the parameters that take part in every token's arithmetic.
 
-  That is all of them except lookups: learned positions, and the embedding
-  table when there is a separate output matrix (`head/kernel`). A tied table is
-  counted once, because it is multiplied once, as the output. Norm scales and
-  biases stay in, well under 1 %.
+  That is all of them except lookups: learned positions, embeddings of values,
+  and the embedding table when there is a separate output matrix
+  (`head/kernel`). A tied table is counted once, because it is multiplied once,
+  as the output. Norm scales and biases stay in, well under 1 %.
 
   Args:
     params: a decoder's parameters, arrays or shapes.
     top_k: experts that a token reads, where each reads only some; None counts
       all of them.
   """
-  lookup = re.compile(r'(^|/)embed/positions$')
+  lookup = re.compile(r'(^|/)(embed/positions|value_embed_\w+/table)$')
   if any(
     re.search(r'(^|/)head/kernel$', path) for path, _ in tree.paths(params)
   ):
-    lookup = re.compile(r'(^|/)embed/(positions|table)$')
+    lookup = re.compile(
+      r'(^|/)(embed/(positions|table)|value_embed_\w+/table)$'
+    )
 
   def read(path: str, leaf: Any) -> int:
     if top_k is None or not re.search(r'(^|/)experts/', path):

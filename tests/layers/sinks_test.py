@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from lm import sharding
+from lm import config, sharding, tree
 from lm.interop import trees
 from lm.layers import attention, dot_product, kernels, masks, parts
+from lm.models import linen
+from lm.planning import flops
 from tests.layers import attention_test as common
 
 SINK = jnp.asarray(np.linspace(-1.0, 2.0, common.N), jnp.float32)
@@ -189,6 +191,24 @@ def test_embeddings_of_values_by_hand():
   added = np.asarray(p['table'])[[4, 0, 2]]
   want = plain(x, p, added) @ np.asarray(p['o'][0])
   np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_look_up_takes_no_part_in_the_arithmetic():
+  counts = []
+  for value_embed in (False, True):
+    mixer = base.attention(heads=2, value_embed=value_embed)
+    spec = base.llama(mixer, base.mlp(), width=8, depth=1, length=4)
+    model = config.build(spec, vocab=5)
+    params = model.init(0, linen.example_batch(1, 4))
+    counts.append((tree.count(params), flops.multiplied(params)))
+  assert counts[1][0] == counts[0][0] + 5 * 8
+  assert counts[1][1] == counts[0][1]
+
+
+def test_a_gate_of_heads_does_not_grow():
+  init = parts.init()._replace(base_width=2, base_head_width=1)
+  with pytest.raises(ValueError, match="use gate='element'"):
+    attention.make(shared=parts.Shared(4, 1, init), heads=2, gate='head')
 
 
 @pytest.mark.parametrize(
