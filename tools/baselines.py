@@ -5,8 +5,8 @@
   python -m tools.compare runs/classic/logistic runs/banking77
 
 Fits baselines to the training records of a config, and evaluates them by its
-evaluators of `lm.evals.classification`. WORKDIR/NAME/ gets evals.jsonl and
-items/ like a run, so that tools.compare pairs both.
+evaluators of `lm.evals.classification` or `lm.evals.retrieval`. WORKDIR/NAME/
+gets evals.jsonl and items/ like a run, so that tools.compare pairs both.
 
 For classes of texts (the words of a pair are counted together):
   majority        the most frequent class
@@ -25,6 +25,10 @@ For tags of words:
 For answers in passages:
   sliding_window  a span in the sentence with most words of the question; among
                   these, the one in the window with most of them
+For texts that answer questions:
+  bm25            see lm.data.finetuning.bm25
+  tf_idf          the cosine of the counts of its words, weighted by rarity;
+                  what is rare is learnt from the collection that is searched
 """
 
 import bisect
@@ -50,10 +54,10 @@ from sklearn import (
 from sklearn.feature_extraction import text
 
 from lm import config, errors
-from lm.data.finetuning import passages, tasks
+from lm.data.finetuning import bm25, passages, tasks
 from lm.data.finetuning import records as record_lib
 from lm.data.tokenizers import utf8_bytes
-from lm.evals import classification, fingerprint, items, results
+from lm.evals import classification, fingerprint, items, results, retrieval
 from lm.models import ngram
 from lm.reporting import metrics_log
 
@@ -285,11 +289,36 @@ def _grams(words: Sequence[str]) -> set[Any]:
   return {*words, *itertools.pairwise(words)}
 
 
-# By evaluator: the type of its records, and the function that fits baselines.
-_KINDS = {
-  'lm.evals.classification:classes': (record_lib.Text, classes),
-  'lm.evals.classification:tags': (record_lib.Sentence, tags),
-  'lm.evals.classification:spans': (record_lib.Reading, spans),
+def search(_: record_lib.Records) -> dict[str, Baseline]:
+  """Gives the baselines for search, which learn nothing from records."""
+
+  def by_bm25(test, spec):
+    asked, texts = retrieval.collection(test.records)
+    index = bm25.Index(texts)
+    return retrieval.score(test, lambda n: index.scores(asked[n]))
+
+  def by_tf_idf(test, spec):
+    asked, texts = retrieval.collection(test.records)
+    cut: Any = bm25.words
+    weigh = text.TfidfVectorizer(analyzer=cut, sublinear_tf=True)
+    found: Any = weigh.fit_transform(texts)
+    given: Any = weigh.transform(asked)
+    return retrieval.score(
+      test, lambda n: (found @ given[n].T).toarray().ravel()
+    )
+
+  return {'bm25': by_bm25, 'tf_idf': by_tf_idf}
+
+
+# By evaluator: the types of its records, and the function that fits baselines.
+_KINDS: dict[str, tuple[tuple[type, ...], Any]] = {
+  'lm.evals.classification:classes': ((record_lib.Text,), classes),
+  'lm.evals.classification:tags': ((record_lib.Sentence,), tags),
+  'lm.evals.classification:spans': ((record_lib.Reading,), spans),
+  'lm.evals.retrieval:make': (
+    (record_lib.Reading, record_lib.Pair, record_lib.Preference),
+    search,
+  ),
 }
 
 
@@ -311,7 +340,7 @@ def evaluate(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
   if 'records' not in c.data or len(kinds) != 1:
     raise config.ConfigError(
       'data.records, evals: baselines need labelled records, and evaluators '
-      f'with one of the fns {", ".join(_KINDS)}'
+      'of one fn of lm.evals.classification or lm.evals.retrieval'
     )
   kind, fit = _KINDS[kinds.pop()]
   with config.user_errors():
@@ -351,14 +380,14 @@ def evaluate(c: config.Config, workdir: Path) -> list[dict[str, Any]]:
 
 
 def _part(
-  spec: Any, part: int | None, kind: type, *, held: bool
+  spec: Any, part: int | None, kinds: tuple[type, ...], *, held: bool
 ) -> record_lib.Records:
   """Reads the records of a spec.
 
   Args:
     spec: of data or an evaluator.
     part: a fold, or None for all records.
-    kind: the type that records must have.
+    kinds: the types that records may have.
     held: whether the fold is held out: all other records are read.
 
   Raises:
@@ -372,11 +401,11 @@ def _part(
     for n, record in enumerate(data.records)
     if part is None or (n % folds == part) != held
   ]
-  if not kept or not isinstance(kept[0], kind):
+  if not kept or not isinstance(kept[0], kinds):
     have = type(kept[0]).__name__ if kept else 'no record'
     raise ValueError(
       f'task {data.card.name}: {have} where baselines need a '
-      f'{kind.__name__}: change records or folds'
+      f'{" or ".join(x.__name__ for x in kinds)}: change records or folds'
     )
   return data._replace(records=kept)
 

@@ -54,6 +54,8 @@ _FACTORIES = {
     'scitldr',
     'tatoeba',
   ),
+  'lm.data.finetuning.retrieval_forms': ('match',),
+  'lm.data.finetuning.retrieval_readers': ('identical', 'mined'),
   'lm.data.finetuning.readers': (
     'banking77',
     'boolq',
@@ -89,6 +91,7 @@ _FACTORIES = {
   'lm.evals.generation': ('answers', 'make'),
   'lm.evals.likelihood': ('make',),
   'lm.evals.memorization': ('exposure',),
+  'lm.evals.retrieval': ('make',),
   'lm.evals.probes': (
     'arc_challenge',
     'arc_easy',

@@ -62,7 +62,7 @@ def classes(
   data, built, rows = read(
     records, form, context.tokenizer, length, folds, fold, limit
   )
-  score = _scorer(context, built, batch_size, length)
+  score = scorer(context, built, batch_size, length)
   _sklearn_metrics()  # a missing package is found before the work
 
   def evaluate(params: types.Params) -> results.Result:
@@ -141,7 +141,7 @@ def tags(
   data, built, rows = read(
     records, form, context.tokenizer, length, folds, fold, limit
   )
-  score = _scorer(context, built, batch_size, length)
+  score = scorer(context, built, batch_size, length)
   _seqeval_metrics()  # a missing package is found before the work
 
   def evaluate(params: types.Params) -> results.Result:
@@ -233,7 +233,7 @@ def spans(
   data, built, rows = read(
     records, form, context.tokenizer, length, folds, fold, limit
   )
-  score = _scorer(context, built, batch_size, length)
+  score = scorer(context, built, batch_size, length)
 
   def evaluate(params: types.Params) -> results.Result:
     best = [(-np.inf, '')] * len(data.records)
@@ -352,13 +352,23 @@ def read(
   return data, built, rows
 
 
-def _scorer(
+def scorer(
   context: context_lib.Context,
   form: batching.Form,
   batch_size: int,
   length: int,
+  read: Callable[[types.Output], jax.Array] = lambda out: out.logits,
 ) -> Callable[..., Iterator[tuple[batching.Row, np.ndarray]]]:
-  """Makes `(params, rows) -> (row, its logits in float64)` for each row."""
+  """Makes `(params, rows) -> (row, its scores in float64)` for each row.
+
+  Args:
+    context: the run that is evaluated.
+    form: that made the rows.
+    batch_size: rows at a time.
+    length: L.
+    read: takes the scores from what the model returns; they are logits unless
+      another part is asked for.
+  """
   objectives.check_whole('batch_size', batch_size, 1)
   model, tokenizer, mesh = context
   host, hosts = sharding.host(mesh, batch_size)
@@ -370,7 +380,7 @@ def _scorer(
   @jax.jit
   def run(params, batch):
     # Replicated on every device, so that the host can read them.
-    logits = model.apply(params, batch).logits.astype(jnp.float32)
+    logits = read(model.apply(params, batch)).astype(jnp.float32)
     return jax.lax.with_sharding_constraint(
       logits, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )

@@ -148,7 +148,7 @@ def make(
     products = 2 * shared.width * (2 * H * (heads + K) + gate_width * heads)
     return products + 4 * length * heads * H
 
-  if gate == 'head' and shared.init.base_head_width is not None:
+  if gate == 'head' and shared.init.base_head_width not in (None, H):
     raise ValueError(
       "gate='head' has no width that grows with init.base_head_width: use "
       "gate='element'"

@@ -111,42 +111,81 @@ def embed(
   pool: str = 'mean',
   temperature: float = 0.05,
   bidirectional: bool = False,
+  texts: int = 1,
 ) -> types.Model:
-  """Makes a model that embeds sentences: `Output.hidden` [B, 1, D], of norm 1.
+  """Makes a model that embeds texts: `Output.hidden` [B, K, D], of norm 1.
 
-  Logits [B, 1, B] compare each row with all others. In training, the target of
-  a row is the number of the row that means the same. The head has no parameters
-  of its own.
+  The head has no parameters of its own. With one text a row, logits [B, 1, B]
+  compare each row with all others, and the target of a row is the number of the
+  row that means the same. With more, which `retrieval_forms.match` makes, the
+  first text of a row asks, the second answers, and others answer in vain.
+  Logits [B, 1, 1 + (K - 1) B] compare each first text with its answer, which is
+  class 0, and with all answers of the batch, without those that are the same
+  text as its own.
 
   Args:
     vocab, body, pool, bidirectional: the same as in `classify`.
     temperature: divides the cosines that are the logits.
+    texts: K.
 
   Raises:
     ValueError: a setting is out of range.
 
   Reference: Reimers and Gurevych 2019, arXiv 1908.10084; Gao et al. 2021, arXiv
-  2104.08821, section 2.
+  2104.08821, sections 2 and 4; Karpukhin et al. 2020, arXiv 2004.04906, section
+  3.2.
   """
   checks.check_choices(pool=(pool, POOLS))
+  checks.check_counts(texts=texts)
   if temperature <= 0:
     raise ValueError(f'temperature={temperature} must be above 0')
 
   def read(out, batch):
-    x_B1D = pooled(out.hidden, batch.segments, pool).astype(jnp.float32)
+    x_BKD = pooled(out.hidden, batch.segments, pool, texts)
+    x_BKD = x_BKD.astype(jnp.float32)
     # Float32, because cosines are divided by a small temperature; and at least
     # 1e-12 below, because the mean of a row of padding is a vector of zeros.
-    length_B11 = jnp.linalg.norm(x_B1D, axis=-1, keepdims=True)
-    return x_B1D / jnp.maximum(length_B11, 1e-12)
+    length_BK1 = jnp.linalg.norm(x_BKD, axis=-1, keepdims=True)
+    return x_BKD / jnp.maximum(length_BK1, 1e-12)
 
-  def score(x_B1D, batch):
+  def score(x_BKD, batch):
+    if texts > 1:
+      return _answers(x_BKD, batch) / temperature
     # A row is most like itself, which would hide the others: it is masked.
-    cosines_BB = x_B1D[:, 0] @ x_B1D[:, 0].T
+    cosines_BB = x_BKD[:, 0] @ x_BKD[:, 0].T
     itself_BB = jnp.eye(len(cosines_BB), dtype=bool)
     return jnp.where(itself_BB, masks.MASKED, cosines_BB / temperature)[:, None]
 
   model = _make(vocab, body, None, bidirectional, read, score)
   return model._replace(compares_rows=True)
+
+
+def _answers(x_BKD: jax.Array, batch: types.Batch) -> jax.Array:
+  """Compares first texts with their own answers and with all: [B, 1, 1 + C]."""
+  _, K, D = x_BKD.shape
+  cosines_BC = x_BKD[:, 0] @ x_BKD[:, 1:].reshape(-1, D).T
+  own_BKL = _of_text(batch.segments, K)
+  # Equal texts have equal sums; others have them once in four billion pairs.
+  # Odd factors, so that no token is multiplied by 0.
+  mixed_BL = (batch.tokens.astype(jnp.uint32) + 1) * jnp.uint32(2654435761)
+  mixed_BL ^= mixed_BL >> 15
+  place_BL = batch.positions.astype(jnp.uint32) * jnp.uint32(2246822518) + 1
+  sums_BK = jnp.sum(
+    jnp.where(own_BKL, (mixed_BL * place_BL)[:, None], 0), axis=2
+  )
+  sums_C = sums_BK[:, 1:].reshape(-1)
+  is_missing_C = ~jnp.any(own_BKL[:, 1:], axis=2).reshape(-1)
+  is_own_BC = sums_BK[:, 1:2] == sums_C[None]
+  others_BC = jnp.where(
+    is_own_BC | is_missing_C[None], masks.MASKED, cosines_BC
+  )
+  own_B1 = jnp.sum(x_BKD[:, 0] * x_BKD[:, 1], axis=-1, keepdims=True)
+  return jnp.concatenate([own_B1, others_BC], axis=1)[:, None]
+
+
+def _of_text(segments_BL: jax.Array, texts: int) -> jax.Array:
+  """Says which tokens are of which text of a row: bool [B, K, L]."""
+  return segments_BL[:, None] == jnp.arange(1, texts + 1)[None, :, None]
 
 
 def pooled(
@@ -161,7 +200,7 @@ def pooled(
     texts: K. Where a row has fewer texts, the means of the missing ones are 0,
       and their 'first' and 'last' vectors are those of some other token.
   """
-  own_BKL = segments_BL[:, None] == jnp.arange(1, texts + 1)[None, :, None]
+  own_BKL = _of_text(segments_BL, texts)
   count_BK1 = jnp.sum(own_BKL, axis=2, keepdims=True)
   if pool == 'mean':
     # Sums the vectors of each text's own tokens. 'highest' because a TPU would

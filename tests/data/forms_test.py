@@ -35,7 +35,7 @@ def test_cutting_passages_loses_almost_no_answer(
 ):
   """Cutting passages into pieces and rows costs almost nothing."""
   monkeypatch.setattr(
-    classification, '_scorer', lambda *_: lambda params, rows: map(known, rows)
+    classification, 'scorer', lambda *_: lambda params, rows: map(known, rows)
   )
 
   def known(row):

@@ -23,7 +23,7 @@ def evaluated(kind, reader, path, form, monkeypatch, guess, **settings):
   """Evaluates guesses in the place of a model's logits."""
   monkeypatch.setattr(
     classification,
-    '_scorer',
+    'scorer',
     lambda *_: lambda params, rows: ((row, guess(row)) for row in rows),
   )
   nothing: Any = None

@@ -73,8 +73,8 @@ def test_baselines_find_words_that_decide(tmp_path):
 def test_a_fold_is_held_out_of_training(tmp_path):
   c = planted(tmp_path, folds=4, fold=1).unlock()
   c.data.folds, c.data.held_out = 4, 1
-  train = baselines._part(c.data, 1, record_lib.Text, held=True)
-  test = baselines._part(c.evals.test, 1, record_lib.Text, held=False)
+  train = baselines._part(c.data, 1, (record_lib.Text,), held=True)
+  test = baselines._part(c.evals.test, 1, (record_lib.Text,), held=False)
   assert (len(train.records), len(test.records)) == (90, 10)
   assert not {r.id for r in train.records} & {
     f'texts/{n}' for n in range(1, 120, 4)
@@ -240,6 +240,5 @@ def test_a_config_without_records_is_refused(tmp_path):
       baselines.evaluate(c, tmp_path)
     assert str(caught.value) == (
       'data.records, evals: baselines need labelled records, and evaluators '
-      'with one of the fns lm.evals.classification:classes, '
-      'lm.evals.classification:tags, lm.evals.classification:spans'
+      'of one fn of lm.evals.classification or lm.evals.retrieval'
     )

@@ -58,6 +58,8 @@ class Form(NamedTuple):
     prompt: `records -> Batch`, which a model continues to answer; None: it
       writes nothing.
     packs: whether a row of a batch can hold several records.
+    alone: `(texts, side) -> rows` of single texts, one each, as the form has
+      them on that side of a record; None: it has no sides.
   """
 
   rows: Callable[[Sequence[Any]], list[Row]]
@@ -67,6 +69,7 @@ class Form(NamedTuple):
   source: int | None = None
   prompt: Callable[[Sequence[Any]], types.Batch] | None = None
   packs: bool = True
+  alone: Callable[[Sequence[str], int], list[Row]] | None = None
 
 
 def assemble(

@@ -52,6 +52,11 @@ def pieces(passage: str) -> tuple[tuple[int, int], ...]:
   return tuple(found)
 
 
+def is_spaceless(piece: str) -> bool:
+  """Tells whether a piece is of a script without spaces between words."""
+  return bool(_IS_SPACELESS.match(piece))
+
+
 def _is_mark(passage: str, place: int) -> bool:
   letter = passage[place]
   # Between Latin letters a joiner is a mistake and parts two words.
