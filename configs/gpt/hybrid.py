@@ -5,6 +5,9 @@ configs/gpt/tiny.py, which has attention alone on the same text and with the
 same optimizer, has 1.722 and 1.965. Both were measured before the quickstart
 dropped 2.5 % of its training text, the duplicates (d3fc292).
 
+Shorter runs go the other way: at 1.2e12 FLOPs a hybrid is 0.2 bits/byte ahead
+(experiments/2026-12-hybrids).
+
   python -m lm.train --config=configs/gpt/hybrid.py --workdir=runs/hybrid
 
 Uses the data of `make quickstart`. The layers are scanned by whole repetitions
