@@ -109,7 +109,6 @@ def make(
     ValueError: for settings that do not fit together.
   """
   how = _scores(scores)
-  checks.check_choices(gate=(gate, GATES))
   checks.check_counts(window=1 if window is None else window)
   K = _kv_heads(heads, kv_heads)
   H = _head_width(shared.width, heads, head_width)
@@ -148,12 +147,7 @@ def make(
     products = 2 * shared.width * (2 * H * (heads + K) + gate_width * heads)
     return products + 4 * length * heads * H
 
-  if gate == 'head' and shared.init.base_head_width not in (None, H):
-    raise ValueError(
-      "gate='head' has no width that grows with init.base_head_width: use "
-      "gate='element'"
-    )
-  gate_width = {'none': 0, 'head': 1, 'element': H}[gate]
+  gate_width = _gate_width(gate, H, shared.init.base_head_width)
   build = _builder(shared, heads, K, H, bias, how)
   norm = None if qk_norm is None else config.build(qk_norm)
   common = None
@@ -247,6 +241,17 @@ def look(
 
 def _scores(spec: Mapping[str, Any] | None) -> Scores:
   return scores() if spec is None else config.build(spec)
+
+
+def _gate_width(gate: str, H: int, base: int | None) -> int:
+  """Counts the numbers of a head's gate; `base` is H of the model's base."""
+  checks.check_choices(gate=(gate, GATES))
+  if gate == 'head' and base not in (None, H):
+    raise ValueError(
+      "gate='head' has no width that grows with init.base_head_width: use "
+      "gate='element'"
+    )
+  return {'none': 0, 'head': 1, 'element': H}[gate]
 
 
 def _kernel(how: Scores, text: parts.Text, H, compute_dtype, initializing):
