@@ -625,6 +625,11 @@ def adamw() -> dict[str, Any]:
     'decay': 0.1,  # weight decay, times the learning rate
     'l1': 0.0,  # weight of a penalty on absolute values
     'l2': 0.0,  # weight of a penalty on squares
+    'decay_where': 'everywhere',  # or aligned: cautious weight decay
+    'sphere': '',  # or matrix, neuron: what keeps its norm
+    'average': '',  # or ema, tail, schedule_free: what the run is used with
+    'ema_decay': 0.999,  # of ema: weight of the old average
+    'tail': 0.2,  # of tail: updates at the end; below 1: their share
   }
 
 
@@ -646,4 +651,9 @@ def muon() -> dict[str, Any]:
     'clip': 1.0,  # largest norm of all gradients together
     'spike_factor': 0.0,  # times the median norm: more is dropped; 0: nothing
     'decay': 0.1,  # weight decay, times the learning rate
+    'decay_where': 'everywhere',  # or aligned: cautious weight decay
+    'sphere': '',  # or matrix, neuron: what keeps its norm
+    'average': '',  # or ema, tail, schedule_free: what the run is used with
+    'ema_decay': 0.999,  # of ema: weight of the old average
+    'tail': 0.2,  # of tail: updates at the end; below 1: their share
   }
